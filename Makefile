@@ -1,0 +1,88 @@
+# Every target is for people; `make help` lists them. A target that needs packages installs them first,
+# from hash-locked requirements, into .venv.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+MODELS ?= models
+UV_COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-20s\033[0m %s\n", $$1, $$2}'
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# What it takes to train and serve; and, above that, what it takes to develop.
+$(VENV)/.serve: requirements/serve.txt pyproject.toml | $(BIN)/pip
+	$(PIP) install -q --require-hashes -r requirements/serve.txt
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
+	$(PIP) install -q --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.serve ## Set up what training and serving need
+
+.PHONY: install-dev
+install-dev: $(VENV)/.dev ## Set up what development needs, too
+
+# A model to serve: trained from the digits that scikit-learn carries, if there is none yet.
+.PHONY: model
+model: install
+	@compgen -G "$(MODELS)/*/[0-9]*/saved_model.pb" >/dev/null || $(BIN)/sluice train resnet --data digits --out $(MODELS)
+
+.PHONY: serve
+serve: model ## Serve the models in models/ (trains one first if there is none)
+	$(BIN)/sluice serve --models $(MODELS)
+
+.PHONY: demo
+demo: model ## Serve, post a sample image, print the answer, stop
+	$(BIN)/sluice demo --models $(MODELS)
+
+.PHONY: test
+test: install-dev ## Run the tests
+	$(BIN)/pytest -n 2
+
+.PHONY: test-deps
+test-deps: ## Install the system packages that some tests need (as root, Debian)
+	@echo "no system packages are needed yet"
+
+.PHONY: format
+format: install-dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: lint
+lint: install-dev ## Format, lint, types, spelling, import contracts; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: protos
+protos: install-dev ## Write the descriptor sets in protos/
+	$(BIN)/python -m protos.generate
+
+.PHONY: check
+check: lint test ## All that CI checks
+
+# Dev is compiled first; the others are held to its pins, so that every environment agrees.
+.PHONY: lock
+lock: install-dev ## Write the lock files in requirements/ anew
+	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train --extra dev -o requirements/dev.txt
+	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train -c requirements/dev.txt -o requirements/serve.txt
+	env -u PIP_FIND_LINKS $(UV_COMPILE) -c requirements/dev.txt -o requirements/gateway.txt
+
+.PHONY: clean
+clean: ## Remove what the targets above made, models apart
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

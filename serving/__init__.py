@@ -1,0 +1,1 @@
+"""Sluice's gateway, model server and rollout: everything that serves."""

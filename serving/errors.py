@@ -1,0 +1,159 @@
+"""What can fail in Sluice, in one tree.
+
+    SluiceError
+    ├── InvalidInput            the caller sent something that can never work
+    │   ├── BadImage            … an image that cannot be decoded
+    │   ├── UnsupportedMedia    … a content type that is not taken
+    │   └── TooLarge            … more bytes or pixels than the limit
+    ├── Unauthenticated         no key, or a wrong one
+    ├── PermissionDenied        a key without the scope that this needs
+    ├── NotFound                no such model, version, label or path
+    ├── FailedPrecondition      the thing exists but cannot do this (a model that takes no images)
+    ├── Conflict                somebody else changed it first
+    ├── Overloaded              refused to protect those already admitted; try again later
+    ├── RateLimited             this caller is over its own limit
+    ├── DeadlineExceeded        it could not be, or was not, done in time
+    ├── Cancelled               the caller went away
+    ├── Unavailable             no replica can answer now; try again later
+    ├── Unimplemented           this server does not do that
+    └── Internal                a fault of Sluice or of the model
+
+Errors are kinds, not HTTP numbers: each transport maps every kind once (`serving.rest.errors`,
+`serving.rpc.errors`), and a test proves that both maps are total.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SluiceError(Exception):
+    """Base of everything that Sluice raises on purpose.
+
+    Attributes:
+        kind: a stable identifier in kebab-case; part of the public problem `type`.
+        retryable: whether the same request may succeed later without a change.
+        message: what failed and what would be right, for a person to read.
+        stage: where on the request's path it failed (`admission`, `decode`, `routing`, `backend` …).
+        retry_after_s: when a retry is worth trying, in seconds, if known.
+    """
+
+    kind: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, stage: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = stage
+        self.retry_after_s = retry_after_s
+
+
+class InvalidInput(SluiceError):
+    """The request can never work as it stands."""
+
+    kind = "invalid-input"
+
+
+class BadImage(InvalidInput):
+    """The bytes are not an image that can be decoded."""
+
+    kind = "bad-image"
+
+
+class UnsupportedMedia(InvalidInput):
+    """The content type is not one that this path takes."""
+
+    kind = "unsupported-media"
+
+
+class TooLarge(InvalidInput):
+    """A body, a part or an image is over its limit."""
+
+    kind = "too-large"
+
+
+class Unauthenticated(SluiceError):
+    """No credentials, or wrong ones; the text is the same for both."""
+
+    kind = "unauthenticated"
+
+
+class PermissionDenied(SluiceError):
+    """The caller is known but may not do this."""
+
+    kind = "permission-denied"
+
+
+class NotFound(SluiceError):
+    """There is no such model, version, label or path."""
+
+    kind = "not-found"
+
+
+class FailedPrecondition(SluiceError):
+    """The thing exists but is not in a state, or of a nature, to do this."""
+
+    kind = "failed-precondition"
+
+
+class Conflict(SluiceError):
+    """A concurrent change won, or the thing exists already."""
+
+    kind = "conflict"
+
+
+class Overloaded(SluiceError):
+    """Refused to protect the requests that were admitted before."""
+
+    kind = "overloaded"
+    retryable = True
+
+
+class RateLimited(SluiceError):
+    """This caller is over its own limit."""
+
+    kind = "rate-limited"
+    retryable = True
+
+
+class DeadlineExceeded(SluiceError):
+    """The deadline passed, or was certain to pass."""
+
+    kind = "deadline-exceeded"
+
+
+class Cancelled(SluiceError):
+    """The caller went away before the answer."""
+
+    kind = "cancelled"
+
+
+class Unavailable(SluiceError):
+    """No replica can answer at the moment."""
+
+    kind = "unavailable"
+    retryable = True
+
+
+class Unimplemented(SluiceError):
+    """This server does not do that."""
+
+    kind = "unimplemented"
+
+
+class Internal(SluiceError):
+    """A fault of Sluice or of the model, not of the caller."""
+
+    kind = "internal"
+
+
+def all_kinds() -> list[type[SluiceError]]:
+    """Every concrete kind of error, parents before children."""
+
+    def walk(cls: type[SluiceError]) -> list[type[SluiceError]]:
+        found = [cls]
+        for child in cls.__subclasses__():
+            found += walk(child)
+        return found
+
+    return [kind for kind in walk(SluiceError) if kind is not SluiceError]
