@@ -1,0 +1,314 @@
+"""numpy arrays <-> `tensorflow.TensorProto`, without TensorFlow.
+
+A `TensorProto` carries its values in one of two ways, and both are read and written here:
+
+- `tensor_content`: the elements' bytes, little-endian, in row-major order (strings: the lengths as
+  varints, then the bytes of all);
+- one of the typed `*_val` fields. Fewer values than elements mean that the last one repeats, and none
+  means zeros, as in TensorFlow's `Tensor::FromProto`.
+
+A claimed size is never trusted: what is allocated is bounded by what the message carries, apart from
+repeated values, which may stand for at most `MAX_FILL_BYTES`.
+
+numpy has no bfloat16, float8, int4 or quantised types. Of these, bfloat16 is read as float32 (which
+holds every bfloat16 exactly); the others, and bfloat16 with `raw=True`, as their bits in an integer
+array.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving import protos
+from serving.errors import InvalidInput
+
+MAX_FILL_BYTES = 64 * 2**20
+MAX_ELEMENTS = 2**58  # of 16 bytes at most; beyond it numpy's own arithmetic fails
+MAX_RANK = 64  # numpy's own limit; TensorFlow's kernels stop long before
+
+DATA_TYPES = protos.POOL.FindEnumTypeByName("tensorflow.DataType")
+
+
+class _Kind(NamedTuple):
+    """How one `tensorflow.DataType` is laid out: its bits in numpy, and its typed field."""
+
+    dtype: np.dtype[Any]
+    field: str
+
+
+def _kinds() -> dict[int, _Kind]:
+    table = {
+        "DT_FLOAT": ("f4", "float_val"),
+        "DT_DOUBLE": ("f8", "double_val"),
+        "DT_HALF": ("f2", "half_val"),
+        "DT_BFLOAT16": ("u2", "half_val"),
+        "DT_INT8": ("i1", "int_val"),
+        "DT_INT16": ("i2", "int_val"),
+        "DT_INT32": ("i4", "int_val"),
+        "DT_INT64": ("i8", "int64_val"),
+        "DT_UINT8": ("u1", "int_val"),
+        "DT_UINT16": ("u2", "int_val"),
+        "DT_UINT32": ("u4", "uint32_val"),
+        "DT_UINT64": ("u8", "uint64_val"),
+        "DT_BOOL": ("?", "bool_val"),
+        "DT_STRING": ("O", "string_val"),
+        "DT_COMPLEX64": ("c8", "scomplex_val"),
+        "DT_COMPLEX128": ("c16", "dcomplex_val"),
+        "DT_QINT8": ("i1", "int_val"),
+        "DT_QUINT8": ("u1", "int_val"),
+        "DT_QINT16": ("i2", "int_val"),
+        "DT_QUINT16": ("u2", "int_val"),
+        "DT_QINT32": ("i4", "int_val"),
+        "DT_INT4": ("i1", "int_val"),
+        "DT_UINT4": ("u1", "int_val"),
+        "DT_FLOAT8_E5M2": ("u1", "float8_val"),
+        "DT_FLOAT8_E4M3FN": ("u1", "float8_val"),
+    }
+    return {
+        DATA_TYPES.values_by_name[name].number: _Kind(np.dtype(code), field)
+        for name, (code, field) in table.items()
+    }
+
+
+_KINDS = _kinds()
+DT_STRING: int = DATA_TYPES.values_by_name["DT_STRING"].number
+DT_BFLOAT16: int = DATA_TYPES.values_by_name["DT_BFLOAT16"].number
+DT_HALF: int = DATA_TYPES.values_by_name["DT_HALF"].number
+DT_BOOL: int = DATA_TYPES.values_by_name["DT_BOOL"].number
+
+# The types that numpy has, by their numpy dtype. Types with the same bits but another meaning are
+# not here: they must be asked for by name.
+_ALIASES = ("DT_BFLOAT16", "DT_Q", "DT_INT4", "DT_UINT4", "DT_FLOAT8")
+_BY_DTYPE = {
+    kind.dtype: number
+    for number, kind in _KINDS.items()
+    if not DATA_TYPES.values_by_number[number].name.startswith(_ALIASES)
+}
+
+
+def type_name(data_type: int) -> str:
+    """`DT_FLOAT` for 1, and so on; `DataType(99)` for a number that names none."""
+    value = DATA_TYPES.values_by_number.get(data_type)
+    return value.name if value is not None else f"DataType({data_type})"
+
+
+def bits_dtype(data_type: int) -> np.dtype[Any]:
+    """The numpy dtype that holds one element's bits; raises InvalidInput for types that no array carries."""
+    kind = _KINDS.get(data_type)
+    if kind is None:
+        raise InvalidInput(f"a tensor of type {type_name(data_type)} cannot be carried in a request")
+    return kind.dtype
+
+
+def data_type_of(dtype: np.dtype[Any]) -> int:
+    """The `tensorflow.DataType` of a numpy dtype; raises InvalidInput if there is none."""
+    if dtype.kind in "SU":
+        return DT_STRING
+    found = _BY_DTYPE.get(dtype.newbyteorder("="))
+    if found is None:
+        raise InvalidInput(f"numpy's {dtype} has no TensorFlow type")
+    return found
+
+
+def shape_of(proto: Any) -> tuple[int, ...]:
+    """The full shape that `proto` (a TensorProto) claims; raises InvalidInput unless it is a known one."""
+    if proto.tensor_shape.unknown_rank:
+        raise InvalidInput("the tensor's shape has an unknown rank; a value needs a full shape")
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if any(size < 0 for size in shape):
+        raise InvalidInput(f"the tensor's shape {list(shape)} has a negative dimension")
+    if len(shape) > MAX_RANK:
+        raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are taken")
+    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+        raise InvalidInput(f"the tensor's shape {list(shape)} is beyond what memory can address")
+    return shape
+
+
+def from_proto(proto: Any, *, raw: bool = False) -> np.ndarray:
+    """The array that `proto` (a TensorProto) carries.
+
+    Args:
+        proto: a `tensorflow.TensorProto` from `serving.protos`.
+        raw: return bfloat16 as its bits (uint16) and not widened to float32.
+
+    Returns:
+        An array of the claimed shape; strings as an object array of bytes. With `tensor_content` it is
+        a read-only view of the message's bytes; a single repeated value is a read-only broadcast view.
+
+    Raises:
+        InvalidInput: the content does not match the shape, or the type cannot be carried.
+    """
+    shape = shape_of(proto)
+    dtype = bits_dtype(proto.dtype)
+    content = proto.tensor_content
+    if not content:
+        array = _from_values(proto, shape)
+    elif proto.dtype == DT_STRING:
+        array = _strings_from_content(content, shape)
+    else:
+        array = _from_content(content, dtype, shape)
+    if proto.dtype == DT_BFLOAT16 and not raw:
+        return _widen_bfloat16(array)
+    return array
+
+
+def _from_content(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    expected = math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
+        raise InvalidInput(
+            f"tensor_content has {len(content)} bytes; shape {list(shape)} of {dtype} needs {expected}"
+        )
+    if dtype.kind == "b":
+        # Any byte but 0 and 1 would make an invalid bool.
+        return np.not_equal(np.frombuffer(content, np.uint8), 0).reshape(shape)
+    return np.frombuffer(content, dtype.newbyteorder("<")).reshape(shape)
+
+
+def _strings_from_content(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Strings laid out by TensorFlow's `port::EncodeStringList`: all lengths (varints), then all bytes."""
+    count = math.prod(shape)
+    if count > len(content):
+        raise InvalidInput(
+            f"tensor_content has {len(content)} bytes, too few for the lengths of {count} strings"
+        )
+    lengths, position = [], 0
+    for _ in range(count):
+        length, position = _varint(content, position)
+        lengths.append(length)
+    if len(content) - position != sum(lengths):
+        raise InvalidInput(
+            f"tensor_content has {len(content) - position} bytes of strings; "
+            f"their lengths add up to {sum(lengths)}"
+        )
+    array = np.empty(count, object)
+    for index, length in enumerate(lengths):
+        array[index] = content[position : position + length]
+        position += length
+    return array.reshape(shape)
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    """The base-128 number at `position`, and the position after it."""
+    value = 0
+    for shift in range(0, 35, 7):
+        if position >= len(content):
+            break
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise InvalidInput("tensor_content ends inside, or has a malformed, string length")
+
+
+def _from_values(proto: Any, shape: tuple[int, ...]) -> np.ndarray:
+    kind = _KINDS[proto.dtype]
+    values = _values(proto, kind)
+    count = math.prod(shape)
+    if len(values) == count:
+        return values.reshape(shape)
+    if len(values) > count:
+        raise InvalidInput(f"{kind.field} has {len(values)} values; shape {list(shape)} takes {count}")
+    if count * kind.dtype.itemsize > MAX_FILL_BYTES:
+        raise InvalidInput(
+            f"{kind.field} has {len(values)} values for the {count} elements of shape {list(shape)}; "
+            f"repeated values may fill at most {MAX_FILL_BYTES} bytes"
+        )
+    if len(values) > 1:
+        return np.pad(values, (0, count - len(values)), mode="edge").reshape(shape)
+    empty: Any = b"" if proto.dtype == DT_STRING else 0
+    single = values[0] if len(values) else empty
+    return np.broadcast_to(np.array(single, kind.dtype), shape)
+
+
+def _values(proto: Any, kind: _Kind) -> np.ndarray:
+    """The typed field's values, flat; complex ones are stored as real, imaginary, real, imaginary …"""
+    field = getattr(proto, kind.field)
+    if kind.field == "string_val":
+        array = np.empty(len(field), object)
+        array[:] = field
+        return array
+    if kind.field == "float8_val":
+        return np.frombuffer(field, np.uint8)
+    if kind.field in ("scomplex_val", "dcomplex_val"):
+        if len(field) % 2:
+            raise InvalidInput(f"{kind.field} has {len(field)} values; complex numbers come in pairs")
+        half = np.float32 if kind.field == "scomplex_val" else np.float64
+        return np.fromiter(field, half, len(field)).view(kind.dtype)
+    if kind.field == "half_val":
+        return np.fromiter(field, np.int32, len(field)).astype(np.uint16).view(kind.dtype)
+    if kind.field == "int_val":
+        # Values beyond the type wrap, as TensorFlow's own cast does.
+        return np.fromiter(field, np.int32, len(field)).astype(kind.dtype)
+    return np.fromiter(field, kind.dtype, len(field))
+
+
+def _widen_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _round_to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """float32 -> the bits of the nearest bfloat16, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32).reshape(array.shape)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
+
+
+def to_proto(array: np.ndarray, *, as_content: bool = True, data_type: int | None = None) -> Any:
+    """A TensorProto that carries `array`.
+
+    Args:
+        array: any array with a TensorFlow type; strings as objects (bytes or str), `S` or `U`.
+        as_content: use `tensor_content`; otherwise the typed `*_val` field. Strings always go to
+            `string_val`.
+        data_type: the `tensorflow.DataType` to claim where the dtype does not tell: `DT_BFLOAT16` for
+            float32 values (rounded to nearest, ties to even) or for bits in uint16, `DT_QINT8` for int8 …
+
+    Raises:
+        InvalidInput: the dtype has no TensorFlow type, or does not hold `data_type`.
+    """
+    if data_type is None:
+        data_type = data_type_of(array.dtype)
+    elif data_type == DT_BFLOAT16 and array.dtype.kind == "f":
+        array = _round_to_bfloat16(array)
+    kind = _KINDS.get(data_type)
+    is_text = array.dtype.kind in "OSU"
+    if kind is None or (is_text != (data_type == DT_STRING)) or not _holds(array, kind, is_text=is_text):
+        raise InvalidInput(f"an array of {array.dtype} does not hold {type_name(data_type)}")
+    proto = protos.TensorProto(dtype=data_type)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if is_text:
+        proto.string_val.extend(_as_bytes(value) for value in array.ravel().tolist())
+    elif as_content:
+        proto.tensor_content = array.astype(kind.dtype.newbyteorder("<"), copy=False).tobytes()
+    else:
+        _set_values(proto, kind, array)
+    return proto
+
+
+def _holds(array: np.ndarray, kind: _Kind, *, is_text: bool) -> bool:
+    return is_text or array.dtype.newbyteorder("=") == kind.dtype
+
+
+def _as_bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    raise InvalidInput(f"a string tensor holds bytes or str, not {type(value).__name__}")
+
+
+def _set_values(proto: Any, kind: _Kind, array: np.ndarray) -> None:
+    flat = np.ascontiguousarray(array, kind.dtype).reshape(-1)
+    if kind.field == "float8_val":
+        proto.float8_val = flat.tobytes()
+        return
+    if kind.field == "half_val":
+        flat = flat.view(np.uint16)
+    elif kind.dtype.kind == "c":
+        flat = flat.view(np.float32 if kind.dtype.itemsize == 8 else np.float64)
+    getattr(proto, kind.field).extend(flat.tolist())
