@@ -1,0 +1,1 @@
+"""Letting a new version in by evidence: plan, evidence, verdict, state machine, store, controller."""

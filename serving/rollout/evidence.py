@@ -1,0 +1,237 @@
+"""How much the counts say: e-processes, betting confidence sequences, sequential tests. Pure.
+
+Everything here is *anytime-valid*. An e-process E under a hypothesis H is non-negative and has expectation
+at most 1 at every stopping time, so by Ville's inequality (Ville 1939; Ramdas et al., arXiv 2210.01948)
+
+    P_H(E ever reaches 1/α) ≤ α,
+
+however often somebody looks, and whenever they stop. Values are kept as logarithms. Arguments may be numbers
+or arrays: one rollout is judged with numbers, and the simulator judges a thousand with the same functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betainc, betaln, gammaln, xlog1py, xlogy
+
+FloatArray = npt.NDArray[np.float64]
+Numbers = npt.ArrayLike
+
+# Relative risks a bad version is looked for at. The weights favour three times (a fault in part of the
+# input) and fifty (a version that fails outright): those are the two that rollouts meet.
+_WORSE_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+_WORSE_WEIGHTS = (0.5, 1.5, 4.0, 1.5, 1.0, 1.5, 2.0)
+
+# Fractions of the null ratio that "not worse" is looked for at, beside exactly 1 ("as good as stable").
+_BETTER_FRACTIONS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskMixture:
+    """A test of one relative risk against a mixture of others.
+
+    Attributes:
+        null_ratio: r₀, the relative risk under the hypothesis.
+        ratios: r_k [K], the alternatives.
+        log_weights: log π_k [K]; the weights sum to 1.
+    """
+
+    null_ratio: float
+    ratios: FloatArray
+    log_weights: FloatArray
+
+
+def worse_than_stable() -> RiskMixture:
+    """Tests r ≤ 1 (the candidate is no worse) against larger risks: what a rollback needs."""
+    weights = np.asarray(_WORSE_WEIGHTS)
+    return RiskMixture(1.0, np.asarray(_WORSE_RATIOS), np.log(weights / weights.sum()))
+
+
+def within_margin(margin: float) -> RiskMixture:
+    """Tests r ≥ 1 + margin (worse by more than the margin) against smaller risks: what a promotion needs.
+
+    Half of the weight is on r = 1, because a version that changes nothing here is the common case.
+
+    Raises:
+        ValueError: The margin is not above 0: no amount of evidence shows a difference of exactly nothing.
+    """
+    if not margin > 0.0:
+        raise ValueError(
+            f"margin is {margin}; it must be above 0, since nothing proves two rates to be equal"
+        )
+    null_ratio = 1.0 + margin
+    others = [null_ratio * fraction for fraction in _BETTER_FRACTIONS]
+    weights = np.array([0.5] + [0.5 / len(others)] * len(others))
+    return RiskMixture(null_ratio, np.array([1.0, *others]), np.log(weights))
+
+
+def two_arm_increment(
+    mixture: RiskMixture,
+    candidate_bad: Numbers,
+    stable_bad: Numbers,
+    candidate_n: Numbers,
+    stable_n: Numbers,
+) -> FloatArray:
+    """What one interval adds to each component's log likelihood ratio, [..., K].
+
+    A bad event belongs to the candidate with probability θ(r) = w·r / (w·r + 1 − w), r being its relative
+    risk (Lindon & Malek, NeurIPS 2022, arXiv 2011.03567), so that over bad events with c = 1 for the
+    candidate's the ratio is ∏ [θ(r_k)/θ(r₀)]^c · [(1−θ(r_k))/(1−θ(r₀))]^(1−c).
+
+    w is the candidate's share of the requests *that were made in this interval*, not the share that was
+    planned: callers with sticky keys are not equal, and one busy caller must not look like a fault. Given the
+    interval's requests and the number of bad ones, the candidate's part is hypergeometric under r = 1; the
+    ratio is convex in it, and a hypergeometric variable is smaller in convex order than the binomial one with
+    the same mean (Hoeffding 1963, theorem 4). So the expectation stays at or below 1 for intervals of any
+    length. An interval in which only one arm was asked says nothing.
+
+    Args:
+        mixture: The hypothesis and the alternatives.
+        candidate_bad: Bad events of the candidate in the interval, [...].
+        stable_bad: Bad events of the stable version, [...].
+        candidate_n: Requests (or, for a paired comparison, pairs) that the candidate answered, [...].
+        stable_n: The same for the stable version.
+    """
+    bad_c, bad_s, n_c, n_s = (
+        np.asarray(value, dtype=np.float64)[..., None]
+        for value in (candidate_bad, stable_bad, candidate_n, stable_n)
+    )
+    both = (n_c > 0) & (n_s > 0)
+    # θ(r)/θ(r₀) = (r/r₀)·D(r₀)/D(r) and (1−θ(r))/(1−θ(r₀)) = D(r₀)/D(r), with D(r) = n_c·r + n_s.
+    log_shrink = np.log(np.where(both, n_c * mixture.null_ratio + n_s, 1.0)) - np.log(
+        np.where(both, n_c * mixture.ratios + n_s, 1.0)
+    )
+    log_ratio = np.log(mixture.ratios / mixture.null_ratio)
+    increment: FloatArray = np.where(both, bad_c * (log_ratio + log_shrink) + bad_s * log_shrink, 0.0)
+    return increment
+
+
+def log_mixture(mixture: RiskMixture, log_ratios: FloatArray) -> FloatArray:
+    """log Σ_k π_k ∏(…), [...], from the components' summed increments [..., K]."""
+    return log_sum_exp(log_ratios + mixture.log_weights)
+
+
+def log_sum_exp(values: FloatArray) -> FloatArray:
+    """log Σ exp over the last axis, without overflow."""
+    top = values.max(axis=-1)
+    summed: FloatArray = top + np.log(np.exp(values - top[..., None]).sum(axis=-1))
+    return summed
+
+
+def log_rate_below(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
+    """log E against "each request is bad with probability at least `rate`", [...].
+
+    A mixture over q < rate of ∏ (q/rate)^x · ((1−q)/(1−rate))^(1−x): each factor has expectation at most 1
+    while the true probability is at or above `rate`, whatever the history (Wald 1945; method of mixtures,
+    Robbins 1970). Depends on the counts alone.
+    """
+    return _log_rate(bad, n, rate, rate * np.array([0.01, 0.1, 0.3, 0.6]))
+
+
+def log_rate_above(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
+    """log E against "each request is bad with probability at most `rate`", [...]; see `log_rate_below`."""
+    return _log_rate(bad, n, rate, rate + (1.0 - rate) * np.array([0.05, 0.2, 0.5, 0.9]))
+
+
+def _log_rate(bad: Numbers, n: Numbers, rate: float, others: FloatArray) -> FloatArray:
+    x = np.asarray(bad, dtype=np.float64)[..., None]
+    rest = np.asarray(n, dtype=np.float64)[..., None] - x
+    log_ratios = x * np.log(others / rate) + rest * (np.log1p(-others) - np.log1p(-rate))
+    return log_sum_exp(log_ratios - np.log(len(others)))
+
+
+def log_betting_wealth(successes: Numbers, n: Numbers, mean: Numbers) -> FloatArray:
+    """log wealth of a gambler who bets that a 0/1 sequence's mean is not `mean`, [...].
+
+    The wealth ∏ (1 + λ_i·(x_i − m)) is a martingale if the mean is m and λ_i is chosen before x_i
+    (Waudby-Smith & Ramdas, JRSS B 2024, arXiv 2010.09686). Betting λ_i = (p̂ − m)/(m(1−m)), with p̂ the
+    Krichevsky-Trofimov forecast (s + ½)/(i + 1), multiplies out to a Beta(½, ½) mixture,
+
+        B(s + ½, n − s + ½) / B(½, ½) / (m^s · (1−m)^(n−s)),
+
+    which needs the counts only, so that several gateways' counts can be added up in any order.
+    """
+    s = np.asarray(successes, dtype=np.float64)
+    f = np.asarray(n, dtype=np.float64) - s
+    m = np.asarray(mean, dtype=np.float64)
+    wealth: FloatArray = betaln(s + 0.5, f + 0.5) - betaln(0.5, 0.5) - xlogy(s, m) - xlog1py(f, -m)
+    return wealth
+
+
+def mean_is_below(successes: Numbers, n: Numbers, mean: float, alpha: Numbers) -> npt.NDArray[np.bool_]:
+    """Whether the confidence sequence at level 1 − alpha lies wholly below `mean`, [...].
+
+    The same answer as `confidence_sequence(...)[1] < mean`, without looking for the end: the wealth falls up
+    to the observed share and rises after it.
+    """
+    s = np.asarray(successes, dtype=np.float64)
+    total = np.asarray(n, dtype=np.float64)
+    rejected = log_betting_wealth(s, total, mean) >= -np.log(np.asarray(alpha))
+    below: npt.NDArray[np.bool_] = rejected & (s < mean * total)
+    return below
+
+
+def confidence_sequence(successes: Numbers, n: Numbers, alpha: float) -> tuple[FloatArray, FloatArray]:
+    """Limits (lower, upper), [...] each, that hold the true mean at *all* times with probability 1 − alpha.
+
+    All m whose betting wealth has not reached 1/alpha (Waudby-Smith & Ramdas, arXiv 2010.09686, theorem 1),
+    found by bisection on each side of the observed share. (0, 1) while nothing was observed.
+    """
+    s = np.asarray(successes, dtype=np.float64)
+    total = np.asarray(n, dtype=np.float64)
+    limit = -np.log(alpha)
+    share = np.where(total > 0, s / np.maximum(total, 1.0), 0.5)
+    ends = []
+    for outer in (np.zeros_like(share), np.ones_like(share)):
+        outside, inside = outer, share
+        for _ in range(50):
+            middle = (outside + inside) / 2
+            rejected = log_betting_wealth(s, total, middle) >= limit
+            outside, inside = np.where(rejected, middle, outside), np.where(rejected, inside, middle)
+        ends.append(np.where((share == outer) | (total == 0), outer, outside))
+    return ends[0], ends[1]
+
+
+def log_mcnemar(candidate_only: Numbers, stable_only: Numbers) -> FloatArray:
+    """log E of a sequential McNemar test, [...]: is the candidate wrong where stable is right?
+
+    Of the pairs in which exactly one of the two answers is bad (McNemar 1947), the candidate is the bad one
+    with probability at most ½ if it is no worse. E is a mixture of likelihood ratios against ½ over the upper
+    half of Beta(1, 1): each has expectation at most 1 for every probability at or below ½, so the one-sided
+    hypothesis is tested, at any time (method of mixtures, Robbins 1970).
+
+        E = 2 · ∫_½^1 (2p)^c · (2(1−p))^s dp
+          = 2^(c+s+1) · B(c+1, s+1) · (1 − I_½(c+1, s+1))
+    """
+    c = np.asarray(candidate_only, dtype=np.float64)
+    s = np.asarray(stable_only, dtype=np.float64)
+    # 1 − I_x(a, b) = I_{1−x}(b, a): exact where the difference from 1 would cancel.
+    tail = np.maximum(betainc(s + 1.0, c + 1.0, 0.5), np.finfo(np.float64).tiny)
+    value: FloatArray = (c + s + 1.0) * np.log(2.0) + betaln(c + 1.0, s + 1.0) + np.log(tail)
+    return value
+
+
+def log_split(counts: Numbers, shares: Numbers) -> FloatArray:
+    """log E against "requests fall on the arms with these shares", [...], from counts and shares [..., J].
+
+    The sequential multinomial test of Lindon & Malek (NeurIPS 2022, arXiv 2011.03567), a Dirichlet(1, …, 1)
+    mixture over the true shares:
+
+        E = Γ(J) · ∏ Γ(1 + x_j) / Γ(J + n) / ∏ ρ_j^x_j
+
+    A request on an arm whose share is 0 makes it infinite: the router is broken. When shares change, the
+    values of the periods are multiplied (their logarithms added): each period is a test of its own.
+    """
+    x = np.asarray(counts, dtype=np.float64)
+    rho = np.asarray(shares, dtype=np.float64)
+    arms = x.shape[-1]
+    log_e: FloatArray = (
+        gammaln(arms)
+        + gammaln(1.0 + x).sum(axis=-1)
+        - gammaln(arms + x.sum(axis=-1))
+        - xlogy(x, rho).sum(axis=-1)
+    )
+    return log_e
