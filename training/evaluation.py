@@ -1,0 +1,69 @@
+"""How good a model is, from true classes and predicted probabilities. NumPy only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CONFUSION_LIMIT = 50  # classes: past that the matrix alone would not fit the card
+
+
+def classification(truth: NDArray[Any], scores: NDArray[Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Accuracy, precision and recall of each class, confusion, calibration; ready for JSON.
+
+    Args:
+        truth: int [N].
+        scores: float [N, K], probabilities.
+        labels: K names.
+    """
+    predicted = scores.argmax(axis=1)
+    matrix = confusion_matrix(truth, predicted, len(labels))
+    metrics: dict[str, Any] = {
+        "held_out_examples": len(truth),
+        "held_out_accuracy": round(float((predicted == truth).mean()), 6),
+        "ece": round(expected_calibration_error(truth, scores), 6),
+        "per_class": per_class(matrix, labels),
+    }
+    if len(labels) <= _CONFUSION_LIMIT:
+        metrics["confusion"] = matrix.tolist()
+    return metrics
+
+
+def confusion_matrix(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
+    """How often class i was taken for class j: int64 [K, K], true classes in rows."""
+    flat = truth.astype(np.int64) * classes + predicted.astype(np.int64)
+    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+
+
+def per_class(matrix: NDArray[np.int64], labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Precision, recall and support of each class; None where there is nothing to divide by."""
+    rows = []
+    for index, label in enumerate(labels):
+        hits, support, claimed = matrix[index, index], matrix[index].sum(), matrix[:, index].sum()
+        rows.append(
+            {
+                "label": label,
+                "precision": round(float(hits / claimed), 6) if claimed else None,
+                "recall": round(float(hits / support), 6) if support else None,
+                "support": int(support),
+            }
+        )
+    return rows
+
+
+def expected_calibration_error(truth: NDArray[Any], scores: NDArray[Any], bins: int = 15) -> float:
+    """The mean gap between confidence and accuracy, over equally wide bins of confidence.
+
+    From Guo et al., "On Calibration of Modern Neural Networks" (2017), equation 3.
+    """
+    confidence = scores.max(axis=1)
+    correct = scores.argmax(axis=1) == truth
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        abs(float(correct[bin_of == index].mean()) - float(confidence[bin_of == index].mean()))
+        * float((bin_of == index).mean())
+        for index in np.unique(bin_of)
+    ]
+    return float(sum(gaps))

@@ -1,0 +1,172 @@
+"""A Keras model written as TensorFlow Serving wants it: frozen graph, signatures, warm-up, proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from training import signatures
+from training.errors import ProofFailed
+from training.recipes.base import Interface
+from training.served import Served, served
+
+WARMUP_FILE = "tf_serving_warmup_requests"
+WARMUP_BATCHES = (1, 8)
+SELF_TEST_TOLERANCE = 1e-4
+SERVED_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is written besides the card. `golden` are example inputs, eight to sixteen of them."""
+
+    model: keras.Model
+    interface: Interface
+    golden: Mapping[str, NDArray[Any]]
+    labels: tuple[str, ...] = ()
+    tolerance: float = SERVED_TOLERANCE
+
+
+def write(exported: Exported, folder: Path, name: str, card: dict[str, Any], freeze: bool = True) -> None:
+    """Writes SavedModel, warm-up requests, `.keras` archive and card into the empty `folder`."""
+    call, module = _frozen(exported) if freeze else _live(exported)
+    expected = keras_outputs(exported)
+    text = json.dumps(card, separators=(",", ":"))
+    functions = {
+        "serving_default": signatures.serving_default(call, exported.interface),
+        "describe": signatures.describe(exported.labels, text),
+        "self_test": signatures.self_test(call, exported.golden, expected),
+    }
+    if exported.interface.image_shape:
+        functions["serving_bytes"] = signatures.serving_bytes(call, exported.interface)
+    tf.saved_model.save(module, str(folder), signatures=functions)
+    extra = folder / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    write_warmup(extra / WARMUP_FILE, name, warmup_inputs(exported))
+    exported.model.save(extra / "model.keras")
+    (extra / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _live(exported: Exported) -> tuple[signatures.Call, tf.Module]:
+    """The model with its variables, tracked by the module, or a session could not restore them."""
+    module = tf.Module()
+    module.weights = [variable.value for variable in exported.model.variables]
+    return lambda inputs: exported.interface.call(exported.model, inputs), module
+
+
+def _frozen(exported: Exported) -> tuple[signatures.Call, tf.Module]:
+    """The model with its variables folded into constants, after a check that it still answers the same."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    interface = exported.interface
+    names = list(interface.inputs)
+
+    def live(*tensors: Any) -> list[Any]:
+        outputs = interface.call(exported.model, dict(zip(names, tensors, strict=True)))
+        return [outputs[name] for name in interface.outputs]
+
+    traced = tf.function(live).get_concrete_function(*interface.inputs.values())
+    frozen = convert_variables_to_constants_v2(traced)
+
+    def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        answer = tf.nest.flatten(frozen(*[tf.convert_to_tensor(inputs[name]) for name in names]))
+        return dict(zip(interface.outputs, answer, strict=True))
+
+    check_close(
+        "frozen equals unfrozen",
+        side_by_side({name: output.numpy() for name, output in call(exported.golden).items()}),
+        keras_outputs(exported),
+        exported.tolerance,
+    )
+    return call, tf.Module()
+
+
+def keras_outputs(exported: Exported) -> NDArray[np.float32]:
+    """The Keras model's answers to the golden inputs, side by side: float32 [N, K]."""
+    outputs = exported.interface.call(
+        exported.model, {name: tf.constant(array) for name, array in exported.golden.items()}
+    )
+    return side_by_side({name: output.numpy() for name, output in outputs.items()})
+
+
+def side_by_side(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Named outputs [N, ...] as one float32 [N, K], in the order of their names, as `self_test` answers."""
+    return np.concatenate([outputs[name].reshape(len(outputs[name]), -1) for name in sorted(outputs)], axis=1)
+
+
+def warmup_inputs(exported: Exported) -> list[tuple[str, dict[str, Any]]]:
+    """(signature, inputs) of each warm-up request: every signature, at batch 1 and at a larger one."""
+    requests: list[tuple[str, dict[str, Any]]] = []
+    shape = exported.interface.image_shape
+    for size in WARMUP_BATCHES:
+        rows = np.arange(size) % len(next(iter(exported.golden.values())))
+        inputs = {name: array[rows] for name, array in exported.golden.items()}
+        requests.append(("serving_default", inputs))
+        if shape:
+            files = [tf.io.encode_png(image).numpy() for image in exported.golden["images"][rows]]
+            requests.append(("serving_bytes", {"image_bytes": np.array(files, dtype=object)}))
+        for signature in ("describe", "self_test"):
+            requests.append((signature, {"index": rows.astype(np.int32)}))
+    return requests
+
+
+def write_warmup(path: Path, model: str, requests: list[tuple[str, dict[str, Any]]]) -> None:
+    """A TFRecord file of `PredictionLog{predict_log}`, which TensorFlow Serving replays after a load."""
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    with tf.io.TFRecordWriter(str(path)) as records:
+        for signature, inputs in requests:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = model
+            request.model_spec.signature_name = signature
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictionLog()
+            log.predict_log.request.CopyFrom(request)
+            records.write(log.SerializeToString())
+
+
+def prove(exported: Exported, folder: Path) -> None:
+    """Loads what was written as TensorFlow Serving does and checks it; raises `ProofFailed` naming the check."""
+    try:
+        with served(folder) as loaded:
+            _replay_warmup(loaded, folder / "assets.extra" / WARMUP_FILE)
+            _check_self_test(loaded, len(next(iter(exported.golden.values()))))
+            actual = loaded.run("serving_default", exported.golden)
+    except (tf.errors.OpError, ValueError, KeyError) as error:
+        raise ProofFailed("loads in a session", str(error).splitlines()[0]) from error
+    check_close("served equals Keras", side_by_side(actual), keras_outputs(exported), exported.tolerance)
+
+
+def _replay_warmup(loaded: Served, path: Path) -> None:
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        signature = request.model_spec.signature_name
+        try:
+            loaded.run(signature, {name: tf.make_ndarray(value) for name, value in request.inputs.items()})
+        except (tf.errors.OpError, KeyError) as error:
+            raise ProofFailed("warm-up", f"request {number} ({signature}): {error}") from error
+
+
+def _check_self_test(loaded: Served, count: int) -> None:
+    outputs = loaded.run("self_test", {"index": np.arange(count, dtype=np.int32)})
+    check_close("self_test", outputs["actual"], outputs["expected"], SELF_TEST_TOLERANCE)
+
+
+def check_close(check: str, actual: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
+    """Raises `ProofFailed` where the two differ by more than the tolerance, or are not finite."""
+    if actual.shape != expected.shape:
+        raise ProofFailed(check, f"shape {actual.shape} instead of {expected.shape}")
+    worst = float(np.max(np.abs(actual - expected), initial=0.0))
+    if not worst <= tolerance:
+        raise ProofFailed(check, f"differs by {worst:.3g}, more than {tolerance:g}")

@@ -1,0 +1,85 @@
+"""What a recipe is: data made into a problem, a model for it, and how to tell whether it was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from training.config import Hyperparameters
+from training.pipeline import Examples
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a model is called once it is published.
+
+    Inputs are named tensors with an unknown first dimension. The Keras model takes the one tensor, or a
+    dictionary of them if there are several; it answers one tensor, named `outputs[0]`, or a dictionary.
+    """
+
+    inputs: Mapping[str, tf.TensorSpec]
+    outputs: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of an image classifier's `images`; None for every other model."""
+        spec = self.inputs.get("images")
+        if spec is None or len(self.inputs) != 1 or spec.shape.rank != 4:
+            return None
+        height, width, channels = spec.shape[1:]
+        return height, width, channels
+
+    def call(self, model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's inference: named tensors in, named float32 tensors out."""
+        argument = dict(inputs) if len(self.inputs) > 1 else next(iter(inputs.values()))
+        answer = model(argument, training=False)
+        named = answer if isinstance(answer, dict) else {self.outputs[0]: answer}
+        return {name: tf.cast(named[name], tf.float32) for name in self.outputs}
+
+    def built(self, model: keras.Model) -> keras.Model:
+        """The model with its weights made, by a call on one example of zeros."""
+        self.call(
+            model, {name: tf.zeros((1, *spec.shape[1:]), spec.dtype) for name, spec in self.inputs.items()}
+        )
+        return model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned, from which examples; `labels` is empty when the outputs are not classes."""
+
+    data: str
+    interface: Interface
+    train: Examples
+    validation: Examples
+    test: Examples
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to solve the problem; a recipe that compares several publishes its first."""
+
+    build: Callable[[], keras.Model]
+    loss: Any
+    loss_weights: dict[str, float] | None = None
+    metrics: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe made concrete for one data set and the user's options."""
+
+    recipe: str
+    task: str
+    problem: Problem
+    hyperparameters: Hyperparameters
+    variants: Mapping[str, Variant]
+    model_name: str
+    judge: Callable[[Problem, dict[str, Any]], dict[str, Any]]
+    details: dict[str, Any] = field(default_factory=dict)
