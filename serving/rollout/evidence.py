@@ -34,20 +34,26 @@ class RiskMixture:
     """A test of one relative risk against a mixture of others.
 
     Attributes:
-        null_ratio: r₀, the relative risk under the hypothesis.
-        ratios: r_k [K], the alternatives.
-        log_weights: log π_k [K]; the weights sum to 1.
+        ratios: r_k [K]; r_0 is the hypothesis, the others are the alternatives.
+        log_start: log of the wealth bet on each at the start [K]; sums to 1. What lies on r_0 is a reserve.
+        log_release: log of the alternatives' shares in what leaves the reserve [K]; minus infinity for r_0.
+        release: the part of the reserve that is bet anew in each interval with bad events.
     """
 
-    null_ratio: float
     ratios: FloatArray
-    log_weights: FloatArray
+    log_start: FloatArray
+    log_release: FloatArray
+    release: float
 
 
 def worse_than_stable() -> RiskMixture:
-    """Tests r ≤ 1 (the candidate is no worse) against larger risks: what a rollback needs."""
-    weights = np.asarray(_WORSE_WEIGHTS)
-    return RiskMixture(1.0, np.asarray(_WORSE_RATIOS), np.log(weights / weights.sum()))
+    """Tests r ≤ 1 (the candidate is no worse) against larger risks: what a rollback needs.
+
+    A part is kept in reserve and bet little by little, so that a version which turns bad after an hour of
+    good service is found without first having to lose what its good hour won (the fixed-share rule of
+    Herbster & Warmuth 1998, as a mixture over the times of a change).
+    """
+    return _mixture(1.0, _WORSE_RATIOS, _WORSE_WEIGHTS, reserve=0.15, release=1 / 500)
 
 
 def within_margin(margin: float) -> RiskMixture:
@@ -63,19 +69,35 @@ def within_margin(margin: float) -> RiskMixture:
             f"margin is {margin}; it must be above 0, since nothing proves two rates to be equal"
         )
     null_ratio = 1.0 + margin
-    others = [null_ratio * fraction for fraction in _BETTER_FRACTIONS]
-    weights = np.array([0.5] + [0.5 / len(others)] * len(others))
-    return RiskMixture(null_ratio, np.array([1.0, *others]), np.log(weights))
+    better = tuple(null_ratio * fraction for fraction in _BETTER_FRACTIONS)
+    weights = (float(len(better)), *(1.0 for _ in better))
+    return _mixture(null_ratio, (1.0, *better), weights, reserve=0.0, release=0.0)
 
 
-def two_arm_increment(
+def _mixture(
+    null_ratio: float,
+    ratios: tuple[float, ...],
+    weights: tuple[float, ...],
+    *,
+    reserve: float,
+    release: float,
+) -> RiskMixture:
+    shares = np.array(weights) / sum(weights)
+    with np.errstate(divide="ignore"):
+        log_start = np.log(np.concatenate([[reserve], (1.0 - reserve) * shares]))
+        log_release = np.log(np.concatenate([[0.0], shares]))
+    return RiskMixture(np.array([null_ratio, *ratios]), log_start, log_release, release)
+
+
+def two_arm_ratios(
     mixture: RiskMixture,
     candidate_bad: Numbers,
     stable_bad: Numbers,
     candidate_n: Numbers,
     stable_n: Numbers,
+    most_events: Numbers = np.inf,
 ) -> FloatArray:
-    """What one interval adds to each component's log likelihood ratio, [..., K].
+    """The log likelihood ratio of one interval's bad events under each of the mixture's risks, [..., K].
 
     A bad event belongs to the candidate with probability θ(r) = w·r / (w·r + 1 − w), r being its relative
     risk (Lindon & Malek, NeurIPS 2022, arXiv 2011.03567), so that over bad events with c = 1 for the
@@ -88,41 +110,60 @@ def two_arm_increment(
     the same mean (Hoeffding 1963, theorem 4). So the expectation stays at or below 1 for intervals of any
     length. An interval in which only one arm was asked says nothing.
 
+    An incident that hits both arms brings many bad events that say "both alike" and nothing about the
+    version. With more than `most_events` in the interval the ratio is raised to the power
+    most_events / events, so that a minute of incident does not drown an hour of evidence. The power depends
+    on the interval's total only, and x^η is concave: the expectation still is at most 1 (Jensen).
+
+    With r₀ = 1 all of this is exact. With r₀ above 1 the candidate's part is noncentral hypergeometric, and
+    the bound holds as far as that is binomial: as long as few of an interval's requests are bad.
+
     Args:
         mixture: The hypothesis and the alternatives.
         candidate_bad: Bad events of the candidate in the interval, [...].
         stable_bad: Bad events of the stable version, [...].
         candidate_n: Requests (or, for a paired comparison, pairs) that the candidate answered, [...].
         stable_n: The same for the stable version.
+        most_events: For how many events the interval may count at most, [...]; known before the interval.
     """
-    bad_c, bad_s, n_c, n_s = (
+    bad_c, bad_s, n_c, n_s, most = (
         np.asarray(value, dtype=np.float64)[..., None]
-        for value in (candidate_bad, stable_bad, candidate_n, stable_n)
+        for value in (candidate_bad, stable_bad, candidate_n, stable_n, most_events)
     )
     both = (n_c > 0) & (n_s > 0)
     # θ(r)/θ(r₀) = (r/r₀)·D(r₀)/D(r) and (1−θ(r))/(1−θ(r₀)) = D(r₀)/D(r), with D(r) = n_c·r + n_s.
-    log_shrink = np.log(np.where(both, n_c * mixture.null_ratio + n_s, 1.0)) - np.log(
+    null_ratio = mixture.ratios[0]
+    log_shrink = np.log(np.where(both, n_c * null_ratio + n_s, 1.0)) - np.log(
         np.where(both, n_c * mixture.ratios + n_s, 1.0)
     )
-    log_ratio = np.log(mixture.ratios / mixture.null_ratio)
-    increment: FloatArray = np.where(both, bad_c * (log_ratio + log_shrink) + bad_s * log_shrink, 0.0)
-    return increment
+    log_ratio = np.log(mixture.ratios / null_ratio)
+    power = np.minimum(1.0, most / np.maximum(bad_c + bad_s, 1.0))
+    ratios: FloatArray = np.where(both, power * (bad_c * (log_ratio + log_shrink) + bad_s * log_shrink), 0.0)
+    return ratios
 
 
-def log_mixture(mixture: RiskMixture, log_ratios: FloatArray) -> FloatArray:
-    """log Σ_k π_k ∏(…), [...], from the components' summed increments [..., K]."""
-    return log_sum_exp(log_ratios + mixture.log_weights)
+def two_arm_update(mixture: RiskMixture, log_wealth: FloatArray, log_ratios: FloatArray) -> FloatArray:
+    """The wealth on each alternative [..., K] after an interval with these log likelihood ratios [..., K].
+
+    Start with `mixture.log_start`; `log_sum_exp` of the result is log E.
+    """
+    if mixture.release > 0.0:
+        freed = log_wealth[..., :1] + np.log(mixture.release) + mixture.log_release
+        kept = log_wealth.copy()
+        kept[..., 0] += np.log1p(-mixture.release)
+        log_wealth = np.logaddexp(kept, freed)
+    return log_wealth + log_ratios
 
 
 def log_sum_exp(values: FloatArray) -> FloatArray:
-    """log Σ exp over the last axis, without overflow."""
+    """Log Σ exp over the last axis, without overflow."""
     top = values.max(axis=-1)
     summed: FloatArray = top + np.log(np.exp(values - top[..., None]).sum(axis=-1))
     return summed
 
 
 def log_rate_below(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
-    """log E against "each request is bad with probability at least `rate`", [...].
+    """Log E against "each request is bad with probability at least `rate`", [...].
 
     A mixture over q < rate of ∏ (q/rate)^x · ((1−q)/(1−rate))^(1−x): each factor has expectation at most 1
     while the true probability is at or above `rate`, whatever the history (Wald 1945; method of mixtures,
@@ -132,7 +173,7 @@ def log_rate_below(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
 
 
 def log_rate_above(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
-    """log E against "each request is bad with probability at most `rate`", [...]; see `log_rate_below`."""
+    """Log E against "each request is bad with probability at most `rate`", [...]; see `log_rate_below`."""
     return _log_rate(bad, n, rate, rate + (1.0 - rate) * np.array([0.05, 0.2, 0.5, 0.9]))
 
 
@@ -144,7 +185,7 @@ def _log_rate(bad: Numbers, n: Numbers, rate: float, others: FloatArray) -> Floa
 
 
 def log_betting_wealth(successes: Numbers, n: Numbers, mean: Numbers) -> FloatArray:
-    """log wealth of a gambler who bets that a 0/1 sequence's mean is not `mean`, [...].
+    """Log wealth of a gambler who bets that a 0/1 sequence's mean is not `mean`, [...].
 
     The wealth ∏ (1 + λ_i·(x_i − m)) is a martingale if the mean is m and λ_i is chosen before x_i
     (Waudby-Smith & Ramdas, JRSS B 2024, arXiv 2010.09686). Betting λ_i = (p̂ − m)/(m(1−m)), with p̂ the
@@ -196,7 +237,7 @@ def confidence_sequence(successes: Numbers, n: Numbers, alpha: float) -> tuple[F
 
 
 def log_mcnemar(candidate_only: Numbers, stable_only: Numbers) -> FloatArray:
-    """log E of a sequential McNemar test, [...]: is the candidate wrong where stable is right?
+    """Log E of a sequential McNemar test, [...]: is the candidate wrong where stable is right?
 
     Of the pairs in which exactly one of the two answers is bad (McNemar 1947), the candidate is the bad one
     with probability at most ½ if it is no worse. E is a mixture of likelihood ratios against ½ over the upper
@@ -215,7 +256,7 @@ def log_mcnemar(candidate_only: Numbers, stable_only: Numbers) -> FloatArray:
 
 
 def log_split(counts: Numbers, shares: Numbers) -> FloatArray:
-    """log E against "requests fall on the arms with these shares", [...], from counts and shares [..., J].
+    """Log E against "requests fall on the arms with these shares", [...], from counts and shares [..., J].
 
     The sequential multinomial test of Lindon & Malek (NeurIPS 2022, arXiv 2011.03567), a Dirichlet(1, …, 1)
     mixture over the true shares:

@@ -1,0 +1,199 @@
+"""What a rollout may do and when: the plan a person writes, checked before anything moves.
+
+A plan is a small YAML or TOML file; every field has a default, and an empty plan is a good one. Shares and
+rates lie between 0 and 1, durations are in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from datetime import UTC, tzinfo
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Seconds = Annotated[float, Field(ge=0.0, le=30 * 86400.0)]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Shadow(_Section):
+    """Copies of requests that the candidate answers for comparison before it answers anyone."""
+
+    # A fifth of the traffic: a replica that has room for the candidate has room for that.
+    share: Share = 0.2
+    # A wholly broken class among ten shows within about fifty of its images.
+    min_samples: Annotated[int, Field(ge=1)] = 500
+    min_time_s: Seconds = 120.0
+    # Two good versions of one classifier disagree on a few images in a hundred, seldom on ten.
+    min_agreement: Rate = 0.9
+    min_class_agreement: Rate = 0.7
+
+
+class Step(_Section):
+    """One weight of the canary, and what it takes at least to go on from it."""
+
+    weight: Rate
+    min_time_s: Seconds = 300.0
+    # Of the candidate's own; a step that nobody was routed to has shown nothing.
+    min_requests: Annotated[int, Field(ge=0)] = 50
+
+
+class Criterion(_Section):
+    """One kind of bad event, and how much worse the candidate may be.
+
+    The candidate is good enough when its relative risk is shown to be below 1 + margin, or its rate to be
+    below `acceptable_rate`, whichever the traffic allows: a service that never fails yields no bad events to
+    compare.
+    """
+
+    margin: Annotated[float, Field(gt=0.0, le=10.0)] = 0.5
+    acceptable_rate: Rate | None = None
+    # Of all requests, both arms': above it the loading of the candidate may itself be the harm.
+    max_overall_rate: Rate | None = None
+    # This criterion's part in alpha, relative to the others'.
+    alpha_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    # Whether a promotion waits for it; if not, it only guards.
+    required: bool = True
+
+
+class Errors(Criterion):
+    """The model or the replica failed: a failed call is one bad event, however many rows were in it."""
+
+    acceptable_rate: Rate | None = 0.001
+    max_overall_rate: Rate | None = 0.25
+    # Errors get most of alpha: they are the commonest fault, and found soonest with it.
+    alpha_weight: Annotated[float, Field(gt=0.0)] = 7.0
+
+
+class Latency(Criterion):
+    """Slower than a limit: the one given, or the stable version's own 99th percentile before the rollout."""
+
+    limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    max_overall_rate: Rate | None = 0.5
+
+
+class Accuracy(Criterion):
+    """Feedback says that the label was wrong. It may never come, so by default it only guards."""
+
+    required: bool = False
+
+
+class Criteria(_Section):
+    """What counts as bad. A criterion that is null is not looked at."""
+
+    errors: Errors | None = Field(default_factory=Errors)
+    latency: Latency | None = Field(default_factory=Latency)
+    accuracy: Accuracy | None = Field(default_factory=Accuracy)
+
+    @model_validator(mode="after")
+    def _something_decides(self) -> Criteria:
+        if not any(criterion.required for criterion in self.named().values()):
+            raise ValueError("no criterion is required: nothing could ever show that a version is good")
+        return self
+
+    def named(self) -> dict[str, Criterion]:
+        """The criteria that are looked at, by name, in a fixed order."""
+        found = {"errors": self.errors, "latency": self.latency, "accuracy": self.accuracy}
+        return {name: criterion for name, criterion in found.items() if criterion is not None}
+
+
+class Limits(_Section):
+    """How long each part may take before the rollout gives up on it."""
+
+    load_s: Seconds = 900.0
+    preflight_s: Seconds = 300.0
+    shadow_s: Seconds = 3600.0
+    canary_s: Seconds = 6 * 3600.0
+    promote_s: Seconds = 900.0
+    # Requests that were routed before a version is unloaded get this long to finish.
+    drain_s: Seconds = 10.0
+    # Without counts (Prometheus or a gateway is out of reach) nothing moves; after this it pauses.
+    blind_s: Seconds = 600.0
+
+
+class Preflight(_Section):
+    """What the candidate must show on each replica before it gets a request."""
+
+    # Largest difference of a probability from the one recorded at export; GPUs differ in the fourth digit.
+    self_test_tolerance: Annotated[float, Field(gt=0.0)] = 0.005
+    # A first request may compile kernels; a second that is slow is slow.
+    max_warm_latency_s: Annotated[float, Field(gt=0.0)] = 5.0
+    # The share of the replicas that must have the candidate before it gets traffic; the rest may follow.
+    min_replicas: Share = 0.5
+
+
+def zone(name: str) -> tzinfo:
+    """The time zone with this IANA name; UTC needs no data base, the others the system's or `tzdata`."""
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
+class QuietHours(_Section):
+    """Times at which nothing grows. A rollback never waits."""
+
+    days: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+    start: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    end: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    timezone: str = "UTC"
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            zone(value)
+        except (KeyError, OSError, ValueError) as error:
+            raise ValueError(f'"{value}" is not a time zone; write one like "Europe/Berlin"') from error
+        return value
+
+
+_DEFAULT_STEPS = (
+    # Small first: a caller who meets a bad version teaches more at one percent than at fifty.
+    Step(weight=0.01),
+    Step(weight=0.05, min_time_s=600.0),
+    Step(weight=0.25),
+    Step(weight=0.5, min_time_s=600.0),
+)
+
+
+class Plan(_Section):
+    """A whole rollout. `Plan()` is the default plan."""
+
+    # The bound on rolling back a version that is no worse than stable under every criterion.
+    alpha: Rate = 0.01
+    # The bound on promoting a version that is worse than the margin under some criterion.
+    alpha_promote: Rate = 0.05
+    shadow: Shadow = Field(default_factory=Shadow)
+    canary: Annotated[tuple[Step, ...], Field(min_length=1, max_length=50)] = _DEFAULT_STEPS
+    criteria: Criteria = Field(default_factory=Criteria)
+    # With this much evidence of harm (an e-value) the weight stays where it is until it is less, or enough.
+    hold_at: Annotated[float, Field(gt=1.0)] = 3.0
+    preflight: Preflight = Field(default_factory=Preflight)
+    limits: Limits = Field(default_factory=Limits)
+    on_inconclusive: Literal["pause", "rollback", "promote"] = "pause"
+    on_new_version: Literal["hold", "rollout"] = "hold"
+    quiet_hours: tuple[QuietHours, ...] = ()
+    # Replicas that may be without either version at once. None: both versions are held beside each other,
+    # and nothing is ever unavailable. 1: memory-tight fleets swap one replica at a time.
+    max_unavailable: Annotated[int, Field(ge=1)] | None = None
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+
+    @field_validator("canary")
+    @classmethod
+    def _weights_grow(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        for before, after in itertools.pairwise(steps):
+            if after.weight <= before.weight:
+                raise ValueError(f"weights must grow, but {after.weight:g} follows {before.weight:g}")
+        return steps
+
+    def digest(self) -> str:
+        """A hash of everything in the plan, which decisions are stored with."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""Reads a plan from YAML or TOML, with errors that point at the line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serving.errors import InvalidInput, NotFound
+from serving.rollout.plan import Plan
+
+Location = tuple[str | int, ...]
+
+_MAX_BYTES = 256 * 1024
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a `.yaml`, `.yml` or `.toml` file.
+
+    Raises:
+        NotFound: There is no such file, or it cannot be read.
+        InvalidInput: It is not a plan; the message has one line `file:line: field: fault` for each fault.
+    """
+    if path.suffix not in (".yaml", ".yml", ".toml"):
+        raise InvalidInput(
+            f"{path}: a plan is a .yaml or .toml file, not {path.suffix or 'one without a suffix'}"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise NotFound(f"{path}: cannot read the plan: {error.strerror}") from error
+    if len(content) > _MAX_BYTES:
+        raise InvalidInput(f"{path}: {len(content)} bytes are no plan; at most {_MAX_BYTES} are read")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InvalidInput(f"{path}:{line}: not UTF-8 text") from error
+    return parse_plan(text, source=str(path), toml=path.suffix == ".toml")
+
+
+def parse_plan(text: str, *, source: str = "plan", toml: bool = False) -> Plan:
+    """The plan in a text; see `load_plan`."""
+    values, lines = _parse_toml(text, source) if toml else _parse_yaml(text, source)
+    if not isinstance(values, Mapping):
+        raise InvalidInput(f"{source}:1: a plan is a mapping of fields, not {_kind(values)}")
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe(fault, lines, source) for fault in error.errors()]
+        raise InvalidInput("\n".join(faults)) from error
+
+
+def _describe(fault: Any, lines: Mapping[Location, int], source: str) -> str:
+    location: Location = tuple(fault["loc"])
+    line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), 1)
+    if fault["type"] == "extra_forbidden":
+        message = _unknown_field(location)
+    else:
+        message = fault["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if not isinstance(fault["input"], Mapping | Sequence) or isinstance(fault["input"], str):
+            message += f", got {fault['input']!r}"
+    return f"{source}:{line}: {_dotted(location)}: {message}"
+
+
+def _unknown_field(location: Location) -> str:
+    section: Any = Plan
+    for part in location[:-1]:
+        section = _section_of(section, part)
+    known = ", ".join(section.model_fields) if section is not None else ""
+    return "there is no such field" + (f"; there are: {known}" if known else "")
+
+
+def _section_of(section: Any, part: str | int) -> Any:
+    """The model of a field of `section`, through optionals and tuples; None if it has none."""
+    if section is None or isinstance(part, int):
+        return section
+    field = section.model_fields.get(part)
+    pending = [field.annotation] if field else []
+    while pending:
+        annotation = pending.pop()
+        if hasattr(annotation, "model_fields"):
+            return annotation
+        pending += getattr(annotation, "__args__", ())
+    return None
+
+
+def _dotted(location: Location) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".") or "plan"
+
+
+def _kind(value: object) -> str:
+    return "empty" if value is None else f"a {type(value).__name__}"
+
+
+def _parse_yaml(text: str, source: str) -> tuple[Any, dict[Location, int]]:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise InvalidInput(f"{source}:{line}: not YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{source}: not YAML: {error}") from error
+    lines: dict[Location, int] = {}
+    if root is not None:
+        _yaml_lines(root, (), lines, source)
+    return ({} if values is None else values), lines
+
+
+def _yaml_lines(node: yaml.Node, at: Location, lines: dict[Location, int], source: str) -> None:
+    """Notes the line of each key and item, and refuses a key that is written twice."""
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _yaml_lines(item, (*at, index), lines, source)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            inner = (*at, str(key.value))
+            if inner in lines:
+                raise InvalidInput(
+                    f"{source}:{line}: {_dotted(inner)} is written twice, first on {lines[inner]}"
+                )
+            lines[inner] = line
+            _yaml_lines(value, inner, lines, source)
+
+
+_TOML_TABLE = re.compile(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
+_TOML_KEY = re.compile(r"^\s*([\w.\"'-]+)\s*=")
+
+
+def _parse_toml(text: str, source: str) -> tuple[Any, dict[Location, int]]:
+    try:
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = found[1] if found else str(text.count("\n") + 1)
+        problem = re.sub(r" \(at .*\)$", "", str(error))
+        raise InvalidInput(f"{source}:{line}: not TOML: {problem}") from error
+    return values, _toml_lines(text)
+
+
+def _toml_lines(text: str) -> dict[Location, int]:
+    """The line of each table and key. tomllib keeps none, and a plan's TOML is simple enough to scan."""
+    lines: dict[Location, int] = {}
+    counts: dict[Location, int] = {}
+    table: Location = ()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _TOML_TABLE.match(line):
+            table = _toml_path(header[2])
+            if header[1] == "[[":
+                index = counts[table] = counts.get(table, -1) + 1
+                lines.setdefault(table, number)
+                table = (*table, index)
+            lines.setdefault(table, number)
+        elif key := _TOML_KEY.match(line):
+            lines.setdefault((*table, *_toml_path(key[1])), number)
+    return lines
+
+
+def _toml_path(dotted: str) -> Location:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
