@@ -1,0 +1,1 @@
+"""Builds, trains and publishes SavedModels; meets `serving` only on disk."""

@@ -78,7 +78,7 @@ def training_section(plan: Plan, history: History) -> dict[str, Any]:
 
 
 def class_distribution(examples: Examples, labels: tuple[str, ...]) -> list[float]:
-    """The share of each class among the training examples, in the order of the labels; empty without classes."""
+    """The share of each class among the training examples, in the labels' order; empty without classes."""
     classes = examples.targets.get("scores")
     if not labels or classes is None:
         return []

@@ -28,7 +28,7 @@ def draw_curves(path: Path, title: str, epochs: list[dict[str, float]]) -> None:
 
 
 def draw_confusion(path: Path, title: str, metrics: dict[str, Any]) -> None:
-    """The confusion matrix, true classes in rows, into a PNG; needs `confusion` and `per_class` in the metrics."""
+    """The confusion matrix, true classes in rows, into a PNG; `metrics` as `evaluation` gives them."""
     matrix = np.array(metrics["confusion"])
     labels = [row["label"] for row in metrics["per_class"]]
     side = max(4.0, 0.5 * len(labels))

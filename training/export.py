@@ -113,8 +113,8 @@ def warmup_inputs(exported: Exported) -> list[tuple[str, dict[str, Any]]]:
         if shape:
             files = [tf.io.encode_png(image).numpy() for image in exported.golden["images"][rows]]
             requests.append(("serving_bytes", {"image_bytes": np.array(files, dtype=object)}))
-        for signature in ("describe", "self_test"):
-            requests.append((signature, {"index": rows.astype(np.int32)}))
+        index = rows.astype(np.int32)
+        requests += [("describe", {"index": index}), ("self_test", {"index": index})]
     return requests
 
 
@@ -135,7 +135,7 @@ def write_warmup(path: Path, model: str, requests: list[tuple[str, dict[str, Any
 
 
 def prove(exported: Exported, folder: Path) -> None:
-    """Loads what was written as TensorFlow Serving does and checks it; raises `ProofFailed` naming the check."""
+    """Loads what was written as TensorFlow Serving does; raises `ProofFailed` naming the failed check."""
     try:
         with served(folder) as loaded:
             _replay_warmup(loaded, folder / "assets.extra" / WARMUP_FILE)

@@ -1,4 +1,4 @@
-"""Custom layers, registered in the package "sluice", so that `keras.models.load_model` needs no `custom_objects`.
+"""Custom layers, registered in the package "sluice": `keras.models.load_model` needs no `custom_objects`.
 
 A constructor stores and validates, `build` makes the weights, `call` is pure. Inner layers take the outer
 one's dtype policy, so that a model loads with the precision that it was saved with. `training` is not handed
@@ -99,7 +99,7 @@ class BottleneckBlock(IdentityBlock):
 
 
 def convolution(filters: int, size: int, strides: int = 1, *, dtype: Any) -> keras.layers.Conv2D:
-    """A convolution before batch normalization: no bias, since normalization subtracts it; He's initializer."""
+    """A convolution before batch normalization: no bias, which that would subtract; He's initializer."""
     return keras.layers.Conv2D(
         filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal", dtype=dtype
     )

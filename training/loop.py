@@ -21,7 +21,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclass
 class History:
-    """What happened, epoch by epoch; `epochs[i]` holds the means of epoch i, `val_...` those of validation."""
+    """What happened: `epochs[i]` holds the means of epoch i, with `val_` in front those of validation."""
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
@@ -44,7 +44,7 @@ class History:
 def schedule(
     values: Hyperparameters, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A cosine down to zero after a linear warm-up (Loshchilov & Hutter, "SGDR", 2017; Goyal et al., 2017)."""
+    """A cosine down to zero (Loshchilov & Hutter, 2017) after a linear warm-up (Goyal et al., 2017)."""
     steps = max(1, values.epochs * steps_per_epoch)
     warmup = max(1, round(steps * values.warmup))
     return keras.optimizers.schedules.CosineDecay(
@@ -110,7 +110,7 @@ class _Keeper(keras.callbacks.Callback):
 
 
 def _unwrapped(problem: Problem) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """A model of one input takes the tensor itself, and one of one output is compared with the tensor itself."""
+    """A model of one input takes the tensor itself, and one of one output is compared with a tensor."""
     single_input = len(problem.interface.inputs) == 1
     single_output = len(problem.interface.outputs) == 1
 

@@ -1,9 +1,9 @@
 """Version folders that appear whole or not at all.
 
-A version is written to `<model>/.publishing-<version>`, which `mkdir` gives to one publisher only and which is
-a version to no watcher, since its name is no number. A lock on that folder says that its publisher lives. When
-all is written and proved the folder is synced to the disk and renamed. What a dead publisher left is removed
-by the next one.
+A version is written to `<model>/.publishing-<version>`, which `mkdir` gives to one publisher only and which
+is a version to no watcher, since its name is no number. A lock on that folder says that its publisher lives.
+When all is written and proved the folder is synced to the disk and renamed. What a dead publisher left is
+removed by the next one.
 """
 
 from __future__ import annotations

@@ -34,7 +34,12 @@ def decode_image(encoded: Any, height: int, width: int, channels: int) -> Any:
     resize is antialiased bilinear, rounded, which is what Pillow calls BILINEAR. EXIF orientation is not
     looked at: TensorFlow's decoder does not read it.
     """
-    pixels = tf.io.decode_image(encoded, channels=0, expand_animations=False)
+    pixels = tf.cond(
+        tf.io.is_jpeg(encoded),
+        # the accurate transform is Pillow's too; TensorFlow's default is the fast one
+        lambda: tf.io.decode_jpeg(encoded, channels=0, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(encoded, channels=0, expand_animations=False),
+    )
     pixels = _to_channels(_over_white(tf.cast(pixels, tf.float32)), channels)
     resized = tf.image.resize(pixels, (height, width), method="bilinear", antialias=True)
     resized = tf.clip_by_value(tf.round(resized), 0.0, 255.0)
@@ -110,16 +115,16 @@ def self_test(
 ) -> tf.types.experimental.ConcreteFunction:
     """The model run, there and now, on golden inputs in the graph; any index is clipped to those there are.
 
-    `expected` is float32 [N, K]: all the outputs of the Keras model side by side, as `side_by_side` lays them.
+    `expected` is float32 [N, K]: all the outputs of the Keras model as `side_by_side` lays them.
     """
-    last = len(expected) - 1
+    last, width = len(expected) - 1, expected.shape[1]
 
     def run(index: Any) -> dict[str, Any]:
         chosen = tf.clip_by_value(index, 0, last)
         inputs = {name: tf.gather(tf.constant(array), chosen) for name, array in golden.items()}
         return {
             "expected": tf.gather(tf.constant(expected), chosen),
-            "actual": side_by_side(call(inputs)),
+            "actual": tf.ensure_shape(side_by_side(call(inputs)), (None, width)),
         }
 
     return tf.function(run).get_concrete_function(index=_INDEX)

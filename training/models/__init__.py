@@ -1,1 +1,1 @@
-"""Model families, one a file. Each takes pixels as uint8 and scales them itself, and answers probabilities."""
+"""Model families, one a file. Image models take pixels, scale them themselves and answer probabilities."""

@@ -15,7 +15,7 @@ from training.layers import BottleneckBlock, IdentityBlock, chain, convolution, 
 
 
 class Depth(NamedTuple):
-    """The stages of a ResNet: `blocks[i]` blocks of `filters[i]`; every stage but the first halves the sides."""
+    """The stages: `blocks[i]` blocks of `filters[i]`; every stage but the first halves the sides."""
 
     block: type[IdentityBlock]
     filters: tuple[int, ...]
