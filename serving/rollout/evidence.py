@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betainc, betaln, gammaln, xlog1py, xlogy
+from scipy.special import betaln, gammaln, xlog1py, xlogy
 
 FloatArray = npt.NDArray[np.float64]
 Numbers = npt.ArrayLike
@@ -142,6 +142,22 @@ def two_arm_ratios(
     return ratios
 
 
+def mcnemar_ratios(
+    mixture: RiskMixture,
+    candidate_only: Numbers,
+    stable_only: Numbers,
+    n: Numbers,
+    most_events: Numbers = np.inf,
+) -> FloatArray:
+    """The log likelihood ratio of one interval's pairs under each of the mixture's risks, [..., K].
+
+    Two answers to one request, both known to be good or bad: a sequential McNemar test. Of the pairs in which
+    exactly one is bad, the candidate's is it with probability ½ if both are alike (McNemar 1947), in general
+    r / (r + 1): the two-arm test with w = ½. So pairs and callers' requests may win the same wealth.
+    """
+    return two_arm_ratios(mixture, candidate_only, stable_only, n, n, most_events)
+
+
 def two_arm_update(mixture: RiskMixture, log_wealth: FloatArray, log_ratios: FloatArray) -> FloatArray:
     """The wealth on each alternative [..., K] after an interval with these log likelihood ratios [..., K].
 
@@ -169,19 +185,27 @@ def log_rate_below(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
     while the true probability is at or above `rate`, whatever the history (Wald 1945; method of mixtures,
     Robbins 1970). Depends on the counts alone.
     """
-    return _log_rate(bad, n, rate, rate * np.array([0.01, 0.1, 0.3, 0.6]))
-
-
-def log_rate_above(bad: Numbers, n: Numbers, rate: float) -> FloatArray:
-    """Log E against "each request is bad with probability at most `rate`", [...]; see `log_rate_below`."""
-    return _log_rate(bad, n, rate, rate + (1.0 - rate) * np.array([0.05, 0.2, 0.5, 0.9]))
-
-
-def _log_rate(bad: Numbers, n: Numbers, rate: float, others: FloatArray) -> FloatArray:
+    others = rate * np.array([0.01, 0.1, 0.3, 0.6])
     x = np.asarray(bad, dtype=np.float64)[..., None]
     rest = np.asarray(n, dtype=np.float64)[..., None] - x
     log_ratios = x * np.log(others / rate) + rest * (np.log1p(-others) - np.log1p(-rate))
     return log_sum_exp(log_ratios - np.log(len(others)))
+
+
+def log_rate_alarm(log_alarm: FloatArray, bad: Numbers, n: Numbers, rate: float) -> FloatArray:
+    """The next value of an alarm that sounds when the probability of a bad request rises above `rate`, [...].
+
+    A CUSUM in the form of an e-detector (Shin, Ramdas & Rinaldo, arXiv 2203.03532): likelihood ratios of the
+    rate half way from `rate` to 1, restarted whenever the product falls below 1, so that an hour of good
+    service does not delay it. While the probability is at or below `rate` it takes at least c intervals on
+    average until the value reaches log c.
+    """
+    x = np.asarray(bad, dtype=np.float64)
+    rest = np.asarray(n, dtype=np.float64) - x
+    other = (1.0 + rate) / 2
+    gain = x * np.log(other / rate) + rest * (np.log1p(-other) - np.log1p(-rate))
+    alarm: FloatArray = np.maximum(log_alarm, 0.0) + gain
+    return alarm
 
 
 def log_betting_wealth(successes: Numbers, n: Numbers, mean: Numbers) -> FloatArray:
@@ -234,25 +258,6 @@ def confidence_sequence(successes: Numbers, n: Numbers, alpha: float) -> tuple[F
             outside, inside = np.where(rejected, middle, outside), np.where(rejected, inside, middle)
         ends.append(np.where((share == outer) | (total == 0), outer, outside))
     return ends[0], ends[1]
-
-
-def log_mcnemar(candidate_only: Numbers, stable_only: Numbers) -> FloatArray:
-    """Log E of a sequential McNemar test, [...]: is the candidate wrong where stable is right?
-
-    Of the pairs in which exactly one of the two answers is bad (McNemar 1947), the candidate is the bad one
-    with probability at most ½ if it is no worse. E is a mixture of likelihood ratios against ½ over the upper
-    half of Beta(1, 1): each has expectation at most 1 for every probability at or below ½, so the one-sided
-    hypothesis is tested, at any time (method of mixtures, Robbins 1970).
-
-        E = 2 · ∫_½^1 (2p)^c · (2(1−p))^s dp
-          = 2^(c+s+1) · B(c+1, s+1) · (1 − I_½(c+1, s+1))
-    """
-    c = np.asarray(candidate_only, dtype=np.float64)
-    s = np.asarray(stable_only, dtype=np.float64)
-    # 1 − I_x(a, b) = I_{1−x}(b, a): exact where the difference from 1 would cancel.
-    tail = np.maximum(betainc(s + 1.0, c + 1.0, 0.5), np.finfo(np.float64).tiny)
-    value: FloatArray = (c + s + 1.0) * np.log(2.0) + betaln(c + 1.0, s + 1.0) + np.log(tail)
-    return value
 
 
 def log_split(counts: Numbers, shares: Numbers) -> FloatArray:

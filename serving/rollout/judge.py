@@ -1,0 +1,262 @@
+"""Judges a ledger by a plan: first as arrays of yes and no, then as a verdict with reasons. Pure.
+
+The simulator uses the arrays of a thousand ledgers at once, the controller the verdict over one; both come
+from `signals`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.rollout import evidence
+from serving.rollout.evidence import FloatArray
+from serving.rollout.ledger import CriterionLedger, Ledger, log_split_now
+from serving.rollout.plan import Criterion, Plan
+from serving.rollout.verdict import Outcome, Reason, Verdict
+
+BoolArray = npt.NDArray[np.bool_]
+
+# The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
+# are beyond doubt within seconds. Their levels come on top of alpha and are too small to matter.
+_LOG_ALARM = math.log(1e6)
+
+# Agreement's own weight in alpha beside the criteria's; half of it for all classes together.
+_AGREEMENT_WEIGHT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionSignals:
+    """One criterion's values and what follows from them, [...] each."""
+
+    log_worse: FloatArray
+    log_good: FloatArray
+    worse: BoolArray
+    suspicious: BoolArray
+    good: BoolArray
+    overall: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """All that a ledger says, [...] each; `class_differs` is [..., C]."""
+
+    criteria: dict[str, CriterionSignals]
+    differs: BoolArray
+    class_differs: BoolArray
+    agrees: BoolArray
+    split_broken: BoolArray
+
+
+def alphas(plan: Plan) -> dict[str, float]:
+    """How alpha is divided among the guards (a union bound): each criterion, and `agreement`.
+
+    Feedback on accuracy is counted from the start even if none ever comes: a level that depended on whether
+    it came would not be known in advance.
+    """
+    weights = {name: criterion.alpha_weight for name, criterion in plan.criteria.named().items()}
+    if plan.shadow.share > 0.0:
+        weights["agreement"] = _AGREEMENT_WEIGHT
+    total = sum(weights.values())
+    return {name: plan.alpha * weight / total for name, weight in weights.items()}
+
+
+def signals(plan: Plan, ledger: Ledger) -> Signals:
+    """What the ledger says under the plan."""
+    levels = alphas(plan)
+    criteria = {
+        name: _criterion_signals(plan, criterion, ledger.criteria[name], levels[name])
+        for name, criterion in plan.criteria.named().items()
+    }
+    differs, class_differs, agrees = _agreement(plan, ledger, levels.get("agreement", 0.0))
+    log_split = ledger.log_split_before + log_split_now(ledger)
+    return Signals(criteria, differs, class_differs, agrees, log_split >= _LOG_ALARM)
+
+
+def _criterion_signals(
+    plan: Plan, criterion: Criterion, ledger: CriterionLedger, alpha: float
+) -> CriterionSignals:
+    log_worse = evidence.log_sum_exp(ledger.worse)
+    log_good = evidence.log_sum_exp(ledger.within)
+    if criterion.acceptable_rate is not None:
+        below = evidence.log_rate_below(ledger.candidate_bad, ledger.candidate_n, criterion.acceptable_rate)
+        # A version that must not pass is above both limits; the mean of two e-values is one under both.
+        log_good = np.logaddexp(log_good, below) - math.log(2)
+    return CriterionSignals(
+        log_worse=log_worse,
+        log_good=log_good,
+        worse=log_worse >= -math.log(alpha),
+        suspicious=log_worse >= math.log(plan.hold_at),
+        good=log_good >= -math.log(plan.alpha_promote),
+        overall=ledger.log_overall >= _LOG_ALARM,
+    )
+
+
+def _agreement(plan: Plan, ledger: Ledger, alpha: float) -> tuple[BoolArray, BoolArray, BoolArray]:
+    """(all differ, each class differs, all agree): no to each while nothing was compared."""
+    compared, agreed = ledger.compared.sum(axis=-1), ledger.agreed.sum(axis=-1)
+    if not compared.any():
+        nothing = np.zeros(compared.shape, dtype=np.bool_)
+        return nothing, np.zeros(ledger.compared.shape, dtype=np.bool_), nothing
+    shadow = plan.shadow
+    differs = evidence.mean_is_below(agreed, compared, shadow.min_agreement, alpha / 2)
+    levels = alpha / 2 * _class_parts(len(ledger.classes))
+    class_differs = evidence.mean_is_below(ledger.agreed, ledger.compared, shadow.min_class_agreement, levels)
+    agrees = evidence.mean_is_below(
+        compared - agreed, compared, 1.0 - shadow.min_agreement, plan.alpha_promote
+    )
+    return differs, class_differs, agrees
+
+
+def _class_parts(classes: int) -> FloatArray:
+    """Each class's part of a level, [C]: 1/2, 1/6, 1/12 … in order of appearance, 1 over all there can be."""
+    j = np.arange(1.0, classes + 1.0)
+    parts: FloatArray = 1.0 / (j * (j + 1.0))
+    return parts
+
+
+def outcomes(plan: Plan, ledger: Ledger, found: Signals, *, shadow: bool) -> npt.NDArray[np.object_]:
+    """The outcome of each run, [...]; `shadow` says which of the two phases is judged."""
+    guards = list(found.criteria.values())
+    fail = found.differs | found.class_differs.any(axis=-1)
+    hold = np.zeros_like(found.differs)
+    for guard in guards:
+        fail = fail | guard.worse | guard.overall
+        hold = hold | guard.suspicious
+    if shadow:
+        passed = found.agrees & (ledger.compared.sum(axis=-1) >= plan.shadow.min_samples)
+    else:
+        passed = np.ones_like(fail)
+        for name, criterion in plan.criteria.named().items():
+            passed = passed & (found.criteria[name].good | (not criterion.required))
+    table = [fail, found.split_broken, hold, passed]
+    names = [Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.HOLD, Outcome.PASSED]
+    chosen: npt.NDArray[np.object_] = np.full(fail.shape, Outcome.WAIT, dtype=object)
+    for condition, outcome in reversed(list(zip(table, names, strict=True))):
+        chosen[condition] = outcome
+    return chosen
+
+
+def judge(plan: Plan, ledger: Ledger, *, shadow: bool) -> Verdict:
+    """The verdict over one rollout's ledger (leading shape ()), with every reason, the deciding one first."""
+    found = signals(plan, ledger)
+    outcome = Outcome(outcomes(plan, ledger, found, shadow=shadow).item())
+    reasons = [
+        *_harm(plan, ledger, found),
+        *_split(ledger, found),
+        *_doubts(plan, ledger, found),
+        *(_agreement_progress(plan, ledger, found) if shadow else _criteria_progress(plan, ledger, found)),
+    ]
+    return Verdict(outcome, tuple(reasons))
+
+
+def _harm(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
+    levels = alphas(plan)
+    reasons = []
+    for name, signal in found.criteria.items():
+        if signal.worse:
+            values = _numbers(ledger.criteria[name], signal, "worse", 1 / levels[name])
+            text = f"more bad events ({name}) than stable: {_counts(values)}"
+            reasons.append(Reason(f"{name}.worse", text, values))
+    if found.differs:
+        compared, agreed = float(ledger.compared.sum()), float(ledger.agreed.sum())
+        values = _agreement_numbers(agreed, compared, plan.shadow.min_agreement, levels["agreement"] / 2)
+        text = f"names the same class as stable on {agreed / compared:.1%} of {compared:.0f} copies"
+        reasons.append(Reason("agreement.below", text, values))
+    for index in np.nonzero(found.class_differs)[0]:
+        compared, agreed = float(ledger.compared[index]), float(ledger.agreed[index])
+        level = levels["agreement"] / 2 * float(_class_parts(len(ledger.classes))[index])
+        values = _agreement_numbers(agreed, compared, plan.shadow.min_class_agreement, level)
+        name = ledger.classes[index]
+        share = f"{agreed / compared:.1%} of {compared:.0f} copies"
+        text = f'of what stable calls "{name}", the same class on {share}'
+        reasons.append(Reason("agreement.class-below", text, values))
+    for name, signal in found.criteria.items():
+        limit = getattr(plan.criteria, name).max_overall_rate
+        if signal.overall:
+            text = f"both versions together: more than {limit:.0%} bad ({name}) since the candidate is there"
+            reasons.append(Reason(f"{name}.overall", text, {"limit": limit}))
+    return reasons
+
+
+def _split(ledger: Ledger, found: Signals) -> list[Reason]:
+    if not found.split_broken:
+        return []
+    candidate, stable = (float(count) for count in ledger.split)
+    weight = float(ledger.split_weight)
+    share = candidate / max(1.0, candidate + stable)
+    text = (
+        f"the candidate got {share:.2%} of the requests, not {weight:.2%}: the split is not what it should be"
+    )
+    return [Reason("split.broken", text, {"candidate": candidate, "stable": stable, "weight": weight})]
+
+
+def _doubts(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
+    reasons = []
+    for name, signal in found.criteria.items():
+        if signal.suspicious and not signal.worse:
+            values = _numbers(ledger.criteria[name], signal, "worse", plan.hold_at)
+            text = f"some evidence of more bad events ({name}): {_counts(values)}; the weight waits"
+            reasons.append(Reason(f"{name}.suspicious", text, values))
+    return reasons
+
+
+def _criteria_progress(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
+    reasons = []
+    for name, signal in found.criteria.items():
+        criterion = getattr(plan.criteria, name)
+        values = _numbers(ledger.criteria[name], signal, "good", 1 / plan.alpha_promote)
+        if signal.good:
+            text = f"not worse than stable by more than {criterion.margin:.0%} ({name}): {_counts(values)}"
+            reasons.append(Reason(f"{name}.good", text, values))
+        elif criterion.required:
+            text = f"not yet shown to be within {criterion.margin:.0%} of stable ({name}): {_counts(values)}"
+            reasons.insert(0, Reason(f"{name}.undecided", text, values))
+    return reasons
+
+
+def _agreement_progress(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
+    compared, agreed = float(ledger.compared.sum()), float(ledger.agreed.sum())
+    values = _agreement_numbers(agreed, compared, plan.shadow.min_agreement, plan.alpha_promote)
+    values["min_samples"] = float(plan.shadow.min_samples)
+    if found.agrees:
+        text = f"agrees with stable on {agreed:.0f} of {compared:.0f} copies"
+        return [Reason("agreement.good", text, values)]
+    text = f"agreement not yet shown: {agreed:.0f} of {compared:.0f} copies"
+    return [Reason("agreement.undecided", text, values)]
+
+
+def _numbers(ledger: CriterionLedger, signal: CriterionSignals, which: str, limit: float) -> dict[str, float]:
+    log_e = signal.log_worse if which == "worse" else signal.log_good
+    return {
+        "candidate_bad": float(ledger.candidate_bad),
+        "candidate_n": float(ledger.candidate_n),
+        "stable_bad": float(ledger.stable_bad),
+        "stable_n": float(ledger.stable_n),
+        "candidate_only": float(ledger.candidate_only),
+        "stable_only": float(ledger.stable_only),
+        "log_e": float(log_e),
+        "log_limit": math.log(limit),
+    }
+
+
+def _counts(values: dict[str, float]) -> str:
+    text = "candidate {candidate_bad:.0f} of {candidate_n:.0f}, stable {stable_bad:.0f} of {stable_n:.0f}"
+    if values["candidate_only"] or values["stable_only"]:
+        text += "; of the copies only the candidate {candidate_only:.0f}, only stable {stable_only:.0f}"
+    e, limit = (math.exp(min(values[key], 700.0)) for key in ("log_e", "log_limit"))
+    return text.format(**values) + f" (e = {e:.3g}, limit {limit:.3g})"
+
+
+def _agreement_numbers(agreed: float, compared: float, limit: float, alpha: float) -> dict[str, float]:
+    lower, upper = evidence.confidence_sequence(agreed, compared, alpha)
+    return {
+        "agreed": agreed,
+        "compared": compared,
+        "lower": float(lower),
+        "upper": float(upper),
+        "min_agreement": limit,
+    }
