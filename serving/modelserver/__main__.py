@@ -1,0 +1,10 @@
+"""`python -m serving.modelserver --port=8500 --model_name=digits --model_base_path=/models/digits`."""
+
+from __future__ import annotations
+
+import sys
+
+from serving.modelserver import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""The server without its transports: configs in, models found for requests, statuses told.
+
+What the original calls `ServerCore`: validate, store, labels, sources, in that order.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from serving.modelserver import config as configs
+from serving.modelserver import source
+from serving.modelserver.lifecycle import State, VersionState
+from serving.modelserver.manager import ModelManager
+from serving.modelserver.predict import Model
+from serving.modelserver.status import Code, StatusError, invalid_argument, not_found
+
+logger = logging.getLogger(__name__)
+
+
+class ServerCore:
+    """The configured models.
+
+    Args:
+        manager: brings their versions in.
+        allow_labels_for_unavailable: `--allow_version_labels_for_unavailable_models`.
+    """
+
+    def __init__(self, manager: ModelManager, *, allow_labels_for_unavailable: bool = False) -> None:
+        self._manager = manager
+        self._allow_unavailable = allow_labels_for_unavailable
+        self._reloading = threading.Lock()
+        self._config: Any | None = None
+        self._entries: dict[str, configs.ModelEntry] = {}
+        self._labels: configs.LabelMap = {}
+
+    def reload(self, new: Any, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Take over a `ModelServerConfig`, and wait until its new models are available.
+
+        Raises:
+            StatusError: the config is refused, or a new model did not become available. As in the
+                original, the second kind leaves the config in force.
+        """
+        with self._reloading:
+            if new.WhichOneof("config") is None and self._config is None:
+                logger.info("Taking no action for empty config.")
+                return
+            configs.validate(new, self._config)
+            is_first = self._config is None
+            self._config = new
+            names = [model.name for model in new.model_config_list.config]
+            states = {name: self._manager.states(name) for name in names}
+            self._labels = configs.labels_after(
+                new, states, self._labels, allow_unavailable=self._allow_unavailable
+            )
+            entries = configs.entries(new)
+            since = self._manager.sequence()
+            added = entries.keys() - self._entries.keys()
+            removed = self._entries.keys() - entries.keys()
+            self._entries = entries
+            logger.info("Adding/updating models.")
+            for name in removed:
+                self._manager.want(name, {})
+            self.poll()
+            self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
+            logger.info("Finished adding/updating models")
+
+    def _await(self, names: set[str], since: int, is_cancelled: Callable[[], bool], noun: str) -> None:
+        reached = self._manager.wait_for_models(names, since, is_cancelled)
+        if reached is None:
+            raise StatusError(Code.CANCELLED, "The wait for new models ended before they were available")
+        failed = {key: at for key, at in reached.items() if at.state is not State.AVAILABLE}
+        if failed:
+            parts = "".join(
+                f"{{{{name: {name} version: {version}}}{_due_to(at)}}}, "
+                for (name, version), at in sorted(failed.items())
+            )
+            raise StatusError(Code.UNKNOWN, f"{len(failed)} {noun} did not become available: {{{parts}}}")
+
+    def poll(self) -> None:
+        """Look at every model's folder once."""
+        for entry in list(self._entries.values()):
+            wanted = source.look(entry)
+            if wanted is not None and self._entries.get(entry.name) is entry:
+                self._manager.want(entry.name, wanted)
+
+    def version_of(self, spec: Any) -> int | None:
+        """The version that a `ModelSpec` asks for; None for the latest. Raises StatusError."""
+        if not spec.name:
+            raise invalid_argument("ModelSpec has no name specified.")
+        choice = spec.WhichOneof("version_choice")
+        if choice == "version_label":
+            return configs.version_of_label(self._labels, spec.name, spec.version_label)
+        return int(spec.version.value) if choice == "version" else None
+
+    @contextmanager
+    def model(self, spec: Any) -> Iterator[Model]:
+        """The model that a `ModelSpec` asks for, kept from unloading while in use; raises StatusError."""
+        with self._manager.lease(spec.name, self.version_of(spec)) as (version, servable):
+            yield Model(spec.name, version, servable)
+
+    def statuses(self, spec: Any) -> dict[int, VersionState]:
+        """Version -> state, of the version that a `ModelSpec` names, or of all. A label is ignored."""
+        states = self._manager.states(spec.name)
+        if spec.WhichOneof("version_choice") == "version":
+            number = int(spec.version.value)
+            if number not in states:
+                raise not_found(f"Could not find version {number} of model {spec.name}")
+            return {number: states[number]}
+        if not states:
+            raise not_found(f"Could not find any versions of model {spec.name}")
+        return states
+
+
+def _due_to(at: VersionState) -> str:
+    return f" due to error: {at.error}" if at.error is not None else ""

@@ -1,0 +1,259 @@
+"""Brings versions in and lets them go, while requests are served.
+
+`lifecycle.decide` says what to do; here it is done, on threads of their own: a slow load never holds
+up a request, nor another model's load. One lock guards the states; nothing slow happens under it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
+from serving.modelserver.status import Code, StatusError, from_exception, not_found
+
+logger = logging.getLogger(__name__)
+
+
+class Servable(Protocol):
+    """What a loader returns: signatures, and a graph behind them."""
+
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        """Name -> `tensorflow.SignatureDef`, in the classes of `serving.protos`."""
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        """Run the graph once: tensor name -> value in, the named tensors out; raises StatusError."""
+
+    def close(self) -> None:
+        """Free what it holds; called once, when no request uses it any more."""
+
+
+Loader = Callable[[str, int, Path], Servable]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a failed load is tried again, and how long to wait between tries."""
+
+    max_retries: int = 5
+    interval_s: float = 60.0
+
+
+@dataclass
+class _Version:
+    """One version of one model; `sequence` orders all changes of state."""
+
+    at: VersionState
+    sequence: int
+    servable: Servable | None = None
+    users: int = 0
+
+
+class ModelManager:
+    """The versions of all models, and their states.
+
+    Args:
+        load: makes a servable; raises to say that it cannot.
+        retry: what to do when it raises.
+        concurrent_loads: how many loads run at once.
+    """
+
+    def __init__(self, load: Loader, retry: RetryPolicy, concurrent_loads: int) -> None:
+        self._load = load
+        self._retry = retry
+        self._slots = threading.Semaphore(concurrent_loads)
+        self._changed = threading.Condition()
+        self._models: dict[str, dict[int, _Version]] = {}
+        self._wanted: dict[str, Mapping[int, Path]] = {}
+        self._failed: dict[str, set[int]] = {}
+        self._sequence = 0
+        self._closing = False
+        self._threads: set[threading.Thread] = set()
+
+    # --- what ought to be -------------------------------------------------------------------------
+
+    def want(self, name: str, versions: Mapping[int, Path]) -> None:
+        """Say which versions of `name` ought to serve; returns at once."""
+        with self._changed:
+            self._wanted[name] = dict(versions)
+            self._failed.setdefault(name, set()).intersection_update(versions)
+            self._changed.notify_all()
+            self._reconcile(name)
+
+    def _reconcile(self, name: str) -> None:
+        """Start what `decide` says; the lock is held."""
+        if self._closing:
+            return
+        versions = self._models.setdefault(name, {})
+        known = {number: version.at for number, version in versions.items()}
+        for action in decide(self._wanted.get(name, {}), known, self._failed.get(name, set())):
+            if isinstance(action, Load):
+                self._move(name, action.version, State.START)
+                self._start(self._bring_in, name, action)
+            else:
+                self._move(name, action.version, State.UNLOADING)
+                self._start(self._let_go, name, action)
+
+    def _start(self, target: Callable[..., None], name: str, action: Load | Unload) -> None:
+        def work() -> None:
+            try:
+                target(name, action)
+            finally:
+                with self._changed:
+                    self._threads.discard(thread)
+                    self._changed.notify_all()
+
+        kind = type(action).__name__.lower()
+        thread = threading.Thread(target=work, name=f"{kind}-{name}-{action.version}", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _move(self, name: str, number: int, state: State, error: StatusError | None = None) -> _Version:
+        """Change a version's state; the lock is held."""
+        self._sequence += 1
+        versions = self._models.setdefault(name, {})
+        version = versions.setdefault(number, _Version(VersionState(state), self._sequence))
+        version.at = VersionState(state, error)
+        version.sequence = self._sequence
+        self._changed.notify_all()
+        return version
+
+    # --- bringing in and letting go, each on its own thread ---------------------------------------
+
+    def _bring_in(self, name: str, action: Load) -> None:
+        with self._changed:
+            self._move(name, action.version, State.LOADING)
+        servable, error = self._try_to_load(name, action)
+        with self._changed:
+            if servable is None:
+                self._failed.setdefault(name, set()).add(action.version)
+                self._move(name, action.version, State.END, error)
+            else:
+                version = self._move(name, action.version, State.AVAILABLE)
+                version.servable = servable
+                logger.info(
+                    "Successfully loaded servable version {name: %s version: %d}", name, action.version
+                )
+            self._reconcile(name)
+
+    def _try_to_load(self, name: str, action: Load) -> tuple[Servable | None, StatusError]:
+        error = StatusError(Code.CANCELLED, "the version is no longer wanted")
+        for attempt in range(self._retry.max_retries + 1):
+            if attempt and not self._still_wanted(name, action.version, self._retry.interval_s):
+                break
+            try:
+                with self._slots:
+                    return self._load(name, action.version, action.path), error
+            except Exception as caught:
+                error = from_exception(caught)
+                logger.error(  # noqa: TRY400 - its trace says nothing about the model's folder
+                    "Loading servable: {name: %s version: %d} failed: %s", name, action.version, error
+                )
+        return None, error
+
+    def _still_wanted(self, name: str, number: int, wait_s: float) -> bool:
+        """Wait before another try; False as soon as the version is not wanted any more."""
+
+        def is_unwanted() -> bool:
+            return self._closing or number not in self._wanted.get(name, {})
+
+        with self._changed:
+            return not self._changed.wait_for(is_unwanted, timeout=max(wait_s, 0.0))
+
+    def _let_go(self, name: str, action: Unload) -> None:
+        with self._changed:
+            version = self._models[name][action.version]
+            self._changed.wait_for(lambda: version.users == 0)
+            servable, version.servable = version.servable, None
+        if servable is not None:
+            servable.close()
+        with self._changed:
+            self._move(name, action.version, State.END)
+            logger.info("Done unloading servable version {name: %s version: %d}", name, action.version)
+            self._reconcile(name)
+
+    # --- what is ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def lease(self, name: str, number: int | None) -> Iterator[tuple[int, Servable]]:
+        """The available version `number` of `name` (None: the highest), kept from unloading while in use.
+
+        Raises:
+            StatusError: NOT_FOUND, as the original words it.
+        """
+        with self._changed:
+            version, servable, chosen = self._find(name, number)
+            version.users += 1
+        try:
+            yield chosen, servable
+        finally:
+            with self._changed:
+                version.users -= 1
+                if version.users == 0 and version.at.state is State.UNLOADING:
+                    self._changed.notify_all()
+
+    def _find(self, name: str, number: int | None) -> tuple[_Version, Servable, int]:
+        versions = self._models.get(name, {})
+        candidates = sorted(versions, reverse=True) if number is None else [number]
+        for candidate in candidates:
+            version = versions.get(candidate)
+            if version is not None and version.at.state is State.AVAILABLE and version.servable is not None:
+                return version, version.servable, candidate
+        request = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+        raise not_found(f"Servable not found for request: {request}")
+
+    def states(self, name: str) -> dict[int, VersionState]:
+        """Every version of `name` that was ever seen, highest first."""
+        with self._changed:
+            versions = self._models.get(name, {})
+            return {number: versions[number].at for number in sorted(versions, reverse=True)}
+
+    def sequence(self) -> int:
+        """The number of the latest change, for `wait_for_models`."""
+        with self._changed:
+            return self._sequence
+
+    def wait_for_models(
+        self, names: set[str], since: int, is_cancelled: Callable[[], bool]
+    ) -> dict[tuple[str, int], VersionState] | None:
+        """Wait until each model has, after change `since`, a version that became available or failed.
+
+        Returns:
+            (model, version) -> what was reached; None if `is_cancelled` said so first.
+        """
+        while True:
+            with self._changed:
+                reached = {name: self._reached(name, since) for name in names}
+                if all(found is not None for found in reached.values()):
+                    return {(name, found[0]): found[1] for name, found in reached.items() if found}
+                self._changed.wait(timeout=0.2)
+                if self._closing:
+                    return None
+            if is_cancelled():
+                return None
+
+    def _reached(self, name: str, since: int) -> tuple[int, VersionState] | None:
+        versions = self._models.get(name, {})
+        for number in sorted(versions, reverse=True):
+            version = versions[number]
+            has_settled = version.at.state is State.AVAILABLE or version.at.error is not None
+            if version.sequence > since and has_settled:
+                return number, version.at
+        return None
+
+    def close(self, timeout_s: float) -> bool:
+        """Start nothing more; wait for what is under way. False if something still is."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._threads, timeout=deadline - time.monotonic())

@@ -1,0 +1,130 @@
+"""The gRPC transport: bytes to messages, messages to services, errors to statuses.
+
+A synchronous server: a call to TensorFlow releases the interpreter lock, so a bounded pool of threads
+keeps every core busy. Messages are parsed on those threads, not on the one that reads the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from serving import protos
+from serving.modelserver.services import Services
+from serving.modelserver.status import Code, StatusError, failed_precondition, from_exception, truncated
+
+logger = logging.getLogger(__name__)
+
+GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+SPARE_THREADS = 2  # they refuse calls while all others work
+
+Behaviour = Callable[[Any, Callable[[], bool]], Any]
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens.
+
+    Attributes:
+        port: the TCP port; None for none.
+        socket_path: the UNIX socket; empty for none.
+    """
+
+    port: int | None
+    socket_path: str
+
+
+class RpcServer:
+    """The gRPC server.
+
+    Args:
+        services: what to answer.
+        max_threads: most calls that are worked on at once; more are refused with RESOURCE_EXHAUSTED.
+        options: gRPC channel arguments.
+    """
+
+    def __init__(self, services: Services, max_threads: int, options: list[tuple[str, Any]]) -> None:
+        self._places = threading.Semaphore(max_threads)
+        self._pool = ThreadPoolExecutor(max_threads + SPARE_THREADS, thread_name_prefix="grpc")
+        self._server = grpc.server(
+            self._pool,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+                *options,
+            ],
+        )
+        behaviours: dict[str, dict[str, Behaviour]] = {
+            protos.PREDICTION_SERVICE: {
+                "Predict": lambda request, _: services.predict(request),
+                "GetModelMetadata": lambda request, _: services.get_model_metadata(request),
+            },
+            protos.MODEL_SERVICE: {
+                "GetModelStatus": lambda request, _: services.get_model_status(request),
+                "HandleReloadConfigRequest": services.handle_reload_config,
+            },
+        }
+        for service, by_name in behaviours.items():
+            messages = protos.methods(service)
+            handlers: dict[str, Any] = {
+                name: grpc.unary_unary_rpc_method_handler(self._handler(messages[name][0], behaviour))
+                for name, behaviour in by_name.items()
+            }
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    def _handler(self, request_class: Any, behaviour: Behaviour) -> Callable[[bytes, Any], bytes]:
+        def handle(serialized: bytes, context: Any) -> bytes:
+            if not self._places.acquire(blocking=False):
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+            try:
+                request = request_class.FromString(serialized)
+                response: bytes = behaviour(request, lambda: not context.is_active()).SerializeToString()
+            except DecodeError:
+                error = StatusError(Code.INTERNAL, "Error parsing request: not a " + request_class.__name__)
+            except StatusError as caught:
+                error = caught
+            except Exception as caught:
+                logger.exception("A call failed in a way that nobody foresaw")
+                error = from_exception(caught)
+            else:
+                return response
+            finally:
+                self._places.release()
+            context.abort(GRPC_CODES[error.code], truncated(error.message))
+            raise error
+
+        return handle
+
+    def listen(self, where: Listening, credentials: Any | None) -> int | None:
+        """Bind; returns the TCP port that was bound. Raises StatusError if it cannot be."""
+        port = None
+        try:
+            if where.port is not None:
+                port = self._bind(f"0.0.0.0:{where.port}", credentials)
+            if where.socket_path:
+                self._bind(f"unix:{where.socket_path}", credentials)
+        except RuntimeError as error:
+            raise failed_precondition(f"Failed to BuildAndStart gRPC server: {error}") from error
+        return port
+
+    def _bind(self, address: str, credentials: Any | None) -> int:
+        if credentials is None:
+            return int(self._server.add_insecure_port(address))
+        return int(self._server.add_secure_port(address, credentials))
+
+    def start(self) -> None:
+        """Take calls."""
+        self._server.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more calls; wait at most `grace_s` for those under way."""
+        self._server.stop(grace_s).wait()
+        self._pool.shutdown(wait=False)

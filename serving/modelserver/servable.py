@@ -1,0 +1,159 @@
+"""One version of a model in memory: loaded as TensorFlow Serving loads it, run by tensor names.
+
+Loading is `tf.compat.v1.saved_model.loader.load`: a graph, a session, the restore and init ops. Running
+is a session callable over feeds and fetches, which checks nothing that the C++ session would not and
+costs a tenth of `Session.run`.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import config_pb2
+
+from serving import protos
+from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument, not_found
+
+logger = logging.getLogger(__name__)
+
+MAX_CALLABLES = 64  # of one servable; clients choose the outputs, so their number is bounded
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How models are loaded.
+
+    Attributes:
+        tags: the tags of the graph to load.
+        intra_op_threads: threads within one op; 0 lets TensorFlow choose.
+        inter_op_threads: ops that run at once; 0 lets TensorFlow choose.
+    """
+
+    tags: tuple[str, ...] = ("serve",)
+    intra_op_threads: int = 0
+    inter_op_threads: int = 0
+
+
+class Session:
+    """A loaded SavedModel.
+
+    Attributes:
+        signatures: name -> `tensorflow.SignatureDef`, in the classes of `serving.protos`.
+    """
+
+    def __init__(self, path: Path, options: LoadOptions) -> None:
+        config = config_pb2.ConfigProto(
+            intra_op_parallelism_threads=options.intra_op_threads,
+            inter_op_parallelism_threads=options.inter_op_threads,
+        )
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
+        self._callables: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        try:
+            with self._graph.as_default():
+                meta_graph = _load(self._session, path, options.tags)
+        except BaseException:
+            self.close()
+            raise
+        self.signatures: dict[str, Any] = {
+            name: protos.SignatureDef.FromString(signature.SerializeToString())
+            for name, signature in meta_graph.signature_def.items()
+        }
+
+    def dtype_of(self, tensor_name: str) -> tf.DType | None:
+        """The type of a tensor of the graph; None if there is no such tensor."""
+        try:
+            return self._graph.get_tensor_by_name(tensor_name).dtype
+        except (KeyError, ValueError):
+            return None
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        """Run the graph once.
+
+        Args:
+            feeds: tensor name -> value, of the tensor's own type.
+            fetches: tensor names, without repetition.
+
+        Raises:
+            StatusError: with TensorFlow's code and text.
+        """
+        names = tuple(sorted(feeds))
+        self._check_types(names, feeds)
+        call = self._callable(names, tuple(fetches))
+        try:
+            outputs: list[np.ndarray] = call(*[feeds[name] for name in names])
+        except tf.errors.OpError as error:
+            raise StatusError(Code(error.error_code), error.message) from error
+        except (ValueError, TypeError) as error:
+            raise invalid_argument(str(error)) from error
+        return outputs
+
+    def _check_types(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> None:
+        for index, name in enumerate(names):
+            expected = self.dtype_of(name)
+            given = tf.as_dtype(feeds[name].dtype)
+            if expected is not None and given != expected:
+                raise invalid_argument(
+                    f"Expects arg[{index}] to be {expected.name} but {given.name} is provided"
+                )
+
+    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
+        key = (feeds, fetches)
+        with self._lock:
+            found = self._callables.get(key)
+            if found is None:
+                found = self._make_callable(feeds, fetches)
+                self._callables[key] = found
+                if len(self._callables) > MAX_CALLABLES:
+                    self._callables.popitem(last=False)
+            else:
+                self._callables.move_to_end(key)
+            return found
+
+    def _make_callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
+        options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+        try:
+            return self._session._make_callable_from_options(options)
+        except tf.errors.OpError as error:
+            raise StatusError(Code(error.error_code), error.message) from error
+
+    def close(self) -> None:
+        """Free the session and its graph."""
+        with self._lock:
+            self._callables.clear()
+        self._session.close()
+        del self._graph
+        gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
+
+
+def _load(session: Any, path: Path, tags: Sequence[str]) -> Any:
+    """Load a SavedModel into `session`; raises StatusError in the original's words."""
+    if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
+        raise not_found(
+            f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}. Check that "
+            "the directory exists and that you have the right permissions for accessing it."
+        )
+    try:
+        return tf.compat.v1.saved_model.loader.load(session, list(tags), str(path))
+    except tf.errors.OpError as error:
+        raise StatusError(Code(error.error_code), error.message) from error
+    except (OSError, DecodeError) as error:
+        raise StatusError(Code.DATA_LOSS, f"Can't parse {path / 'saved_model.pb'} as binary proto") from error
+    except RuntimeError as error:
+        if "tags" not in str(error):
+            raise from_exception(error) from error
+        raise not_found(
+            f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}. To inspect "
+            "available tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+        ) from error

@@ -1,0 +1,187 @@
+"""The composition root: flags in, a running server, a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving import protos
+from serving.modelserver import config as configs
+from serving.modelserver import flags as flagging
+from serving.modelserver.flags import FlagError, Flags, cores
+from serving.modelserver.status import StatusError, invalid_argument
+
+if TYPE_CHECKING:
+    from serving.modelserver.core import ServerCore
+    from serving.modelserver.manager import ModelManager
+    from serving.modelserver.rpc import RpcServer
+
+logger = logging.getLogger(__name__)
+
+START_FAILED = 255  # the original's -1
+GRACE_S = 30.0  # for calls under way when the end is asked for
+THREADS_PER_CORE = 4  # the original's default for both transports
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status is the original's."""
+    try:
+        flags, ignored = flagging.parse(argv)
+    except FlagError as error:
+        print(f"{error}\n{flagging.usage()}", file=sys.stderr)
+        return START_FAILED
+    if flags.version:
+        print(f"TensorFlow ModelServer: {metadata.version('sluice')} (Sluice)")
+        print(f"TensorFlow Library: {metadata.version('tensorflow')}")
+        return 0
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
+    )
+    for name in ignored:
+        logger.warning("--%s has no effect in this server", name)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = Server(flags)
+    try:
+        server.start(stop.is_set)
+    except StatusError as error:
+        if not stop.is_set():
+            print(f"Failed to start server. Error: {error}", file=sys.stderr)
+            return server.stop(START_FAILED)
+    stop.wait()
+    return server.stop(0)
+
+
+class Server:
+    """A model server: its parts are made and bound by `start`, and let go by `stop`."""
+
+    def __init__(self, flags: Flags) -> None:
+        self._flags = flags
+        self._stopping = threading.Event()
+        self._manager: ModelManager | None = None
+        self._rpc: RpcServer | None = None
+
+    def start(self, is_stopped: Callable[[], bool]) -> None:
+        """Load the configured models, then listen; raises StatusError if either fails."""
+        flags = self._flags
+        config = _initial_config(flags)
+        core = self._make_core()
+        if flags.file_system_poll_wait_seconds > 0:
+            self._every(flags.file_system_poll_wait_seconds, core.poll, "file-system-poll")
+        core.reload(config, is_stopped)
+        if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
+            self._every(
+                flags.model_config_file_poll_wait_seconds, lambda: _reread_config(flags, core), "config-poll"
+            )
+        self._listen(core)
+
+    def _make_core(self) -> ServerCore:
+        # TensorFlow is imported here: a wrong flag or file is told at once.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from serving.modelserver.core import ServerCore
+        from serving.modelserver.loading import Loading
+        from serving.modelserver.manager import ModelManager, RetryPolicy
+
+        flags = self._flags
+        retry = RetryPolicy(flags.max_num_load_retries, max(flags.load_retry_interval_micros, 0) / 1e6)
+        loading = Loading.from_flags(flags)
+        self._manager = ModelManager(loading.load, retry, flags.num_load_threads or cores())
+        return ServerCore(
+            self._manager, allow_labels_for_unavailable=flags.allow_version_labels_for_unavailable_models
+        )
+
+    def _listen(self, core: ServerCore) -> None:
+        from serving.modelserver.predict import PredictOptions
+        from serving.modelserver.rpc import Listening, RpcServer
+        from serving.modelserver.services import Services
+
+        flags = self._flags
+        options = PredictOptions(
+            check_method_names=flags.enable_signature_method_name_check,
+            as_content=flags.enable_serialization_as_tensor_content,
+        )
+        threads = flags.grpc_max_threads or THREADS_PER_CORE * cores()
+        rpc = RpcServer(Services(core, options), threads, _channel_arguments(flags.grpc_channel_arguments))
+        has_port = flags.port != 0 or not flags.grpc_socket_path
+        if flags.grpc_socket_path:
+            Path(flags.grpc_socket_path).unlink(missing_ok=True)  # left by one that was killed
+        port = rpc.listen(Listening(flags.port if has_port else None, flags.grpc_socket_path), None)
+        rpc.start()
+        self._rpc = rpc
+        if port is not None:
+            logger.info("Running gRPC ModelServer at 0.0.0.0:%d ...", port)
+        if flags.grpc_socket_path:
+            logger.info("Running gRPC ModelServer at UNIX socket %s ...", flags.grpc_socket_path)
+
+    def _every(self, interval_s: float, work: Callable[[], None], name: str) -> None:
+        """Do `work` again and again on a thread of its own, until the end."""
+
+        def loop() -> None:
+            while not self._stopping.wait(interval_s):
+                try:
+                    work()
+                except Exception:
+                    logger.exception("%s failed; it is tried again", name)
+
+        threading.Thread(target=loop, name=name, daemon=True).start()
+
+    def stop(self, status: int) -> int:
+        """Finish the calls under way and end; returns `status`."""
+        self._stopping.set()
+        if self._rpc is not None:
+            self._rpc.stop(GRACE_S)
+        is_idle = self._manager is None or self._manager.close(timeout_s=1.0)
+        if not is_idle:
+            # A load cannot be interrupted, and tearing the interpreter down beneath it would crash.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(status)
+        return status
+
+
+def _initial_config(flags: Flags) -> Any:
+    if flags.model_config_file:
+        return configs.read_text_proto(flags.model_config_file, protos.ModelServerConfig())
+    if not flags.model_base_path:
+        raise invalid_argument(
+            "Both server_options.model_base_path and server_options.model_config_file are empty!\n"
+            + flagging.usage()
+        )
+    logger.info(
+        "Building single TensorFlow model file config: model_name: %s model_base_path: %s",
+        flags.model_name,
+        flags.model_base_path,
+    )
+    return configs.single_model(flags.model_name, flags.model_base_path)
+
+
+def _reread_config(flags: Flags, core: ServerCore) -> None:
+    try:
+        config = configs.read_text_proto(flags.model_config_file, protos.ModelServerConfig())
+    except StatusError as error:
+        logger.error("Failed to read ModelServerConfig file: %s", error)  # noqa: TRY400 - the text says it all
+        return
+    try:
+        core.reload(config)
+    except StatusError as error:
+        logger.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)  # noqa: TRY400 - as above
+
+
+def _channel_arguments(text: str) -> list[tuple[str, Any]]:
+    """`key=value,key=value`; whole numbers are passed on as such."""
+    arguments: list[tuple[str, Any]] = []
+    for part in filter(None, text.split(",")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise invalid_argument(f"--grpc_channel_arguments: {part} is not of the form key=value")
+        arguments.append((key, int(value) if value.lstrip("-").isdigit() else value))
+    return arguments
