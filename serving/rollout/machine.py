@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal, assert_never
+from typing import Literal
 
 from serving.errors import FailedPrecondition
 from serving.rollout.plan import Plan
@@ -42,6 +42,9 @@ _JUDGED = frozenset({Phase.SHADOW, Phase.CANARY})
 Command = Literal["pause", "resume", "promote", "abort"]
 
 
+_STARTED = Reason("started", "the rollout was asked for")
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a rollout is, since when, and why.
@@ -62,7 +65,7 @@ class State:
     canary_at: float | None = None
     blind_since: float | None = None
     resume_to: Phase | None = None
-    reason: Reason = Reason("started", "the rollout was asked for")
+    reason: Reason = _STARTED
 
 
 def moved(before: State, after: State) -> bool:
@@ -119,33 +122,35 @@ def advance(plan: Plan, state: State, verdict: Verdict, now: float, step_request
 
 def _onward(plan: Plan, state: State, verdict: Verdict, now: float, step_requests: float) -> State:
     """The move of a phase in which nothing failed."""
-    passed = verdict.outcome is Outcome.PASSED
+    if state.phase is Phase.CANARY:
+        return _canary(plan, state, verdict, now, step_requests)
+    if state.phase is Phase.SHADOW:
+        return _shadow(plan, state, verdict, now)
+    if verdict.outcome is Outcome.PASSED:
+        return _to(state, _following(plan, state.phase), now, verdict.reason)
+    limits = {
+        Phase.LOADING: plan.limits.load_s,
+        Phase.PREFLIGHT: plan.limits.preflight_s,
+        Phase.PROMOTING: plan.limits.promote_s,
+    }
+    return _given_up(state, verdict, now, limits.get(state.phase, math.inf))
+
+
+def _following(plan: Plan, phase: Phase) -> Phase:
+    after_preflight = Phase.SHADOW if plan.shadow.share > 0.0 else Phase.CANARY
+    return {
+        Phase.PENDING: Phase.LOADING,
+        Phase.LOADING: Phase.PREFLIGHT,
+        Phase.PREFLIGHT: after_preflight,
+        Phase.PROMOTING: Phase.PROMOTED,
+    }[phase]
+
+
+def _shadow(plan: Plan, state: State, verdict: Verdict, now: float) -> State:
     spent = now - state.entered_at
-    match state.phase:
-        case Phase.PENDING:
-            return _to(state, Phase.LOADING, now, verdict.reason) if passed else state
-        case Phase.LOADING:
-            if passed:
-                return _to(state, Phase.PREFLIGHT, now, verdict.reason)
-            return _given_up(state, verdict, now, plan.limits.load_s)
-        case Phase.PREFLIGHT:
-            if passed:
-                first = Phase.SHADOW if plan.shadow.share > 0.0 else Phase.CANARY
-                return _to(state, first, now, verdict.reason)
-            return _given_up(state, verdict, now, plan.limits.preflight_s)
-        case Phase.SHADOW:
-            if passed and spent >= plan.shadow.min_time_s:
-                return _to(state, Phase.CANARY, now, verdict.reason)
-            return _undecided(plan, state, verdict, now) if spent >= plan.limits.shadow_s else state
-        case Phase.CANARY:
-            return _canary(plan, state, verdict, now, step_requests)
-        case Phase.PROMOTING:
-            if passed:
-                return _to(state, Phase.PROMOTED, now, verdict.reason)
-            return _given_up(state, verdict, now, plan.limits.promote_s)
-        case Phase.PAUSED | Phase.ROLLING_BACK | Phase.PROMOTED | Phase.ROLLED_BACK:
-            return state
-    assert_never(state.phase)
+    if verdict.outcome is Outcome.PASSED and spent >= plan.shadow.min_time_s:
+        return _to(state, Phase.CANARY, now, verdict.reason)
+    return _undecided(plan, state, verdict, now) if spent >= plan.limits.shadow_s else state
 
 
 def _canary(plan: Plan, state: State, verdict: Verdict, now: float, step_requests: float) -> State:
@@ -230,9 +235,7 @@ def command(state: State, what: Command, now: float, *, by: str) -> State:
         # Time limits start anew: whoever resumes wants it to go on, not to run into the same limit.
         return replace(_to(state, state.resume_to, now, reason), canary_at=_restarted(state, now))
     if judged_phase(state) is None:
-        raise FailedPrecondition(
-            f"the rollout is {phase.value}: a version can be promoted by hand once it has passed its preflight"
-        )
+        raise FailedPrecondition(f"the rollout is {phase.value}: promoting by hand takes a passed preflight")
     return _to(state, Phase.PROMOTING, now, reason)
 
 
@@ -240,17 +243,19 @@ def _restarted(state: State, now: float) -> float | None:
     return now if state.resume_to is Phase.CANARY else state.canary_at
 
 
-def next_look(plan: Plan, state: State) -> float:
-    """The earliest time at which `advance` may move with an unchanged verdict that is no failure.
+def next_look(plan: Plan, state: State, outcome: Outcome) -> float:
+    """The earliest time at which `advance` may move while the outcome stays as it is.
 
     Lets the simulator call `advance` only where it matters; a test compares with calling it at every tick.
     """
-    times = []
-    if state.blind_since is not None:
-        times.append(state.blind_since + plan.limits.blind_s)
     if state.phase is Phase.SHADOW:
-        times += [state.entered_at + plan.shadow.min_time_s, state.entered_at + plan.limits.shadow_s]
-    if state.phase is Phase.CANARY:
-        began = state.entered_at if state.canary_at is None else state.canary_at
-        times += [state.entered_at + plan.canary[state.step].min_time_s, began + plan.limits.canary_s]
-    return min(times, default=math.inf)
+        limit = plan.shadow.min_time_s if outcome is Outcome.PASSED else plan.limits.shadow_s
+        return state.entered_at + limit
+    if state.phase is not Phase.CANARY:
+        return math.inf
+    began = state.entered_at if state.canary_at is None else state.canary_at
+    give_up = began + plan.limits.canary_s
+    last = state.step == len(plan.canary) - 1
+    if outcome is Outcome.PASSED or (outcome is Outcome.WAIT and not last):
+        return min(give_up, state.entered_at + plan.canary[state.step].min_time_s)
+    return give_up
