@@ -60,6 +60,10 @@ GetModelMetadataResponse = message("tensorflow.serving.GetModelMetadataResponse"
 SignatureDefMap = message("tensorflow.serving.SignatureDefMap")
 GetModelStatusRequest = message("tensorflow.serving.GetModelStatusRequest")
 GetModelStatusResponse = message("tensorflow.serving.GetModelStatusResponse")
+MODEL_VERSION_STATES: dict[int, str] = {
+    value.number: value.name
+    for value in POOL.FindEnumTypeByName("tensorflow.serving.ModelVersionStatus.State").values
+}
 ReloadConfigRequest = message("tensorflow.serving.ReloadConfigRequest")
 ReloadConfigResponse = message("tensorflow.serving.ReloadConfigResponse")
 ModelServerConfig = message("tensorflow.serving.ModelServerConfig")

@@ -1,0 +1,133 @@
+"""One replica's gRPC API: TensorFlow Serving's PredictionService and ModelService.
+
+This is the boundary where gRPC errors become Sluice's kinds of error; nothing above sees an RPC error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from serving import errors, protos
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A replica that restarts is back within seconds; the default backs off to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Each replica has its own connection: sharing one between two pools in a process would hide failures.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {
+    grpc.StatusCode.CANCELLED: errors.Unavailable,  # not by us: the replica is shutting down
+    grpc.StatusCode.UNKNOWN: errors.Internal,
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInput,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: errors.Conflict,
+    grpc.StatusCode.PERMISSION_DENIED: errors.Internal,  # the gateway's credentials, not the caller's
+    grpc.StatusCode.UNAUTHENTICATED: errors.Internal,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
+    grpc.StatusCode.ABORTED: errors.Conflict,
+    grpc.StatusCode.OUT_OF_RANGE: errors.InvalidInput,
+    grpc.StatusCode.UNIMPLEMENTED: errors.Unimplemented,
+    grpc.StatusCode.INTERNAL: errors.Internal,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.DATA_LOSS: errors.Internal,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """The state of one version on one replica: START, LOADING, AVAILABLE, UNLOADING or END, and why."""
+
+    state: str
+    error: str = ""
+
+
+class TensorFlowServing:
+    """A client of one replica. Every method takes a time limit in seconds and raises SluiceErrors.
+
+    Args:
+        address: `host:port` or `unix:/path`, as gRPC names targets.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._predict = self._unary(protos.PREDICTION_SERVICE, "Predict")
+        self._metadata = self._unary(protos.PREDICTION_SERVICE, "GetModelMetadata")
+        self._status = self._unary(protos.MODEL_SERVICE, "GetModelStatus")
+        self._reload = self._unary(protos.MODEL_SERVICE, "HandleReloadConfigRequest")
+
+    def _unary(self, service: str, method: str) -> Callable[[Any, float], Awaitable[Any]]:
+        request, response = protos.methods(service)[method]
+        call = self._channel.unary_unary(
+            f"/{service}/{method}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+
+        async def invoke(message: Any, timeout_s: float) -> Any:
+            try:
+                return await call(message, timeout=max(timeout_s, 0.0))
+            except grpc.aio.AioRpcError as error:
+                raise translate(error) from error
+
+        return invoke
+
+    async def predict(self, request: Any, timeout_s: float) -> Any:
+        """PredictRequest -> PredictResponse."""
+        return await self._predict(request, timeout_s)
+
+    async def signatures(self, model: str, version: int, timeout_s: float) -> dict[str, Any]:
+        """The signatures of one version: name -> SignatureDef."""
+        request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = model
+        request.model_spec.version.value = version
+        response = await self._metadata(request, timeout_s)
+        unpacked = protos.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(unpacked)
+        return dict(unpacked.signature_def)
+
+    async def status(self, model: str, timeout_s: float) -> dict[int, VersionStatus]:
+        """The versions of `model` that the replica knows; empty if it does not know the model."""
+        request = protos.GetModelStatusRequest()
+        request.model_spec.name = model
+        try:
+            response = await self._status(request, timeout_s)
+        except errors.NotFound:
+            return {}
+        states = protos.MODEL_VERSION_STATES
+        return {
+            each.version: VersionStatus(states[each.state], each.status.error_message)
+            for each in response.model_version_status
+        }
+
+    async def reload_config(self, config: Any, timeout_s: float) -> None:
+        """Replace the replica's whole model configuration by `config`, a ModelServerConfig.
+
+        Raises:
+            FailedPrecondition: a label points at a version that is not available.
+        """
+        response = await self._reload(protos.ReloadConfigRequest(config=config), timeout_s)
+        if response.status.error_code:
+            raise errors.FailedPrecondition(f"{self.address}: {response.status.error_message}")
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight end as cancelled."""
+        await self._channel.close()
+
+
+def translate(error: grpc.aio.AioRpcError) -> errors.SluiceError:
+    """The SluiceError for an RPC error of a replica."""
+    kind = KIND_OF_STATUS.get(error.code(), errors.Internal)
+    return kind(error.details() or f"the replica answered {error.code().name}", stage="backend")

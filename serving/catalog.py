@@ -1,0 +1,328 @@
+"""What the gateway knows about models: which versions there are, what they take, how classes are called.
+
+Everything comes through TensorFlow Serving's own API: states from GetModelStatus, inputs from
+GetModelMetadata, labels and the card from the `describe` signature, where a model has one. A model
+without it is served too, with indices for labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import structlog
+
+from serving import protos, tensors
+from serving.backends.pool import RETRY_AFTER_S, Pool
+from serving.backends.replica import Call
+from serving.backends.tfserving import VersionStatus
+from serving.errors import FailedPrecondition, InvalidInput, NotFound, SluiceError, Unavailable
+from serving.images import ImageSpec
+from serving.prediction import ModelRef
+from serving.telemetry import Metrics
+
+_log = structlog.get_logger()
+
+CLASSIFY_SIGNATURE = "serving_default"
+DESCRIBE_SIGNATURE = "describe"
+DESCRIBE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSignature:
+    """The names of the tensors of `serving_default`, where it takes images and gives scores."""
+
+    input_name: str
+    output_name: str
+    spec: ImageSpec
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of a model, as far as classifying goes.
+
+    Attributes:
+        signatures: the names of all its signatures.
+        image: how to classify with it; None if it does not take images as uint8 [N,H,W,C].
+        labels: a label for each class; the classes' indices if the model does not say.
+        card: what the model says about itself; empty if it says nothing.
+    """
+
+    name: str
+    version: int
+    signatures: tuple[str, ...]
+    image: ImageSignature | None
+    labels: tuple[str, ...]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def require_image(self) -> ImageSignature:
+        """How to classify with it; raises FailedPrecondition if it is no image classifier."""
+        if self.image is None:
+            raise FailedPrecondition(
+                f'version {self.version} of model "{self.name}" cannot classify images: its signature '
+                f"{CLASSIFY_SIGNATURE} does not take one uint8 [N,H,W,C] with fixed H, W and 1 or 3 "
+                "channels and give one float [N,K]",
+                stage="routing",
+            )
+        return self.image
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReport:
+    """One version for people to read: its furthest state on any replica, and why it failed if it did."""
+
+    version: int
+    state: str
+    available_on: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One model for people to read."""
+
+    name: str
+    default: bool
+    versions: list[VersionReport]
+
+
+# While a model has no version at all, requests are being refused: look more often.
+_MISSING_INTERVAL_S = 0.2
+
+# A version is shown by the state that is furthest to the right here.
+_STATE_ORDER = ("UNKNOWN", "END", "UNLOADING", "START", "LOADING", "AVAILABLE")
+
+
+def read_image_signature(signatures: Mapping[str, Any]) -> ImageSignature | None:
+    """How to classify with a model of these signatures (name -> SignatureDef); None if it takes no images."""
+    found = signatures.get(CLASSIFY_SIGNATURE)
+    if found is None or len(found.inputs) != 1 or not found.outputs:
+        return None
+    (input_name, taken), *_ = found.inputs.items()
+    output_name = "scores" if "scores" in found.outputs else next(iter(found.outputs))
+    given = found.outputs[output_name]
+    shape = [dim.size for dim in taken.tensor_shape.dim]
+    scores = [dim.size for dim in given.tensor_shape.dim]
+    takes_images = taken.dtype == tensors.data_type_of(np.dtype(np.uint8)) and len(shape) == 4
+    if not takes_images or min(shape[1:]) < 1 or shape[3] not in (1, 3):
+        return None
+    if given.dtype != tensors.data_type_of(np.dtype(np.float32)) or len(scores) != 2 or scores[1] < 1:
+        return None
+    return ImageSignature(input_name, output_name, ImageSpec(*shape[1:]), scores[1])
+
+
+def preferred_version(replicas_with: Mapping[int, int]) -> int:
+    """The version for requests that name none: the one on the most replicas, the newest of equals.
+
+    The newest alone would send everything to the first replica that has loaded a new version.
+    """
+    return max(replicas_with, key=lambda version: (replicas_with[version], version))
+
+
+class Catalog:
+    """The models of one gateway, kept up to date by `refresh`.
+
+    Args:
+        pool: the replicas.
+        models: the names of the models to serve.
+        default_model: the model of requests that name none; None: the only one, if there is one only.
+        metrics: where the versions that are available are shown.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        models: Iterable[str],
+        *,
+        default_model: str | None,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._default = default_model
+        self._metrics = metrics
+        self._clock = clock
+        self._known: dict[str, dict[int, ModelVersion]] = {name: {} for name in sorted(set(models))}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._wanted = asyncio.Event()
+
+    def names(self) -> list[str]:
+        """The names of the models, sorted."""
+        return list(self._known)
+
+    def set_models(self, models: Iterable[str]) -> None:
+        """Serve these models from now on; what is known of those that stay is kept."""
+        self._known = {name: self._known.get(name, {}) for name in sorted(set(models))}
+
+    def versions(self, name: str) -> dict[int, ModelVersion]:
+        """The versions of a model that can be served now, by number."""
+        available = self._pool.availability(name)
+        return {number: known for number, known in self._known[name].items() if number in available}
+
+    def default_name(self) -> str | None:
+        """The model of requests that name none, if there is one."""
+        return self._default or (next(iter(self._known)) if len(self._known) == 1 else None)
+
+    def version(self, name: str, number: int) -> ModelVersion:
+        """What is known of a version; raises NotFound if it is not, or no longer, known."""
+        known = self._known.get(name, {}).get(number)
+        if known is None:
+            raise NotFound(f'version {number} of model "{name}" is no longer served', stage="routing")
+        return known
+
+    def resolve_name(self, name: str | None) -> str:
+        """The model that a caller means; raises NotFound or InvalidInput, naming those that exist."""
+        there = ", ".join(self._known) or "none"
+        if name is None:
+            name = self.default_name()
+            if name is None:
+                raise InvalidInput(f"no default model is set; name one of: {there}", stage="routing")
+        if name not in self._known:
+            raise NotFound(f'model "{name}" is not configured; there are: {there}', stage="routing")
+        return name
+
+    def resolve(self, ref: ModelRef) -> ModelVersion:
+        """The version that serves `ref`.
+
+        Raises:
+            NotFound: there is no such model, or no such version of it.
+            Unavailable: the model has no version that can be reached now.
+        """
+        name = self.resolve_name(ref.name)
+        versions = self.versions(name)
+        if not versions:
+            raise Unavailable(
+                f'model "{name}" has no version that can be reached at the moment',
+                stage="routing",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if ref.version is None:
+            replicas_with = self._pool.availability(name)
+            return versions[preferred_version({number: replicas_with[number] for number in versions})]
+        if ref.version not in versions:
+            there = ", ".join(map(str, sorted(versions)))
+            raise NotFound(
+                f'model "{name}" has no version {ref.version} available; there are: {there}', stage="routing"
+            )
+        return versions[ref.version]
+
+    def missing(self) -> list[str]:
+        """The models that have no version that can be served now."""
+        return [name for name in self._known if not self.versions(name)]
+
+    def report(self) -> list[ModelReport]:
+        """Every model with what its replicas say of each version, for people to read."""
+        return [ModelReport(name, name == self.default_name(), self._report(name)) for name in self._known]
+
+    def _report(self, name: str) -> list[VersionReport]:
+        statuses: dict[int, list[VersionStatus]] = {}
+        for replica in self._pool.replicas:
+            for number, status in replica.versions.get(name, {}).items():
+                statuses.setdefault(number, []).append(status)
+        return [
+            VersionReport(
+                version=number,
+                state=max((status.state for status in found), key=_STATE_ORDER.index),
+                available_on=sum(status.state == "AVAILABLE" for status in found),
+                error=next((status.error for status in found if status.error), None),
+            )
+            for number, found in sorted(statuses.items())
+        ]
+
+    async def watch(self, interval_s: float) -> None:
+        """Refresh for ever: every `interval_s` seconds, and whenever somebody awaits `refreshed`."""
+        while True:
+            self._wanted.clear()
+            waiters, self._waiters = self._waiters, []
+            await self.refresh()
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            pause_s = min(interval_s, _MISSING_INTERVAL_S) if self.missing() else interval_s
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), pause_s)
+
+    async def refreshed(self) -> None:
+        """Have `watch` ask the replicas anew, now, and wait for it; callers share one round of questions."""
+        self._wanted.set()
+        await self._next_round()
+
+    async def ready(self) -> None:
+        """Wait until every model has a version that can be served; `watch` must run."""
+        while self.missing():
+            await self._next_round()
+
+    async def _next_round(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    async def refresh(self) -> None:
+        """Ask the replicas what they have, and learn about versions that are new."""
+        names = self.names()
+        await self._pool.refresh(names)
+        for name in names:
+            available = self._pool.availability(name)
+            known = {
+                number: each for number, each in self._known.get(name, {}).items() if number in available
+            }
+            if name in self._known:  # the models may have changed while the replicas were asked
+                self._known[name] = known
+            for number in sorted(available.keys() - known.keys()):
+                await self._learn(name, number)
+        self._show(names)
+
+    async def _learn(self, name: str, number: int) -> None:
+        try:
+            learned = await self._describe(name, number)
+        except SluiceError as error:  # the next refresh tries again
+            _log.warning("cannot learn about a version", model=name, version=number, error=error.message)
+            return
+        if name in self._known:
+            self._known[name][number] = learned
+            _log.info("a version is served", model=name, version=number)
+
+    async def _describe(self, name: str, number: int) -> ModelVersion:
+        deadline = self._clock() + DESCRIBE_TIMEOUT_S
+
+        async def call(what: Call[Any]) -> Any:
+            return await self._pool.call(name, number, what, deadline=deadline)
+
+        signatures = await call(lambda api, timeout_s: api.signatures(name, number, timeout_s))
+        image = read_image_signature(signatures)
+        labels: tuple[str, ...] = tuple(map(str, range(image.classes))) if image else ()
+        card: Mapping[str, Any] = {}
+        if DESCRIBE_SIGNATURE in signatures:
+            first = _describe_request(name, number, range(1), "card")
+            response = await call(lambda api, timeout_s: api.predict(first, timeout_s))
+            card = orjson.loads(tensors.from_proto(response.outputs["card"])[0])
+        if DESCRIBE_SIGNATURE in signatures and image:
+            every = _describe_request(name, number, range(image.classes), "label")
+            response = await call(lambda api, timeout_s: api.predict(every, timeout_s))
+            labels = tuple(label.decode() for label in tensors.from_proto(response.outputs["label"]))
+        return ModelVersion(name, number, tuple(sorted(signatures)), image, labels, card)
+
+    def _show(self, names: Iterable[str]) -> None:
+        for replica in self._pool.replicas:
+            self._metrics.replica_up.labels(replica.address).set(replica.reachable)
+        self._metrics.version_replicas.clear()
+        for name in names:
+            for number, count in self._pool.availability(name).items():
+                self._metrics.version_replicas.labels(name, str(number)).set(count)
+
+
+def _describe_request(name: str, number: int, indices: range, output: str) -> Any:
+    request = protos.PredictRequest(output_filter=[output])
+    request.model_spec.name = name
+    request.model_spec.version.value = number
+    request.model_spec.signature_name = DESCRIBE_SIGNATURE
+    request.inputs["index"].CopyFrom(tensors.to_proto(np.array(indices, np.int32)))
+    return request

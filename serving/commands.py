@@ -1,0 +1,256 @@
+"""The commands `serve`, `demo`, `gateway`, `model-server`, `classify` and `models`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.errors import InvalidInput, SluiceError
+
+if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
+    from serving.main import Running
+
+SAMPLE = Path(__file__).parent / "samples" / "seven.png"
+
+HttpHost = Annotated[str | None, typer.Option(help="Address of the HTTP API.", show_default="127.0.0.1")]
+HttpPort = Annotated[int | None, typer.Option(help="Port of the HTTP API; 0: any free.", show_default="8080")]
+GrpcHost = Annotated[str | None, typer.Option(help="Address of the gRPC API.", show_default="127.0.0.1")]
+GrpcPort = Annotated[int | None, typer.Option(help="Port of the gRPC API; 0: any free.", show_default="9000")]
+ModelsDir = Annotated[
+    Path | None, typer.Option("--models", help="Folder with a folder for each model.", show_default="models")
+]
+ModelServer = Annotated[
+    str | None,
+    typer.Option(help="Program that takes tensorflow_model_server's flags.", show_default="Sluice's own"),
+]
+Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
+
+
+def serve(
+    models: ModelsDir = None,
+    model_server: ModelServer = None,
+    http_host: HttpHost = None,
+    http_port: HttpPort = None,
+    grpc_host: GrpcHost = None,
+    grpc_port: GrpcPort = None,
+) -> None:
+    """Serve a folder of models on this machine: a model server, and the gateway in front.
+
+    Versions that appear in the folder are taken in, and versions that vanish are let go. Ends on Ctrl-C or
+    SIGTERM, when every request that was accepted has its answer.
+    """
+    with _user_errors():
+        from serving import main, settings
+
+        loaded = settings.load(
+            models_dir=models,
+            model_server=model_server,
+            http_host=http_host,
+            http_port=http_port,
+            grpc_host=grpc_host,
+            grpc_port=grpc_port,
+        )
+        _run(main.run_serve(loaded, _announce))
+
+
+def gateway(
+    replica: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT or unix:PATH of a replica's gRPC API; repeatable.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Name of a model to serve; repeatable.")] = None,
+    http_host: HttpHost = None,
+    http_port: HttpPort = None,
+    grpc_host: GrpcHost = None,
+    grpc_port: GrpcPort = None,
+) -> None:
+    """Run the gateway in front of TensorFlow Serving replicas that run elsewhere."""
+    with _user_errors():
+        from serving import main, settings
+
+        loaded = settings.load(
+            replicas=tuple(replica) if replica else None,
+            models=tuple(model) if model else None,
+            http_host=http_host,
+            http_port=http_port,
+            grpc_host=grpc_host,
+            grpc_port=grpc_port,
+        )
+        _run(main.run_gateway(loaded, _announce))
+
+
+def model_server() -> None:
+    """Run a model server that takes tensorflow_model_server's flags; `model-server --help` lists them."""
+    raise AssertionError("`serving.cli.main` hands the flags on before they are parsed here")
+
+
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Image files; - for standard input.")],
+    url: Url = "http://127.0.0.1:8080",
+    model: Annotated[str | None, typer.Option(help="Model.", show_default="the gateway's default")] = None,
+    version: Annotated[int | None, typer.Option(help="Version.", show_default="the routed one")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON, one a line.")] = False,
+) -> None:
+    """Classify image files with a running gateway. Exits with 1 if any of them failed."""
+    with _user_errors():
+        import httpx
+
+        path = "/v1/classify" if model is None else f"/v1/models/{model}"
+        if version is not None:
+            if model is None:
+                raise InvalidInput("--version needs --model")
+            path += f"/versions/{version}"
+        path += "" if model is None else ":classify"
+        failed = False
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for image in images:
+                data = sys.stdin.buffer.read() if str(image) == "-" else image.read_bytes()
+                answer = _answer_or_exit(
+                    client,
+                    "POST",
+                    path,
+                    params={"top_k": top_k},
+                    content=data,
+                    headers={"content-type": "application/octet-stream"},
+                )
+                failed |= not answer.is_success
+                _print_answer(image, answer.json(), as_json=as_json)
+        raise typer.Exit(1 if failed else 0)
+
+
+def _print_answer(image: Path, answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"file": str(image), **answer}))
+    elif "results" not in answer:
+        print(f"{image}: error: {answer['detail']}", file=sys.stderr)
+    else:
+        classes = answer["results"][0]["classes"]
+        shown = ", ".join(f"{each['label']} {each['score']:.4f}" for each in classes)
+        print(f"{image}: {shown}  ({answer['model']} version {answer['version']})")
+
+
+def models(
+    url: Url = "http://127.0.0.1:8080",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models and versions of a running gateway, with their states."""
+    with _user_errors():
+        import httpx
+        from rich.console import Console
+        from rich.table import Table
+
+        with httpx.Client(base_url=url, timeout=10) as client:
+            answer = _answer_or_exit(client, "GET", "/v1/models").json()
+        if as_json:
+            print(json.dumps(answer))
+            return
+        table = Table("model", "version", "state", "replicas", "error")
+        for each in answer["models"]:
+            for found in each["versions"]:
+                table.add_row(
+                    each["name"],
+                    str(found["version"]),
+                    found["state"],
+                    str(found["available_on"]),
+                    found["error"] or "",
+                )
+        Console().print(table)
+
+
+def demo(models: ModelsDir = None, model_server: ModelServer = None) -> None:
+    """Serve on free ports, classify a sample image, print the answer, stop."""
+    with _user_errors():
+        from serving import main, settings
+
+        loaded = settings.load(models_dir=models, model_server=model_server, http_port=0, grpc_port=0)
+        _run(main.run_serve(loaded, _post_sample))
+
+
+async def _post_sample(running: Running) -> None:
+    import httpx
+
+    print(f"posting {SAMPLE.name} to {running.http_url}/v1/classify …", flush=True)
+    async with httpx.AsyncClient(base_url=running.http_url, timeout=60) as client:
+        await running.catalog.ready()
+        answer = await client.post(
+            "/v1/models/digits:classify",
+            content=SAMPLE.read_bytes(),
+            headers={"content-type": "image/png"},
+        )
+    found = answer.json()
+    if not answer.is_success:
+        raise SluiceError(f"the gateway answered {answer.status_code}: {found['detail']}")
+    best = found["results"][0]["classes"][0]
+    print(
+        f"{SAMPLE.name} is a {best['label']} (probability {best['score']:.4f}), "
+        f"says {found['model']} version {found['version']}"
+    )
+
+
+async def _announce(running: Running) -> None:
+    """Say where to look, and when the models are there; then run until a signal comes."""
+    import asyncio
+
+    print(f"HTTP   {running.http_url}   (API: {running.http_url}/openapi.json)")
+    print(f"gRPC   {running.grpc_address}   (sluice.v1.ImageClassification, with reflection)", flush=True)
+    await running.catalog.ready()
+    for name in running.catalog.names():
+        versions = ", ".join(map(str, sorted(running.catalog.versions(name))))
+        print(f"model  {name}, version {versions}")
+    first = running.catalog.names()[0]
+    print("\nTry it:")
+    print(
+        f"  curl --data-binary @{_from_here(SAMPLE)} -H 'Content-Type: image/png' "
+        f"{running.http_url}/v1/models/{first}:classify",
+        flush=True,
+    )
+    await asyncio.Event().wait()
+
+
+def _from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _run(work: Any) -> None:
+    from serving import main
+
+    main.configure_logging()
+    main.run(work)
+
+
+def _answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
+    """The gateway's answer; raises InvalidInput with what to do if nobody answers there."""
+    import httpx
+
+    try:
+        return client.request(method, path, **request)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise InvalidInput(
+            f"no gateway answers at {client.base_url} ({error}); start one: sluice serve, or pass --url"
+        ) from error
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Errors as one line on stderr: exit 2 for what the user can mend in the command, 1 for the rest."""
+    try:
+        yield
+    except (SluiceError, OSError, ExceptionGroup) as error:
+        first = _first(error)
+        if not isinstance(first, SluiceError | OSError):
+            raise
+        print(f"error: {first}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(first, InvalidInput) else 1) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong, out of the groups in which task groups wrap it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,211 @@
+"""The composition root: builds a gateway from its settings, starts it, and drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from serving import supervisor
+from serving.backends.pool import Pool
+from serving.backends.replica import Replica
+from serving.backends.tfserving import TensorFlowServing
+from serving.catalog import Catalog
+from serving.errors import InvalidInput, SluiceError
+from serving.gateway import Gateway
+from serving.rest import app
+from serving.rest.server import HttpServer, listen
+from serving.rpc.server import RpcServer
+from serving.settings import Settings
+from serving.supervisor import ModelServerProcess
+from serving.telemetry import Metrics
+
+_log = structlog.get_logger()
+
+RELOAD_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway whose ports are open; its models may still be loading."""
+
+    gateway: Gateway
+    catalog: Catalog
+    pool: Pool
+    http_url: str
+    grpc_address: str
+
+
+WhileUp = Callable[[Running], Awaitable[None]]
+"""What to do while the gateway is up; when it returns, the gateway is drained."""
+
+
+async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
+    """Run a gateway in front of `settings.replicas` until `while_up` returns, or SIGTERM or SIGINT comes.
+
+    Raises:
+        InvalidInput: a port is taken, or the settings name no replica or no model.
+    """
+    if not settings.replicas:
+        raise InvalidInput("no replica is named; pass --replica HOST:PORT, or use `sluice serve`")
+    if not settings.models:
+        raise InvalidInput("no model is named; pass --model NAME for each model that the replicas have")
+    async with gateway_up(settings, settings.replicas, settings.models, new_metrics()) as running:
+        await _until_signalled(while_up(running))
+
+
+async def run_serve(settings: Settings, while_up: WhileUp) -> None:
+    """Run a model server over `settings.models_dir` as a child, and a gateway in front; see `run_gateway`.
+
+    Raises:
+        InvalidInput: a port is taken, or there is no model in the folder.
+        FailedPrecondition: the model server is not a program that can be found.
+    """
+    command = supervisor.find_program(settings.model_server)
+    models = settings.models or supervisor.find_models(settings.models_dir)
+    if not models:
+        raise InvalidInput(
+            f"{settings.models_dir} holds no model; train one: "
+            f"sluice train resnet --data digits --out {settings.models_dir}"
+        )
+    metrics = new_metrics()
+    with tempfile.TemporaryDirectory(prefix="sluice-") as work_dir:
+        child = ModelServerProcess(
+            command, work_dir=Path(work_dir), models_dir=settings.models_dir, models=models, metrics=metrics
+        )
+        async with (
+            _in_background(child.run()),
+            gateway_up(settings, (child.address,), models, metrics) as running,
+            _in_background(_follow_folder(running.catalog, running.pool, child, settings)),
+        ):
+            await _until_signalled(while_up(running))
+
+
+def new_metrics() -> Metrics:
+    """Metrics in a registry of their own."""
+    return Metrics(CollectorRegistry())
+
+
+@asynccontextmanager
+async def gateway_up(
+    settings: Settings, replicas: Sequence[str], models: Sequence[str], metrics: Metrics
+) -> AsyncIterator[Running]:
+    """A gateway with open ports while the block runs; drained at its end."""
+    pool = Pool(
+        [Replica(TensorFlowServing(address)) for address in replicas],
+        calls_per_replica=settings.calls_per_replica,
+    )
+    catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
+    with contextlib.closing(listen(settings.http_host, settings.http_port)) as listener:
+        gateway = Gateway(settings, pool, catalog, metrics)
+        rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port)
+        http = HttpServer(app.build(gateway))
+        running = Running(
+            gateway,
+            catalog,
+            pool,
+            f"http://{_in_url(settings.http_host)}:{listener.getsockname()[1]}",
+            f"{_in_url(settings.grpc_host)}:{rpc.port}",
+        )
+        async with (
+            contextlib.aclosing(pool),
+            gateway,
+            _in_background(
+                catalog.watch(settings.status_interval_s), rpc.report_health(settings.status_interval_s)
+            ),
+            asyncio.TaskGroup() as servers,
+        ):
+            await rpc.start()
+            servers.create_task(http.serve(sockets=[listener]))
+            try:
+                yield running
+            finally:
+                _log.info("shutting down", in_flight=gateway.admission.in_flight)
+                gateway.draining = True
+                await asyncio.gather(rpc.stop(settings.drain_timeout_s), http.drain(settings.drain_timeout_s))
+
+
+async def _follow_folder(catalog: Catalog, pool: Pool, child: ModelServerProcess, settings: Settings) -> None:
+    """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is."""
+    if settings.models:
+        return
+    while True:
+        await asyncio.sleep(settings.status_interval_s)
+        found = supervisor.find_models(settings.models_dir)
+        if not found or found == catalog.names():
+            continue
+        child.write_config(found)
+        try:
+            await pool.reload_config(supervisor.model_config(settings.models_dir, found), RELOAD_TIMEOUT_S)
+        except SluiceError as error:  # the next round tries again
+            _log.warning("the model server cannot take new models yet", error=error.message)
+            continue
+        catalog.set_models(found)
+        _log.info("the models changed", models=found)
+
+
+@asynccontextmanager
+async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines while the block runs, and cancel them at its end; if one fails, so does the block."""
+    async with asyncio.TaskGroup() as tasks:
+        started = [tasks.create_task(each) for each in work]
+        try:
+            yield
+        finally:
+            for task in started:
+                task.cancel()
+
+
+async def _until_signalled(work: Awaitable[None]) -> None:
+    """Run `work` to its end, or until SIGTERM or SIGINT, which cancel it and count as a regular end."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel, f"{number.name} came")
+    try:
+        await task
+    except asyncio.CancelledError:
+        if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a coroutine runs in a task
+            raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run the whole program on uvloop."""
+    uvloop.run(work)
+
+
+def configure_logging() -> None:
+    """Log to stderr: readable in a terminal, a JSON object a line elsewhere."""
+    terminal = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,0 +1,63 @@
+"""What goes through the gateway: which model, what came of each image, and for whom."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from serving.errors import SluiceError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as a caller names it. `name` None is the default model, `version` None the routed one."""
+
+    name: str | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class of an answer: its label, its index among the model's classes, its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """What came of one image: its classes, best first, or the error that it met."""
+
+    classes: tuple[ClassScore, ...] = ()
+    error: SluiceError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one request: which version of which model gave it, and a result for each image."""
+
+    model: str
+    version: int
+    results: tuple[ImageResult, ...]
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request's journey.
+
+    Attributes:
+        request_id: the caller's `X-Request-ID`, or one made here.
+        protocol: `http` or `grpc`, for metrics.
+        deadline: when the answer is of no more use, on `time.monotonic`'s clock, in seconds.
+        routing_key: what keeps a caller on one arm of a rollout; the request's id by default.
+        started: when it arrived, on the same clock.
+        answered_by: the model and version that it was routed to, once it was; for metrics.
+    """
+
+    request_id: str
+    protocol: str
+    deadline: float
+    routing_key: str = ""
+    started: float = field(default_factory=time.monotonic)
+    answered_by: tuple[str, str] | None = None

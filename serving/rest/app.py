@@ -1,0 +1,117 @@
+"""The HTTP API: its routes, and the layer around them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from serving.errors import InvalidInput, NotFound, SluiceError
+from serving.gateway import Gateway
+from serving.rest import classify, openapi
+from serving.rest.boundary import Boundary
+from serving.rest.errors import problem
+
+
+class VersionState(BaseModel):
+    """One version: its state as TensorFlow Serving names it, and why it failed if it did."""
+
+    version: int
+    state: str
+    available_on: int
+    error: str | None
+
+
+class ModelState(BaseModel):
+    """One model with its versions."""
+
+    name: str
+    default: bool
+    versions: list[VersionState]
+
+
+class Models(BaseModel):
+    """The models of this gateway."""
+
+    models: list[ModelState]
+
+
+class Health(BaseModel):
+    """Whether the process lives."""
+
+    status: str
+
+
+class Readiness(BaseModel):
+    """Whether every model can be answered for; `missing` names those that cannot."""
+
+    ready: bool
+    missing: list[str]
+
+
+def build(gateway: Gateway) -> ASGIApp:
+    """The whole HTTP API over `gateway`, as an ASGI app."""
+    app = FastAPI(
+        title="Sluice",
+        version=version("sluice"),
+        description="Classify images with models behind TensorFlow Serving.",
+        docs_url=None,  # their pages load scripts from other hosts
+        redoc_url=None,
+    )
+    _add_error_handlers(app)
+    _add_routes(app, gateway)
+    app.router.routes.extend(classify.routes(gateway))
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return Boundary(app, lambda: gateway.draining)
+
+
+def _add_routes(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/healthz", tags=["operate"], summary="Does the process live?")
+    async def healthz() -> Health:
+        return Health(status="ok")
+
+    @app.get("/readyz", tags=["operate"], summary="Can every model answer?", response_model=Readiness)
+    async def readyz() -> Response:
+        missing = gateway.catalog.missing()
+        ready = not missing and not gateway.draining
+        return JSONResponse({"ready": ready, "missing": missing}, 200 if ready else 503)
+
+    @app.get("/v1/models", tags=["models"], summary="Which models and versions are there?")
+    async def models() -> Models:
+        return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
+
+    @app.get("/metrics", tags=["operate"], summary="Metrics for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Make FastAPI's own errors problem documents, too."""
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another")
+            answer = _problem(
+                request, InvalidInput(f"{path} does not take {request.method}; it takes {allowed}")
+            )
+            answer.status_code = 405
+            answer.headers["allow"] = allowed
+            return answer
+        return _problem(request, NotFound(f"there is no {path} here; /openapi.json lists what there is"))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return _problem(request, InvalidInput(found))
+
+
+def _problem(request: Request, error: SluiceError) -> Response:
+    return problem(error, request.scope["state"]["request_id"])

@@ -1,0 +1,157 @@
+"""What OpenAPI cannot read off plain ASGI routes: the classify operations, with real examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from serving.images import CONTENT_TYPES
+from serving.rest import classify
+from serving.rest.body import MULTIPART, OCTET_STREAM
+from serving.rest.errors import PROBLEM_JSON
+
+EXAMPLE_ANSWER = {
+    "model": "digits",
+    "version": 1,
+    "results": [
+        {
+            "classes": [
+                {"label": "7", "index": 7, "score": 0.9993},
+                {"label": "9", "index": 9, "score": 0.0004},
+            ]
+        }
+    ],
+}
+EXAMPLE_PROBLEM = {
+    "type": "urn:sluice:problem:not-found",
+    "title": "There is no such thing",
+    "status": 404,
+    "detail": 'model "resent" is not configured; there are: digits',
+    "retryable": False,
+    "request_id": "3f0c6b7c9ad94b0a8f0f4f0f8d2f5a11",
+    "stage": "routing",
+}
+
+_CLASS = {
+    "type": "object",
+    "required": ["label", "index", "score"],
+    "properties": {
+        "label": {"type": "string"},
+        "index": {"type": "integer", "minimum": 0},
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+}
+_ERROR = {
+    "type": "object",
+    "required": ["type", "detail"],
+    "properties": {"type": {"type": "string"}, "detail": {"type": "string"}},
+}
+_SCHEMAS = {
+    "Prediction": {
+        "type": "object",
+        "required": ["model", "version", "results"],
+        "properties": {
+            "model": {"type": "string"},
+            "version": {"type": "integer", "description": "The version that gave the answer."},
+            "results": {
+                "type": "array",
+                "description": "One for each image, in order: its classes, best first, or its error.",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "file": {"type": "string"},
+                        "classes": {"type": "array", "items": _CLASS},
+                        "error": _ERROR,
+                    },
+                },
+            },
+        },
+    },
+    "Problem": {
+        "type": "object",
+        "description": "RFC 9457",
+        "required": ["type", "title", "status", "detail", "retryable", "request_id"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "retryable": {"type": "boolean"},
+            "request_id": {"type": "string"},
+            "stage": {"type": "string"},
+        },
+    },
+}
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
+    "version": {
+        "name": "version",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "top_k": {
+        "name": "top_k",
+        "in": "query",
+        "description": "How many classes to return for each image; at most as many as the model has.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "timeout": {
+        "name": "X-Request-Timeout",
+        "in": "header",
+        "description": "Seconds after which the answer is of no more use.",
+        "schema": {"type": "number", "exclusiveMinimum": 0},
+    },
+}
+_STATUSES = {
+    "400": "The request, or its image, is not valid",
+    "404": "No such model or version",
+    "413": "The body or the image is too large",
+    "415": "The content type is not taken",
+    "503": "No replica can answer now, or the gateway is full; see Retry-After",
+    "504": "It could not be done in time",
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole OpenAPI document of `app`, the classify operations included."""
+    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for path in classify.PATHS:
+        found["paths"][path] = {"post": _operation(path)}
+    found.setdefault("components", {}).setdefault("schemas", {}).update(_SCHEMAS)
+    return found
+
+
+def _operation(path: str) -> dict[str, Any]:
+    names = [name for name in ("model", "version") if f"{{{name}}}" in path]
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    content: dict[str, Any] = dict.fromkeys((*CONTENT_TYPES, OCTET_STREAM), binary)
+    content[MULTIPART] = {"schema": {"type": "object", "properties": {"images": files}}}
+    answer = {
+        "description": "The classes of each image",
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Prediction"},
+                "example": EXAMPLE_ANSWER,
+            }
+        },
+    }
+    return {
+        "tags": ["classify"],
+        "operationId": "classify" + "".join(f"_{name}" for name in names),
+        "summary": "Classify " + ("with one version" if "version" in names else "images"),
+        "parameters": [_PARAMETERS[name] for name in (*names, "top_k", "timeout")],
+        "requestBody": {"required": True, "content": content},
+        "responses": {
+            "200": answer,
+            **{status: _problem(text) for status, text in _STATUSES.items()},
+        },
+    }
+
+
+def _problem(text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": text, "content": {PROBLEM_JSON: {"schema": schema, "example": EXAMPLE_PROBLEM}}}

@@ -1,0 +1,72 @@
+"""The HTTP server: uvicorn, with its start and its end in the composition root's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from serving.errors import InvalidInput
+
+BACKLOG = 2048
+# How long a connection on which nothing happens stays open once the listener has closed: long enough for
+# a request that its client sent before it could know.
+IDLE_GRACE_S = 1.0
+_TICK_S = 0.02
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises InvalidInput if the port is taken or the host is none of this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InvalidInput(f"cannot listen on {host}:{port} for HTTP: {error.strerror}") from error
+    return listener
+
+
+class HttpServer(uvicorn.Server):
+    """Serves `app` on a listening socket that the caller has opened."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, loop="none", http="httptools", ws="none", lifespan="off", log_config=None,
+                access_log=False, backlog=BACKLOG, server_header=False,
+            )
+        )  # fmt: skip
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: the composition root decides what they mean."""
+        yield
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, wait for requests in flight and for clients that are about to send, then end.
+
+        Args:
+            timeout_s: after this many seconds whatever is left is cut.
+        """
+        for server in self.servers:
+            server.close()
+        started = time.monotonic()
+        busy = started
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.server_state.connections and time.monotonic() - busy < IDLE_GRACE_S:
+                    if self.server_state.tasks:
+                        busy = time.monotonic()
+                    await asyncio.sleep(_TICK_S)
+        left_s = timeout_s - (time.monotonic() - started)
+        self.config.timeout_graceful_shutdown = max(1, round(left_s))
+        self.should_exit = True

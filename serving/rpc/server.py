@@ -1,0 +1,77 @@
+"""The gRPC server: services, health and reflection on one port."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serving import protos
+from serving.errors import InvalidInput
+from serving.gateway import Gateway
+from serving.rpc.classification import ImageClassification
+
+SERVICES = (protos.IMAGE_CLASSIFICATION,)
+
+# Room for the message around the images.
+_OVERHEAD_BYTES = 2**20
+
+
+class RpcServer:
+    """The gRPC API over `gateway`.
+
+    Args:
+        gateway: what answers.
+        host: the address to listen on.
+        port: the port; 0 takes any free one.
+
+    Raises:
+        InvalidInput: the port is taken.
+    """
+
+    def __init__(self, gateway: Gateway, host: str, port: int) -> None:
+        self._gateway = gateway
+        limit = gateway.settings.max_body_bytes + _OVERHEAD_BYTES
+        options = (
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # two servers on one port are an error, not a lottery
+        )
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((ImageClassification(gateway).handler(),))
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _enable_reflection(self._server)
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: the port is taken") from error
+
+    async def start(self) -> None:
+        """Start to accept."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Tell clients to go elsewhere, finish what is in flight within `grace_s` seconds, stop."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    async def report_health(self, interval_s: float) -> None:
+        """Keep `grpc.health.v1` up to date, for ever: SERVING while every model can be answered for."""
+        status = health_pb2.HealthCheckResponse
+        while True:
+            current = status.NOT_SERVING if self._gateway.catalog.missing() else status.SERVING
+            for service in ("", *SERVICES):
+                await self._health.set(service, current)
+            await asyncio.sleep(interval_s)
+
+
+def _enable_reflection(server: grpc.aio.Server) -> None:
+    # Reflection answers from one pool, so the packaged services' descriptors join Sluice's own.
+    for packaged in (health_pb2, reflection_pb2):
+        protos.POOL.AddSerializedFile(packaged.DESCRIPTOR.serialized_pb)
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, pool=protos.POOL)

@@ -1,0 +1,127 @@
+"""Every setting of the gateway: its unit, what its default is, and why.
+
+This is the only reader of the environment. A value comes from, in this order: a command's flag, an
+environment variable (`SLUICE_` and the name in capitals), `sluice.toml` in the working folder, the
+default below.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from serving.errors import InvalidInput
+
+CONFIG_FILE = "sluice.toml"
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+Positive = Annotated[float, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Settings of one gateway process. Durations are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="SLUICE_", extra="forbid", frozen=True)
+
+    http_host: str = "127.0.0.1"
+    """Loopback by default: whoever listens to a network says so on purpose."""
+    http_port: Port = 8080
+    """The port of the HTTP API; 0 takes any free one."""
+    grpc_host: str = "127.0.0.1"
+    grpc_port: Port = 9000
+    """The port of the gRPC API; 0 takes any free one."""
+
+    replicas: CommaSeparated = ()
+    """Addresses of the model servers' gRPC ports: `host:port` or `unix:/path`."""
+    models: CommaSeparated = ()
+    """Names of the models to serve. TensorFlow Serving cannot be asked which it has."""
+    default_model: str | None = None
+    """Which model `/v1/classify` uses. None: the only one, if there is one only."""
+
+    models_dir: Path = Path("models")
+    """`sluice serve` only: the folder with a folder for each model."""
+    model_server: str | None = None
+    """`sluice serve` only: a program that takes `tensorflow_model_server`'s flags. None: Sluice's own."""
+
+    max_body_bytes: AtLeastOne = 32 * 2**20
+    """One request's body. A 48-megapixel photograph as JPEG is about 25 MB."""
+    max_image_pixels: AtLeastOne = 64_000_000
+    """Width times height of one image, from its header: 64 MP decode to 192 MB, and phones make 50."""
+    max_images: AtLeastOne = 256
+    """Images in one request; more are better sent as several, which can go to several replicas."""
+    default_top_k: AtLeastOne = 5
+    """Classes for each image when the request does not say: what people show in a list."""
+
+    request_timeout_s: Positive = 30.0
+    """The deadline when the caller gives none; TensorFlow Serving's REST uses the same."""
+    max_in_flight: AtLeastOne = 1024
+    """Requests admitted at once; the rest is refused at once instead of waiting past its deadline."""
+    max_in_flight_bytes: AtLeastOne = 512 * 2**20
+    """Bodies held at once: what bounds memory when bodies are large."""
+
+    max_batch: AtLeastOne = 32
+    """Images in one call to a replica. Beyond 32 throughput hardly grows, and latency does."""
+    calls_per_replica: AtLeastOne = 2
+    """Calls in flight to one replica: one that computes, and one ready behind it."""
+    decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
+    """Threads that decode images. The decoders release the interpreter lock: one a core."""
+
+    status_interval_s: Positive = 1.0
+    """How often replicas are asked which versions they have; TensorFlow Serving polls its folder as often."""
+    drain_timeout_s: Positive = 30.0
+    """How long requests in flight may take to finish after SIGTERM; Kubernetes allows 30 by default."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the hook's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the hook's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=CONFIG_FILE)
+
+    @field_validator("replicas", "models", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _default_model_is_served(self) -> Self:
+        if self.default_model is not None and self.models and self.default_model not in self.models:
+            raise ValueError(
+                f"default_model {self.default_model!r} is not among models: {', '.join(self.models)}"
+            )
+        return self
+
+
+def load(**flags: Any) -> Settings:
+    """Settings from flags (None means not given), environment and `sluice.toml`.
+
+    Raises:
+        InvalidInput: a value is out of range or a name is unknown; the text names each.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
+        raise InvalidInput("bad settings: " + "; ".join(lines)) from error
+    except ValueError as error:  # a file that is not TOML
+        raise InvalidInput(f"{CONFIG_FILE} cannot be read: {error}") from error
