@@ -66,8 +66,18 @@ MODEL_VERSION_STATES: dict[int, str] = {
 }
 ReloadConfigRequest = message("tensorflow.serving.ReloadConfigRequest")
 ReloadConfigResponse = message("tensorflow.serving.ReloadConfigResponse")
+ClassificationResponse = message("tensorflow.serving.ClassificationResponse")
+RegressionResponse = message("tensorflow.serving.RegressionResponse")
+MultiInferenceResponse = message("tensorflow.serving.MultiInferenceResponse")
+ClassificationRequest = message("tensorflow.serving.ClassificationRequest")
+RegressionRequest = message("tensorflow.serving.RegressionRequest")
+PredictionLog = message("tensorflow.serving.PredictionLog")
+Example = message("tensorflow.Example")
 ModelServerConfig = message("tensorflow.serving.ModelServerConfig")
 ModelConfig = message("tensorflow.serving.ModelConfig")
+BatchingParameters = message("tensorflow.serving.BatchingParameters")
+MonitoringConfig = message("tensorflow.serving.MonitoringConfig")
+SSLConfig = message("tensorflow.serving.SSLConfig")
 
 ClassifyRequest = message("sluice.v1.ClassifyRequest")
 ClassifyResponse = message("sluice.v1.ClassifyResponse")
