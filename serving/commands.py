@@ -1,4 +1,4 @@
-"""The commands `serve`, `demo`, `gateway`, `model-server`, `classify` and `models`."""
+"""The commands `serve`, `demo`, `gateway`, `model-server` and `models`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def serve(
     Versions that appear in the folder are taken in, and versions that vanish are let go. Ends on Ctrl-C or
     SIGTERM, when every request that was accepted has its answer.
     """
-    with _user_errors():
+    with user_errors():
         from serving import main, settings
 
         loaded = settings.load(
@@ -70,7 +70,7 @@ def gateway(
     grpc_port: GrpcPort = None,
 ) -> None:
     """Run the gateway in front of TensorFlow Serving replicas that run elsewhere."""
-    with _user_errors():
+    with user_errors():
         from serving import main, settings
 
         loaded = settings.load(
@@ -89,64 +89,18 @@ def model_server() -> None:
     raise AssertionError("`serving.cli.main` hands the flags on before they are parsed here")
 
 
-def classify(
-    images: Annotated[list[Path], typer.Argument(help="Image files; - for standard input.")],
-    url: Url = "http://127.0.0.1:8080",
-    model: Annotated[str | None, typer.Option(help="Model.", show_default="the gateway's default")] = None,
-    version: Annotated[int | None, typer.Option(help="Version.", show_default="the routed one")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON, one a line.")] = False,
-) -> None:
-    """Classify image files with a running gateway. Exits with 1 if any of them failed."""
-    with _user_errors():
-        import httpx
-
-        path = "/v1/classify" if model is None else f"/v1/models/{model}"
-        if version is not None:
-            if model is None:
-                raise InvalidInput("--version needs --model")
-            path += f"/versions/{version}"
-        path += "" if model is None else ":classify"
-        failed = False
-        with httpx.Client(base_url=url, timeout=60) as client:
-            for image in images:
-                data = sys.stdin.buffer.read() if str(image) == "-" else image.read_bytes()
-                answer = _answer_or_exit(
-                    client,
-                    "POST",
-                    path,
-                    params={"top_k": top_k},
-                    content=data,
-                    headers={"content-type": "application/octet-stream"},
-                )
-                failed |= not answer.is_success
-                _print_answer(image, answer.json(), as_json=as_json)
-        raise typer.Exit(1 if failed else 0)
-
-
-def _print_answer(image: Path, answer: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"file": str(image), **answer}))
-    elif "results" not in answer:
-        print(f"{image}: error: {answer['detail']}", file=sys.stderr)
-    else:
-        classes = answer["results"][0]["classes"]
-        shown = ", ".join(f"{each['label']} {each['score']:.4f}" for each in classes)
-        print(f"{image}: {shown}  ({answer['model']} version {answer['version']})")
-
-
 def models(
     url: Url = "http://127.0.0.1:8080",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models and versions of a running gateway, with their states."""
-    with _user_errors():
+    with user_errors():
         import httpx
         from rich.console import Console
         from rich.table import Table
 
         with httpx.Client(base_url=url, timeout=10) as client:
-            answer = _answer_or_exit(client, "GET", "/v1/models").json()
+            answer = answer_or_exit(client, "GET", "/v1/models").json()
         if as_json:
             print(json.dumps(answer))
             return
@@ -165,7 +119,7 @@ def models(
 
 def demo(models: ModelsDir = None, model_server: ModelServer = None) -> None:
     """Serve on free ports, classify a sample image, print the answer, stop."""
-    with _user_errors():
+    with user_errors():
         from serving import main, settings
 
         loaded = settings.load(models_dir=models, model_server=model_server, http_port=0, grpc_port=0)
@@ -224,7 +178,7 @@ def _run(work: Any) -> None:
     main.run(work)
 
 
-def _answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
+def answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
     """The gateway's answer; raises InvalidInput with what to do if nobody answers there."""
     import httpx
 
@@ -237,7 +191,7 @@ def _answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
 
 
 @contextmanager
-def _user_errors() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Errors as one line on stderr: exit 2 for what the user can mend in the command, 1 for the rest."""
     try:
         yield
