@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from training.loop import History
+from training.history import History
 from training.pipeline import Examples
 from training.recipes.base import Interface, Plan
 

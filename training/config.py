@@ -6,7 +6,8 @@ Imports the standard library only, so that `sluice recipes` and `sluice train --
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from training.errors import BadInput
 
@@ -17,6 +18,7 @@ class Hyperparameters:
 
     `learning_rate` is the peak of a cosine with `warmup` (a share of all steps) before it. `patience` is the
     number of epochs without a lower validation loss before training stops; the best epoch's weights are kept.
+    `mixed_precision` is the type of the computations while training: float32, bfloat16 or float16.
     """
 
     epochs: int = 10
@@ -26,8 +28,39 @@ class Hyperparameters:
     weight_decay: float = 0.0
     patience: int = 8
     augment: str = "none"
-    precision: str = "float32"
+    mixed_precision: str = "float32"
     seed: int = 7
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose; None leaves what the preset or the data say."""
+
+    data: str | None = None
+    out: Path = Path("models")
+    name: str | None = None
+    depth: str | None = None
+    image_size: int | None = None
+    examples: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    augment: str | None = None
+    mixed_precision: str | None = None
+    seed: int | None = None
+    patience: int | None = None
+    precision: str = "float32"
+    freeze: bool = True
+    resume: bool = False
+    tensorboard: Path | None = None
+    strategy: str = "none"
+
+    def applied_to(self, values: Hyperparameters) -> Hyperparameters:
+        """The hyperparameters with what the user chose in place of the preset's."""
+        names = ("epochs", "batch_size", "learning_rate", "augment", "mixed_precision", "seed", "patience")
+        return replace(
+            values, **{name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -42,16 +75,115 @@ class Preset:
     hyperparameters: Hyperparameters
 
 
+_IMAGES, _PAIRS, _TABLES = "training.recipes.images", "training.recipes.pairs", "training.recipes.tables"
+_SMALL = Hyperparameters(epochs=30, batch_size=64, learning_rate=2e-3, patience=6)
+_RESIDUAL = Hyperparameters(epochs=30, learning_rate=4e-3, weight_decay=1e-4, augment="shift")
+_LINE = Hyperparameters(epochs=60, batch_size=32, learning_rate=0.1, patience=60)
+
 _PRESETS = (
     Preset(
-        name="resnet",
-        shows="subclassed ResNet of IdentityBlocks; --depth takes resnet8 ... resnet56, resnet18, 34, 50",
-        data="digits",
-        expect="0.98 in 30 s",
-        module="training.recipes.images",
-        hyperparameters=Hyperparameters(
-            epochs=30, batch_size=64, learning_rate=4e-3, weight_decay=1e-4, augment="shift"
-        ),
+        "sequential",
+        "Sequential: flatten, a hidden layer of 128, softmax",
+        "digits",
+        "accuracy 0.97 in 5 s",
+        _IMAGES,
+        _SMALL,
+    ),
+    Preset(
+        "functional",
+        "the same written with the functional API",
+        "digits",
+        "accuracy 0.97 in 5 s",
+        _IMAGES,
+        _SMALL,
+    ),
+    Preset(
+        "branches",
+        "two named outputs (class, odd or even), each with its loss and weight",
+        "digits",
+        "accuracy 0.97 in 5 s",
+        _IMAGES,
+        _SMALL,
+    ),
+    Preset(
+        "siamese",
+        "two images through one shared tower, contrastive loss with a margin",
+        "digits",
+        "pair accuracy 0.97 in 10 s",
+        _PAIRS,
+        Hyperparameters(epochs=30, batch_size=64, learning_rate=2e-3, patience=8),
+    ),
+    Preset(
+        "huber",
+        "a custom loss three ways: function, wrapped function, class",
+        "line",
+        "three equal fits in 10 s",
+        _TABLES,
+        _LINE,
+    ),
+    Preset(
+        "lambda-abs",
+        "a Lambda layer that takes absolute values, beside two ReLUs",
+        "digits",
+        "accuracy 0.97 in 15 s",
+        _IMAGES,
+        _SMALL,
+    ),
+    Preset(
+        "lambda-relu",
+        "a Lambda layer: ReLU with a threshold of its own, beside two others",
+        "digits",
+        "accuracy 0.97 in 15 s",
+        _IMAGES,
+        _SMALL,
+    ),
+    Preset(
+        "simple-dense",
+        "a custom trainable layer; learns y = 2x - 1, or images with --data",
+        "line",
+        "w 2.00, b -1.00 in 5 s",
+        _TABLES,
+        _LINE,
+    ),
+    Preset(
+        "wide-deep",
+        "Wide & Deep: two inputs, an auxiliary output, functional",
+        "diabetes",
+        "R2 0.4 in 10 s",
+        _TABLES,
+        Hyperparameters(epochs=80, batch_size=32, learning_rate=3e-3, patience=15),
+    ),
+    Preset(
+        "wide-deep-class",
+        "the same as a Model subclass",
+        "diabetes",
+        "R2 0.4 in 10 s",
+        _TABLES,
+        Hyperparameters(epochs=80, batch_size=32, learning_rate=3e-3, patience=15),
+    ),
+    Preset(
+        "residual",
+        "residual blocks made in loops; a block used a chosen number of times",
+        "digits",
+        "accuracy 0.97 in 15 s",
+        _IMAGES,
+        _RESIDUAL,
+    ),
+    Preset(
+        "resnet",
+        "subclassed ResNet of IdentityBlocks; --depth resnet8 to resnet56, 18, 34, 50",
+        "digits",
+        "accuracy 0.98 in 15 s",
+        _IMAGES,
+        _RESIDUAL,
+    ),
+    Preset(
+        "vgg",
+        "blocks made by loops over a table, as a subclass; --depth vgg4, vgg7, vgg16",
+        "digits",
+        "accuracy 0.98 in 15 s",
+        _IMAGES,
+        Hyperparameters(epochs=30, learning_rate=2e-3, augment="shift"),
     ),
 )
 

@@ -67,3 +67,35 @@ def expected_calibration_error(truth: NDArray[Any], scores: NDArray[Any], bins: 
         for index in np.unique(bin_of)
     ]
     return float(sum(gaps))
+
+
+def regression(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
+    """Mean absolute and root mean square error, and the share of variance explained (R2)."""
+    errors = predicted.reshape(-1).astype(np.float64) - truth.reshape(-1)
+    variance = float(np.square(truth - truth.mean()).mean())
+    mean_square = float(np.square(errors).mean())
+    return {
+        "held_out_mae": round(float(np.abs(errors).mean()), 6),
+        "held_out_rmse": round(mean_square**0.5, 6),
+        "held_out_r2": round(1 - mean_square / variance, 6) if variance else None,
+    }
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
+    """Whether two models differ, from which of the same examples each got right.
+
+    McNemar's exact test (1947): of the examples that only one got right, is it as often the one as the other?
+    `p_value` is two-sided.
+    """
+    from scipy.stats import binomtest
+
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    p_value = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
+    return {
+        "examples": len(first),
+        "accuracy": [round(float(first.mean()), 6), round(float(second.mean()), 6)],
+        "only_first_right": only_first,
+        "only_second_right": only_second,
+        "p_value": float(p_value),
+    }

@@ -1,114 +1,126 @@
-"""A whole `sluice train`: plan, fit, judge, publish."""
+"""A whole `sluice train`: plan, fit every variant, judge, publish the first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
-from training import sources
+from training import recipes
 from training.card import card, training_section
-from training.config import preset
-from training.curves import draw_confusion, draw_curves
-from training.export import Exported, prove, write
-from training.loop import History, fit, predict
+from training.config import Options
+from training.distribution import Distribution, distribution
+from training.errors import PublishFailed
+from training.export import Exported
+from training.history import History
+from training.loop import Run, fit, predict
+from training.precision import computing_in
 from training.progress import reporting
-from training.publish import publish
-from training.recipes import images
-from training.recipes.base import Plan
+from training.recipes.base import Metrics, Plan, Variant
+from training.releases import Published, golden_inputs, release
 
-GOLDEN_EXAMPLES = 16
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may choose; None leaves the preset's value."""
-
-    data: str | None = None
-    out: Path = Path("models")
-    name: str | None = None
-    depth: str | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    seed: int | None = None
+LOST_BY_PRECISION = 0.002  # the share of held-out examples that computing in half precision may cost
 
 
-@dataclass(frozen=True)
-class Published:
-    """Where a version went, and its card."""
+def train(recipe: str, options: Options, console: Console) -> Published | None:
+    """Trains a recipe and publishes what it made; None in a worker process that is not the chief."""
+    spread = distribution(options.strategy)
+    plan = recipes.plan(recipe, options)
+    for note in plan.problem.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    results = {
+        title: _trained(plan, title, variant, options, spread, console)
+        for title, variant in plan.variants.items()
+    }
+    if not spread.chief:
+        return None
+    first = next(iter(plan.variants))
+    model, history, metrics = results[first]
+    if len(results) > 1:
+        metrics["variants"] = {title: result[2].get(plan.headline) for title, result in results.items()}
+    published = _published(plan, model, history, metrics, options)
+    shutil.rmtree(checkpoint_folder(plan, options.out), ignore_errors=True)
+    return published
 
-    folder: Path
-    version: int
-    card: dict[str, Any]
+
+def checkpoint_folder(plan: Plan, out: Path) -> Path:
+    """Where a run keeps its state until its model is published; hidden from those who look for models."""
+    return out / ".training" / f"{plan.model_name}-{plan.recipe}"
 
 
-def plan_for(recipe: str, options: Options) -> Plan:
-    """The recipe with its data loaded and the user's options in place of the preset's."""
-    chosen = preset(recipe)
-    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "seed")}
-    values = replace(
-        chosen.hyperparameters, **{name: value for name, value in given.items() if value is not None}
-    )
-    data = sources.load(options.data or chosen.data)
-    return images.plan(recipe, data, values, options.depth)
+def _trained(
+    plan: Plan, title: str, variant: Variant, options: Options, spread: Distribution, console: Console
+) -> tuple[keras.Model, History, Metrics]:
+    """One variant, fitted: a copy that computes in float32, and its metrics on the held-out examples."""
+    from training.checkpoint import Checkpoint
 
-
-def train(recipe: str, options: Options, console: Console) -> Published:
-    """Trains a recipe and publishes what it made."""
-    plan = plan_for(recipe, options)
-    name = options.name or plan.model_name
-    (title, variant), *_ = plan.variants.items()
+    settings = {
+        **dataclasses.asdict(plan.hyperparameters),
+        **{name: getattr(options, name) for name in ("data", "depth", "image_size", "examples")},
+    }
+    path = checkpoint_folder(plan, options.out) / f"{title.replace(' ', '-')}.npz"
     with reporting(console, title, plan.hyperparameters.epochs) as report:
-        model, history = fit(plan.problem, variant, plan.hyperparameters, report)
-    inference = plan.problem.interface.built(variant.build())
-    inference.set_weights(model.get_weights())
-    metrics = plan.judge(plan.problem, predict(plan.problem, inference, plan.problem.test))
-    return publish_trained(plan, name, inference, history, metrics, options.out)
+        run = Run(
+            report=report,
+            checkpoint=Checkpoint(path, settings),
+            resume=options.resume,
+            tensorboard=options.tensorboard and options.tensorboard / title,
+            distribution=spread,
+        )
+        fitted, history = fit(plan.problem, variant, plan.hyperparameters, run)
+    model = _copy(plan, variant, fitted, "float32")
+    return model, history, _judged(plan, model)
 
 
-def publish_trained(
-    plan: Plan, name: str, model: keras.Model, history: History, metrics: dict[str, Any], out: Path
+def _copy(plan: Plan, variant: Variant, model: keras.Model, precision: str) -> keras.Model:
+    """The same weights in a fresh model without optimizer, which computes in this type."""
+    with computing_in(precision):
+        copy = plan.problem.interface.built(variant.build())
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _judged(plan: Plan, model: keras.Model) -> Metrics:
+    outputs = predict(plan.problem.interface, model, plan.problem.test)
+    return plan.judge(plan.problem, outputs) | plan.look_inside(model)
+
+
+def _published(
+    plan: Plan, model: keras.Model, history: History, metrics: Metrics, options: Options
 ) -> Published:
-    """Publishes a trained model with its card and curves, once it is proved."""
     problem = plan.problem
+    if options.precision != "float32":
+        variant = next(iter(plan.variants.values()))
+        model = _copy(plan, variant, model, options.precision)
+        metrics = _allowed(plan, metrics, _judged(plan, model), options.precision)
     described = card(
-        model=name,
+        model=plan.model_name,
         recipe=plan.recipe,
         task=plan.task,
         interface=problem.interface,
         labels=problem.labels,
-        precision="float32",
+        precision=options.precision,
     )
     described |= {"training": training_section(plan, history), "metrics": metrics}
-    exported = Exported(model, problem.interface, golden_inputs(plan), problem.labels)
-
-    def write_version(folder: Path, version: int) -> None:
-        described["version"] = version
-        write(exported, folder, name, described)
-        extra = folder / "assets.extra"
-        draw_curves(extra / "curves.png", f"{name} {version}: {plan.recipe}", history.epochs)
-        if "confusion" in metrics:
-            draw_confusion(extra / "confusion.png", f"{name} {version}", metrics)
-        prove(exported, folder)
-
-    folder, version = publish(out / name, write_version)
-    return Published(folder, version, described)
+    exported = Exported(
+        model, problem.interface, golden_inputs(problem), problem.labels, options.precision, options.freeze
+    )
+    return release(options.out / plan.model_name, exported, described, history)
 
 
-def golden_inputs(plan: Plan) -> Mapping[str, NDArray[Any]]:
-    """Held-out examples to bake into the graph, of as many classes as there is room for."""
-    test = plan.problem.test
-    classes = test.targets.get("scores") if plan.problem.labels else None
-    if classes is None:
-        return {name: array[:GOLDEN_EXAMPLES] for name, array in test.inputs.items()}
-    firsts = [int(np.flatnonzero(classes == value)[0]) for value in np.unique(classes)]
-    rest = [index for index in range(min(len(test), 10 * GOLDEN_EXAMPLES)) if index not in firsts]
-    chosen = np.array((firsts + rest)[:GOLDEN_EXAMPLES])
-    return {name: array[chosen] for name, array in test.inputs.items()}
+def _allowed(plan: Plan, before: Metrics, after: Metrics, precision: str) -> Metrics:
+    """The metrics in the new precision, with both figures; refuses one that costs too much."""
+    old, new = before[plan.headline], after[plan.headline]
+    lost = old - new if plan.higher_is_better else (new - old) / max(old, 1e-9)
+    figures: dict[str, Any] = {"float32": old, precision: new}
+    if lost > LOST_BY_PRECISION:
+        raise PublishFailed(
+            f"not published: computing in {precision} takes {plan.headline} from {old} to {new},"
+            f" and it may lose {LOST_BY_PRECISION:.1%} at most"
+        )
+    kept = {name: value for name, value in before.items() if name == "variants"}
+    return {**after, **kept, "precision": {"metric": plan.headline, **figures}}

@@ -122,3 +122,182 @@ def build_chain(layers: Sequence[keras.layers.Layer], input_shape: Shape) -> Non
     for layer in layers:
         layer.build(input_shape)
         input_shape = layer.compute_output_shape(input_shape)
+
+
+@registered
+class SimpleDense(keras.layers.Layer):
+    """A dense layer from first principles: activation(inputs @ w + b). [N, D] to [N, units]."""
+
+    def __init__(self, units: int = 32, activation: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.activation = keras.activations.get(activation)
+
+    def build(self, input_shape: Shape) -> None:
+        """Makes `w` [D, units], normally distributed, and `b` [units], zero."""
+        self.w = self.add_weight(
+            shape=(input_shape[-1], self.units), initializer="random_normal", trainable=True, name="w"
+        )
+        self.b = self.add_weight(shape=(self.units,), initializer="zeros", trainable=True, name="b")
+
+    def call(self, inputs: Any) -> Any:
+        """activation(inputs @ w + b)."""
+        return self.activation(keras.ops.matmul(inputs, self.w) + self.b)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """[..., units]."""
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        activation = keras.activations.serialize(self.activation)
+        return {**super().get_config(), "units": self.units, "activation": activation}
+
+
+@registered
+class EuclideanDistance(keras.layers.Layer):
+    """The distance between two vectors: [left, right], each [N, D], to [N, 1].
+
+    Never less than 1e-7's root, where the derivative of the square root would be infinite.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """sqrt(sum((left - right)^2))."""
+        left, right = inputs
+        squares = keras.ops.sum(keras.ops.square(left - right), axis=-1, keepdims=True)
+        return keras.ops.sqrt(keras.ops.maximum(squares, keras.backend.epsilon()))
+
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
+        """[N, 1]."""
+        return (*input_shape[0][:-1], 1)
+
+
+@registered
+class Below(keras.layers.Layer):
+    """1.0 where the input is under a threshold, else 0.0; the shape stays."""
+
+    def __init__(self, threshold: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+    def call(self, inputs: Any) -> Any:
+        """Compares each number with the threshold."""
+        return keras.ops.cast(inputs < self.threshold, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The input's."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "threshold": self.threshold}
+
+
+@registered
+class CNNResidual(keras.layers.Layer):
+    """Convolutions made in a loop, added to the input: [N, H, W, filters] in and out."""
+
+    def __init__(self, depth: int, filters: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.depth = depth
+        self.filters = filters
+        self.hidden = [
+            keras.layers.Conv2D(filters, 3, padding="same", activation="relu", dtype=self.dtype_policy)
+            for _ in range(depth)
+        ]
+
+    def build(self, input_shape: Shape) -> None:
+        """Makes the convolutions' weights."""
+        build_chain(self.hidden, input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """The sum of the inputs and what the hidden layers make of them."""
+        return inputs + chain(self.hidden, inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The input's."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "depth": self.depth, "filters": self.filters}
+
+
+@registered
+class DNNResidual(keras.layers.Layer):
+    """Dense layers made in a loop, added to the input: [N, units] in and out."""
+
+    def __init__(self, depth: int, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.depth = depth
+        self.units = units
+        self.hidden = [
+            keras.layers.Dense(units, activation="relu", dtype=self.dtype_policy) for _ in range(depth)
+        ]
+
+    def build(self, input_shape: Shape) -> None:
+        """Makes the dense layers' weights."""
+        build_chain(self.hidden, input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """The sum of the inputs and what the hidden layers make of them."""
+        return inputs + chain(self.hidden, inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The input's."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "depth": self.depth, "units": self.units}
+
+
+@registered
+class ConvolutionBlock(keras.layers.Layer):
+    """VGG's block: 3x3 convolutions made in a loop, then max pooling.
+
+    [N, H, W, C] to [N, H // 2, W // 2, filters].
+    """
+
+    def __init__(self, repetitions: int, filters: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.repetitions = repetitions
+        self.filters = filters
+        self.hidden: list[keras.layers.Layer] = []
+        for _ in range(repetitions):
+            self.hidden += [
+                convolution(filters, 3, dtype=self.dtype_policy),
+                normalization(dtype=self.dtype_policy),
+                keras.layers.ReLU(dtype=self.dtype_policy),
+            ]
+        self.hidden.append(keras.layers.MaxPooling2D(2, dtype=self.dtype_policy))
+
+    def build(self, input_shape: Shape) -> None:
+        """Makes the convolutions' weights."""
+        build_chain(self.hidden, input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """The convolutions one after another, then the pooling."""
+        return chain(self.hidden, inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """[N, H // 2, W // 2, filters]."""
+        batch, height, width, _ = input_shape
+        halves = [side if side is None else side // 2 for side in (height, width)]
+        return (batch, *halves, self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "repetitions": self.repetitions, "filters": self.filters}
+
+
+@registered
+def absolute(inputs: Any) -> Any:
+    """|inputs|, for a Lambda layer: registered, so that the saved model names it instead of carrying code."""
+    return keras.ops.abs(inputs)
+
+
+@registered
+def thresholded_relu(inputs: Any, threshold: float = 0.5) -> Any:
+    """max(inputs, threshold): a ReLU whose floor is a number of one's own, for a Lambda layer."""
+    return keras.ops.maximum(inputs, threshold)

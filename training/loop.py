@@ -1,4 +1,4 @@
-"""One training loop for every recipe: schedule, early stopping, progress."""
+"""One training loop for every recipe: schedule, early stopping, checkpoints, distribution."""
 
 # mypy: allow-subclassing-any
 from __future__ import annotations
@@ -7,58 +7,56 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from training.checkpoint import Checkpoint, Weights
 from training.config import Hyperparameters
-from training.pipeline import Examples, evaluation_batches, training_batches
-from training.recipes.base import Problem, Variant
+from training.distribution import Distribution
+from training.errors import BadInput
+from training.history import History
+from training.pipeline import Arrays, Examples, evaluation_batches, training_batches
+from training.precision import computing_in
+from training.progress import Report
+from training.recipes.base import Interface, Problem, Variant
 
-Report = Callable[[int, dict[str, float]], None]
 
+@dataclass(frozen=True)
+class Run:
+    """Where a run happens, as opposed to what it learns."""
 
-@dataclass
-class History:
-    """What happened: `epochs[i]` holds the means of epoch i, with `val_` in front those of validation."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = -1
-    best_loss: float = math.inf
-    seconds: float = 0.0
-
-    def add(self, metrics: dict[str, float]) -> bool:
-        """Notes an epoch, and says whether it is the best so far."""
-        self.epochs.append(metrics)
-        better = metrics["val_loss"] < self.best_loss
-        if better:
-            self.best_epoch, self.best_loss = len(self.epochs) - 1, metrics["val_loss"]
-        return better
-
-    def should_stop(self, patience: int) -> bool:
-        """Whether `patience` epochs went by without a better one."""
-        return len(self.epochs) - 1 - self.best_epoch >= patience
+    report: Report
+    checkpoint: Checkpoint | None = None
+    resume: bool = False
+    tensorboard: Path | None = None
+    distribution: Distribution = field(default_factory=Distribution)
 
 
 def schedule(
     values: Hyperparameters, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """A cosine down to zero (Loshchilov & Hutter, 2017) after a linear warm-up (Goyal et al., 2017)."""
-    steps = max(1, values.epochs * steps_per_epoch)
-    warmup = max(1, round(steps * values.warmup))
+    steps = max(2, values.epochs * steps_per_epoch)
+    warmup = min(max(1, round(steps * values.warmup)), steps - 1)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
-        decay_steps=max(1, steps - warmup),
+        decay_steps=steps - warmup,
         warmup_target=values.learning_rate,
         warmup_steps=warmup,
     )
 
 
-def compiled(variant: Variant, values: Hyperparameters, steps_per_epoch: int) -> keras.Model:
-    """A fresh model of this variant, ready to be trained."""
+def compiled(
+    interface: Interface, variant: Variant, values: Hyperparameters, steps_per_epoch: int
+) -> keras.Model:
+    """A fresh model of this variant, its weights made, ready to be trained."""
     keras.utils.set_random_seed(values.seed)
-    model = variant.build()
+    with computing_in(values.mixed_precision):
+        model = interface.built(variant.build())
     model.compile(
         optimizer=keras.optimizers.AdamW(schedule(values, steps_per_epoch), weight_decay=values.weight_decay),
         loss=variant.loss,
@@ -68,51 +66,95 @@ def compiled(variant: Variant, values: Hyperparameters, steps_per_epoch: int) ->
     return model
 
 
-def fit(
-    problem: Problem, variant: Variant, values: Hyperparameters, report: Report
-) -> tuple[keras.Model, History]:
+def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -> tuple[keras.Model, History]:
     """Trains one variant; the model comes back with the weights of its best epoch."""
-    started = time.monotonic()
-    steps = math.ceil(len(problem.train) / values.batch_size)
-    model = compiled(variant, values, steps)
-    batches = training_batches(problem.train, values.batch_size, values.seed, 0, values.augment)
-    keeper = _Keeper(values.patience, report)
-    model.fit(
-        batches.map(_unwrapped(problem)),
-        epochs=values.epochs,
-        steps_per_epoch=steps,
-        validation_data=evaluation_batches(problem.validation).map(_unwrapped(problem)),
-        callbacks=[keeper],
-        verbose=0,
-    )
-    model.set_weights(keeper.best_weights)
-    keeper.history.seconds = time.monotonic() - started
+    replicas = run.distribution.replicas
+    train = _divisible(problem.train, replicas)
+    if values.batch_size % replicas:
+        raise BadInput(f"a batch of {values.batch_size} cannot be shared by {replicas} replicas")
+    steps = math.ceil(len(train) / values.batch_size)
+    with run.distribution.scope():
+        model = compiled(problem.interface, variant, values, steps)
+        keeper = _Keeper(values.patience, run)
+        finished = keeper.resume(model) if run.resume else False
+        if not finished:
+            _fit(model, keeper, problem, train, values, steps)
+        model.set_weights(keeper.best_weights)
     return model, keeper.history
 
 
-class _Keeper(keras.callbacks.Callback):
-    """Keeps the best weights and ends training when nothing gets better."""
+def _fit(
+    model: keras.Model,
+    keeper: _Keeper,
+    problem: Problem,
+    train: Examples,
+    values: Hyperparameters,
+    steps: int,
+) -> None:
+    first, run = len(keeper.history.epochs), keeper.run
+    batches = training_batches(train, values.batch_size, values.seed, first, values.augment)
+    callbacks: list[keras.callbacks.Callback] = [keeper]
+    if run.tensorboard is not None:
+        callbacks.append(keras.callbacks.TensorBoard(run.tensorboard))
+    validation = _divisible(problem.validation, run.distribution.replicas)
+    model.fit(
+        batches.map(_unwrapped(problem.interface)),
+        initial_epoch=first,
+        epochs=values.epochs,
+        steps_per_epoch=steps,
+        validation_data=evaluation_batches(validation, 64 * run.distribution.replicas).map(
+            _unwrapped(problem.interface)
+        ),
+        callbacks=callbacks,
+        verbose=0,
+    )
+    if run.checkpoint and run.distribution.chief:
+        run.checkpoint.save(model, keeper.history, keeper.best_weights, finished=True)
 
-    def __init__(self, patience: int, report: Report) -> None:
+
+def _divisible(examples: Examples, replicas: int) -> Examples:
+    """All but the last few examples, so that every replica has its share of every batch."""
+    return examples.take(np.arange(len(examples) - len(examples) % replicas))
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Keeps the best weights, saves the state of each epoch, ends training when nothing gets better."""
+
+    def __init__(self, patience: int, run: Run) -> None:
         super().__init__()
         self.patience = patience
-        self.report = report
+        self.run = run
         self.history = History()
-        self.best_weights: list[Any] = []
+        self.best_weights: Weights = []
+        self.started = time.monotonic()
+
+    def resume(self, model: keras.Model) -> bool:
+        """Goes on where the checkpoint is, if there is one; whether that run had finished."""
+        restored = self.run.checkpoint.restore(model) if self.run.checkpoint else None
+        if restored is None:
+            return False
+        self.history, self.best_weights, finished = restored
+        self.started -= self.history.seconds
+        return finished
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         metrics = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(metrics["loss"]):
+            raise BadInput(f"the loss is {metrics['loss']} in epoch {epoch + 1}; try a lower --learning-rate")
         if self.history.add(metrics):
             self.best_weights = self.model.get_weights()
-        self.report(epoch, metrics)
+        self.history.seconds = time.monotonic() - self.started
+        if self.run.distribution.chief:
+            self.run.report(epoch, metrics)
+            if self.run.checkpoint:
+                self.run.checkpoint.save(self.model, self.history, self.best_weights, finished=False)
         if self.history.should_stop(self.patience):
             self.model.stop_training = True
 
 
-def _unwrapped(problem: Problem) -> Callable[[Any, Any], tuple[Any, Any]]:
+def _unwrapped(interface: Interface) -> Callable[[Any, Any], tuple[Any, Any]]:
     """A model of one input takes the tensor itself, and one of one output is compared with a tensor."""
-    single_input = len(problem.interface.inputs) == 1
-    single_output = len(problem.interface.outputs) == 1
+    single_input, single_output = len(interface.inputs) == 1, len(interface.outputs) == 1
 
     def unwrap(inputs: Any, targets: Any) -> tuple[Any, Any]:
         return (
@@ -123,13 +165,8 @@ def _unwrapped(problem: Problem) -> Callable[[Any, Any], tuple[Any, Any]]:
     return unwrap
 
 
-def predict(problem: Problem, model: keras.Model, examples: Examples) -> dict[str, np.ndarray[Any, Any]]:
+def predict(interface: Interface, model: keras.Model, examples: Examples) -> Arrays:
     """The model's named outputs for all the examples, as `Interface.call` gives them."""
-    import tensorflow as tf
-
-    call = tf.function(lambda inputs: problem.interface.call(model, inputs), reduce_retracing=True)
+    call = tf.function(lambda inputs: interface.call(model, inputs), reduce_retracing=True)
     answers = [call(inputs) for inputs, _ in evaluation_batches(examples)]
-    return {
-        name: np.concatenate([answer[name].numpy() for answer in answers])
-        for name in problem.interface.outputs
-    }
+    return {name: np.concatenate([answer[name].numpy() for answer in answers]) for name in interface.outputs}

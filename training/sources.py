@@ -1,53 +1,62 @@
-"""Image data sets as arrays: what `--data NAME[=PATH]` can name."""
+"""What `--data NAME[=PATH]` can name, as arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.arrays import HELD_OUT, SPLIT_SEED, ImageData, split_by_class
 from training.errors import BadInput
-
-Images = NDArray[np.uint8]
-Classes = NDArray[np.int64]
+from training.folders import image_folder
 
 _DIGITS = tuple(str(digit) for digit in range(10))
-_SPLIT_SEED = 0  # the held-out examples must be the same in every run, or nothing can be compared
+_KERAS_LABELS: dict[str, tuple[str, ...]] = {
+    "mnist": _DIGITS,
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+}
+NAMES = ("digits", *_KERAS_LABELS, "folder")
+
+Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """Labelled images: uint8 [N, H, W, C] and int64 [N] for training, and the same held out for the end."""
+def load(spec: str, image_size: int | None = None, examples: int | None = None) -> ImageData:
+    """The data set of NAME or NAME=PATH, with at most `examples` to train on.
 
-    name: str
-    labels: tuple[str, ...]
-    train_images: Images
-    train_classes: Classes
-    test_images: Images
-    test_classes: Classes
-    notes: tuple[str, ...] = ()
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        height, width, channels = self.train_images.shape[1:]
-        return height, width, channels
+    Without a path, `digits` is what scikit-learn brings along, and `mnist`, `fashion_mnist` and `cifar10` are
+    fetched and cached by Keras. With one, they are read from an `.npz` file in Keras's layout, or from a
+    folder or zip of images. `folder=PATH` is any folder or zip of images, resized to `image_size`.
+    """
+    name, _, rest = spec.partition("=")
+    path = Path(rest) if rest else None
+    if name not in NAMES:
+        raise BadInput(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
+    return _load(name, path, image_size).limited(examples)
 
 
-def split_by_class(classes: Classes, held_out: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices (kept, held out), with the same share held out of every class; a class of one is kept whole."""
-    random = np.random.default_rng(seed)
-    kept, held = [], []
-    for value in np.unique(classes):
-        members = random.permutation(np.flatnonzero(classes == value))
-        count = min(max(1, round(len(members) * held_out)), len(members) - 1)
-        held.append(members[:count])
-        kept.append(members[count:])
-    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
+def _load(name: str, path: Path | None, image_size: int | None) -> ImageData:
+    if name == "digits":
+        if path is not None:
+            raise BadInput("digits comes with scikit-learn and takes no path")
+        return digits()
+    if name == "folder":
+        if path is None:
+            raise BadInput("folder needs a path: --data folder=PATH, a folder or a zip of images")
+        return image_folder(path.stem, path, image_size)
+    if path is None:
+        return _from_keras(name)
+    if path.suffix != ".npz":
+        return image_folder(name, path, image_size)
+    return _from_npz(name, path)
 
 
 def digits() -> ImageData:
@@ -60,12 +69,11 @@ def digits() -> ImageData:
     bunch = load_digits()
     images = np.rint(bunch.images * 255 / 16).astype(np.uint8)[..., np.newaxis]
     classes = bunch.target.astype(np.int64)
-    kept, held = split_by_class(classes, 0.2, _SPLIT_SEED)
+    kept, held = split_by_class(classes, HELD_OUT, SPLIT_SEED)
     return ImageData("digits", _DIGITS, images[kept], classes[kept], images[held], classes[held])
 
 
-def arrays_in_npz(name: str, path: Path, labels: tuple[str, ...]) -> ImageData:
-    """A data set in Keras's layout: `x_train`, `y_train`, `x_test`, `y_test` in one `.npz` file."""
+def _from_npz(name: str, path: Path) -> ImageData:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
@@ -75,41 +83,33 @@ def arrays_in_npz(name: str, path: Path, labels: tuple[str, ...]) -> ImageData:
         raise BadInput(
             f"{path}: not an .npz file with x_train, y_train, x_test and y_test ({error})"
         ) from error
-    return _from_arrays(name, arrays, labels)
+    return _from_arrays(name, arrays)
 
 
-def _from_arrays(name: str, arrays: dict[str, Any], labels: tuple[str, ...]) -> ImageData:
-    for key in ("x_train", "x_test"):
-        images = arrays[key]
-        if images.ndim == 3:
-            arrays[key] = images[..., np.newaxis]
-        elif images.ndim != 4:
-            raise BadInput(f"{name}: {key} has shape {images.shape}; images are [N, H, W] or [N, H, W, C]")
-    return ImageData(
-        name,
-        labels,
-        arrays["x_train"].astype(np.uint8),
-        arrays["y_train"].reshape(-1).astype(np.int64),
-        arrays["x_test"].astype(np.uint8),
-        arrays["y_test"].reshape(-1).astype(np.int64),
-    )
+def _from_keras(name: str) -> ImageData:
+    import keras
+
+    try:
+        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+    except Exception as error:  # the kinds differ by what fails: name, connection, checksum
+        raise BadInput(
+            f"{name} could not be fetched; name a local file with --data {name}=PATH.npz ({error})"
+        ) from error
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    return _from_arrays(name, arrays)
 
 
-def _mnist(path: Path | None) -> ImageData:
-    if path is None:
-        raise BadInput("mnist needs its file: --data mnist=PATH.npz")
-    return arrays_in_npz("mnist", path, _DIGITS)
-
-
-_SOURCES: dict[str, Callable[[Path | None], ImageData]] = {
-    "digits": lambda _: digits(),
-    "mnist": _mnist,
-}
-
-
-def load(spec: str) -> ImageData:
-    """The data set that `--data` names, as NAME or NAME=PATH."""
-    name, _, path = spec.partition("=")
-    if name not in _SOURCES:
-        raise BadInput(f"there is no data set {name!r}; there are: {', '.join(_SOURCES)}")
-    return _SOURCES[name](Path(path) if path else None)
+def _from_arrays(name: str, arrays: Arrays) -> ImageData:
+    labels = _KERAS_LABELS[name]
+    for part in ("train", "test"):
+        images, classes = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
+        if images.ndim not in (3, 4) or len(images) != len(classes) or images.dtype != np.uint8:
+            raise BadInput(
+                f"{name}: x_{part} is {images.dtype} {images.shape} and y_{part} {classes.shape};"
+                " they must be uint8 [N, H, W] or [N, H, W, C] and [N]"
+            )
+        if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < len(labels):
+            raise BadInput(f"{name}: y_{part} has classes outside 0..{len(labels) - 1}")
+        arrays[f"x_{part}"] = images if images.ndim == 4 else images[..., np.newaxis]
+        arrays[f"y_{part}"] = classes.astype(np.int64)
+    return ImageData(name, labels, arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])

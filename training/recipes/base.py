@@ -1,16 +1,20 @@
-"""What a recipe is: data made into a problem, a model for it, and how to tell whether it was learned."""
+"""What a recipe is: data made into a problem, models for it, and how to tell whether it was learned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from training.config import Hyperparameters
-from training.pipeline import Examples
+from training.pipeline import Arrays, Examples
+
+Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe made concrete for one data set and the user's options."""
+    """A recipe made concrete for one data set and the user's options.
+
+    `judge` gives the held-out metrics from the model's outputs for `problem.test`; `headline` names the one
+    of them that matters most, higher or lower as `higher_is_better` says. `correct` says of each held-out
+    example whether the outputs are right, for a paired comparison; None where nothing is right or wrong.
+    `look_inside` adds to the metrics what only the Keras model tells, such as its weights.
+    """
 
     recipe: str
     task: str
@@ -81,5 +91,8 @@ class Plan:
     hyperparameters: Hyperparameters
     variants: Mapping[str, Variant]
     model_name: str
-    judge: Callable[[Problem, dict[str, Any]], dict[str, Any]]
-    details: dict[str, Any] = field(default_factory=dict)
+    headline: str
+    judge: Callable[[Problem, Arrays], Metrics]
+    correct: Callable[[Problem, Arrays], NDArray[np.bool_]] | None = None
+    look_inside: Callable[[keras.Model], Metrics] = lambda _: {}
+    higher_is_better: bool = True

@@ -3,71 +3,139 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from training import evaluation, sources
-from training.config import Hyperparameters
+from training.arrays import ImageData, split_by_class
+from training.config import Options, Preset
 from training.errors import BadInput
-from training.models.resnet import DEPTHS, ResNet
-from training.pipeline import Examples
-from training.recipes.base import Interface, Plan, Problem, Variant
+from training.models import dense, residual, resnet, vgg
+from training.pipeline import Arrays, Examples
+from training.recipes.base import Interface, Metrics, Plan, Problem, Variant
+
+Build = Callable[[], keras.Model]
+
+VALIDATION = 0.1
 
 
-def problem(data: sources.ImageData, seed: int) -> Problem:
-    """The data set as a classification problem, with a tenth of the training examples kept for validation."""
-    kept, held = sources.split_by_class(data.train_classes, 0.1, seed)
-    train = Examples({"images": data.train_images}, {"scores": data.train_classes})
+def problem(data: ImageData, seed: int, parity: bool = False) -> Problem:
+    """The data set as a classification problem, with a tenth of the training examples kept for validation.
+
+    With `parity` there is a second target: 1.0 where the class's number is odd.
+    """
+    kept, held = split_by_class(data.train_classes, VALIDATION, seed)
+    train = _examples(data.train_images, data.train_classes, parity)
     spec = tf.TensorSpec((None, *data.image_shape), tf.uint8, name="images")
     return Problem(
         data=data.name,
-        interface=Interface(inputs={"images": spec}, outputs=("scores",)),
+        interface=Interface(inputs={"images": spec}, outputs=("scores", "parity")[: 1 + parity]),
         train=train.take(kept),
         validation=train.take(held),
-        test=Examples({"images": data.test_images}, {"scores": data.test_classes}),
+        test=_examples(data.test_images, data.test_classes, parity),
         labels=data.labels,
         notes=data.notes,
     )
 
 
-def judge(problem: Problem, outputs: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of the held-out examples from the model's `scores`."""
-    truth = np.asarray(problem.test.targets["scores"])
-    return evaluation.classification(truth, outputs["scores"], problem.labels)
+def _examples(images: NDArray[Any], classes: NDArray[Any], parity: bool) -> Examples:
+    targets: Arrays = {"scores": classes}
+    if parity:
+        targets["parity"] = (classes % 2).astype(np.float32)[:, np.newaxis]
+    return Examples({"images": images}, targets)
 
 
-def default_depth(height: int, width: int, channels: int) -> str:
-    """A ResNet that suits the images: deep enough to learn them, small enough to train on two cores."""
-    side = max(height, width)
-    if side > 64:
-        return "resnet18"
-    return "resnet20" if channels == 3 and side > 16 else "resnet8"
+def judge(problem: Problem, outputs: Arrays) -> Metrics:
+    """Metrics of the held-out examples from the model's `scores`, and of `parity` where there is one."""
+    metrics = evaluation.classification(problem.test.targets["scores"], outputs["scores"], problem.labels)
+    if "parity" in problem.test.targets and "parity" in outputs:
+        right = (outputs["parity"] > 0.5) == (problem.test.targets["parity"] > 0.5)
+        metrics["parity_accuracy"] = round(float(right.mean()), 6)
+    return metrics
 
 
-def plan(
-    recipe: str, data: sources.ImageData, hyperparameters: Hyperparameters, depth: str | None = None
-) -> Plan:
+def correct(problem: Problem, outputs: Arrays) -> NDArray[np.bool_]:
+    """Which held-out examples have their class on top."""
+    right: NDArray[np.bool_] = outputs["scores"].argmax(axis=1) == problem.test.targets["scores"]
+    return right
+
+
+def plan(chosen: Preset, options: Options) -> Plan:
     """An image classifier's plan."""
-    task = problem(data, hyperparameters.seed)
-    builders: dict[str, Callable[[], keras.Model]] = {"resnet": _resnet(task, depth)}
+    values = options.applied_to(chosen.hyperparameters)
+    data = sources.load(options.data or chosen.data, options.image_size, options.examples)
+    parity = chosen.name == "branches"
     return Plan(
-        recipe=recipe,
+        recipe=chosen.name,
         task="image-classification",
-        problem=task,
-        hyperparameters=hyperparameters,
-        variants={recipe: Variant(builders[recipe], "sparse_categorical_crossentropy", metrics=["accuracy"])},
-        model_name=data.name,
+        problem=problem(data, values.seed, parity),
+        hyperparameters=values,
+        variants=_variants(chosen.name, data.image_shape, len(data.labels), options.depth),
+        model_name=options.name or data.name,
+        headline="held_out_accuracy",
         judge=judge,
+        correct=correct,
     )
 
 
-def _resnet(task: Problem, depth: str | None) -> Callable[[], keras.Model]:
-    shape = task.interface.image_shape
-    assert shape is not None
-    chosen = depth or default_depth(*shape)
-    if chosen not in DEPTHS:
-        raise BadInput(f"there is no depth {chosen!r}; there are: {', '.join(DEPTHS)}")
-    return lambda: ResNet(len(task.labels), chosen)
+def _variants(
+    recipe: str, shape: tuple[int, int, int], classes: int, depth: str | None
+) -> dict[str, Variant]:
+    if depth is not None and recipe not in ("resnet", "vgg"):
+        raise BadInput(f"--depth is for resnet and vgg, not for {recipe}")
+    if recipe == "branches":
+        branches = Variant(
+            partial(dense.branches, shape, classes),
+            loss={"scores": "sparse_categorical_crossentropy", "parity": "binary_crossentropy"},
+            loss_weights={"scores": 1.0, "parity": 0.3},
+            metrics={"scores": ["accuracy"], "parity": ["accuracy"]},
+        )
+        return {recipe: branches}
+    simple: dict[str, Build] = {
+        "sequential": partial(dense.sequential, shape, classes),
+        "functional": partial(dense.functional, shape, classes),
+        "simple-dense": partial(dense.simple_dense, shape, classes),
+        "lambda-abs": partial(dense.lambda_abs, shape, classes),
+        "lambda-relu": partial(dense.lambda_relu, shape, classes),
+        "relu": partial(dense.plain_relu, shape, classes),
+        "residual": partial(residual.ResidualNet, classes),
+        "resnet": partial(resnet.ResNet, classes, _resnet_depth(depth, *shape)),
+        "vgg": partial(vgg.VGG, classes, _vgg_depth(depth, *shape)),
+    }
+    names = [recipe]
+    if recipe.startswith("lambda"):
+        names += [name for name in ("lambda-abs", "lambda-relu", "relu") if name != recipe]
+    return {
+        name: Variant(simple[name], "sparse_categorical_crossentropy", metrics=["accuracy"]) for name in names
+    }
+
+
+def _resnet_depth(depth: str | None, height: int, width: int, channels: int) -> str:
+    """The depth asked for, or one deep enough for the images and small enough to train on two cores."""
+    if depth is None or depth in vgg.BLOCKS:
+        if max(height, width) > 64:
+            return "resnet18"
+        return "resnet20" if channels == 3 and max(height, width) > 16 else "resnet8"
+    return _known(depth, (*resnet.DEPTHS, *vgg.BLOCKS))
+
+
+def _vgg_depth(depth: str | None, height: int, width: int, _: int) -> str:
+    """The depth asked for, or the deepest whose blocks leave the images a pixel; never vgg16 by itself."""
+    side = min(height, width)
+    if depth is None or depth in resnet.DEPTHS:
+        return "vgg4" if side < 16 else "vgg7"
+    _known(depth, (*resnet.DEPTHS, *vgg.BLOCKS))
+    if side >> len(vgg.BLOCKS[depth]) == 0:
+        raise BadInput(f"{depth} halves the sides {len(vgg.BLOCKS[depth])} times; these are {height}x{width}")
+    return depth
+
+
+def _known(depth: str, names: tuple[str, ...]) -> str:
+    if depth not in names:
+        raise BadInput(f"there is no depth {depth!r}; there are: {', '.join(names)}")
+    return depth

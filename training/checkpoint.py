@@ -1,0 +1,82 @@
+"""Training state on disk: one file a run, replaced whole after each epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import BadInput
+from training.history import History
+
+Weights = list[NDArray[Any]]
+
+
+class Checkpoint:
+    """The state of one run: model and optimizer, the best weights so far, the history.
+
+    Args:
+        path: an `.npz` file; its folder is made when the first epoch is saved.
+        settings: what the run depends on; a file with other settings is not resumed from.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = json.dumps(settings, sort_keys=True, default=str)
+
+    def save(self, model: keras.Model, history: History, best: Weights, finished: bool) -> None:
+        """Replaces the file."""
+        state = json.dumps({"history": dataclasses.asdict(history), "finished": finished})
+        arrays: dict[str, Any] = {"state": np.array(state), "settings": np.array(self.settings)}
+        for name, values in (
+            ("model", _values(model)),
+            ("optimizer", _values(model.optimizer)),
+            ("best", best),
+        ):
+            arrays |= {f"{name}/{index}": value for index, value in enumerate(values)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(self.path)
+
+    def restore(self, model: keras.Model) -> tuple[History, Weights, bool] | None:
+        """Puts the state into a built, compiled model; None without a file, else (history, best, finished).
+
+        Raises `BadInput` if the file is of a run with other settings, or is no checkpoint.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            found, state = str(arrays["settings"]), json.loads(str(arrays["state"]))
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise BadInput(f"{self.path} is no checkpoint ({error}); remove it to start afresh") from error
+        if found != self.settings:
+            raise BadInput(f"{self.path} is of other settings: {_difference(found, self.settings)}")
+        model.optimizer.build(model.trainable_variables)
+        for name, target in (("model", model), ("optimizer", model.optimizer)):
+            for index, variable in enumerate(target.variables):
+                variable.assign(arrays[f"{name}/{index}"])
+        best = [arrays[f"best/{index}"] for index in range(len(model.get_weights()))]
+        return History(**state["history"]), best, bool(state["finished"])
+
+
+def _values(holder: Any) -> Weights:
+    return [keras.ops.convert_to_numpy(variable) for variable in holder.variables]
+
+
+def _difference(found: str, wanted: str) -> str:
+    before, now = json.loads(found), json.loads(wanted)
+    return ", ".join(
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name)
+    )

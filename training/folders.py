@@ -1,0 +1,169 @@
+"""Images in a folder or a zip: one sub-folder a class, or `train/` and `test/` with them.
+
+The sub-folders' names become the labels, in sorted order. Files that cannot be decoded are counted, named and
+left out.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training import decoding
+from training.arrays import HELD_OUT, SPLIT_SEED, ImageData, split_by_class
+from training.errors import BadInput
+
+_NAMED_FILES = 5  # how many unreadable files a note names
+_TEST_FOLDERS = ("test", "val", "validation")
+_LARGEST_COMMON_SIDE = 224
+_MIXED_SIDE = 64
+
+Read = Callable[[str], bytes]
+Members = list[tuple[str, str]]  # (file, label)
+
+
+@dataclass
+class _Survey:
+    """What the headers of the images say, and the files that cannot be read."""
+
+    kinds: Counter[tuple[tuple[int, int], str]] = field(default_factory=Counter)
+    colour: bool = False
+    unreadable: list[str] = field(default_factory=list)
+
+    def size(self) -> tuple[int, int]:
+        """Height and width that suit all the images."""
+        sizes = {size for size, _ in self.kinds}
+        if len(sizes) == 1:
+            width, height = sizes.pop()
+            if max(width, height) <= _LARGEST_COMMON_SIDE:
+                return height, width
+        return _MIXED_SIDE, _MIXED_SIDE
+
+
+def image_folder(name: str, path: Path, side: int | None = None) -> ImageData:
+    """The images below `path`, all resized to one size.
+
+    Args:
+        name: of the data set.
+        path: a folder or a `.zip`.
+        side: height and width to resize to; None takes the images' own if they are all of one size of at
+            most 224 pixels, and else 64.
+    """
+    files, read = _listing(path)
+    splits, labels = _classes(files, path)
+    survey = _Survey()
+    splits = {split: _surveyed(members, read, survey) for split, members in splits.items()}
+    height, width = (side, side) if side else survey.size()
+    shape = (height, width, 3 if survey.colour else 1)
+    arrays = {split: _decode(members, labels, read, shape, survey) for split, members in splits.items()}
+    _refuse_small_classes(arrays, labels, path, survey.unreadable)
+    if "test" not in arrays:
+        images, classes = arrays["train"]
+        kept, held = split_by_class(classes, HELD_OUT, SPLIT_SEED)
+        arrays = {"train": (images[kept], classes[kept]), "test": (images[held], classes[held])}
+    return ImageData(name, labels, *arrays["train"], *arrays["test"], _notes(survey, shape))
+
+
+def _listing(path: Path) -> tuple[list[str], Read]:
+    if path.is_dir():
+        found = [entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file()]
+        return sorted(found), lambda member: (path / member).read_bytes()
+    if not path.exists():
+        raise BadInput(f"{path}: no such folder or zip file")
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise BadInput(f"{path}: neither a folder nor a zip file ({error})") from error
+    return sorted(name for name in archive.namelist() if not name.endswith("/")), archive.read
+
+
+def _classes(files: list[str], path: Path) -> tuple[dict[str, Members], tuple[str, ...]]:
+    """(file, label) of each image by split, and all labels sorted."""
+    paths = [PurePosixPath(name) for name in files if name.lower().endswith(decoding.SUFFIXES)]
+    paths = [entry for entry in paths if not any(part.startswith((".", "__MACOSX")) for part in entry.parts)]
+    common = paths[0].parts[:-2] if paths else ()
+    if common and common[-1] in ("train", *_TEST_FOLDERS):
+        common = common[:-1]
+    relative = [
+        (entry, entry.parts[len(common) :]) for entry in paths if entry.parts[: len(common)] == common
+    ]
+    split_names = {parts[0] for _, parts in relative if len(parts) > 2}
+    splits: dict[str, Members] = defaultdict(list)
+    for entry, parts in relative:
+        if "train" in split_names and len(parts) > 2:
+            splits["test" if parts[0] in _TEST_FOLDERS else "train"].append((str(entry), parts[1]))
+        elif len(parts) >= 2:
+            splits["train"].append((str(entry), parts[0]))
+    labels = tuple(sorted({label for members in splits.values() for _, label in members}))
+    if len(labels) < 2:
+        found = f"only the class {labels[0]!r}" if labels else "no images"
+        raise BadInput(f"{path}: {found}; it must hold a sub-folder of images for each class, two at least")
+    return dict(splits), labels
+
+
+def _surveyed(members: Members, read: Read, survey: _Survey) -> Members:
+    """The members whose headers can be read."""
+    readable = []
+    for file, label in members:
+        try:
+            size, mode = decoding.size_and_mode(read(file))
+        except (decoding.Undecodable, zipfile.BadZipFile):
+            survey.unreadable.append(file)
+            continue
+        survey.kinds[size, mode] += 1
+        survey.colour = survey.colour or mode not in decoding.GREY_MODES
+        readable.append((file, label))
+    return readable
+
+
+def _decode(
+    members: Members, labels: tuple[str, ...], read: Read, shape: tuple[int, int, int], survey: _Survey
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [N, H, W, C] and classes [N] of the members; those cut short are noted and left out."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    images = np.empty((len(members), *shape), np.uint8)
+    classes: list[int] = []
+    for file, label in members:
+        try:
+            images[len(classes)] = decoding.to_array(decoding.open_image(read(file)), *shape)
+        except (decoding.Undecodable, zipfile.BadZipFile):
+            survey.unreadable.append(file)
+        else:
+            classes.append(numbers[label])
+    return images[: len(classes)], np.array(classes, np.int64)
+
+
+def _refuse_small_classes(
+    arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]],
+    labels: tuple[str, ...],
+    path: Path,
+    unreadable: list[str],
+) -> None:
+    needed = 1 if "test" in arrays else 2
+    why = "one to learn from" + (" and one to be held out" if needed > 1 else "")
+    counts = np.bincount(arrays["train"][1], minlength=len(labels))
+    for label, count in zip(labels, counts, strict=True):
+        if count < needed:
+            left_out = f"; {len(unreadable)} files could not be read" if unreadable else ""
+            raise BadInput(
+                f"{path}: images of class {label!r}: {count}; it needs {needed} at least, {why}{left_out}"
+            )
+    if "test" in arrays and not len(arrays["test"][1]):
+        raise BadInput(f"{path}: none of the images held out in it can be read")
+
+
+def _notes(survey: _Survey, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    notes = []
+    if survey.unreadable:
+        named = ", ".join(survey.unreadable[:_NAMED_FILES])
+        more = " ..." if len(survey.unreadable) > _NAMED_FILES else ""
+        notes.append(f"{len(survey.unreadable)} unreadable files left out: {named}{more}")
+    if len(survey.kinds) > 1:
+        notes.append(f"{len(survey.kinds)} combinations of size and mode, all made {shape}")
+    return tuple(notes)

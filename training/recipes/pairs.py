@@ -1,0 +1,99 @@
+"""Pairs of images: are both of one class?"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from training import evaluation, sources
+from training.arrays import SPLIT_SEED, ImageData, split_by_class
+from training.config import Options, Preset
+from training.errors import BadInput
+from training.losses import ContrastiveLoss
+from training.metrics import PairAccuracy
+from training.models.siamese import MARGIN, THRESHOLD, siamese
+from training.pipeline import Arrays, Examples
+from training.recipes.base import Interface, Metrics, Plan, Problem, Variant
+from training.recipes.images import VALIDATION
+
+
+def pairs(images: NDArray[np.uint8], classes: NDArray[np.int64], rounds: int, seed: int) -> Examples:
+    """For each image and round a partner of its class and one of another: 2 * rounds * N pairs.
+
+    Inputs `left` and `right` uint8 [M, H, W, C]; target `distance` float32 [M, 1], 1.0 for one class.
+    """
+    random = np.random.default_rng(seed)
+    left, right, same = [], [], []
+    members = {value: np.flatnonzero(classes == value) for value in np.unique(classes)}
+    others = {value: np.flatnonzero(classes != value) for value in members}
+    for _ in range(rounds):
+        for index, value in enumerate(classes):
+            left += [index, index]
+            right += [random.choice(members[value]), random.choice(others[value])]
+            same += [1.0, 0.0]
+    targets = np.array(same, np.float32)[:, np.newaxis]
+    inputs: Arrays = {"left": images[left], "right": images[right]}
+    return Examples(inputs, {"distance": targets, "same": targets})
+
+
+def problem(data: ImageData, seed: int) -> Problem:
+    """Pairs drawn within each split, so that no held-out image was ever seen in training."""
+    kept, held = split_by_class(data.train_classes, VALIDATION, seed)
+    specs = {
+        side: tf.TensorSpec((None, *data.image_shape), tf.uint8, name=side) for side in ("left", "right")
+    }
+    return Problem(
+        data=data.name,
+        interface=Interface(inputs=specs, outputs=("distance", "same")),
+        train=pairs(data.train_images[kept], data.train_classes[kept], 4, seed),
+        validation=pairs(data.train_images[held], data.train_classes[held], 2, seed),
+        test=pairs(data.test_images, data.test_classes, 1, SPLIT_SEED),
+        notes=data.notes,
+    )
+
+
+def correct(problem: Problem, outputs: Arrays) -> NDArray[np.bool_]:
+    """Which held-out pairs are told apart, or together, rightly."""
+    right: NDArray[np.bool_] = outputs["same"].reshape(-1) == problem.test.targets["same"].reshape(-1)
+    return right
+
+
+def judge(problem: Problem, outputs: Arrays) -> Metrics:
+    """Accuracy over the held-out pairs, and precision and recall of "same" and "different"."""
+    truth = problem.test.targets["same"].reshape(-1).astype(np.int64)
+    same = outputs["same"].reshape(-1).astype(np.int64)
+    matrix = evaluation.confusion_matrix(truth, same, 2)
+    return {
+        "held_out_examples": len(truth),
+        "held_out_accuracy": round(float((truth == same).mean()), 6),
+        "threshold": THRESHOLD,
+        "per_class": evaluation.per_class(matrix, ("different", "same")),
+        "confusion": matrix.tolist(),
+    }
+
+
+def plan(chosen: Preset, options: Options) -> Plan:
+    """The siamese network's plan."""
+    if options.depth is not None:
+        raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
+    values = options.applied_to(chosen.hyperparameters)
+    data = sources.load(options.data or chosen.data, options.image_size, options.examples)
+    variant = Variant(
+        partial(siamese, data.image_shape),
+        loss={"distance": ContrastiveLoss(MARGIN), "same": None},
+        metrics={"distance": [PairAccuracy(THRESHOLD)], "same": []},
+    )
+    return Plan(
+        recipe=chosen.name,
+        task="pairs",
+        problem=problem(data, values.seed),
+        hyperparameters=values,
+        variants={chosen.name: variant},
+        model_name=options.name or chosen.name,
+        headline="held_out_accuracy",
+        judge=judge,
+        correct=correct,
+    )

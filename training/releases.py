@@ -1,0 +1,65 @@
+"""A model and its card made into a version folder, by whatever way the model came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from training.curves import draw_confusion, draw_curves
+from training.errors import PublishFailed
+from training.export import Exported, prove, write
+from training.history import History
+from training.publish import publish
+from training.recipes.base import Problem
+
+GOLDEN_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a version went, and its card."""
+
+    folder: Path
+    version: int
+    card: dict[str, Any]
+
+
+def release(
+    model_folder: Path, exported: Exported, card: dict[str, Any], history: History | None = None
+) -> Published:
+    """Writes, proves and publishes the next version of a model."""
+    name = model_folder.name
+
+    def write_version(folder: Path, version: int) -> None:
+        card["version"] = version
+        try:
+            write(exported, folder, name, card)
+        except tf.errors.OpError as error:
+            raise PublishFailed(f"nothing was published in {model_folder}: {error.message}") from error
+        extra = folder / "assets.extra"
+        if history and history.epochs:
+            draw_curves(extra / "curves.png", f"{name} {version}: {card['recipe']}", history.epochs)
+        if "confusion" in card["metrics"]:
+            draw_confusion(extra / "confusion.png", f"{name} {version}", card["metrics"])
+        prove(exported, folder)
+
+    folder, version = publish(model_folder, write_version)
+    return Published(folder, version, card)
+
+
+def golden_inputs(problem: Problem) -> Mapping[str, NDArray[Any]]:
+    """Held-out examples to bake into the graph, of as many classes as there is room for."""
+    test = problem.test
+    classes = test.targets.get("scores") if problem.labels else None
+    if classes is None:
+        return {name: array[:GOLDEN_EXAMPLES] for name, array in test.inputs.items()}
+    firsts = [int(np.flatnonzero(classes == value)[0]) for value in np.unique(classes)]
+    rest = [index for index in range(min(len(test), 10 * GOLDEN_EXAMPLES)) if index not in firsts]
+    chosen = np.array((firsts + rest)[:GOLDEN_EXAMPLES])
+    return {name: array[chosen] for name, array in test.inputs.items()}
