@@ -82,6 +82,9 @@ lock: install-dev ## Write the lock files in requirements/ anew
 	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train --extra dev -o requirements/dev.txt
 	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train -c requirements/dev.txt -o requirements/serve.txt
 	env -u PIP_FIND_LINKS $(UV_COMPILE) -c requirements/dev.txt -o requirements/gateway.txt
+	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server -c requirements/dev.txt -o requirements/model-server.txt
+	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra train --extra gpu -c requirements/dev.txt -o requirements/training-gpu.txt
+	env -u PIP_FIND_LINKS $(subst pyproject.toml,--group image,$(UV_COMPILE)) -o requirements/image.txt
 
 .PHONY: clean
 clean: ## Remove what the targets above made, models apart
