@@ -18,12 +18,13 @@ import numpy.typing as npt
 from scipy.special import betaln, gammaln, xlog1py, xlogy
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
 Numbers = npt.ArrayLike
 
 # Relative risks a bad version is looked for at. The weights favour three times (a fault in part of the
 # input) and fifty (a version that fails outright): those are the two that rollouts meet.
 _WORSE_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
-_WORSE_WEIGHTS = (0.5, 1.5, 4.0, 1.5, 1.0, 1.5, 2.0)
+_WORSE_WEIGHTS = (0.5, 1.5, 6.0, 1.5, 1.0, 2.0, 3.0)
 
 # Fractions of the null ratio that "not worse" is looked for at, beside exactly 1 ("as good as stable").
 _BETTER_FRACTIONS = (0.25, 0.5, 0.75)
@@ -53,7 +54,7 @@ def worse_than_stable() -> RiskMixture:
     good service is found without first having to lose what its good hour won (the fixed-share rule of
     Herbster & Warmuth 1998, as a mixture over the times of a change).
     """
-    return _mixture(1.0, _WORSE_RATIOS, _WORSE_WEIGHTS, reserve=0.15, release=1 / 500)
+    return _mixture(1.0, _WORSE_RATIOS, _WORSE_WEIGHTS, reserve=0.1, release=1 / 500)
 
 
 def within_margin(margin: float) -> RiskMixture:

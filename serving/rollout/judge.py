@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.rollout import evidence
-from serving.rollout.evidence import FloatArray
+from serving.rollout.evidence import FloatArray, IntArray
 from serving.rollout.ledger import CriterionLedger, Ledger, log_split_now
 from serving.rollout.plan import Criterion, Plan
 from serving.rollout.verdict import Outcome, Reason, Verdict
@@ -23,6 +23,9 @@ BoolArray = npt.NDArray[np.bool_]
 # The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
 # are beyond doubt within seconds. Their levels come on top of alpha and are too small to matter.
 _LOG_ALARM = math.log(1e6)
+
+# In the order in which they take precedence.
+OUTCOMES = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.HOLD, Outcome.PASSED, Outcome.WAIT)
 
 # Agreement's own weight in alpha beside the criteria's; half of it for all classes together.
 _AGREEMENT_WEIGHT = 1.0
@@ -118,12 +121,11 @@ def _class_parts(classes: int) -> FloatArray:
     return parts
 
 
-def outcomes(plan: Plan, ledger: Ledger, found: Signals, *, shadow: bool) -> npt.NDArray[np.object_]:
-    """The outcome of each run, [...]; `shadow` says which of the two phases is judged."""
-    guards = list(found.criteria.values())
+def outcomes(plan: Plan, ledger: Ledger, found: Signals, *, shadow: bool) -> IntArray:
+    """The outcome of each run as an index into `OUTCOMES`, [...]; `shadow` says which phase is judged."""
     fail = found.differs | found.class_differs.any(axis=-1)
-    hold = np.zeros_like(found.differs)
-    for guard in guards:
+    hold = np.zeros_like(fail)
+    for guard in found.criteria.values():
         fail = fail | guard.worse | guard.overall
         hold = hold | guard.suspicious
     if shadow:
@@ -132,18 +134,15 @@ def outcomes(plan: Plan, ledger: Ledger, found: Signals, *, shadow: bool) -> npt
         passed = np.ones_like(fail)
         for name, criterion in plan.criteria.named().items():
             passed = passed & (found.criteria[name].good | (not criterion.required))
-    table = [fail, found.split_broken, hold, passed]
-    names = [Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.HOLD, Outcome.PASSED]
-    chosen: npt.NDArray[np.object_] = np.full(fail.shape, Outcome.WAIT, dtype=object)
-    for condition, outcome in reversed(list(zip(table, names, strict=True))):
-        chosen[condition] = outcome
+    conditions = [fail, found.split_broken, hold, passed, np.ones_like(fail)]
+    chosen: IntArray = np.argmax(np.stack(conditions), axis=0)
     return chosen
 
 
 def judge(plan: Plan, ledger: Ledger, *, shadow: bool) -> Verdict:
     """The verdict over one rollout's ledger (leading shape ()), with every reason, the deciding one first."""
     found = signals(plan, ledger)
-    outcome = Outcome(outcomes(plan, ledger, found, shadow=shadow).item())
+    outcome = OUTCOMES[int(outcomes(plan, ledger, found, shadow=shadow))]
     reasons = [
         *_harm(plan, ledger, found),
         *_split(ledger, found),

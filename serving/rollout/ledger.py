@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.rollout import evidence
-from serving.rollout.evidence import FloatArray, Numbers, RiskMixture
+from serving.rollout.evidence import FloatArray, IntArray, Numbers, RiskMixture
 from serving.rollout.plan import Plan
 
-# An interval counts for at most this many times the bad events that intervals had before, and at least one.
-_MOST_EVENTS_FACTOR = 4.0
+# An interval counts for at most as many bad events as intervals have had on average, and this many standard
+# deviations of a Poisson variable more; for one at least.
+_MOST_EVENTS_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ def _record_events(tests: Tests, before: CriterionLedger, arms: Arms) -> Criteri
     both = (n_c > 0) & (n_s > 0)
     events = np.where(both, bad_c + bad_s, 0.0)
     usual = before.counted / np.maximum(before.intervals, 1.0)
-    most = np.maximum(1.0, _MOST_EVENTS_FACTOR * usual)
+    most = np.maximum(1.0, usual + _MOST_EVENTS_DEVIATIONS * np.sqrt(usual))
     worse, within = before.worse, before.within
     rows = np.nonzero(events) if shape else (() if events else None)
     if rows is None or (shape and not len(rows[0])):
@@ -265,7 +266,8 @@ def _record_events(tests: Tests, before: CriterionLedger, arms: Arms) -> Criteri
 
 
 def _record_split(ledger: Ledger, interval: Interval) -> Ledger:
-    weight = np.broadcast_to(np.asarray(interval.weight, dtype=np.float64), ledger.split_weight.shape)
+    # A copy: the caller may change its weights in place when the rollout moves.
+    weight = np.array(np.broadcast_to(interval.weight, ledger.split_weight.shape), dtype=np.float64)
     changed = weight != ledger.split_weight
     split, before = ledger.split, ledger.log_split_before
     if changed.any():
@@ -283,3 +285,29 @@ def log_split_now(ledger: Ledger) -> FloatArray:
     """Log E of the split test since the weight last changed, [...]."""
     shares = np.stack([ledger.split_weight, 1.0 - ledger.split_weight], axis=-1)
     return evidence.log_split(ledger.split, shares)
+
+
+def select(ledger: Ledger, rows: IntArray) -> Ledger:
+    """The ledgers of some runs, by index."""
+    fields = {field.name for field in dataclasses.fields(CriterionLedger)}
+    criteria = {
+        name: CriterionLedger(**{each: getattr(criterion, each)[rows] for each in fields})
+        for name, criterion in ledger.criteria.items()
+    }
+    return Ledger(
+        criteria=criteria,
+        compared=ledger.compared[rows],
+        agreed=ledger.agreed[rows],
+        classes=ledger.classes,
+        split=ledger.split[rows],
+        split_weight=ledger.split_weight[rows],
+        log_split_before=ledger.log_split_before[rows],
+        step_requests=ledger.step_requests[rows],
+    )
+
+
+def clear_steps(ledger: Ledger, rows: IntArray) -> Ledger:
+    """The ledger with the given runs' step requests counted from nothing."""
+    requests = ledger.step_requests.copy()
+    requests[rows] = 0.0
+    return dataclasses.replace(ledger, step_requests=requests)
