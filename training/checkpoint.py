@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,16 @@ class Checkpoint:
         ):
             arrays |= {f"{name}/{index}": value for index, value in enumerate(values)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
         temporary.replace(self.path)
+
+    def remove(self) -> None:
+        """Removes the file, and its folder if nothing else is in it."""
+        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()
 
     def restore(self, model: keras.Model) -> tuple[History, Weights, bool] | None:
         """Puts the state into a built, compiled model; None without a file, else (history, best, finished).

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from training.config import Options, preset
+from training.config import PRESETS, Options, preset
 from training.errors import BadInput, TrainingError
 
 Out = Annotated[Path, typer.Option(help="Folder of models; the version goes to OUT/NAME/VERSION.")]
@@ -105,6 +106,106 @@ def train(
     _print_metrics(console, published.card["metrics"])
     console.print(f"published {published.folder}", highlight=False, soft_wrap=True)
     console.print(f"next: sluice serve --models {out}", highlight=False, soft_wrap=True)
+
+
+def publish(
+    path: Annotated[Path, typer.Argument(help="A .keras file or a SavedModel folder.")],
+    out: Out = Path("models"),
+    name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file with a label a line.", show_default="the classes' numbers")
+    ] = None,
+    pixel_scale: Annotated[
+        float, typer.Option(help="What pixels 0..255 are multiplied by; 0.0039215686 makes them 0..1.")
+    ] = 1.0,
+    freeze: Annotated[bool, typer.Option(help="Fold the weights into the graph as constants.")] = True,
+) -> None:
+    """Publish a model of your own as the next version, proved and with all the signatures.
+
+    A .keras file is loaded without running code in it: Lambda layers must name registered functions.
+    """
+    console = Console()
+    with _user_errors(), _quiet_tensorflow():
+        from training import foreign
+
+        published = foreign.publish_file(path, out, name, labels, pixel_scale, freeze)
+    console.print(f"published {published.folder}", highlight=False, soft_wrap=True)
+    console.print(f"next: sluice serve --models {out}", highlight=False, soft_wrap=True)
+
+
+def recipes() -> None:
+    """List what `sluice train` can train: what each recipe shows, its data, what to expect on two cores."""
+    table = Table("recipe", "shows", "data", "expect on two cores")
+    for entry in PRESETS.values():
+        table.add_row(entry.name, entry.shows, entry.data, entry.expect)
+    Console().print(table)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A version's folder, or a model's for its newest.")],
+    data: Data = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all the metrics as JSON.")] = False,
+) -> None:
+    """Judge a published version on held-out examples, run as it is served."""
+    console = Console()
+    with _user_errors(), _quiet_tensorflow():
+        from training.curves import draw_confusion
+        from training.published import examine
+
+        metrics = examine(model, data).metrics
+        if png is not None:
+            if "confusion" not in metrics:
+                raise BadInput("--png draws a confusion matrix, and this model has none")
+            draw_confusion(png, str(model), metrics)
+    if as_json:
+        console.print_json(data=metrics)
+        return
+    if rows := metrics.get("per_class"):
+        table = Table("class", "precision", "recall", "support")
+        for row in rows:
+            table.add_row(*(str(row[name]) for name in ("label", "precision", "recall", "support")))
+        console.print(table)
+    _print_metrics(console, metrics)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="A version's folder, or a model's for its newest.")],
+    second: Annotated[Path, typer.Argument(help="The other one.")],
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compare two versions on the same held-out examples by McNemar's exact test."""
+    console = Console()
+    with _user_errors(), _quiet_tensorflow():
+        from training.published import compare as compare_versions
+
+        result = compare_versions(first, second, data)
+    if as_json:
+        console.print_json(data=result)
+        return
+    for path, accuracy, alone in zip(
+        (first, second),
+        result["accuracy"],
+        (result["only_first_right"], result["only_second_right"]),
+        strict=True,
+    ):
+        console.print(f"{path}: accuracy {accuracy:.4f}, alone right {alone} times", highlight=False)
+    verdict = "they differ" if result["p_value"] < 0.05 else "no difference is shown"
+    console.print(
+        f"{result['examples']} examples, p = {result['p_value']:.4g}: {verdict} at the 5 % level",
+        highlight=False,
+    )
+
+
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A version's folder, or a model's for its newest.")],
+) -> None:
+    """Show a published version: signatures, sizes, card."""
+    with _user_errors(), _quiet_tensorflow():
+        from training.inspection import show
+
+        show(model, Console())
 
 
 def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:

@@ -55,6 +55,11 @@ class Options:
     tensorboard: Path | None = None
     strategy: str = "none"
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of a folder's images, if the user chose."""
+        return None if self.image_size is None else (self.image_size, self.image_size)
+
     def applied_to(self, values: Hyperparameters) -> Hyperparameters:
         """The hyperparameters with what the user chose in place of the preset's."""
         names = ("epochs", "batch_size", "learning_rate", "augment", "mixed_precision", "seed", "patience")

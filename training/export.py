@@ -1,9 +1,9 @@
-"""A Keras model written as TensorFlow Serving wants it: frozen graph, signatures, warm-up, proof."""
+"""A model written as TensorFlow Serving wants it: frozen graph, signatures, warm-up file, proof."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,69 @@ WARMUP_FILE = "tf_serving_warmup_requests"
 WARMUP_BATCHES = (1, 8)
 SELF_TEST_TOLERANCE = 1e-4
 SERVED_TOLERANCE = 1e-5
-HALF_TOLERANCE = 0.02
+HALF_TOLERANCE = 0.02  # half precision rounds anew wherever the graph's optimizer cuts or joins operations
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written besides the card. `golden` are example inputs, eight to sixteen of them."""
+    """What is to be written, besides the card.
 
-    model: keras.Model
+    `call` takes and gives named tensors as `interface` says; `tracked` are the variables, or what holds them,
+    that it reads; `golden` are eight to sixteen examples of its inputs.
+    """
+
+    call: signatures.Call
+    tracked: Sequence[Any]
     interface: Interface
     golden: Mapping[str, NDArray[Any]]
+    archive: keras.Model | None = None
     labels: tuple[str, ...] = ()
     precision: str = "float32"
     freeze: bool = True
 
     @property
     def tolerance(self) -> float:
-        """How far two runs of the model may be apart: half precision rounds where a graph is cut."""
+        """How far two runs of the model may be apart."""
         return SERVED_TOLERANCE if self.precision == "float32" else HALF_TOLERANCE
+
+    def expected(self) -> NDArray[np.float32]:
+        """The original model's answers to the golden inputs, side by side: float32 [N, K]."""
+        return _side_by_side(self.call({name: tf.constant(array) for name, array in self.golden.items()}))
+
+
+def of_keras(
+    model: keras.Model,
+    interface: Interface,
+    golden: Mapping[str, NDArray[Any]],
+    labels: tuple[str, ...] = (),
+    precision: str = "float32",
+    freeze: bool = True,
+) -> Exported:
+    """A Keras model as something to write."""
+    return Exported(
+        call=lambda inputs: interface.call(model, inputs),
+        tracked=[variable.value for variable in model.variables],
+        interface=interface,
+        golden=golden,
+        archive=model,
+        labels=labels,
+        precision=precision,
+        freeze=freeze,
+    )
 
 
 def write(exported: Exported, folder: Path, name: str, card: dict[str, Any]) -> None:
     """Writes SavedModel, warm-up requests, `.keras` archive and card into the empty `folder`."""
-    call, module = _frozen(exported) if exported.freeze else _live(exported)
-    expected = keras_outputs(exported)
-    text = json.dumps(card, separators=(",", ":"))
+    module = tf.Module()
+    if exported.freeze:
+        call = _frozen(exported)
+    else:
+        call = exported.call
+        module.tracked = list(exported.tracked)  # or no session could restore them
     functions = {
         "serving_default": signatures.serving_default(call, exported.interface),
-        "describe": signatures.describe(exported.labels, text),
-        "self_test": signatures.self_test(call, exported.golden, expected),
+        "describe": signatures.describe(exported.labels, json.dumps(card, separators=(",", ":"))),
+        "self_test": signatures.self_test(call, exported.golden, exported.expected()),
     }
     if exported.interface.image_shape:
         functions["serving_bytes"] = signatures.serving_bytes(call, exported.interface)
@@ -58,18 +92,12 @@ def write(exported: Exported, folder: Path, name: str, card: dict[str, Any]) -> 
     extra = folder / "assets.extra"
     extra.mkdir(exist_ok=True)
     write_warmup(extra / WARMUP_FILE, name, warmup_inputs(exported))
-    exported.model.save(extra / "model.keras")
+    if exported.archive is not None:
+        exported.archive.save(extra / "model.keras")
     (extra / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _live(exported: Exported) -> tuple[signatures.Call, tf.Module]:
-    """The model with its variables, tracked by the module, or a session could not restore them."""
-    module = tf.Module()
-    module.weights = [variable.value for variable in exported.model.variables]
-    return lambda inputs: exported.interface.call(exported.model, inputs), module
-
-
-def _frozen(exported: Exported) -> tuple[signatures.Call, tf.Module]:
+def _frozen(exported: Exported) -> signatures.Call:
     """The model with its variables folded into constants, after a check that it still answers the same."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -77,7 +105,7 @@ def _frozen(exported: Exported) -> tuple[signatures.Call, tf.Module]:
     names = list(interface.inputs)
 
     def live(*tensors: Any) -> list[Any]:
-        outputs = interface.call(exported.model, dict(zip(names, tensors, strict=True)))
+        outputs = exported.call(dict(zip(names, tensors, strict=True)))
         return [outputs[name] for name in interface.outputs]
 
     traced = tf.function(live).get_concrete_function(*interface.inputs.values())
@@ -87,37 +115,25 @@ def _frozen(exported: Exported) -> tuple[signatures.Call, tf.Module]:
         answer = tf.nest.flatten(frozen(*[tf.convert_to_tensor(inputs[name]) for name in names]))
         return dict(zip(interface.outputs, answer, strict=True))
 
-    check_close(
-        "frozen equals unfrozen",
-        side_by_side({name: output.numpy() for name, output in call(exported.golden).items()}),
-        keras_outputs(exported),
-        exported.tolerance,
-    )
-    return call, tf.Module()
+    actual = _side_by_side(call(exported.golden))
+    check_close("frozen equals unfrozen", actual, exported.expected(), exported.tolerance)
+    return call
 
 
-def keras_outputs(exported: Exported) -> NDArray[np.float32]:
-    """The Keras model's answers to the golden inputs, side by side: float32 [N, K]."""
-    outputs = exported.interface.call(
-        exported.model, {name: tf.constant(array) for name, array in exported.golden.items()}
-    )
-    return side_by_side({name: output.numpy() for name, output in outputs.items()})
-
-
-def side_by_side(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Named outputs [N, ...] as one float32 [N, K], in the order of their names, as `self_test` answers."""
-    return np.concatenate([outputs[name].reshape(len(outputs[name]), -1) for name in sorted(outputs)], axis=1)
+def _side_by_side(outputs: Mapping[str, Any]) -> NDArray[np.float32]:
+    """`signatures.side_by_side` of eager tensors or arrays."""
+    arrays = [np.asarray(outputs[name]) for name in sorted(outputs)]
+    return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
 
 
 def warmup_inputs(exported: Exported) -> list[tuple[str, dict[str, Any]]]:
     """(signature, inputs) of each warm-up request: every signature, at batch 1 and at a larger one."""
     requests: list[tuple[str, dict[str, Any]]] = []
-    shape = exported.interface.image_shape
     for size in WARMUP_BATCHES:
         rows = np.arange(size) % len(next(iter(exported.golden.values())))
         inputs = {name: array[rows] for name, array in exported.golden.items()}
         requests.append(("serving_default", inputs))
-        if shape:
+        if exported.interface.image_shape:
             files = [tf.io.encode_png(image).numpy() for image in exported.golden["images"][rows]]
             requests.append(("serving_bytes", {"image_bytes": np.array(files, dtype=object)}))
         index = rows.astype(np.int32)
@@ -143,17 +159,21 @@ def write_warmup(path: Path, model: str, requests: list[tuple[str, dict[str, Any
 
 def prove(exported: Exported, folder: Path) -> None:
     """Loads what was written as TensorFlow Serving does; raises `ProofFailed` naming the failed check."""
+    check = "loads in a session"
     try:
         with served(folder) as loaded:
-            _replay_warmup(loaded, folder / "assets.extra" / WARMUP_FILE)
+            replay_warmup(loaded, folder / "assets.extra" / WARMUP_FILE)
+            check = "self_test"
             _check_self_test(loaded, exported)
-            actual = loaded.run("serving_default", exported.golden)
-    except (tf.errors.OpError, ValueError, KeyError) as error:
-        raise ProofFailed("loads in a session", str(error).splitlines()[0]) from error
-    check_close("served equals Keras", side_by_side(actual), keras_outputs(exported), exported.tolerance)
+            check = "served equals original"
+            actual = _side_by_side(loaded.run("serving_default", exported.golden))
+    except (tf.errors.OpError, ValueError, LookupError, OSError) as error:
+        raise ProofFailed(check, str(error).partition("\n")[0]) from error
+    check_close(check, actual, exported.expected(), exported.tolerance)
 
 
-def _replay_warmup(loaded: Served, path: Path) -> None:
+def replay_warmup(loaded: Served, path: Path) -> None:
+    """Runs every request of a warm-up file; raises `ProofFailed` at the first that fails."""
     from tensorflow_serving.apis import prediction_log_pb2
 
     for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
@@ -161,7 +181,7 @@ def _replay_warmup(loaded: Served, path: Path) -> None:
         signature = request.model_spec.signature_name
         try:
             loaded.run(signature, {name: tf.make_ndarray(value) for name, value in request.inputs.items()})
-        except (tf.errors.OpError, KeyError) as error:
+        except (tf.errors.OpError, LookupError) as error:
             raise ProofFailed("warm-up", f"request {number} ({signature}): {error}") from error
 
 

@@ -46,21 +46,23 @@ class _Survey:
         return _MIXED_SIDE, _MIXED_SIDE
 
 
-def image_folder(name: str, path: Path, side: int | None = None) -> ImageData:
+def image_folder(
+    name: str, path: Path, size: tuple[int, int] | None = None, channels: int | None = None
+) -> ImageData:
     """The images below `path`, all resized to one size.
 
     Args:
         name: of the data set.
         path: a folder or a `.zip`.
-        side: height and width to resize to; None takes the images' own if they are all of one size of at
-            most 224 pixels, and else 64.
+        size: height and width to resize to; None takes the images' own if they are all of one size of at
+            most 224 pixels, and else 64x64.
+        channels: 1 or 3; None takes 3 if any image has colour.
     """
     files, read = _listing(path)
     splits, labels = _classes(files, path)
     survey = _Survey()
     splits = {split: _surveyed(members, read, survey) for split, members in splits.items()}
-    height, width = (side, side) if side else survey.size()
-    shape = (height, width, 3 if survey.colour else 1)
+    shape = (*(size or survey.size()), channels or (3 if survey.colour else 1))
     arrays = {split: _decode(members, labels, read, shape, survey) for split, members in splits.items()}
     _refuse_small_classes(arrays, labels, path, survey.unreadable)
     if "test" not in arrays:

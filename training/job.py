@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,10 +10,11 @@ from rich.console import Console
 
 from training import recipes
 from training.card import card, training_section
+from training.checkpoint import Checkpoint
 from training.config import Options
 from training.distribution import Distribution, distribution
 from training.errors import PublishFailed
-from training.export import Exported
+from training.export import of_keras
 from training.history import History
 from training.loop import Run, fit, predict
 from training.precision import computing_in
@@ -43,30 +42,29 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
     if len(results) > 1:
         metrics["variants"] = {title: result[2].get(plan.headline) for title, result in results.items()}
     published = _published(plan, model, history, metrics, options)
-    shutil.rmtree(checkpoint_folder(plan, options.out), ignore_errors=True)
+    for title in plan.variants:
+        _checkpoint(plan, title, options).remove()
     return published
 
 
-def checkpoint_folder(plan: Plan, out: Path) -> Path:
+def _checkpoint(plan: Plan, title: str, options: Options) -> Checkpoint:
     """Where a run keeps its state until its model is published; hidden from those who look for models."""
-    return out / ".training" / f"{plan.model_name}-{plan.recipe}"
+    settings = {
+        **dataclasses.asdict(plan.hyperparameters),
+        **{name: getattr(options, name) for name in ("data", "depth", "image_size", "examples")},
+    }
+    run = f"{plan.model_name}-{plan.recipe}-{title}".replace(" ", "-")
+    return Checkpoint(options.out / ".training" / f"{run}.npz", settings)
 
 
 def _trained(
     plan: Plan, title: str, variant: Variant, options: Options, spread: Distribution, console: Console
 ) -> tuple[keras.Model, History, Metrics]:
     """One variant, fitted: a copy that computes in float32, and its metrics on the held-out examples."""
-    from training.checkpoint import Checkpoint
-
-    settings = {
-        **dataclasses.asdict(plan.hyperparameters),
-        **{name: getattr(options, name) for name in ("data", "depth", "image_size", "examples")},
-    }
-    path = checkpoint_folder(plan, options.out) / f"{title.replace(' ', '-')}.npz"
     with reporting(console, title, plan.hyperparameters.epochs) as report:
         run = Run(
             report=report,
-            checkpoint=Checkpoint(path, settings),
+            checkpoint=_checkpoint(plan, title, options),
             resume=options.resume,
             tensorboard=options.tensorboard and options.tensorboard / title,
             distribution=spread,
@@ -106,7 +104,7 @@ def _published(
         precision=options.precision,
     )
     described |= {"training": training_section(plan, history), "metrics": metrics}
-    exported = Exported(
+    exported = of_keras(
         model, problem.interface, golden_inputs(problem), problem.labels, options.precision, options.freeze
     )
     return release(options.out / plan.model_name, exported, described, history)

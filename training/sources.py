@@ -29,21 +29,28 @@ NAMES = ("digits", *_KERAS_LABELS, "folder")
 Arrays = dict[str, NDArray[Any]]
 
 
-def load(spec: str, image_size: int | None = None, examples: int | None = None) -> ImageData:
+def load(
+    spec: str,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    examples: int | None = None,
+) -> ImageData:
     """The data set of NAME or NAME=PATH, with at most `examples` to train on.
 
     Without a path, `digits` is what scikit-learn brings along, and `mnist`, `fashion_mnist` and `cifar10` are
     fetched and cached by Keras. With one, they are read from an `.npz` file in Keras's layout, or from a
-    folder or zip of images. `folder=PATH` is any folder or zip of images, resized to `image_size`.
+    folder or zip of images. `folder=PATH` is any folder or zip of images. Those of a folder or zip are made of
+    `size` (height, width) and `channels`; None leaves what suits them.
     """
     name, _, rest = spec.partition("=")
     path = Path(rest) if rest else None
     if name not in NAMES:
         raise BadInput(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
-    return _load(name, path, image_size).limited(examples)
+    return _load(name, path, size, channels).limited(examples)
 
 
-def _load(name: str, path: Path | None, image_size: int | None) -> ImageData:
+def _load(name: str, path: Path | None, size: tuple[int, int] | None, channels: int | None) -> ImageData:
     if name == "digits":
         if path is not None:
             raise BadInput("digits comes with scikit-learn and takes no path")
@@ -51,11 +58,11 @@ def _load(name: str, path: Path | None, image_size: int | None) -> ImageData:
     if name == "folder":
         if path is None:
             raise BadInput("folder needs a path: --data folder=PATH, a folder or a zip of images")
-        return image_folder(path.stem, path, image_size)
+        return image_folder(path.stem, path, size, channels)
     if path is None:
         return _from_keras(name)
     if path.suffix != ".npz":
-        return image_folder(name, path, image_size)
+        return image_folder(name, path, size, channels)
     return _from_npz(name, path)
 
 

@@ -68,7 +68,7 @@ def correct(problem: Problem, outputs: Arrays) -> NDArray[np.bool_]:
 def plan(chosen: Preset, options: Options) -> Plan:
     """An image classifier's plan."""
     values = options.applied_to(chosen.hyperparameters)
-    data = sources.load(options.data or chosen.data, options.image_size, options.examples)
+    data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
     parity = chosen.name == "branches"
     return Plan(
         recipe=chosen.name,

@@ -80,7 +80,7 @@ def plan(chosen: Preset, options: Options) -> Plan:
     if options.depth is not None:
         raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
     values = options.applied_to(chosen.hyperparameters)
-    data = sources.load(options.data or chosen.data, options.image_size, options.examples)
+    data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
     variant = Variant(
         partial(siamese, data.image_shape),
         loss={"distance": ContrastiveLoss(MARGIN), "same": None},

@@ -1,0 +1,203 @@
+"""Models that were not made here: a `.keras` archive or a SavedModel of the user's own, published alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from training.card import card
+from training.errors import BadInput
+from training.export import Exported
+from training.models import residual, resnet, vgg, wide_deep  # noqa: F401 - their classes register themselves
+from training.recipes.base import Interface
+from training.releases import GOLDEN_EXAMPLES, Published, release
+from training.signatures import Call
+
+_GREY_OR_COLOUR = (1, 3)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Whatever was loaded, by named tensors."""
+
+    call: Call
+    inputs: Mapping[str, tf.TensorSpec]
+    outputs: tuple[str, ...]
+    tracked: Sequence[Any]
+    archive: keras.Model | None = None
+
+
+def publish_file(
+    path: Path,
+    out: Path,
+    name: str | None = None,
+    labels: Path | None = None,
+    pixel_scale: float = 1.0,
+    freeze: bool = True,
+) -> Published:
+    """Publishes a `.keras` file or a SavedModel folder as the next version of a model.
+
+    A model of one image input and scores [N, K] becomes an image classifier: `images` uint8 in, multiplied by
+    `pixel_scale`, `scores` out. Any other keeps its own names.
+
+    Args:
+        path: the file or folder.
+        out: folder of models.
+        name: of the model; None takes the file's.
+        labels: a text file with a label a line, as many as there are scores.
+        pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
+        freeze: fold variables into constants.
+    """
+    model = _load(path)
+    image = _as_classifier(model, pixel_scale)
+    if image is None and labels is not None:
+        raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
+    chosen, interface = image or (model, Interface(model.inputs, model.outputs))
+    golden = _golden(interface.inputs)
+    outputs = chosen.call({key: tf.constant(array) for key, array in golden.items()})
+    names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
+    exported = Exported(chosen.call, chosen.tracked, interface, golden, model.archive, names, freeze=freeze)
+    described = card(
+        model=name or path.stem,
+        recipe="own",
+        task="image-classification" if image else "own",
+        interface=interface,
+        labels=names,
+        precision="float32",
+    )
+    return release(out / (name or path.stem), exported, described)
+
+
+def load_archive(path: Path) -> keras.Model:
+    """A `.keras` file, without running any code that it may carry."""
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        text = str(error)
+        if "lambda" in text.lower():
+            raise BadInput(
+                f"{path} has a Lambda layer that carries Python code, and loading would run it; register the"
+                " function with @keras.saving.register_keras_serializable and save the model again"
+            ) from error
+        reason = text.strip().partition("\n")[0]
+        raise BadInput(f"{path} cannot be loaded: {reason}") from error
+
+
+def _load(path: Path) -> _Model:
+    if not path.exists():
+        raise BadInput(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _load_saved_model(path)
+    if path.suffix != ".keras":
+        raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder")
+    model = load_archive(path)
+    interface = _keras_interface(model, path)
+
+    def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return interface.call(model, inputs)
+
+    tracked = [variable.value for variable in model.variables]
+    return _Model(call, interface.inputs, interface.outputs, tracked, model)
+
+
+def _keras_interface(model: keras.Model, path: Path) -> Interface:
+    """Names, shapes and types of a Keras model's inputs, and names of its outputs."""
+    if hasattr(model, "inputs") and model.inputs:
+        structure = model.input
+        if isinstance(structure, (list, tuple)) and len(model.inputs) > 1:
+            raise BadInput(f"{path} takes a list of inputs; several inputs must be a dictionary, by name")
+        named = structure if isinstance(structure, dict) else {model.inputs[0].name: model.inputs[0]}
+        specs = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in named.items()}
+    else:
+        shape = (model.get_build_config() or {}).get("input_shape")
+        if not isinstance(shape, (list, tuple)) or isinstance(shape[0], (list, tuple)):
+            raise BadInput(f"{path} does not say what shape it takes; build it on one input before saving it")
+        specs = {"inputs": tf.TensorSpec((None, *shape[1:]), tf.float32, "inputs")}
+    if any(side is None for spec in specs.values() for side in spec.shape[1:]):
+        raise BadInput(f"{path} takes inputs of any size; only the first dimension may be open")
+    probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
+    return Interface(specs, tuple(probe) if isinstance(probe, dict) else ("outputs",))
+
+
+def _argument(inputs: Mapping[str, Any]) -> Any:
+    return dict(inputs) if len(inputs) > 1 else next(iter(inputs.values()))
+
+
+def _load_saved_model(path: Path) -> _Model:
+    try:
+        loaded = tf.saved_model.load(str(path))
+        function = loaded.signatures["serving_default"]
+    except (OSError, tf.errors.OpError, ValueError) as error:
+        raise BadInput(
+            f"{path} cannot be loaded as a SavedModel: {str(error).partition(chr(10))[0]}"
+        ) from error
+    except KeyError:
+        raise BadInput(
+            f"{path} has no signature serving_default; there are {list(loaded.signatures)}"
+        ) from None
+    inputs = function.structured_input_signature[1]
+
+    def call(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        outputs: dict[str, Any] = function(**tensors)
+        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
+
+    return _Model(call, inputs, tuple(sorted(function.structured_outputs)), [loaded])
+
+
+def _as_classifier(model: _Model, pixel_scale: float) -> tuple[_Model, Interface] | None:
+    """The model with `images` uint8 in and `scores` out, if it is one of images to a vector each."""
+    if len(model.inputs) != 1:
+        return None
+    (name, spec), output = next(iter(model.inputs.items())), model.outputs[0]
+    if spec.shape.rank != 4 or None in spec.shape[1:] or spec.shape[3] not in _GREY_OR_COLOUR:
+        return None
+    probe = model.call({name: tf.constant(_examples(spec, 1))})
+    if "scores" in probe:
+        output = "scores"
+    if probe[output].shape.rank != 2:
+        return None
+
+    def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        pixels = tf.cast(inputs["images"], tf.float32) * pixel_scale
+        return {"scores": model.call({name: tf.cast(pixels, spec.dtype)})[output]}
+
+    images = tf.TensorSpec((None, *spec.shape[1:]), tf.uint8, "images")
+    interface = Interface({"images": images}, ("scores",))
+    return _Model(call, interface.inputs, interface.outputs, model.tracked, model.archive), interface
+
+
+def _golden(inputs: Mapping[str, tf.TensorSpec]) -> dict[str, NDArray[Any]]:
+    return {name: _examples(spec, GOLDEN_EXAMPLES) for name, spec in inputs.items()}
+
+
+def _examples(spec: tf.TensorSpec, count: int) -> NDArray[Any]:
+    """Random inputs, the same each time: pixels for whole numbers, a normal distribution for real ones."""
+    random, shape = np.random.default_rng(0), (count, *spec.shape[1:])
+    kind = spec.dtype.as_numpy_dtype
+    if spec.dtype.is_floating:
+        return random.standard_normal(shape).astype(kind)
+    if not spec.dtype.is_integer:
+        raise BadInput(f"an input of type {spec.dtype.name} has no examples to prove the model with")
+    return random.integers(0, min(256, np.iinfo(kind).max), shape).astype(kind)
+
+
+def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
+    """One label a line; without a file the classes' numbers."""
+    if path is None:
+        return tuple(str(index) for index in range(classes))
+    try:
+        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a text file of labels ({error})") from error
+    if len(labels) != classes:
+        raise BadInput(f"{path} has {len(labels)} labels, a line each, and the model has {classes} classes")
+    if blank := [number for number, label in enumerate(labels, start=1) if not label.strip()]:
+        raise BadInput(f"{path}: line {blank[0]} is blank")
+    return labels
