@@ -1,40 +1,115 @@
-"""How a version comes in: the session, then whatever must be done before it may serve."""
+"""How a version comes in: the session, its warm-up requests, then the batching before it."""
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.modelserver.flags import Flags
+from serving import protos
+from serving.modelserver.batching import BatchScheduler, options_from
+from serving.modelserver.batching_servable import BatchingServable
+from serving.modelserver.config import read_text_proto
+from serving.modelserver.flags import Flags, cores
+from serving.modelserver.manager import Servable
+from serving.modelserver.metrics import Metrics
+from serving.modelserver.predict import Model
 from serving.modelserver.servable import LoadOptions, Session
-from serving.modelserver.status import invalid_argument
+from serving.modelserver.status import StatusError, invalid_argument
+from serving.modelserver.warmup import warm_up
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """Loads servables, all in the same way."""
+    """Loads servables, all in the same way.
+
+    Attributes:
+        options: how sessions are made.
+        metrics: where loads are counted.
+        warmup_iterations: how often a warm-up request is run; 0 means no warm-up.
+        check_method_names: as for requests.
+        scheduler: runs batches; None means no batching.
+    """
 
     options: LoadOptions
+    metrics: Metrics
+    warmup_iterations: int
+    check_method_names: bool
+    scheduler: BatchScheduler | None
 
     @classmethod
-    def from_flags(cls, flags: Flags) -> Loading:
+    def from_flags(cls, flags: Flags, metrics: Metrics) -> Loading:
         """As the command line says; raises StatusError for flags that contradict each other."""
-        both = flags.tensorflow_session_parallelism
-        intra, inter = flags.tensorflow_intra_op_parallelism, flags.tensorflow_inter_op_parallelism
-        if both > 0 and intra > 0 and inter > 0:
-            raise invalid_argument(
-                "Either configure server_options.tensorflow_session_parallelism or "
-                "(server_options.tensorflow_intra_op_parallelism, "
-                "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all."
-            )
-        if intra <= 0 and inter <= 0:
-            intra = inter = both
-        return cls(LoadOptions(tuple(flags.saved_model_tags.split(",")), intra, inter))
+        return cls(
+            LoadOptions(tuple(flags.saved_model_tags.split(",")), *_parallelism(flags)),
+            metrics,
+            max(flags.num_request_iterations_for_warmup, 1) if flags.enable_model_warmup else 0,
+            flags.enable_signature_method_name_check,
+            _scheduler(flags),
+        )
 
-    def load(self, name: str, version: int, path: Path) -> Session:
+    def load(self, name: str, version: int, path: Path) -> Servable:
         """Load version `version` of model `name` from `path`; raises StatusError."""
         logger.info("Loading servable: {name: %s version: %d} from %s", name, version, path)
-        return Session(path, self.options)
+        started = time.perf_counter()
+        try:
+            session = Session(path, self.options)
+        except StatusError as error:
+            self.metrics.load_attempt_count.add(str(path), error.code.name)
+            raise
+        self.metrics.load_attempt_count.add(str(path), "OK")
+        self.metrics.load_latency.add(str(path), by=_microseconds_since(started))
+        try:
+            if self.warmup_iterations:
+                self._warm_up(Model(name, version, session), path)
+        except BaseException:
+            session.close()
+            raise
+        if self.scheduler is None:
+            return session
+        return BatchingServable(session, self.scheduler, self.metrics)
+
+    def _warm_up(self, model: Model, path: Path) -> None:
+        started = time.perf_counter()
+        status = "OK"
+        try:
+            warm_up(model, path, self.warmup_iterations, check_method=self.check_method_names)
+        except StatusError as error:
+            status = error.code.name
+            raise
+        finally:
+            self.metrics.warmup_latency.observe(_microseconds_since(started), str(path), status)
+
+
+def _microseconds_since(started: float) -> int:
+    return round((time.perf_counter() - started) * 1e6)
+
+
+def _parallelism(flags: Flags) -> tuple[int, int]:
+    """TensorFlow's intra-op and inter-op threads; 0 leaves the number to it."""
+    both = flags.tensorflow_session_parallelism
+    intra, inter = flags.tensorflow_intra_op_parallelism, flags.tensorflow_inter_op_parallelism
+    if both > 0 and intra > 0 and inter > 0:
+        raise invalid_argument(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, "
+            "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all."
+        )
+    return (intra, inter) if intra > 0 or inter > 0 else (both, both)
+
+
+def _scheduler(flags: Flags) -> BatchScheduler | None:
+    if not flags.enable_batching:
+        if flags.batching_parameters_file:
+            raise invalid_argument(
+                "server_options.batching_parameters_file is set without setting "
+                "server_options.enable_batching to true."
+            )
+        return None
+    parameters = protos.BatchingParameters()
+    if flags.batching_parameters_file:
+        read_text_proto(flags.batching_parameters_file, parameters)
+    return BatchScheduler(options_from(parameters, default_threads=cores()))

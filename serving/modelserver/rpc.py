@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving import protos
 from serving.modelserver.services import Services
@@ -65,6 +66,9 @@ class RpcServer:
         behaviours: dict[str, dict[str, Behaviour]] = {
             protos.PREDICTION_SERVICE: {
                 "Predict": lambda request, _: services.predict(request),
+                "Classify": lambda request, _: services.classify(request),
+                "Regress": lambda request, _: services.regress(request),
+                "MultiInference": lambda request, _: services.multi_inference(request),
                 "GetModelMetadata": lambda request, _: services.get_model_metadata(request),
             },
             protos.MODEL_SERVICE: {
@@ -103,6 +107,13 @@ class RpcServer:
 
         return handle
 
+    def add_health(self) -> None:
+        """Answer `grpc.health.v1.Health`, too: all is well as long as this server answers."""
+        servicer = health.HealthServicer()
+        for name in ("", "ModelService", "PredictionService"):
+            servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
+
     def listen(self, where: Listening, credentials: Any | None) -> int | None:
         """Bind; returns the TCP port that was bound. Raises StatusError if it cannot be."""
         port = None
@@ -128,3 +139,12 @@ class RpcServer:
         """Take no more calls; wait at most `grace_s` for those under way."""
         self._server.stop(grace_s).wait()
         self._pool.shutdown(wait=False)
+
+
+def credentials_from(config: Any) -> Any:
+    """Server credentials from an `SSLConfig` message."""
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        root_certificates=config.custom_ca.encode() or None,
+        require_client_auth=config.client_verify,
+    )

@@ -16,12 +16,15 @@ from serving import protos
 from serving.modelserver import config as configs
 from serving.modelserver import flags as flagging
 from serving.modelserver.flags import FlagError, Flags, cores
+from serving.modelserver.metrics import Metrics
 from serving.modelserver.status import StatusError, invalid_argument
 
 if TYPE_CHECKING:
     from serving.modelserver.core import ServerCore
+    from serving.modelserver.http_server import HttpServer
     from serving.modelserver.manager import ModelManager
     from serving.modelserver.rpc import RpcServer
+    from serving.modelserver.services import Services
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class Server:
         self._stopping = threading.Event()
         self._manager: ModelManager | None = None
         self._rpc: RpcServer | None = None
+        self._http: HttpServer | None = None
+        self._metrics = Metrics()
 
     def start(self, is_stopped: Callable[[], bool]) -> None:
         """Load the configured models, then listen; raises StatusError if either fails."""
@@ -81,7 +86,8 @@ class Server:
             self._every(
                 flags.model_config_file_poll_wait_seconds, lambda: _reread_config(flags, core), "config-poll"
             )
-        self._listen(core)
+        self._listen_grpc(core)
+        self._listen_http(core)
 
     def _make_core(self) -> ServerCore:
         # TensorFlow is imported here: a wrong flag or file is told at once.
@@ -93,34 +99,78 @@ class Server:
 
         flags = self._flags
         retry = RetryPolicy(flags.max_num_load_retries, max(flags.load_retry_interval_micros, 0) / 1e6)
-        loading = Loading.from_flags(flags)
+        loading = Loading.from_flags(flags, self._metrics)
         self._manager = ModelManager(loading.load, retry, flags.num_load_threads or cores())
         return ServerCore(
             self._manager, allow_labels_for_unavailable=flags.allow_version_labels_for_unavailable_models
         )
 
-    def _listen(self, core: ServerCore) -> None:
+    def _services(self, core: ServerCore, entrypoint: str) -> Services:
         from serving.modelserver.predict import PredictOptions
-        from serving.modelserver.rpc import Listening, RpcServer
         from serving.modelserver.services import Services
 
-        flags = self._flags
         options = PredictOptions(
-            check_method_names=flags.enable_signature_method_name_check,
-            as_content=flags.enable_serialization_as_tensor_content,
+            check_method_names=self._flags.enable_signature_method_name_check,
+            as_content=self._flags.enable_serialization_as_tensor_content,
         )
+        return Services(core, options, self._metrics, entrypoint)
+
+    def _listen_grpc(self, core: ServerCore) -> None:
+        from serving.modelserver.rpc import Listening, RpcServer, credentials_from
+
+        flags = self._flags
         threads = flags.grpc_max_threads or THREADS_PER_CORE * cores()
-        rpc = RpcServer(Services(core, options), threads, _channel_arguments(flags.grpc_channel_arguments))
-        has_port = flags.port != 0 or not flags.grpc_socket_path
+        arguments = _channel_arguments(flags.grpc_channel_arguments)
+        rpc = RpcServer(self._services(core, "GRPC"), threads, arguments)
+        if flags.enable_grpc_healthcheck_service:
+            rpc.add_health()
+        credentials = None
+        if flags.ssl_config_file:
+            credentials = credentials_from(configs.read_text_proto(flags.ssl_config_file, protos.SSLConfig()))
         if flags.grpc_socket_path:
             Path(flags.grpc_socket_path).unlink(missing_ok=True)  # left by one that was killed
-        port = rpc.listen(Listening(flags.port if has_port else None, flags.grpc_socket_path), None)
+        has_port = flags.port != 0 or not flags.grpc_socket_path
+        where = Listening(flags.port if has_port else None, flags.grpc_socket_path)
+        port = rpc.listen(where, credentials)
         rpc.start()
         self._rpc = rpc
         if port is not None:
             logger.info("Running gRPC ModelServer at 0.0.0.0:%d ...", port)
         if flags.grpc_socket_path:
             logger.info("Running gRPC ModelServer at UNIX socket %s ...", flags.grpc_socket_path)
+
+    def _listen_http(self, core: ServerCore) -> None:
+        from serving.modelserver.http_server import DEFAULT_METRICS_PATH, HttpApp, HttpOptions, HttpServer
+        from serving.modelserver.rest import RestApi
+
+        flags = self._flags
+        if not flags.rest_api_port:
+            return
+        if flags.rest_api_port == flags.port:
+            logger.error(
+                "server_options.http_port cannot be same as grpc_port. Please use a different port for "
+                "HTTP/REST API. Skipped exporting HTTP/REST API."
+            )
+            return
+        monitoring = protos.MonitoringConfig()
+        if flags.monitoring_config_file:
+            configs.read_text_proto(flags.monitoring_config_file, monitoring)
+        prometheus = monitoring.prometheus_config
+        options = HttpOptions(
+            timeout_s=flags.rest_api_timeout_in_ms / 1000,
+            threads=flags.rest_api_num_threads or THREADS_PER_CORE * cores(),
+            has_cors=flags.rest_api_enable_cors_support,
+            metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
+        )
+        app = HttpApp(RestApi(self._services(core, "REST")), self._metrics, options)
+        try:
+            http = HttpServer(app, flags.rest_api_port)
+        except OSError as error:  # as in the original, gRPC goes on without it
+            logger.error("Failed to start HTTP Server at localhost:%d: %s", flags.rest_api_port, error)  # noqa: TRY400
+            return
+        http.start()
+        self._http = http
+        logger.info("Exporting HTTP/REST API at:localhost:%d ...", http.port)
 
     def _every(self, interval_s: float, work: Callable[[], None], name: str) -> None:
         """Do `work` again and again on a thread of its own, until the end."""
@@ -137,6 +187,8 @@ class Server:
     def stop(self, status: int) -> int:
         """Finish the calls under way and end; returns `status`."""
         self._stopping.set()
+        if self._http is not None:
+            self._http.stop(GRACE_S)
         if self._rpc is not None:
             self._rpc.stop(GRACE_S)
         is_idle = self._manager is None or self._manager.close(timeout_s=1.0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from serving import protos
+from serving.modelserver import examples
 from serving.modelserver import predict as predicting
 from serving.modelserver.core import ServerCore
+from serving.modelserver.metrics import Metrics
 from serving.modelserver.status import Code, StatusError, invalid_argument
 
 logger = logging.getLogger(__name__)
@@ -19,22 +23,74 @@ SIGNATURE_DEF = "signature_def"
 
 @dataclass(frozen=True)
 class Services:
-    """PredictionService and ModelService over one core."""
+    """PredictionService and ModelService over one core.
+
+    Attributes:
+        entrypoint: the transport's name in the metrics, `GRPC` or `REST`.
+    """
 
     core: ServerCore
     options: predicting.PredictOptions
+    metrics: Metrics
+    entrypoint: str
 
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
-        if not request.HasField("model_spec"):
-            raise invalid_argument("Missing ModelSpec")
-        with self.core.model(request.model_spec) as model:
+        name = _spec_of(request).name
+        with self._measured(name, "Predict"), self.core.model(request.model_spec) as model:
             return predicting.predict(model, request, self.options)
+
+    def classify(self, request: Any) -> Any:
+        """PredictionService.Classify."""
+        name = _spec_of(request).name
+        with self._measured(name, "Classify"), self.core.model(request.model_spec) as model:
+            self._count_examples(name, request)
+            return examples.classify(model, request, check_method=self.options.check_method_names)
+
+    def regress(self, request: Any) -> Any:
+        """PredictionService.Regress."""
+        name = _spec_of(request).name
+        with self._measured(name, "Regress"), self.core.model(request.model_spec) as model:
+            self._count_examples(name, request)
+            return examples.regress(model, request, check_method=self.options.check_method_names)
+
+    def multi_inference(self, request: Any) -> Any:
+        """PredictionService.MultiInference: the first task says which model and version."""
+        if not request.tasks:
+            raise invalid_argument("Inference request cannot have empty list of tasks.")
+        with self.core.model(request.tasks[0].model_spec) as model:
+            self._count_examples(model.name, request)
+            return examples.multi_inference(model, request, check_method=self.options.check_method_names)
+
+    @contextmanager
+    def _measured(self, name: str, api: str) -> Iterator[None]:
+        """Count a request under its status, and its latency if it succeeds."""
+        started = time.perf_counter()
+        status = Code.OK
+        try:
+            yield
+        except StatusError as error:
+            status = error.code
+            raise
+        except Exception:
+            status = Code.INTERNAL
+            raise
+        finally:
+            self.metrics.request_count.add(name, status.name)
+            if status is Code.OK:
+                elapsed_us = (time.perf_counter() - started) * 1e6
+                self.metrics.request_latency.observe(elapsed_us, name, api, self.entrypoint)
+
+    def _count_examples(self, name: str, request: Any) -> None:
+        kind = request.input.WhichOneof("kind")
+        count = len(getattr(request.input, kind).examples) if kind else 0
+        if count:
+            self.metrics.example_counts.observe(count, name)
+            self.metrics.example_count_total.add(name, by=count)
 
     def get_model_metadata(self, request: Any) -> Any:
         """PredictionService.GetModelMetadata."""
-        if not request.HasField("model_spec"):
-            raise invalid_argument("Missing ModelSpec")
+        _spec_of(request)
         if not request.metadata_field:
             raise invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
@@ -52,8 +108,7 @@ class Services:
 
     def get_model_status(self, request: Any) -> Any:
         """ModelService.GetModelStatus."""
-        if not request.HasField("model_spec"):
-            raise invalid_argument("Missing ModelSpec")
+        _spec_of(request)
         response = protos.GetModelStatusResponse()
         for version, at in self.core.statuses(request.model_spec).items():
             status = response.model_version_status.add(version=version, state=int(at.state))
@@ -78,3 +133,9 @@ class Services:
         response = protos.ReloadConfigResponse()
         response.status.error_code = int(Code.OK)
         return response
+
+
+def _spec_of(request: Any) -> Any:
+    if not request.HasField("model_spec"):
+        raise invalid_argument("Missing ModelSpec")
+    return request.model_spec

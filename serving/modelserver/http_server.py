@@ -1,0 +1,139 @@
+"""The HTTP transport of the REST API and of the metrics page.
+
+uvicorn reads the network on one thread; requests are parsed and answered on a bounded pool of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from serving.modelserver.metrics import Metrics
+from serving.modelserver.rest import RestApi, is_api
+from serving.tensor_json_writing import error_body
+
+logger = logging.getLogger(__name__)
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+CORS_HEADERS = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"POST, GET"),
+    (b"access-control-allow-headers", b"Content-Type"),
+]
+JSON = b"application/json"
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """How the server answers.
+
+    Attributes:
+        timeout_s: time limit of a call; 0 means none.
+        threads: how many calls are worked on at once.
+        has_cors: add CORS headers, and answer OPTIONS.
+        metrics_path: where the metrics are; None for nowhere.
+    """
+
+    timeout_s: float
+    threads: int
+    has_cors: bool
+    metrics_path: str | None
+
+
+class HttpApp:
+    """The ASGI application."""
+
+    def __init__(self, api: RestApi, metrics: Metrics, options: HttpOptions) -> None:
+        self._api = api
+        self._metrics = metrics
+        self._options = options
+        self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="rest")
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request; websockets are not spoken."""
+        if scope["type"] != "http":
+            return
+        path = scope["raw_path"].decode("latin-1")
+        if path == self._options.metrics_path:
+            await _reply(send, 200, b"text/plain", self._metrics.page().encode())
+            return
+        if not is_api(path):
+            await _reply(send, 404, b"text/plain", b"Not Found")
+            return
+        extra = CORS_HEADERS if self._options.has_cors else []
+        if scope["method"] == "OPTIONS" and self._options.has_cors:
+            await _reply(send, 200, JSON, b"", extra)
+            return
+        body = await _read(receive)
+        if body is None:
+            return
+        status, answer = await self._answer(scope["method"], path, body)
+        await _reply(send, status, JSON, answer, extra)
+
+    async def _answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._pool, self._api.answer, method, path, body)
+        try:
+            # As in the original, a run that is too late is not stopped, only not waited for.
+            return await asyncio.wait_for(asyncio.shield(work), self._options.timeout_s or None)
+        except TimeoutError:
+            return 504, error_body("Timed out waiting for notification")
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None if the client went away first."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _reply(
+    send: Send, status: int, content_type: bytes, body: bytes, extra: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *(extra or [])]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class HttpServer:
+    """uvicorn on a thread of its own."""
+
+    def __init__(self, app: HttpApp, port: int) -> None:
+        """Bind `port`; raises OSError if it cannot be."""
+        # All interfaces, as the original.
+        self._socket = socket.create_server(("0.0.0.0", port), backlog=2048)  # noqa: S104
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=60)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest-server", daemon=True
+        )
+
+    @property
+    def port(self) -> int:
+        """The TCP port that was bound."""
+        return int(self._socket.getsockname()[1])
+
+    def start(self) -> None:
+        """Take calls."""
+        self._thread.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more calls; wait at most `grace_s` for those under way."""
+        self._server.should_exit = True
+        self._thread.join(grace_s)

@@ -1,0 +1,164 @@
+"""What each REST path does, transport apart: method, path and body in; status, body out.
+
+The paths, bodies and texts are those of the original's `http_rest_api_handler.cc`; this server adds
+nothing to them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from google.protobuf import json_format
+
+from serving import protos, tensor_json, tensor_json_writing, tensors
+from serving.errors import InvalidInput, Unimplemented
+from serving.modelserver.example_json import parse_examples
+from serving.modelserver.predict import DEFAULT_SIGNATURE
+from serving.modelserver.services import SIGNATURE_DEF, Services
+from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument
+
+PREDICTION_PATH = re.compile(
+    r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)", re.IGNORECASE
+)
+STATUS_PATH = re.compile(
+    r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
+)
+MAX_VERSION = 2**63 - 1
+
+HTTP_STATUS = {
+    Code.OK: 200,
+    Code.CANCELLED: 499,
+    Code.UNKNOWN: 500,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DATA_LOSS: 500,
+    Code.UNAUTHENTICATED: 401,
+}
+
+
+def is_api(path: str) -> bool:
+    """Whether this API answers for `path` at all; others are plainly not found."""
+    return path[:4].lower() == "/v1/"
+
+
+@dataclass(frozen=True)
+class RestApi:
+    """The REST API over the services."""
+
+    services: Services
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        """The HTTP status and the JSON body for a request; `path` is still percent-encoded."""
+        try:
+            return 200, self._dispatch(method, path, body)
+        except InvalidInput as error:
+            status = invalid_argument(error.message)
+        except Unimplemented as error:
+            status = StatusError(Code.UNIMPLEMENTED, error.message)
+        except Exception as error:
+            status = from_exception(error)
+        return HTTP_STATUS[status.code], tensor_json_writing.error_body(status.message)
+
+    def _dispatch(self, method: str, path: str, body: bytes) -> bytes:
+        pattern = {"POST": PREDICTION_PATH, "GET": STATUS_PATH}.get(method)
+        match = pattern.fullmatch(path) if pattern else None
+        if match is None:
+            raise invalid_argument(f"Malformed request: {method} {path}")
+        name, version, label, what = match.groups()
+        if not name:
+            raise invalid_argument("Missing model name in request.")
+        spec = _model_spec(name, version, label)
+        if method == "GET":
+            return self._metadata(spec) if what else self._status(spec)
+        if what.lower() == "predict":
+            return self._predict(spec, body)
+        return self._classify(spec, body) if what.lower() == "classify" else self._regress(spec, body)
+
+    def _predict(self, spec: Any, body: bytes) -> bytes:
+        parsed = tensor_json.parse_predict(body, lambda name: self._types_of(spec, name))
+        spec.signature_name = parsed.signature_name
+        types = self._types_of(spec, parsed.signature_name)
+        request = protos.PredictRequest(model_spec=spec)
+        for alias, array in parsed.inputs.items():
+            request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
+        response = self.services.predict(request)
+        outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
+        return tensor_json_writing.render_predict(outputs, parsed.form)
+
+    def _types_of(self, spec: Any, signature_name: str) -> dict[str, int]:
+        name = signature_name or DEFAULT_SIGNATURE
+        with self.services.core.model(spec) as model:
+            signature = model.servable.signatures.get(name)
+            if signature is None:
+                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+            return {alias: info.dtype for alias, info in signature.inputs.items()}
+
+    def _classify(self, spec: Any, body: bytes) -> bytes:
+        request = protos.ClassificationRequest(model_spec=spec)
+        parse_examples(body, request)
+        result = self.services.classify(request).result
+        return tensor_json_writing.render_classifications(
+            [[(entry.label, entry.score) for entry in row.classes] for row in result.classifications]
+        )
+
+    def _regress(self, spec: Any, body: bytes) -> bytes:
+        request = protos.RegressionRequest(model_spec=spec)
+        parse_examples(body, request)
+        result = self.services.regress(request).result
+        return tensor_json_writing.render_regressions([entry.value for entry in result.regressions])
+
+    def _status(self, spec: Any) -> bytes:
+        return _as_json(
+            self.services.get_model_status(protos.GetModelStatusRequest(model_spec=spec))
+        ).encode()
+
+    def _metadata(self, spec: Any) -> bytes:
+        request = protos.GetModelMetadataRequest(model_spec=spec, metadata_field=[SIGNATURE_DEF])
+        response = self.services.get_model_metadata(request)
+        signatures = protos.SignatureDefMap()
+        response.metadata[SIGNATURE_DEF].Unpack(signatures)
+        return (
+            f'{{\n"model_spec":{_as_json(response.model_spec)},\n'
+            f'"metadata": {{"signature_def": {_as_json(signatures)}}}\n}}\n'
+        ).encode()
+
+
+def _as_json(message: Any) -> str:
+    return json_format.MessageToJson(
+        message,
+        always_print_fields_with_no_presence=True,
+        preserving_proto_field_name=True,
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def _model_spec(name: str, version: str | None, label: str | None) -> Any:
+    spec = protos.ModelSpec(name=_decoded(name, "name"))
+    if version is not None:
+        if int(version) > MAX_VERSION:
+            raise invalid_argument(f"Failed to convert version: {version} to numeric.")
+        spec.version.value = int(version)
+    if label is not None:
+        spec.version_label = _decoded(label, "version label")
+    return spec
+
+
+def _decoded(text: str, what: str) -> str:
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError as error:
+        raise invalid_argument(f"Failed to decode model {what}:{text}") from error
