@@ -73,6 +73,19 @@ lint: install-dev ## Format, lint, types, spelling, import contracts; changes no
 protos: install-dev ## Write the descriptor sets in protos/
 	$(BIN)/python -m protos.generate
 
+.PHONY: manifests
+manifests: install-dev ## Build the Kubernetes manifests and check them against all that they name
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m k8s.tools.check
+
+.PHONY: image-tree
+image-tree: install-dev ## Build the file tree of the gateway's image without an engine, measure it, start it
+	$(BIN)/python -m k8s.tools.image_tree
+
+.PHONY: fleet
+fleet: model ## Load 3 gateways and 3 model servers in network namespaces while they fail (as root, minutes)
+	$(BIN)/python -m k8s.tools.fleet --models $(MODELS)
+
 .PHONY: check
 check: lint test ## All that CI checks
 

@@ -1,0 +1,1 @@
+"""Kubernetes manifests, and the tools that check them."""
