@@ -23,6 +23,7 @@ from tensorflow.core.protobuf import config_pb2
 
 from serving import protos
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument, not_found
+from serving.tensor_json import short_name
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Session:
             given = tf.as_dtype(feeds[name].dtype)
             if expected is not None and given != expected:
                 raise invalid_argument(
-                    f"Expects arg[{index}] to be {expected.name} but {given.name} is provided"
+                    f"Expects arg[{index}] to be {_word(expected)} but {_word(given)} is provided"
                 )
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
@@ -135,6 +136,11 @@ class Session:
         self._session.close()
         del self._graph
         gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
+
+
+def _word(dtype: tf.DType) -> str:
+    """`float` for float32, as C++ prints types."""
+    return short_name(dtype.as_datatype_enum)
 
 
 def _load(session: Any, path: Path, tags: Sequence[str]) -> Any:

@@ -1,0 +1,134 @@
+"""Small SavedModels for the tests, made as users make them: TF2-style and TF1-style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from serving import protos
+from tests.modelserver.process import DTYPES
+
+tf1 = tf.compat.v1
+
+
+def spec(shape: Sequence[int | None] | None, dtype: Any, name: str) -> Any:
+    return tf.TensorSpec(shape, dtype, name=name)
+
+
+def function(body: Callable[..., Any], *inputs: Any) -> Any:
+    return tf.function(body, input_signature=list(inputs))
+
+
+def half_plus_two(folder: Path, addend: float = 2.0) -> None:
+    """The guide's model: y = x / 2 + 2."""
+
+    module = tf.Module()
+    module.half, module.addend = tf.Variable(0.5), tf.Variable(addend)
+    module.serve = function(lambda x: {"y": x * module.half + module.addend}, spec([None], tf.float32, "x"))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+
+
+def half_plus_two_tf1(folder: Path) -> None:
+    """The original's own test model: predict, regress and classify signatures over `tf.Example`s."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        half, two = tf1.Variable(0.5, name="a"), tf1.Variable(2.0, name="b")
+        serialized = tf1.placeholder(tf.string, [None], name="tf_example")
+        features = tf.io.parse_example(serialized, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+        x = tf.identity(features["x"], name="x")
+        y = tf.identity(x * half + two, name="y")
+        label = tf.strings.join([tf.strings.as_string(tf.cast(x, tf.int32)), "!"])
+        info = tf1.saved_model.utils.build_tensor_info
+        make = tf1.saved_model.signature_def_utils.build_signature_def
+        methods = "tensorflow/serving/"
+        examples = {"inputs": info(serialized)}
+        signatures = {
+            "serving_default": make({"x": info(x)}, {"y": info(y)}, methods + "predict"),
+            "regress_x_to_y": make(examples, {"outputs": info(y)}, methods + "regress"),
+            "classify_x_to_y": make(
+                examples, {"scores": info(y), "classes": info(label)}, methods + "classify"
+            ),
+            "classify_scores": make(examples, {"scores": info(y)}, methods + "classify"),
+            "regress_wide": make(examples, {"outputs": info(tf.concat([y, y], 1))}, methods + "regress"),
+        }
+        session.run(tf1.global_variables_initializer())
+        builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
+        builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
+        builder.save()
+
+
+def kinds(folder: Path) -> None:
+    """`id_<dtype>` returns its input for each type; `two` has two inputs and two outputs; and others."""
+
+    signatures = {
+        f"id_{name}": function(lambda x: {"y": tf.identity(x)}, spec(None, tf.as_dtype(name), "x"))
+        for name in DTYPES
+    }
+    signatures["two"] = function(
+        lambda a, b: {"total": tf.reduce_sum(a, 1) + tf.cast(b, tf.float32), "doubled": b * 2},
+        spec([None, 2], tf.float32, "a"),
+        spec([None], tf.int32, "b"),
+    )
+    signatures["strings"] = function(
+        lambda s: {"text": tf.strings.join([s, "!"]), "raw_bytes": s}, spec([None], tf.string, "s")
+    )
+    signatures["matrix"] = function(
+        lambda x: {"y": tf.linalg.matmul(x, tf.ones([3, 2]))}, spec([None, 3], tf.float32, "x")
+    )
+    signatures["uneven"] = function(
+        lambda x: {"y": x, "z": tf.concat([x, x], 0)}, spec([None], tf.float32, "x")
+    )
+    signatures["slow"] = function(lambda x: {"y": x + burn(200) * 0}, spec([None], tf.float32, "x"))
+    signatures["serving_default"] = signatures["matrix"]
+    module = tf.Module()
+    module.functions = list(signatures.values())
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def burn(steps: Any) -> Any:
+    """A scalar that takes about a hundredth of a second a step to compute, and no interpreter lock."""
+    size = 300
+    start = tf.random.stateless_uniform([size, size], [1, 2]) / size
+
+    def step(i: Any, m: Any) -> tuple[Any, Any]:
+        return i + 1, tf.linalg.matmul(m, start) / tf.reduce_max(m)
+
+    _, m = tf.while_loop(lambda i, _: i < steps, step, (tf.constant(0), start))
+    return tf.reduce_mean(m)
+
+
+def slow_to_load(folder: Path, steps: int) -> None:
+    """A TF1 model whose init op works for a while."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        x = tf1.placeholder(tf.float32, [None], name="x")
+        y = tf.identity(x, name="y")
+        info = tf1.saved_model.utils.build_tensor_info
+        signature = tf1.saved_model.signature_def_utils.build_signature_def(
+            {"x": info(x)}, {"y": info(y)}, "tensorflow/serving/predict"
+        )
+        init = tf.group(burn(steps), name="slow_init")
+        builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
+        builder.add_meta_graph_and_variables(
+            session, ["serve"], signature_def_map={"serving_default": signature}, main_op=init
+        )
+        builder.save()
+
+
+def corrupt(folder: Path) -> None:
+    """A version whose saved_model.pb is not one."""
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"\xff\xfe not a SavedModel" * 10)
+
+
+def warmup(folder: Path, requests: Iterable[Any]) -> None:
+    """Write the warm-up file of the model in `folder`: one record for each PredictRequest."""
+    records = [
+        protos.PredictionLog(predict_log={"request": request}).SerializeToString() for request in requests
+    ]
+    extra = folder / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
+        for record in records:
+            writer.write(record)
