@@ -19,6 +19,7 @@ from scipy.special import betaln, gammaln, xlog1py, xlogy
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
+BoolArray = npt.NDArray[np.bool_]
 Numbers = npt.ArrayLike
 
 # Relative risks a bad version is looked for at. The weights favour three times (a fault in part of the
@@ -227,7 +228,7 @@ def log_betting_wealth(successes: Numbers, n: Numbers, mean: Numbers) -> FloatAr
     return wealth
 
 
-def mean_is_below(successes: Numbers, n: Numbers, mean: float, alpha: Numbers) -> npt.NDArray[np.bool_]:
+def mean_is_below(successes: Numbers, n: Numbers, mean: float, alpha: Numbers) -> BoolArray:
     """Whether the confidence sequence at level 1 − alpha lies wholly below `mean`, [...].
 
     The same answer as `confidence_sequence(...)[1] < mean`, without looking for the end: the wealth falls up
@@ -236,7 +237,7 @@ def mean_is_below(successes: Numbers, n: Numbers, mean: float, alpha: Numbers) -
     s = np.asarray(successes, dtype=np.float64)
     total = np.asarray(n, dtype=np.float64)
     rejected = log_betting_wealth(s, total, mean) >= -np.log(np.asarray(alpha))
-    below: npt.NDArray[np.bool_] = rejected & (s < mean * total)
+    below: BoolArray = rejected & (s < mean * total)
     return below
 
 

@@ -10,15 +10,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.rollout import evidence
-from serving.rollout.evidence import FloatArray, IntArray
+from serving.rollout.evidence import BoolArray, FloatArray, IntArray
 from serving.rollout.ledger import CriterionLedger, Ledger, log_split_now
 from serving.rollout.plan import Criterion, Plan
 from serving.rollout.verdict import Outcome, Reason, Verdict
 
-BoolArray = npt.NDArray[np.bool_]
 
 # The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
 # are beyond doubt within seconds. Their levels come on top of alpha and are too small to matter.
@@ -44,13 +42,20 @@ class CriterionSignals:
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
-    """All that a ledger says, [...] each; `class_differs` is [..., C]."""
+class AgreementSignals:
+    """What the copies say, [...] each; `class_differs` is [..., C]. No to each while nothing was compared."""
 
-    criteria: dict[str, CriterionSignals]
     differs: BoolArray
     class_differs: BoolArray
     agrees: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """All that a ledger says, [...] each; `agreement` only while requests are copied."""
+
+    criteria: dict[str, CriterionSignals]
+    agreement: AgreementSignals | None
     split_broken: BoolArray
 
 
@@ -67,16 +72,16 @@ def alphas(plan: Plan) -> dict[str, float]:
     return {name: plan.alpha * weight / total for name, weight in weights.items()}
 
 
-def signals(plan: Plan, ledger: Ledger) -> Signals:
-    """What the ledger says under the plan."""
+def signals(plan: Plan, ledger: Ledger, *, shadow: bool) -> Signals:
+    """What the ledger says under the plan, in the shadow phase or in the canary."""
     levels = alphas(plan)
     criteria = {
         name: _criterion_signals(plan, criterion, ledger.criteria[name], levels[name])
         for name, criterion in plan.criteria.named().items()
     }
-    differs, class_differs, agrees = _agreement(plan, ledger, levels.get("agreement", 0.0))
+    agreement = _agreement(plan, ledger, levels["agreement"]) if shadow else None
     log_split = ledger.log_split_before + log_split_now(ledger)
-    return Signals(criteria, differs, class_differs, agrees, log_split >= _LOG_ALARM)
+    return Signals(criteria, agreement, log_split >= _LOG_ALARM)
 
 
 def _criterion_signals(
@@ -98,20 +103,20 @@ def _criterion_signals(
     )
 
 
-def _agreement(plan: Plan, ledger: Ledger, alpha: float) -> tuple[BoolArray, BoolArray, BoolArray]:
-    """(all differ, each class differs, all agree): no to each while nothing was compared."""
+def _agreement(plan: Plan, ledger: Ledger, alpha: float) -> AgreementSignals:
     compared, agreed = ledger.compared.sum(axis=-1), ledger.agreed.sum(axis=-1)
-    if not compared.any():
-        nothing = np.zeros(compared.shape, dtype=np.bool_)
-        return nothing, np.zeros(ledger.compared.shape, dtype=np.bool_), nothing
     shadow = plan.shadow
-    differs = evidence.mean_is_below(agreed, compared, shadow.min_agreement, alpha / 2)
     levels = alpha / 2 * _class_parts(len(ledger.classes))
-    class_differs = evidence.mean_is_below(ledger.agreed, ledger.compared, shadow.min_class_agreement, levels)
-    agrees = evidence.mean_is_below(
-        compared - agreed, compared, 1.0 - shadow.min_agreement, plan.alpha_promote
+    return AgreementSignals(
+        differs=evidence.mean_is_below(agreed, compared, shadow.min_agreement, alpha / 2),
+        class_differs=evidence.mean_is_below(
+            ledger.agreed, ledger.compared, shadow.min_class_agreement, levels
+        ),
+        agrees=evidence.mean_is_below(
+            compared - agreed, compared, 1.0 - shadow.min_agreement, plan.alpha_promote
+        )
+        & (compared >= shadow.min_samples),
     )
-    return differs, class_differs, agrees
 
 
 def _class_parts(classes: int) -> FloatArray:
@@ -121,15 +126,16 @@ def _class_parts(classes: int) -> FloatArray:
     return parts
 
 
-def outcomes(plan: Plan, ledger: Ledger, found: Signals, *, shadow: bool) -> IntArray:
+def outcomes(plan: Plan, found: Signals, *, shadow: bool) -> IntArray:
     """The outcome of each run as an index into `OUTCOMES`, [...]; `shadow` says which phase is judged."""
-    fail = found.differs | found.class_differs.any(axis=-1)
+    fail = np.zeros_like(found.split_broken)
     hold = np.zeros_like(fail)
     for guard in found.criteria.values():
         fail = fail | guard.worse | guard.overall
         hold = hold | guard.suspicious
-    if shadow:
-        passed = found.agrees & (ledger.compared.sum(axis=-1) >= plan.shadow.min_samples)
+    if shadow and found.agreement is not None:
+        fail = fail | found.agreement.differs | found.agreement.class_differs.any(axis=-1)
+        passed = found.agreement.agrees
     else:
         passed = np.ones_like(fail)
         for name, criterion in plan.criteria.named().items():
@@ -141,14 +147,13 @@ def outcomes(plan: Plan, ledger: Ledger, found: Signals, *, shadow: bool) -> Int
 
 def judge(plan: Plan, ledger: Ledger, *, shadow: bool) -> Verdict:
     """The verdict over one rollout's ledger (leading shape ()), with every reason, the deciding one first."""
-    found = signals(plan, ledger)
-    outcome = OUTCOMES[int(outcomes(plan, ledger, found, shadow=shadow))]
-    reasons = [
-        *_harm(plan, ledger, found),
-        *_split(ledger, found),
-        *_doubts(plan, ledger, found),
-        *(_agreement_progress(plan, ledger, found) if shadow else _criteria_progress(plan, ledger, found)),
-    ]
+    found = signals(plan, ledger, shadow=shadow)
+    outcome = OUTCOMES[int(outcomes(plan, found, shadow=shadow))]
+    reasons = [*_harm(plan, ledger, found), *_split(ledger, found), *_doubts(plan, ledger, found)]
+    if found.agreement is not None:
+        reasons.append(_agreement_progress(plan, ledger, found.agreement))
+    else:
+        reasons += _criteria_progress(plan, ledger, found)
     return Verdict(outcome, tuple(reasons))
 
 
@@ -160,24 +165,32 @@ def _harm(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
             values = _numbers(ledger.criteria[name], signal, "worse", 1 / levels[name])
             text = f"more bad events ({name}) than stable: {_counts(values)}"
             reasons.append(Reason(f"{name}.worse", text, values))
-    if found.differs:
-        compared, agreed = float(ledger.compared.sum()), float(ledger.agreed.sum())
-        values = _agreement_numbers(agreed, compared, plan.shadow.min_agreement, levels["agreement"] / 2)
-        text = f"names the same class as stable on {agreed / compared:.1%} of {compared:.0f} copies"
-        reasons.append(Reason("agreement.below", text, values))
-    for index in np.nonzero(found.class_differs)[0]:
-        compared, agreed = float(ledger.compared[index]), float(ledger.agreed[index])
-        level = levels["agreement"] / 2 * float(_class_parts(len(ledger.classes))[index])
-        values = _agreement_numbers(agreed, compared, plan.shadow.min_class_agreement, level)
-        name = ledger.classes[index]
-        share = f"{agreed / compared:.1%} of {compared:.0f} copies"
-        text = f'of what stable calls "{name}", the same class on {share}'
-        reasons.append(Reason("agreement.class-below", text, values))
+    if found.agreement is not None:
+        reasons += _disagreement(plan, ledger, found.agreement)
     for name, signal in found.criteria.items():
         limit = getattr(plan.criteria, name).max_overall_rate
         if signal.overall:
             text = f"both versions together: more than {limit:.0%} bad ({name}) since the candidate is there"
             reasons.append(Reason(f"{name}.overall", text, {"limit": limit}))
+    return reasons
+
+
+def _disagreement(plan: Plan, ledger: Ledger, found: AgreementSignals) -> list[Reason]:
+    reasons = []
+    alpha = alphas(plan)["agreement"] / 2
+    if found.differs:
+        compared, agreed = float(ledger.compared.sum()), float(ledger.agreed.sum())
+        values = _agreement_numbers(agreed, compared, plan.shadow.min_agreement, alpha)
+        text = f"names the same class as stable on {agreed / compared:.1%} of {compared:.0f} copies"
+        reasons.append(Reason("agreement.below", text, values))
+    parts = _class_parts(len(ledger.classes))
+    for index in np.nonzero(found.class_differs)[0]:
+        compared, agreed = float(ledger.compared[index]), float(ledger.agreed[index])
+        level = alpha * float(parts[index])
+        values = _agreement_numbers(agreed, compared, plan.shadow.min_class_agreement, level)
+        share = f"{agreed / compared:.1%} of {compared:.0f} copies"
+        text = f'of what stable calls "{ledger.classes[index]}", the same class on {share}'
+        reasons.append(Reason("agreement.class-below", text, values))
     return reasons
 
 
@@ -217,15 +230,17 @@ def _criteria_progress(plan: Plan, ledger: Ledger, found: Signals) -> list[Reaso
     return reasons
 
 
-def _agreement_progress(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
+def _agreement_progress(plan: Plan, ledger: Ledger, found: AgreementSignals) -> Reason:
     compared, agreed = float(ledger.compared.sum()), float(ledger.agreed.sum())
     values = _agreement_numbers(agreed, compared, plan.shadow.min_agreement, plan.alpha_promote)
     values["min_samples"] = float(plan.shadow.min_samples)
     if found.agrees:
-        text = f"agrees with stable on {agreed:.0f} of {compared:.0f} copies"
-        return [Reason("agreement.good", text, values)]
-    text = f"agreement not yet shown: {agreed:.0f} of {compared:.0f} copies"
-    return [Reason("agreement.undecided", text, values)]
+        return Reason(
+            "agreement.good", f"agrees with stable on {agreed:.0f} of {compared:.0f} copies", values
+        )
+    return Reason(
+        "agreement.undecided", f"agreement not yet shown: {agreed:.0f} of {compared:.0f} copies", values
+    )
 
 
 def _numbers(ledger: CriterionLedger, signal: CriterionSignals, which: str, limit: float) -> dict[str, float]:

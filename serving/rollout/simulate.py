@@ -102,11 +102,11 @@ class _Fleet:
         """One interval for all that are still going."""
         interval = source.interval(self.weight, self.shadow)
         self.ledger = ledgers.record(self.tests, self.ledger, interval)
-        found = signals(self._plan, self.ledger)
-        outcome = outcomes(self._plan, self.ledger, found, shadow=False)
         in_shadow = self.shadow > 0.0
-        if in_shadow.any():
-            outcome = np.where(in_shadow, outcomes(self._plan, self.ledger, found, shadow=True), outcome)
+        found = signals(self._plan, self.ledger, shadow=bool(in_shadow.any()))
+        outcome = outcomes(self._plan, found, shadow=False)
+        if found.agreement is not None:
+            outcome = np.where(in_shadow, outcomes(self._plan, found, shadow=True), outcome)
         due = np.nonzero((outcome != self.outcome) | (now >= self.look_at))[0]
         self.outcome = outcome
         stepped = [row for row in due if self._advance(int(row), now)]
