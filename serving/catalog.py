@@ -311,6 +311,7 @@ class Catalog:
         return ModelVersion(name, number, tuple(sorted(signatures)), image, labels, card)
 
     def _show(self, names: Iterable[str]) -> None:
+        self._metrics.replica_up.clear()  # of replicas that have left nothing is shown
         for replica in self._pool.replicas:
             self._metrics.replica_up.labels(replica.address).set(replica.reachable)
         self._metrics.version_replicas.clear()

@@ -19,6 +19,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from serving import supervisor
+from serving.backends import discovery
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing
@@ -103,10 +104,9 @@ async def gateway_up(
     settings: Settings, replicas: Sequence[str], models: Sequence[str], metrics: Metrics
 ) -> AsyncIterator[Running]:
     """A gateway with open ports while the block runs; drained at its end."""
-    pool = Pool(
-        [Replica(TensorFlowServing(address)) for address in replicas],
-        calls_per_replica=settings.calls_per_replica,
-    )
+    fixed, names = discovery.split(replicas)
+    pool = Pool([_connect(address) for address in fixed], calls_per_replica=settings.calls_per_replica)
+    following = discovery.Discovery(pool, names, _connect)
     catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
     with contextlib.closing(listen(settings.http_host, settings.http_port)) as listener:
         gateway = Gateway(settings, pool, catalog, metrics)
@@ -125,6 +125,7 @@ async def gateway_up(
             _in_background(
                 catalog.watch(settings.status_interval_s), rpc.report_health(settings.status_interval_s)
             ),
+            _in_background(following.watch(settings.discovery_interval_s)),
             asyncio.TaskGroup() as servers,
         ):
             await rpc.start()
@@ -135,6 +136,10 @@ async def gateway_up(
                 _log.info("shutting down", in_flight=gateway.admission.in_flight)
                 gateway.draining = True
                 await asyncio.gather(rpc.stop(settings.drain_timeout_s), http.drain(settings.drain_timeout_s))
+
+
+def _connect(address: str) -> Replica:
+    return Replica(TensorFlowServing(address))
 
 
 async def _follow_folder(catalog: Catalog, pool: Pool, child: ModelServerProcess, settings: Settings) -> None:

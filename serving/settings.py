@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     """The port of the gRPC API; 0 takes any free one."""
 
     replicas: CommaSeparated = ()
-    """Addresses of the model servers' gRPC ports: `host:port` or `unix:/path`."""
+    """Addresses of the model servers' gRPC ports: `host:port`, `unix:/path`, or `dns:HOST:PORT` for every
+    address that a name has at the moment, such as a headless Service of Kubernetes."""
     models: CommaSeparated = ()
     """Names of the models to serve. TensorFlow Serving cannot be asked which it has."""
     default_model: str | None = None
@@ -78,6 +79,8 @@ class Settings(BaseSettings):
     decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """Threads that decode images. The decoders release the interpreter lock: one a core."""
 
+    discovery_interval_s: Positive = 5.0
+    """How often `dns:` names are resolved anew; Kubernetes' DNS lets an answer live for 5 s."""
     status_interval_s: Positive = 1.0
     """How often replicas are asked which versions they have; TensorFlow Serving polls its folder as often."""
     drain_timeout_s: Positive = 30.0

@@ -21,13 +21,15 @@ MAX_ATTEMPTS = 3
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
 STATUS_TIMEOUT_S = 2.0
+# A replica that left gets this long to answer what it was asked; the default deadline of a request.
+LEAVE_TIMEOUT_S = 30.0
 
 
 class Pool:
-    """A fixed set of replicas.
+    """A set of replicas, which may change by `join` and `leave`.
 
     Args:
-        replicas: the replicas; the pool closes them.
+        replicas: the replicas to begin with; the pool closes them.
         calls_per_replica: calls that one replica is given at once.
         clock: the monotonic clock, in seconds.
         rng: what chooses the two replicas that are compared.
@@ -42,9 +44,20 @@ class Pool:
         rng: random.Random | None = None,
     ) -> None:
         self.replicas = tuple(replicas)
+        self._leaving: list[tuple[Replica, float]] = []  # with when to close it at the latest
         self._calls_per_replica = calls_per_replica
         self._clock = clock
         self._rng = rng or random.Random()
+
+    def join(self, replica: Replica) -> None:
+        """Take a replica in. It gets calls once it has been asked what it serves."""
+        self.replicas = (*self.replicas, replica)
+
+    def leave(self, address: str) -> None:
+        """Give the replica at `address` nothing new; it is closed by `refresh` once its calls have ended."""
+        close_at = self._clock() + LEAVE_TIMEOUT_S
+        self._leaving += [(replica, close_at) for replica in self.replicas if replica.address == address]
+        self.replicas = tuple(replica for replica in self.replicas if replica.address != address)
 
     def capacity(self, model: str, version: int) -> int:
         """How many calls for this version the usable replicas take at once."""
@@ -104,9 +117,18 @@ class Pool:
     async def refresh(self, models: Iterable[str]) -> None:
         """Ask every replica which versions of `models` it has. One that does not answer is not reachable."""
         names = list(models)
+        await self._close_idle()
         async with asyncio.TaskGroup() as tasks:
             for replica in self.replicas:
                 tasks.create_task(self._refresh_one(replica, names))
+
+    async def _close_idle(self) -> None:
+        """Close replicas that have left and have no call in flight, or have had long enough."""
+        now = self._clock()
+        done = [replica for replica, close_at in self._leaving if not replica.in_flight or now >= close_at]
+        self._leaving = [each for each in self._leaving if each[0] not in done]
+        for replica in done:
+            await replica.api.close()
 
     async def _refresh_one(self, replica: Replica, models: Sequence[str]) -> None:
         try:
@@ -129,7 +151,7 @@ class Pool:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for replica in self.replicas:
+        for replica in (*self.replicas, *(replica for replica, _ in self._leaving)):
             await replica.api.close()
 
 

@@ -1,0 +1,154 @@
+"""Follows replicas as they come and go: a name in DNS whose addresses are the replicas.
+
+A headless Service of Kubernetes is such a name: it resolves to one address for each ready pod. An address
+`dns:HOST:PORT` among the replicas stands for every address that HOST has at the moment. The name is
+resolved anew every few seconds, which is as long as Kubernetes' DNS lets an answer live; the C library
+keeps no cache, so every look sees what the name server knows.
+
+A name server that fails, or that says that there is no such name, changes nothing: replicas that are gone
+are found out by their silence, and replicas that are well must not be lost to a name server that is not.
+An address that a good answer no longer has is let go once it has been missing for `ABSENT_ROUNDS` answers
+in a row, since a name server that restarts may answer with a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import structlog
+
+from serving.backends.pool import Pool
+from serving.backends.replica import Replica
+from serving.errors import InvalidInput
+
+_log = structlog.get_logger()
+
+SCHEME = "dns:"
+ABSENT_ROUNDS = 2
+# A resolver that hangs must not keep the answers of the other names from being used.
+RESOLVE_TIMEOUT_S = 5.0
+
+
+class Name(NamedTuple):
+    """A name in DNS whose addresses are replicas, and the port of their gRPC API."""
+
+    host: str
+    port: int
+
+
+class Changes(NamedTuple):
+    """What `Followed.see` found: addresses to add to the pool, and addresses to let go."""
+
+    joined: list[str]
+    left: list[str]
+
+
+def split(replicas: Iterable[str]) -> tuple[list[str], list[Name]]:
+    """Fixed addresses, and names to follow.
+
+    Raises:
+        InvalidInput: an address begins with `dns:` and is not `dns:HOST:PORT`.
+    """
+    fixed: list[str] = []
+    names: list[Name] = []
+    for address in replicas:
+        if not address.startswith(SCHEME):
+            fixed.append(address)
+            continue
+        host, _, port = address.removeprefix(SCHEME).rpartition(":")
+        if not host.strip("/") or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InvalidInput(f'replica "{address}" is not of the form dns:HOST:PORT')
+        names.append(Name(host, int(port)))
+    return fixed, names
+
+
+@dataclass(slots=True)
+class Followed:
+    """What is known of one name: each address that counts -> how many answers in a row lack it."""
+
+    missed: dict[str, int] = field(default_factory=dict)
+
+    def see(self, answer: Collection[str]) -> Changes:
+        """Take in one good answer of the name server; an empty one says nothing about any replica."""
+        if not answer:
+            return Changes([], [])
+        joined = sorted(set(answer) - self.missed.keys())
+        for address in self.missed:
+            self.missed[address] = 0 if address in answer else self.missed[address] + 1
+        left = sorted(address for address, rounds in self.missed.items() if rounds >= ABSENT_ROUNDS)
+        for address in left:
+            del self.missed[address]
+        self.missed.update(dict.fromkeys(joined, 0))
+        return Changes(joined, left)
+
+
+Resolve = Callable[[Name], Awaitable[Collection[str]]]
+"""Gives the addresses of a name as `IP:PORT`; raises OSError if the name server cannot tell."""
+
+
+async def resolve(name: Name) -> set[str]:
+    """The addresses of a name by the system's resolver, as gRPC takes them; raises OSError."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(RESOLVE_TIMEOUT_S):  # TimeoutError is an OSError
+        found = await loop.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+    return {_address(str(each[4][0]), name.port) for each in found}
+
+
+def _address(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+class Discovery:
+    """Keeps a pool's replicas as names in DNS say.
+
+    Args:
+        pool: the pool; replicas that it has by fixed addresses are left alone.
+        names: the names to follow.
+        connect: makes a replica of an address.
+        resolve: what asks the name server.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        names: Sequence[Name],
+        connect: Callable[[str], Replica],
+        resolve: Resolve = resolve,
+    ) -> None:
+        self._pool = pool
+        self._connect = connect
+        self._resolve = resolve
+        self._followed: Mapping[Name, Followed] = {name: Followed() for name in names}
+        self._failing: set[Name] = set()
+
+    async def watch(self, interval_s: float) -> None:
+        """Look every `interval_s` seconds, for ever; without a name to follow there is nothing to do."""
+        while self._followed:
+            await self.look()
+            await asyncio.sleep(interval_s)
+
+    async def look(self) -> None:
+        """Resolve every name once, and change the pool accordingly."""
+        await asyncio.gather(*(self._look_at(name, known) for name, known in self._followed.items()))
+
+    async def _look_at(self, name: Name, known: Followed) -> None:
+        try:
+            answer = await self._resolve(name)
+        except OSError as error:
+            if name not in self._failing:
+                _log.warning("a name cannot be resolved; its replicas stay as they are", name=name.host,
+                             error=str(error) or "no answer in time")  # fmt: skip
+            self._failing.add(name)
+            return
+        self._failing.discard(name)
+        changes = known.see(answer)
+        for address in changes.joined:
+            _log.info("a replica joins", replica=address, name=name.host)
+            self._pool.join(self._connect(address))
+        for address in changes.left:
+            _log.info("a replica leaves", replica=address, name=name.host)
+            self._pool.leave(address)
