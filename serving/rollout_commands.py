@@ -95,6 +95,7 @@ def simulate(
 
 
 def _print_report(report: Report) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -106,17 +107,17 @@ def _print_report(report: Report) -> None:
         f"{traffic.candidate_error:.3%} and {traffic.candidate_slow:.3%}."
     )
     for version in dict.fromkeys(row.version for row in report.rows):
-        table = Table(title=f"A candidate {version}", title_justify="left", show_edge=False, show_lines=True)
-        table.add_column("rule")
+        table = Table(title=f"A candidate {version}", title_justify="left", box=SIMPLE, show_lines=True)
+        table.add_column("rule", no_wrap=True)
         for heading in ("promoted", "rolled back", "undecided", "after", "exposed", "harmed"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in report.rows:
             if row.version == version:
                 table.add_row(*_cells(row))
         console.print()
         console.print(table)
     console.print(
-        "\nShares with 95 % confidence intervals. After: median time to the end; exposed: median requests that "
+        "Shares with 95 % confidence intervals. After: median time to the end; exposed: median requests that "
         "the candidate answered until then; harmed: how many of these failed or were slow. The plan copies "
         "requests to the candidate first: a version that is caught then has harmed nobody."
     )
@@ -134,4 +135,4 @@ def _cells(row: Row) -> list[str]:
 
 
 def _share(proportion: Proportion) -> str:
-    return f"{proportion.share:.1%}\n{proportion.lower:.1%}…{proportion.upper:.1%}"
+    return f"{proportion.share:.1%}\n{100 * proportion.lower:.1f} – {100 * proportion.upper:.1f}"

@@ -17,7 +17,6 @@ from serving.rollout.ledger import CriterionLedger, Ledger, log_split_now
 from serving.rollout.plan import Criterion, Plan
 from serving.rollout.verdict import Outcome, Reason, Verdict
 
-
 # The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
 # are beyond doubt within seconds. Their levels come on top of alpha and are too small to matter.
 _LOG_ALARM = math.log(1e6)

@@ -83,8 +83,8 @@ class Wald:
 def others(plan: Plan, stable_error: float, bad_error: float) -> list[Rule]:
     """The rules to compare with; the last one only where the two rates allow it."""
     rules: list[Rule] = [
-        Threshold("Argo Rollouts\n95 % in 5 min, limit 3", 300.0, 0.95, 4),
-        Threshold("Flagger\n99 % in 1 min, limit 10", 60.0, 0.99, 10),
+        Threshold("Argo Rollouts\n95 % / 5 min, limit 3", 300.0, 0.95, 4),
+        Threshold("Flagger\n99 % / min, limit 10", 60.0, 0.99, 10),
     ]
     if 0.0 < stable_error < bad_error < 1.0:
         rules.append(Wald("Wald's SPRT\ntold the true rates", stable_error, bad_error, plan.alpha, 0.01))
