@@ -157,18 +157,22 @@ class ServerProcess:
     def http(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of an HTTP call; a body that is no bytes goes as JSON."""
+        """Status, headers (names in lower case) and body of an HTTP call; a body that is no bytes goes as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib_request.Request(
             f"http://localhost:{self.rest_port}{path}", data=data, method=method, headers=headers or {}
         )
         try:
             with urllib_request.urlopen(request, timeout=60) as response:
-                return response.status, dict(response.headers), response.read()
+                return response.status, _lowered(response.headers), response.read()
         except urllib_error.HTTPError as error:
-            return error.code, dict(error.headers), error.read()
+            return error.code, _lowered(error.headers), error.read()
 
     def rest(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and parsed JSON of a REST call."""
         status, _, answer = self.http(method, path, body)
         return status, json.loads(answer)
+
+
+def _lowered(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

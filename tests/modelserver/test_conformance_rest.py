@@ -1,0 +1,248 @@
+"""The REST API, as `curl` sees it in TensorFlow Serving's guide; true of the original, too."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from tests.modelserver.process import ServerProcess, until
+
+HALF = "/v1/models/half_plus_two"
+KINDS = "/v1/models/kinds"
+TF1 = "/v1/models/half_plus_two_tf1"
+
+
+def test_the_guides_predict_gives_the_documented_answer(server: ServerProcess) -> None:
+    status, headers, body = server.http("POST", f"{HALF}/versions/1:predict", {"instances": [1.0, 2.0, 5.0]})
+    assert status == 200
+    assert headers["content-type"] == "application/json"
+    assert body.decode() == '{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}'
+
+
+def test_column_form(server: ServerProcess) -> None:
+    status, answer = server.rest("POST", f"{HALF}/labels/stable:predict", {"inputs": [1.0, 2.0]})
+    assert (status, answer) == (200, {"outputs": [2.5, 3.0]})
+    status, answer = server.rest("POST", f"{HALF}/labels/canary:predict", {"inputs": {"x": [1.0]}})
+    assert (status, answer) == (200, {"outputs": [3.5]})
+
+
+def test_the_status_of_the_guide(server: ServerProcess) -> None:
+    status, answer = server.rest("GET", f"{HALF}/versions/1")
+    expected = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    assert (status, answer) == (200, {"model_version_status": [expected]})
+    _, everything = server.rest("GET", HALF)
+    assert [entry["version"] for entry in everything["model_version_status"]] == ["2", "1"]
+    assert server.rest("GET", f"{HALF}/labels/nope")[0] == 200  # a label is ignored here
+
+
+def test_metadata(server: ServerProcess) -> None:
+    status, answer = server.rest("GET", f"{TF1}/metadata")
+    assert status == 200
+    assert answer["model_spec"]["name"] == "half_plus_two_tf1"
+    assert answer["model_spec"]["version"] == "123"
+    signature = answer["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["method_name"] == "tensorflow/serving/predict"
+    assert signature["inputs"]["x"]["dtype"] == "DT_FLOAT"
+    assert [dim["size"] for dim in signature["inputs"]["x"]["tensor_shape"]["dim"]] == ["-1", "1"]
+
+
+def test_rows_with_named_tensors(server: ServerProcess) -> None:
+    body = {"signature_name": "two", "instances": [{"a": [1, 2], "b": 3}, {"b": 4, "a": [0.5, 0.5]}]}
+    status, answer = server.rest("POST", f"{KINDS}:predict", body)
+    assert status == 200
+    assert answer == {"predictions": [{"total": 6.0, "doubled": 6}, {"total": 5.0, "doubled": 8}]}
+
+
+def test_bytes_go_in_as_b64_and_come_out_by_their_names(server: ServerProcess) -> None:
+    data = base64.b64encode(b"\xff\x00\x01").decode()
+    body = {"signature_name": "strings", "instances": [{"b64": data}, "text"]}
+    status, answer = server.rest("POST", f"{KINDS}:predict", body)
+    assert status == 200
+    assert [row["raw_bytes"] for row in answer["predictions"]] == [
+        {"b64": data},
+        {"b64": base64.b64encode(b"text").decode()},
+    ]
+    assert answer["predictions"][1]["text"] == "text!"
+
+
+@pytest.mark.parametrize(
+    ("signature", "sent", "text"),
+    [
+        ("id_float32", "[NaN, Infinity, -Infinity]", "[NaN, Infinity, -Infinity\n    ]"),
+        ("id_float32", "[0.1, 1, 1e30, 16777215]", "[0.1, 1.0, 1e+30, 16777215.0\n    ]"),
+        ("id_float32", "[0.33333334]", "[0.333333343\n    ]"),
+        ("id_float64", "[0.1234567890123456]", "[0.12345678901234559\n    ]"),
+        ("id_int64", "[9007199254740993, -1]", "[9007199254740993, -1\n    ]"),
+        ("id_bool", "[true, false]", "[true, false\n    ]"),
+        ("id_string", '["naïve \\"x\\""]', '["naïve \\"x\\""\n    ]'),
+    ],
+)
+def test_numbers_and_texts_round_trip(server: ServerProcess, signature: str, sent: str, text: str) -> None:
+    body = f'{{"signature_name": "{signature}", "instances": {sent}}}'.encode()
+    status, _, answer = server.http("POST", f"{KINDS}:predict", body)
+    assert status == 200
+    assert answer.decode() == f'{{\n    "predictions": {text}\n}}'
+
+
+def test_classify_and_regress(server: ServerProcess) -> None:
+    body: dict[str, Any] = {"signature_name": "classify_x_to_y", "examples": [{"x": 2.0}, {"x": [4.0]}]}
+    status, answer = server.rest("POST", f"{TF1}:classify", body)
+    assert (status, answer) == (200, {"results": [[["2!", 3.0]], [["4!", 4.0]]]})
+    body = {"signature_name": "regress_x_to_y", "context": {"x": 8.0}, "examples": [{}, {"x": 2.0}]}
+    status, answer = server.rest("POST", f"{TF1}/versions/123:regress", body)
+    assert (status, answer) == (200, {"results": [6.0, 3.0]})
+
+
+def test_paths_match_without_regard_to_case_and_names_are_decoded(server: ServerProcess) -> None:
+    assert server.rest("POST", "/V1/Models/half%5Fplus_two/Versions/1:PREDICT", {"instances": [1.0]}) == (
+        200,
+        {"predictions": [2.5]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("GET", "/v1/models", 400, "Missing model name in request."),
+        ("GET", "/v1/nope", 400, "Malformed request: GET /v1/nope"),
+        ("POST", f"{HALF}:nope", 400, f"Malformed request: POST {HALF}:nope"),
+        ("PUT", f"{HALF}:predict", 400, f"Malformed request: PUT {HALF}:predict"),
+        ("GET", "/v1/models/nope", 404, "Could not find any versions of model nope"),
+        ("GET", f"{HALF}/versions/7", 404, "Could not find version 7 of model half_plus_two"),
+        ("GET", "/v1/models/half_plus_two/versions/99999999999999999999", 400, "Failed to convert version"),
+        ("GET", "/v1/models/nope/metadata", 404, "Servable not found for request: Latest(nope)"),
+        ("POST", "/v1/models/nope:predict", 404, "Servable not found for request: Latest(nope)"),
+        ("POST", "/v1/models/half_plus_two/versions/9:predict", 404,
+         "Servable not found for request: Specific(half_plus_two, 9)"),
+        ("POST", "/v1/models/half_plus_two/labels/x:predict", 400, "Unrecognized servable version label: x"),
+        ("POST", "/v1/models/half_plus_two/versions/-1:predict", 400, "Malformed request: POST "),
+    ],
+)  # fmt: skip
+def test_paths_that_lead_nowhere(
+    server: ServerProcess, method: str, path: str, status: int, text: str
+) -> None:
+    body = None if method == "GET" else {"instances": [1.0]}
+    answered, answer = server.rest(method, path, body)
+    assert answered == status
+    assert text in answer["error"]
+
+
+def test_paths_outside_the_api_are_not_found(server: ServerProcess) -> None:
+    assert server.http("GET", "/nope")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "JSON Parse error: The document is empty"),
+        (b"{", "JSON Parse error: "),
+        (b'{"instances": [1.0 2.0]}', "JSON Parse error: "),
+        (b"[1]", "Is not object"),
+        (b"{}", "Missing 'inputs' or 'instances' key"),
+        (b'{"instances": []}', "No values in 'instances' array"),
+        (b'{"instances": 5}', "Excepting 'instances' to be an list/array"),
+        (b'{"instances": [1.0], "inputs": [1.0]}', "expecting only one of 'inputs' or 'instances'"),
+        (b'{"signature_name": 5, "instances": [1.0]}', "'signature_name' key must be a string value."),
+        (b'{"signature_name": "nope", "instances": [1.0]}',
+         'Serving signature name: "nope" not found in signature def'),
+        (b'{"instances": ["a"]}', "Type: String is not of expected type: float"),
+        (b'{"instances": [null]}', "Type: Null is not of expected type: float"),
+        (b'{"instances": [[1.0, 2.0], [3.0]]}', "Expecting tensor size: 2 but got: 1"),
+        (b'{"inputs": [[1.0, 2.0], [3.0]]}',
+         "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
+        (b'{"inputs": [[1.0], 3.0]}', "found at incorrect level"),
+        (b'{"inputs": [1.0, [3.0]]}', "Encountered list at unexpected level: 1 expected < 1"),
+        (b'{"instances": [{"z": 1.0}]}', "does not have named input: z"),
+        (b'{"inputs": {"z": 1.0}}', "Missing named input: x in 'inputs' object."),
+        (b'{"inputs": [16777217]}', "to float without loss of precision"),
+        (b'{"inputs": [{"b64": "aGk="}]}', "is not of expected type: float"),
+    ],
+)  # fmt: skip
+def test_bodies_that_are_wrong_say_why(server: ServerProcess, body: bytes, text: str) -> None:
+    status, _, answer = server.http("POST", f"{HALF}:predict", body)
+    assert status == 400
+    assert text in json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "text"),
+    [
+        ("classify", {}, "key 'examples' is expected and was not found"),
+        ("regress", {"examples": []}, "'examples' value is an empty array"),
+        ("regress", {"examples": {"x": 1}}, "Expecting 'examples' value to be an list/array"),
+        ("regress", {"examples": [5]}, "Example must be JSON object but got JSON Number"),
+        ("regress", {"examples": [{"x": [1.0, "a"]}]}, "Unexpected element type in feature: x"),
+        ("regress", {"examples": [{"x": None}]}, "has element with unexpected JSON type: Null"),
+        ("classify", {"signature_name": "nope", "examples": [{"x": 1.0}]},
+         "No signature was found with the name: nope"),
+    ],
+)  # fmt: skip
+def test_example_bodies_that_are_wrong_say_why(
+    server: ServerProcess, what: str, body: dict[str, Any], text: str
+) -> None:
+    status, answer = server.rest("POST", f"{TF1}:{what}", {"signature_name": "regress_x_to_y"} | body)
+    assert status == 400
+    assert text in answer["error"]
+
+
+def test_outputs_of_unequal_length_have_no_row_form(server: ServerProcess) -> None:
+    body = {"signature_name": "uneven", "instances": [1.0, 2.0]}
+    status, answer = server.rest("POST", f"{KINDS}:predict", body)
+    assert status == 400
+    assert "has inconsistent batch size" in answer["error"]
+    status, answer = server.rest("POST", f"{KINDS}:predict", {"signature_name": "uneven", "inputs": [1.0]})
+    assert (status, answer) == (200, {"outputs": {"y": [1.0], "z": [1.0, 1.0]}})
+
+
+def test_cors_by_flag(server: ServerProcess) -> None:
+    status, headers, _ = server.http("GET", HALF)
+    assert status == 200
+    assert headers["access-control-allow-origin"] == "*"
+    status, headers, _ = server.http("OPTIONS", f"{HALF}:predict")
+    assert status == 200
+    assert headers["access-control-allow-methods"] == "POST, GET"
+
+
+def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:
+    assert server.rest("POST", f"{HALF}:predict", {"instances": [1.0]})[0] == 200
+    assert server.rest("POST", f"{HALF}/versions/77:predict", {"instances": [1.0]})[0] == 404
+
+    def page() -> str:
+        status, _, text = server.http("GET", "/monitoring/metrics")
+        assert status == 200
+        return text.decode()
+
+    def is_counted() -> bool:
+        return ':tensorflow:serving:request_count{model_name="half_plus_two",status="OK"}' in page()
+
+    until(is_counted, "the request is counted")
+    text = page()
+    assert "# TYPE :tensorflow:serving:request_count counter" in text
+    assert "# TYPE :tensorflow:serving:request_latency histogram" in text
+    assert ':tensorflow:serving:request_latency_count{model_name="half_plus_two",' in text
+    assert 'le="+Inf"' in text
+
+
+def test_a_client_that_goes_away_and_one_that_claims_a_gigabyte_do_no_harm(server: ServerProcess) -> None:
+    for claim in (1000, 2**30):
+        with socket.create_connection(("localhost", server.rest_port)) as client:
+            head = f"POST {HALF}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {claim}\r\n\r\n"
+            client.sendall(head.encode() + b'{"instances": [1.0')
+    assert server.rest("POST", f"{HALF}/versions/1:predict", {"instances": [1.0]})[0] == 200
+
+
+def test_a_call_over_the_time_limit_is_told_so(start: Any, zoo: Any) -> None:
+    process = start(
+        "--model_name=kinds",
+        f"--model_base_path={zoo / 'kinds'}",
+        "--rest_api_timeout_in_ms=50",
+        has_rest=True,
+    ).wait_ready()
+    status, answer = process.rest("POST", f"{KINDS}:predict", {"signature_name": "slow", "inputs": [1.0]})
+    assert status == 504
+    assert answer["error"]
+    assert process.stop() == 0
