@@ -65,7 +65,7 @@ class ServerProcess:
 
     def __init__(self, flags: Sequence[str], log: Path, *, has_rest: bool = False) -> None:
         self.port, self.rest_port = free_port(), free_port()
-        self.log = log
+        self.log, self.has_rest = log, has_rest
         rest = [f"--rest_api_port={self.rest_port}"] if has_rest else []
         command = [*program(), f"--port={self.port}", *rest, "--tensorflow_session_parallelism=2", *flags]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -93,10 +93,15 @@ class ServerProcess:
                 grpc.channel_ready_future(self.channel).result(timeout=1)
             except grpc.FutureTimeoutError:
                 return False
-            return True
+            return not self.has_rest or self._listens(self.rest_port)
 
         until(answers, "the server takes calls")
         return self
+
+    @staticmethod
+    def _listens(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def wait_exit(self, deadline_s: float = DEADLINE_S) -> int:
         """Its exit status, once it has ended by itself."""
@@ -157,7 +162,7 @@ class ServerProcess:
     def http(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers (names in lower case) and body of an HTTP call; a body that is no bytes goes as JSON."""
+        """Status, headers (names in lower case) and body of a call; a body that is no bytes goes as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib_request.Request(
             f"http://localhost:{self.rest_port}{path}", data=data, method=method, headers=headers or {}
