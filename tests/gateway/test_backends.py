@@ -1,0 +1,193 @@
+"""Replicas: the breaker, the choice of two, retries, what is learned from failures."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from serving import errors, protos
+from serving.backends import tfserving
+from serving.backends.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, THRESHOLD, Breaker
+from serving.backends.pool import Pool, choose
+from serving.backends.replica import Replica
+from serving.backends.tfserving import TensorFlowServing, VersionStatus
+from tests.support.fake_replica import FakeReplica, Refusal, running
+
+
+def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None:
+    breaker = Breaker()
+    for _ in range(THRESHOLD - 1):
+        breaker.fail(now=0.0)
+    assert breaker.allows(now=0.0)
+    pauses = []
+    for _ in range(10):
+        breaker.fail(now=0.0)
+        pauses.append(breaker.closed_at)
+    assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
+    assert pauses[-1] == MAX_PAUSE_S
+
+
+def test_breaker_lets_one_call_try_and_closes_on_success() -> None:
+    breaker = Breaker()
+    for _ in range(THRESHOLD):
+        breaker.fail(now=10.0)
+    assert not breaker.allows(now=10.0)
+    after = 10.0 + FIRST_PAUSE_S
+    assert breaker.allows(now=after)
+    breaker.start()
+    assert not breaker.allows(now=after)
+    breaker.abandon()
+    assert breaker.allows(now=after)
+    breaker.start()
+    breaker.succeed()
+    assert breaker.allows(now=0.0)
+
+
+def test_every_status_of_a_replica_is_a_kind_of_error() -> None:
+    assert set(tfserving.KIND_OF_STATUS) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
+
+
+def unconnected(address: str) -> Replica:
+    replica = Replica(TensorFlowServing(address))
+    replica.reachable = True
+    replica.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
+    return replica
+
+
+async def test_choice_is_the_less_loaded_of_two() -> None:
+    busy, idle = unconnected("localhost:1"), unconnected("localhost:2")
+    busy.in_flight = 3
+    assert choose([busy, idle], random.Random(1)) is idle
+    busy.in_flight = 0
+    idle.latency_s = 0.2
+    assert choose([busy, idle], random.Random(1)) is busy
+    assert choose([], random.Random(1)) is None
+
+
+async def test_availability_and_capacity_count_reachable_replicas_with_the_version() -> None:
+    one, two = unconnected("localhost:1"), unconnected("localhost:2")
+    two.versions["digits"][2] = VersionStatus("AVAILABLE")
+    two.versions["digits"][3] = VersionStatus("LOADING")
+    pool = Pool([one, two], calls_per_replica=2)
+    assert pool.availability("digits") == {1: 2, 2: 1}
+    assert pool.capacity("digits", 1) == 4
+    assert pool.capacity("digits", 3) == 0
+    one.reachable = False
+    assert pool.availability("digits") == {1: 1, 2: 1}
+
+
+def predict_request() -> Any:
+    request = protos.PredictRequest()
+    request.model_spec.name = "digits"
+    request.model_spec.version.value = 1
+    request.model_spec.signature_name = "describe"
+    request.inputs["index"].dtype = 3
+    request.inputs["index"].tensor_shape.dim.add(size=1)
+    request.inputs["index"].int_val.append(0)
+    return request
+
+
+async def call(pool: Pool) -> Any:
+    return await pool.call(
+        "digits",
+        1,
+        lambda api, timeout_s: api.predict(predict_request(), timeout_s),
+        deadline=time.monotonic() + 20,
+    )
+
+
+async def test_a_call_that_one_replica_fails_is_made_on_another() -> None:
+    async with running(FakeReplica()) as good, running(FakeReplica()) as bad:
+        replicas = [Replica(TensorFlowServing(each.address)) for each in (bad, good)]
+        pool = Pool(replicas, calls_per_replica=2)
+        await pool.refresh(["digits"])
+        assert all(replica.reachable for replica in replicas)
+        bad.versions["digits"] = set()
+        for _ in range(10):
+            await call(pool)
+        assert not replicas[0].has("digits", 1)
+        assert [replica.in_flight for replica in replicas] == [0, 0]
+        await pool.aclose()
+
+
+async def test_the_breaker_opens_on_a_replica_that_is_gone_and_closes_when_it_is_back() -> None:
+    async with running(FakeReplica()) as fake:
+        replica = Replica(TensorFlowServing(fake.address))
+        pool = Pool([replica], calls_per_replica=2)
+        await pool.refresh(["digits"])
+    for _ in range(THRESHOLD):
+        with pytest.raises(errors.Unavailable) as caught:
+            await call(pool)
+        assert caught.value.retry_after_s
+    assert pool.capacity("digits", 1) == 0
+    with pytest.raises(errors.Unavailable, match="no replica that has version 1"):
+        await call(pool)
+    async with running(FakeReplica(), address=fake.address), asyncio.timeout(20):
+        while replica.breaker.failures:
+            await pool.refresh(["digits"])
+            try:
+                await call(pool)
+            except errors.Unavailable:
+                await asyncio.sleep(0.01)
+    assert replica.in_flight == 0
+    await pool.aclose()
+
+
+async def test_a_replica_that_does_not_answer_is_not_reachable() -> None:
+    pool = Pool([Replica(TensorFlowServing("127.0.0.1:1"))], calls_per_replica=2)
+    await pool.refresh(["digits"])
+    assert pool.availability("digits") == {}
+    await pool.aclose()
+
+
+async def test_cancelling_a_call_leaves_the_counters_right() -> None:
+    entered = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with running(FakeReplica()) as fake:
+        replica = Replica(TensorFlowServing(fake.address))
+        pool = Pool([replica], calls_per_replica=2)
+        await pool.refresh(["digits"])
+
+        async def wait_for_ever(_api: TensorFlowServing, _timeout_s: float) -> None:
+            await hang(None)
+
+        task = asyncio.create_task(
+            pool.call("digits", 1, wait_for_ever, deadline=time.monotonic() + 60)
+        )
+        await entered.wait()
+        assert replica.in_flight == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert replica.in_flight == 0
+        assert replica.breaker == Breaker()
+        await pool.aclose()
+
+
+async def test_errors_of_the_caller_are_not_retried_and_no_fault_of_the_replica() -> None:
+    async def refuse(_request: Any) -> None:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "wrong shape")
+
+    async with running(FakeReplica(before_predict=refuse)) as fake:
+        replica = Replica(TensorFlowServing(fake.address))
+        pool = Pool([replica], calls_per_replica=2)
+        await pool.refresh(["digits"])
+        request = predict_request()
+        request.model_spec.signature_name = "serving_default"
+        request.inputs["images"].CopyFrom(request.inputs["index"])
+        with pytest.raises(errors.InvalidInput, match="wrong shape"):
+            await pool.call(
+                "digits", 1, lambda api, left_s: api.predict(request, left_s), deadline=time.monotonic() + 20
+            )
+        assert len(fake.batches) == 1
+        assert replica.breaker == Breaker()
+        await pool.aclose()

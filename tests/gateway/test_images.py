@@ -1,0 +1,137 @@
+"""Decoding: formats, modes, orientation, limits, damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.errors import BadImage, TooLarge
+from serving.images import ImageSpec, decode
+from tests.support.pictures import encoded, gradient, png_bomb
+
+RGB = ImageSpec(16, 24, 3)
+GREY = ImageSpec(16, 24, 1)
+MAX_PIXELS = 10_000_000
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
+def reference(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    mode = "L" if spec.channels == 1 else "RGB"
+    resized = image.convert(mode).resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(spec.height, spec.width, spec.channels)
+
+
+@pytest.mark.parametrize("spec", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_every_format_gives_the_picture(file_format: str, spec: ImageSpec) -> None:
+    picture = gradient()
+    pixels = decode(encoded(picture, file_format), spec, max_pixels=MAX_PIXELS)
+    assert pixels.shape == (spec.height, spec.width, spec.channels)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    # PNG and BMP keep every pixel; the others lose a little.
+    assert difference(pixels, reference(picture, spec)) <= (0 if file_format in ("PNG", "BMP") else 4)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_every_png_mode_gives_the_picture(mode: str) -> None:
+    if mode == "I;16":
+        grey = np.asarray(gradient(mode="L")).astype(np.uint16) * 257
+        picture, plain = Image.fromarray(grey), gradient(mode="L")
+    else:
+        picture = gradient(mode="L" if mode == "1" else "RGB").convert(mode)
+        plain = picture
+    pixels = decode(encoded(picture, "PNG"), GREY, max_pixels=MAX_PIXELS)
+    assert difference(pixels, reference(plain.convert("RGB"), GREY)) <= 1
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L"])
+def test_every_jpeg_mode_gives_the_picture(mode: str) -> None:
+    picture = gradient(mode=mode)
+    pixels = decode(encoded(picture, "JPEG", quality=95), RGB, max_pixels=MAX_PIXELS)
+    assert difference(pixels, reference(picture, RGB)) <= 4
+
+
+def test_transparency_lies_over_white() -> None:
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    half = Image.new("RGBA", (20, 20), (0, 0, 0, 128))
+    palette = Image.new("RGB", (20, 20), (10, 20, 30)).quantize(4)
+    clear_index = palette.getpixel((0, 0))
+    assert (decode(encoded(clear, "PNG"), RGB, max_pixels=MAX_PIXELS) == 255).all()
+    assert (decode(encoded(half, "PNG"), RGB, max_pixels=MAX_PIXELS) == 127).all()
+    assert (decode(encoded(palette, "PNG", transparency=clear_index), RGB, max_pixels=MAX_PIXELS) == 255).all()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(file_format: str, orientation: int) -> None:
+    # Stored as a camera held that way would: turning it by its tag must give the upright picture.
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = gradient(96, 64)
+    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if file_format == "PNG" else {"quality": 95}
+    data = encoded(stored, file_format, exif=exif, **options)
+    assert difference(decode(data, RGB, max_pixels=MAX_PIXELS), reference(upright, RGB)) <= 4
+
+
+def test_first_frame_of_an_animation_counts() -> None:
+    first, second = Image.new("RGB", (20, 20), (200, 10, 10)), Image.new("RGB", (20, 20), (10, 200, 10))
+    data = encoded(first, "GIF", save_all=True, append_images=[second])
+    pixels = decode(data, RGB, max_pixels=MAX_PIXELS)
+    assert pixels[..., 0].min() > 150
+    assert pixels[..., 1].max() < 60
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_one_pixel_is_enough(file_format: str) -> None:
+    pixels = decode(
+        encoded(Image.new("RGB", (1, 1), (90, 90, 90)), file_format), RGB, max_pixels=MAX_PIXELS
+    )
+    assert np.abs(pixels.astype(int) - 90).max() <= 3
+
+
+def test_large_jpeg_is_scaled_while_decoding_and_differs_little() -> None:
+    picture = gradient(1200, 800)
+    pixels = decode(encoded(picture, "JPEG", quality=95), RGB, max_pixels=MAX_PIXELS)
+    assert difference(pixels, reference(picture, RGB)) <= 1.5
+
+
+def test_pixels_are_counted_from_the_header() -> None:
+    bomb = png_bomb()
+    assert len(bomb) < 200_000
+    with pytest.raises(TooLarge, match=r"30000×30000, 900,000,000 pixels; at most 10,000,000"):
+        decode(bomb, RGB, max_pixels=MAX_PIXELS)
+    with pytest.raises(TooLarge, match="48×32"):
+        decode(encoded(gradient(), "JPEG"), RGB, max_pixels=1000)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_truncated_files_are_refused(file_format: str) -> None:
+    data = encoded(gradient(200, 200), file_format)
+    for keep in (2, 12, len(data) // 3, len(data) // 2):
+        with pytest.raises(BadImage):
+            decode(data[:keep], RGB, max_pixels=MAX_PIXELS)
+
+
+def test_bytes_that_are_no_image_are_refused() -> None:
+    with pytest.raises(BadImage, match="12 bytes are no image; taken are JPEG, PNG, WEBP, GIF, BMP"):
+        decode(b"hello, world", RGB, max_pixels=MAX_PIXELS)
+    with pytest.raises(BadImage, match="empty"):
+        decode(b"", RGB, max_pixels=MAX_PIXELS)
+    tiff = encoded(gradient(), "TIFF")
+    with pytest.raises(BadImage, match="are no image"):
+        decode(tiff, RGB, max_pixels=MAX_PIXELS)

@@ -1,0 +1,36 @@
+"""A whole gateway in the test's own event loop, on real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from serving.main import Running, gateway_up, new_metrics
+from serving.settings import Settings
+from tests.support.fake_replica import FakeReplica
+
+
+@asynccontextmanager
+async def gateway_over(
+    *replicas: FakeReplica, models: tuple[str, ...] = ("digits",), wait: bool = True, **settings: Any
+) -> AsyncIterator[tuple[Running, httpx.AsyncClient]]:
+    """A gateway in front of running replicas, and an HTTP client of it."""
+    values: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "status_interval_s": 0.05} | settings
+    loaded = Settings(**values)
+    addresses = [replica.address for replica in replicas]
+    async with (
+        gateway_up(loaded, addresses, models, new_metrics()) as running,
+        httpx.AsyncClient(base_url=running.http_url, timeout=30) as client,
+    ):
+        if wait:
+            await running.catalog.ready()
+        yield running, client
+
+
+def counted(running: Running, name: str, **labels: str) -> float:
+    """The value of one series of the gateway's metrics; 0 if there is none."""
+    value = running.gateway.metrics.registry.get_sample_value(name, labels)
+    return 0.0 if value is None else value
