@@ -69,7 +69,6 @@ class Checkpoint:
             raise BadInput(f"{self.path} is no checkpoint ({error}); remove it to start afresh") from error
         if found != self.settings:
             raise BadInput(f"{self.path} is of other settings: {_difference(found, self.settings)}")
-        model.optimizer.build(model.trainable_variables)
         for name, target in (("model", model), ("optimizer", model.optimizer)):
             for index, variable in enumerate(target.variables):
                 variable.assign(arrays[f"{name}/{index}"])

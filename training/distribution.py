@@ -30,6 +30,10 @@ class Distribution:
         """How many copies of the model share a batch."""
         return 1 if self.strategy is None else int(self.strategy.num_replicas_in_sync)
 
+    def shared(self, batches: tf.data.Dataset) -> Any:
+        """The batches, each divided among the replicas."""
+        return batches if self.strategy is None else self.strategy.experimental_distribute_dataset(batches)
+
     def scope(self) -> AbstractContextManager[Any]:
         """The context in which variables are made and training runs."""
         return nullcontext() if self.strategy is None else self.strategy.scope()

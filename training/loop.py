@@ -1,6 +1,5 @@
 """One training loop for every recipe: schedule, early stopping, checkpoints, distribution."""
 
-# mypy: allow-subclassing-any
 from __future__ import annotations
 
 import math
@@ -17,12 +16,14 @@ import tensorflow as tf
 from training.checkpoint import Checkpoint, Weights
 from training.config import Hyperparameters
 from training.distribution import Distribution
-from training.errors import BadInput
+from training.errors import BadInput, TrainingError
 from training.history import History
 from training.pipeline import Arrays, Examples, evaluation_batches, training_batches
 from training.precision import computing_in
 from training.progress import Report
 from training.recipes.base import Interface, Problem, Variant
+
+_VALIDATION_BATCH = 128  # examples a replica
 
 
 @dataclass(frozen=True)
@@ -63,53 +64,140 @@ def compiled(
         loss_weights=variant.loss_weights,
         metrics=variant.metrics,
     )
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
 def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -> tuple[keras.Model, History]:
-    """Trains one variant; the model comes back with the weights of its best epoch."""
+    """Trains one variant; the model comes back with the weights of its best epoch.
+
+    Every epoch ends with validation, a report and a checkpoint; only the chief of several workers does the
+    last two. Raises `TrainingError` when the loss is no longer a number.
+    """
     replicas = run.distribution.replicas
-    train = _divisible(problem.train, replicas)
     if values.batch_size % replicas:
         raise BadInput(f"a batch of {values.batch_size} cannot be shared by {replicas} replicas")
-    steps = math.ceil(len(train) / values.batch_size)
+    train = _divisible(problem.train, replicas)
+    steps_per_epoch = math.ceil(len(train) / values.batch_size)
     with run.distribution.scope():
-        model = compiled(problem.interface, variant, values, steps)
-        keeper = _Keeper(values.patience, run)
-        finished = keeper.resume(model) if run.resume else False
-        if not finished:
-            _fit(model, keeper, problem, train, values, steps)
-        model.set_weights(keeper.best_weights)
-    return model, keeper.history
+        model = compiled(problem.interface, variant, values, steps_per_epoch)
+        state = _State()
+        if run.resume and run.checkpoint:
+            state = _State.restored(run.checkpoint, model) or state
+        if not state.finished:
+            _epochs(model, state, problem, train, values, steps_per_epoch, run)
+        model.set_weights(state.best)
+    return model, state.history
 
 
-def _fit(
+@dataclass
+class _State:
+    """What a run has come to, besides the model and its optimizer."""
+
+    history: History = field(default_factory=History)
+    best: Weights = field(default_factory=list)
+    finished: bool = False
+
+    @classmethod
+    def restored(cls, checkpoint: Checkpoint, model: keras.Model) -> _State | None:
+        """The state in the checkpoint, whose weights go into the model; None if there is no checkpoint."""
+        found = checkpoint.restore(model)
+        return None if found is None else cls(*found)
+
+
+def _epochs(
     model: keras.Model,
-    keeper: _Keeper,
+    state: _State,
     problem: Problem,
     train: Examples,
     values: Hyperparameters,
-    steps: int,
+    steps_per_epoch: int,
+    run: Run,
 ) -> None:
-    first, run = len(keeper.history.epochs), keeper.run
-    batches = training_batches(train, values.batch_size, values.seed, first, values.augment)
-    callbacks: list[keras.callbacks.Callback] = [keeper]
-    if run.tensorboard is not None:
-        callbacks.append(keras.callbacks.TensorBoard(run.tensorboard))
-    validation = _divisible(problem.validation, run.distribution.replicas)
-    model.fit(
-        batches.map(_unwrapped(problem.interface)),
-        initial_epoch=first,
-        epochs=values.epochs,
-        steps_per_epoch=steps,
-        validation_data=evaluation_batches(validation, 64 * run.distribution.replicas).map(
-            _unwrapped(problem.interface)
-        ),
-        callbacks=callbacks,
-        verbose=0,
-    )
-    if run.checkpoint and run.distribution.chief:
-        run.checkpoint.save(model, keeper.history, keeper.best_weights, finished=True)
+    first, spread = len(state.history.epochs), run.distribution
+    as_called = _as_called(problem.interface)
+    batches = training_batches(train, values.batch_size, values.seed, first, values.augment).map(as_called)
+    validation = evaluation_batches(
+        _divisible(problem.validation, spread.replicas), _VALIDATION_BATCH * spread.replicas
+    ).map(as_called)
+    steps = _Steps(model, spread)
+    feed, validation = iter(spread.shared(batches)), spread.shared(validation)
+    started = time.monotonic() - state.history.seconds
+    logs = _TensorBoard(run.tensorboard) if run.tensorboard and spread.chief else None
+    for epoch in range(first, values.epochs):
+        metrics = steps.train(feed, steps_per_epoch)
+        if not math.isfinite(metrics["loss"]):
+            raise TrainingError(f"the loss is {metrics['loss']} in epoch {epoch + 1}; lower --learning-rate")
+        metrics |= {f"val_{name}": value for name, value in steps.validate(validation).items()}
+        if state.history.add(metrics):
+            state.best = model.get_weights()
+        state.history.seconds = time.monotonic() - started
+        state.finished = epoch + 1 == values.epochs or state.history.should_stop(values.patience)
+        if spread.chief:
+            run.report(epoch, metrics)
+            if run.checkpoint:
+                run.checkpoint.save(model, state.history, state.best, state.finished)
+        if logs is not None:
+            logs.write(epoch, metrics)
+        if state.finished:
+            break
+
+
+class _Steps:
+    """Training and validation steps of a compiled model on all replicas; metrics are those of them together.
+
+    Graphs without XLA: on a processor its convolutions take twice as long.
+    """
+
+    def __init__(self, model: keras.Model, distribution: Distribution) -> None:
+        strategy = distribution.strategy or tf.distribute.get_strategy()
+        self._model = model
+        self._train = tf.function(
+            lambda batch: strategy.run(_without_result(model.train_step), (batch,)), reduce_retracing=True
+        )
+        self._test = tf.function(
+            lambda batch: strategy.run(_without_result(model.test_step), (batch,)), reduce_retracing=True
+        )
+
+    def train(self, feed: Any, steps: int) -> dict[str, float]:
+        """So many steps; the means over them."""
+        self._model.reset_metrics()
+        for _ in range(steps):
+            self._train(next(feed))
+        return self._metrics()
+
+    def validate(self, batches: Any) -> dict[str, float]:
+        """All the batches; the means over them."""
+        self._model.reset_metrics()
+        for batch in batches:
+            self._test(batch)
+        return self._metrics()
+
+    def _metrics(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._model.get_metrics_result().items()}
+
+
+def _without_result(step: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A step for what it does to the model: its metrics are read once an epoch."""
+
+    def run(batch: Any) -> None:
+        step(batch)
+
+    return run
+
+
+class _TensorBoard:
+    """Each epoch's metrics as TensorBoard's event files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = tf.summary.create_file_writer(str(folder))
+
+    def write(self, epoch: int, metrics: dict[str, float]) -> None:
+        """One epoch's metrics, on the disk when this returns."""
+        with self._writer.as_default():
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value, step=epoch)
+        self._writer.flush()
 
 
 def _divisible(examples: Examples, replicas: int) -> Examples:
@@ -117,42 +205,7 @@ def _divisible(examples: Examples, replicas: int) -> Examples:
     return examples.take(np.arange(len(examples) - len(examples) % replicas))
 
 
-class _Keeper(keras.callbacks.Callback):
-    """Keeps the best weights, saves the state of each epoch, ends training when nothing gets better."""
-
-    def __init__(self, patience: int, run: Run) -> None:
-        super().__init__()
-        self.patience = patience
-        self.run = run
-        self.history = History()
-        self.best_weights: Weights = []
-        self.started = time.monotonic()
-
-    def resume(self, model: keras.Model) -> bool:
-        """Goes on where the checkpoint is, if there is one; whether that run had finished."""
-        restored = self.run.checkpoint.restore(model) if self.run.checkpoint else None
-        if restored is None:
-            return False
-        self.history, self.best_weights, finished = restored
-        self.started -= self.history.seconds
-        return finished
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        metrics = {name: float(value) for name, value in (logs or {}).items()}
-        if not math.isfinite(metrics["loss"]):
-            raise BadInput(f"the loss is {metrics['loss']} in epoch {epoch + 1}; try a lower --learning-rate")
-        if self.history.add(metrics):
-            self.best_weights = self.model.get_weights()
-        self.history.seconds = time.monotonic() - self.started
-        if self.run.distribution.chief:
-            self.run.report(epoch, metrics)
-            if self.run.checkpoint:
-                self.run.checkpoint.save(self.model, self.history, self.best_weights, finished=False)
-        if self.history.should_stop(self.patience):
-            self.model.stop_training = True
-
-
-def _unwrapped(interface: Interface) -> Callable[[Any, Any], tuple[Any, Any]]:
+def _as_called(interface: Interface) -> Callable[[Any, Any], tuple[Any, Any]]:
     """A model of one input takes the tensor itself, and one of one output is compared with a tensor."""
     single_input, single_output = len(interface.inputs) == 1, len(interface.outputs) == 1
 

@@ -40,7 +40,7 @@ def load(
 
     Without a path, `digits` is what scikit-learn brings along, and `mnist`, `fashion_mnist` and `cifar10` are
     fetched and cached by Keras. With one, they are read from an `.npz` file in Keras's layout, or from a
-    folder or zip of images. `folder=PATH` is any folder or zip of images. Those of a folder or zip are made of
+    folder or zip of images. `folder=PATH` is any folder or zip of images. Those of a folder or zip get
     `size` (height, width) and `channels`; None leaves what suits them.
     """
     name, _, rest = spec.partition("=")
