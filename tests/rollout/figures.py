@@ -1,4 +1,4 @@
-"""The simulated figures that the rollout is held to, with ten thousand runs each: `python -m tests.rollout.figures`.
+"""The simulated figures that rollouts are held to, ten thousand runs each: `python -m tests.rollout.figures`.
 
 Takes some minutes; the tests check the same with fewer runs.
 """

@@ -1,0 +1,82 @@
+"""Tells what a stored rollout decided and why, and derives its decisions again from what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from serving.rollout.judge import alphas, judge
+from serving.rollout.machine import Phase, State, advance, judged_phase
+from serving.rollout.record import Event, Rollout
+from serving.rollout.verdict import Outcome, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One stored decision, derived again.
+
+    Attributes:
+        event: What is stored.
+        verdict: What the evidence says now; None where the decision did not come from evidence.
+        after: The state that follows; None where it was a person's command.
+        same: Whether both are what is stored.
+    """
+
+    event: Event
+    verdict: Verdict | None
+    after: State | None
+    same: bool
+
+
+def replay(rollout: Rollout) -> list[Replayed]:
+    """Derives every decision again: the verdict from the stored evidence, the move from the verdict."""
+    return [_replayed(rollout, event) for event in rollout.events]
+
+
+def _replayed(rollout: Rollout, event: Event) -> Replayed:
+    if event.outcome == "command":
+        return Replayed(event, None, None, same=event.plan == rollout.plan.digest())
+    stored = Verdict(Outcome(event.outcome), event.reasons)
+    phase = judged_phase(event.before)
+    derived = None
+    if phase is not None and event.ledger is not None and _from_evidence(stored):
+        derived = judge(rollout.plan, event.ledger, shadow=phase is Phase.SHADOW)
+    verdict = derived or stored
+    after = advance(rollout.plan, event.before, verdict, event.clock_s, event.step_requests)
+    same = (
+        event.plan == rollout.plan.digest()
+        and verdict.outcome is stored.outcome
+        and (after.phase, after.step) == (event.after.phase, event.after.step)
+    )
+    return Replayed(event, derived, after, same)
+
+
+def _from_evidence(verdict: Verdict) -> bool:
+    # What replicas report and what is missing (no counts) are facts, not evidence in a ledger.
+    return not verdict.reason.code.startswith(("replicas.", "counts.", "quiet."))
+
+
+def explain(rollout: Rollout) -> Iterator[str]:
+    """The rollout's story, line by line, for a terminal."""
+    plan = rollout.plan
+    yield f"{rollout.model}: {rollout.stable} → {rollout.candidate}   ({rollout.id}, plan {plan.digest()})"
+    yield f"now: {_where(rollout.state, rollout)}: {rollout.state.reason.text}"
+    levels = ", ".join(f"{name} {level:.2g}" for name, level in alphas(plan).items())
+    yield f"a version that is no worse is rolled back with probability at most {plan.alpha:g} ({levels});"
+    yield f"one that is worse than the margins is promoted with probability at most {plan.alpha_promote:g}"
+    for event in rollout.events:
+        when = datetime.fromtimestamp(event.at, UTC).isoformat(sep=" ", timespec="seconds")
+        yield ""
+        yield f"{when}  {_where(event.before, rollout)} → {_where(event.after, rollout)}   [{event.outcome}]"
+        yield f"    because {event.after.reason.text}"
+        for reason in event.reasons:
+            if reason.text != event.after.reason.text:
+                yield f"    {reason.code}: {reason.text}"
+
+
+def _where(state: State, rollout: Rollout) -> str:
+    if state.phase is Phase.CANARY:
+        step = rollout.plan.canary[state.step]
+        return f"canary step {state.step + 1} of {len(rollout.plan.canary)} ({step.weight:.0%})"
+    return state.phase.value.replace("_", " ")

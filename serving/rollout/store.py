@@ -1,0 +1,219 @@
+"""Where rollouts are kept: the protocol of a store, and the store in a folder.
+
+A save is a compare-and-set: it names the revision that it builds on, and fails with `Conflict` if another
+controller saved first. Whoever decides saves before acting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from serving.errors import Conflict, InvalidInput
+from serving.rollout.record import Rollout, from_json, to_json
+
+_log = structlog.get_logger()
+
+_MODEL = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")
+
+
+class Store(Protocol):
+    """Keeps the newest rollout of each model, and those before it."""
+
+    def load(self, model: str) -> Rollout | None:
+        """The model's newest rollout, None if it never had one."""
+
+    def save(self, rollout: Rollout) -> Rollout:
+        """Saves the successor of `rollout.revision`; returns it with its new revision.
+
+        Raises:
+            Conflict: What is stored is not of that revision.
+        """
+
+    def models(self) -> list[str]:
+        """The models that have, or had, a rollout; sorted."""
+
+    def history(self, model: str) -> list[Rollout]:
+        """The model's rollouts, oldest first; the last is the newest one."""
+
+
+class Files:
+    """The file operations that a save consists of, each of which may fail or be the last of its process."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Writes a new file and makes it durable."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Renames over what is there, atomically (POSIX rename)."""
+        source.replace(target)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Makes the folder's renames durable."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a folder's files say of a model: the rollout, and what is wrong with the newest file."""
+
+    rollout: Rollout | None
+    damage: str | None = None
+
+
+class FileStore:
+    """Rollouts in a folder, for processes on one machine.
+
+    `MODEL.json` is the newest state, `MODEL.previous.json` the one before it, `history/` holds the finished
+    rollouts. A save writes a temporary file, makes it durable, and renames it into place: after a crash at
+    any point the newest file is the old state or the new one. If somebody cuts it short or edits it wrongly,
+    the state before it serves, and the log says so.
+
+    Args:
+        folder: Made if it is not there.
+        files: The file operations; the tests bring some that fail.
+    """
+
+    def __init__(self, folder: Path, files: Files | None = None) -> None:
+        self._folder = folder
+        self._files = files or Files()
+        self._history = folder / "history"
+        self._history.mkdir(parents=True, exist_ok=True)
+        self._reported: dict[str, str] = {}
+
+    def load(self, model: str) -> Rollout | None:
+        """See `Store.load`."""
+        return self._loaded(model).rollout
+
+    def damage(self, model: str) -> str | None:
+        """What is wrong with the model's newest file, None if nothing is."""
+        return self._loaded(model).damage
+
+    def _loaded(self, model: str) -> Loaded:
+        newest = self._newest(model)
+        try:
+            return Loaded(_read(newest))
+        except FileNotFoundError:
+            return Loaded(None)
+        except (OSError, InvalidInput) as error:
+            damage = f"{newest}: {error}"
+        with contextlib.suppress(OSError, InvalidInput):
+            before = _read(self._previous(model))
+            self._report(model, f"{damage}; the state before it serves (revision {before.revision})")
+            return Loaded(before, damage)
+        self._report(model, f"{damage}; there is no state before it")
+        return Loaded(None, damage)
+
+    def _report(self, model: str, damage: str) -> None:
+        """Logs a damage once, not at every look."""
+        if self._reported.get(model) != damage:
+            self._reported[model] = damage
+            _log.error("a stored rollout cannot be read", model=model, damage=damage)
+
+    def save(self, rollout: Rollout) -> Rollout:
+        """See `Store.save`."""
+        with self._locked(rollout.model):
+            before = self._loaded(rollout.model)
+            stored = before.rollout
+            expected = 0 if stored is None or _another(stored, rollout) else stored.revision
+            if rollout.revision != expected:
+                raise Conflict(
+                    f'the rollout of model "{rollout.model}" is at revision {expected}, not '
+                    f"{rollout.revision}: somebody else moved it"
+                )
+            if stored is not None and _another(stored, rollout):
+                if not stored.finished:
+                    raise Conflict(
+                        f'model "{rollout.model}" has a rollout that is {stored.state.phase.value}: '
+                        "abort it, or wait for its end"
+                    )
+                self._put(self._history / f"{stored.id}.json", stored)
+            if stored is not None:
+                self._put(self._previous(rollout.model), stored)
+            saved = replace(rollout, revision=rollout.revision + 1)
+            self._put(self._newest(rollout.model), saved)
+            self._reported.pop(rollout.model, None)
+            return saved
+
+    def models(self) -> list[str]:
+        """See `Store.models`."""
+        names = (path.name.removesuffix(".json") for path in self._folder.glob("*.json"))
+        return sorted(name for name in names if not name.endswith(".previous"))
+
+    def history(self, model: str) -> list[Rollout]:
+        """See `Store.history`."""
+        found = []
+        for path in self._history.glob("*.json"):
+            with contextlib.suppress(OSError, InvalidInput):
+                found.append(_read(path))
+        newest = self.load(model)
+        if newest is not None:
+            found.append(newest)
+        by_id = {rollout.id: rollout for rollout in found if rollout.model == model}
+        return sorted(by_id.values(), key=lambda rollout: rollout.started_at)
+
+    def _newest(self, model: str) -> Path:
+        return self._folder / f"{_checked(model)}.json"
+
+    def _previous(self, model: str) -> Path:
+        return self._folder / f"{_checked(model)}.previous.json"
+
+    def _put(self, path: Path, rollout: Rollout) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        content = json.dumps(to_json(rollout), indent=1, allow_nan=False).encode()
+        try:
+            self._files.write(temporary, content)
+            self._files.replace(temporary, path)
+            self._files.sync_folder(path.parent)
+        except Exception:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _locked(self, model: str) -> Iterator[None]:
+        """Keeps other processes from comparing between our compare and our set."""
+        descriptor = os.open(self._folder / f".{_checked(model)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _another(stored: Rollout, rollout: Rollout) -> bool:
+    return stored.id != rollout.id
+
+
+def _checked(model: str) -> str:
+    if not _MODEL.match(model) or model.endswith(".previous"):
+        raise InvalidInput(f'"{model}" cannot be the name of a model whose rollouts are kept in files')
+    return model
+
+
+def _read(path: Path) -> Rollout:
+    content = path.read_bytes()
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"not JSON: {error}") from error
+    return from_json(values)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from serving.rollout_commands import rollout
+
+QUICK = """\
+shadow: {min_time_s: 20, min_samples: 100}
+canary:
+  - {weight: 0.1, min_time_s: 30}
+  - {weight: 0.5, min_time_s: 30}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> str:
+    path = tmp_path / "plan.yaml"
+    path.write_text(QUICK)
+    return str(path)
+
+
+def test_simulate_prints_every_rule(plan: str) -> None:
+    result = CliRunner().invoke(
+        rollout, ["simulate", "--plan", plan, "--runs", "20", "--candidate-error", "0.1"]
+    )
+    assert result.exit_code == 0, result.output
+    for text in ("this plan", "Argo Rollouts", "Flagger", "Wald's SPRT", "as good as stable"):
+        assert text in result.output
+
+
+def test_simulate_prints_json(plan: str) -> None:
+    arguments = ["simulate", "--plan", plan, "--runs", "20", "--rps", "100", "--json"]
+    result = CliRunner().invoke(rollout, arguments)
+    report = json.loads(result.stdout)
+    assert report["runs"] == 20
+    assert report["traffic"]["rps"] == 100
+    assert report["rows"][0]["promoted"]["lower"] <= report["rows"][0]["promoted"]["share"]
+
+
+def test_check_prints_the_whole_plan(plan: str) -> None:
+    result = CliRunner().invoke(rollout, ["check", plan, "--json"])
+    values = json.loads(result.stdout)
+    assert values["canary"][0] == {"weight": 0.1, "min_time_s": 30.0, "min_requests": 50}
+    assert values["alpha"] == 0.01
+
+
+@pytest.mark.parametrize("command", ["check", "simulate"])
+def test_faults_in_a_plan_are_told_without_a_stack_trace(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("alpha: 0.01\nshadow: {share: 2}\n")
+    arguments = [command, str(path)] if command == "check" else [command, "--plan", str(path)]
+    result = CliRunner().invoke(rollout, arguments)
+    assert result.exit_code == 2
+    assert f"error: {path}:2: shadow.share: " in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_traffic_that_cannot_be_is_told() -> None:
+    result = CliRunner().invoke(rollout, ["simulate", "--rps", "0"])
+    assert result.exit_code == 2
+    assert "error: rps is 0" in result.stderr

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serving.rollout import ledger as ledgers
+from serving.rollout.judge import OUTCOMES, judge, outcomes, signals
+from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
+from serving.rollout.plan import Plan
+from serving.rollout.traffic import Source, Traffic
+from serving.rollout.verdict import Outcome
+
+PLAN = Plan()
+TESTS = ledgers.tests_of(PLAN)
+
+
+def seen(*intervals: Interval, plan: Plan = PLAN, classes: tuple[str, ...] = ()) -> Ledger:
+    tests = ledgers.tests_of(plan)
+    ledger = ledgers.empty(tests, classes)
+    for interval in intervals:
+        ledger = ledgers.record(tests, ledger, interval)
+    return ledger
+
+
+def errors(candidate_n: int, candidate_bad: int, stable_n: int, stable_bad: int) -> Interval:
+    arms = Arms(candidate_n, candidate_bad, stable_n, stable_bad)
+    return Interval({"errors": arms, "latency": Arms(candidate_n, 0, stable_n, 0)}, weight=0.5)
+
+
+def test_nothing_seen_says_nothing() -> None:
+    for shadow in (True, False):
+        verdict = judge(PLAN, seen(), shadow=shadow)
+        assert verdict.outcome is Outcome.WAIT
+        assert verdict.reason.code.endswith(".undecided")
+
+
+def test_more_errors_than_stable_fail_with_the_counts_in_the_reason() -> None:
+    verdict = judge(PLAN, seen(*[errors(50, 2, 950, 5)] * 20), shadow=False)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.reason.code == "errors.worse"
+    assert "candidate 40 of 1000, stable 100 of 19000" in verdict.reason.text
+    assert verdict.reason.values["log_e"] >= verdict.reason.values["log_limit"]
+
+
+def test_some_evidence_holds() -> None:
+    verdict = judge(PLAN, seen(*[errors(50, 1, 950, 5)] * 4), shadow=False)
+    assert verdict.outcome is Outcome.HOLD
+    assert verdict.reason.code == "errors.suspicious"
+
+
+def test_as_few_errors_as_stable_pass_once_there_are_enough() -> None:
+    plan = Plan.model_validate({"criteria": {"latency": None}})
+    few = judge(plan, seen(*[errors(500, 2, 500, 2)] * 10, plan=plan), shadow=False)
+    many = judge(plan, seen(*[errors(500, 2, 500, 2)] * 100, plan=plan), shadow=False)
+    assert (few.outcome, many.outcome) == (Outcome.WAIT, Outcome.PASSED)
+    assert many.reason.code == "errors.good"
+
+
+def test_a_version_without_any_error_passes_by_its_rate_alone() -> None:
+    plan = Plan.model_validate({"criteria": {"latency": None}})
+    assert (
+        judge(plan, seen(*[errors(500, 0, 500, 0)] * 100, plan=plan), shadow=False).outcome is Outcome.PASSED
+    )
+
+
+def test_an_incident_that_hits_both_is_nobodys_fault() -> None:
+    calm = [errors(50, 0, 950, 5)] * 100
+    incident = [errors(50, 10, 950, 190)] * 60
+    assert judge(PLAN, seen(*calm, *incident), shadow=False).outcome is not Outcome.FAIL
+
+
+def test_a_service_that_fails_as_a_whole_is_rolled_back() -> None:
+    verdict = judge(PLAN, seen(*[errors(50, 40, 950, 760)] * 3), shadow=False)
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "errors.overall")
+
+
+def test_errors_of_copies_count() -> None:
+    copies = Interval(pairs={"errors": Pairs(100, 3, 0)})
+    verdict = judge(PLAN, seen(*[copies] * 20), shadow=True)
+    assert verdict.reason.code == "errors.worse"
+    assert "of the copies only the candidate 60, only stable 0" in verdict.reason.text
+
+
+def test_disagreement_fails_overall_and_in_one_class() -> None:
+    permuted = Interval(agreement=([50, 50], [5, 5]))
+    verdict = judge(PLAN, seen(permuted, classes=("3", "7")), shadow=True)
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "agreement.below")
+    compared = [100] * 10
+    one_broken = Interval(agreement=(compared, [5] + [99] * 9))
+    plan = Plan.model_validate({"shadow": {"min_agreement": 0.85}})
+    classes = tuple("0123456789")
+    verdict = judge(plan, seen(one_broken, plan=plan, classes=classes), shadow=True)
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "agreement.class-below")
+    assert 'of what stable calls "0"' in verdict.reason.text
+
+
+def test_agreement_passes_when_it_is_shown_on_enough_copies() -> None:
+    good = Interval(agreement=([100, 100], [98, 99]))
+    assert judge(PLAN, seen(good, classes=("3", "7")), shadow=True).outcome is Outcome.WAIT
+    verdict = judge(PLAN, seen(*[good] * 3, classes=("3", "7")), shadow=True)
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.PASSED, "agreement.good")
+
+
+def test_a_split_that_is_not_the_split_is_inconclusive() -> None:
+    skewed = Interval(unkeyed=(300, 700), weight=0.05)
+    verdict = judge(PLAN, seen(skewed), shadow=False)
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.INCONCLUSIVE, "split.broken")
+    fair = [Interval(unkeyed=(50, 950), weight=0.05), Interval(unkeyed=(250, 750), weight=0.25)]
+    assert judge(PLAN, seen(*fair), shadow=False).outcome is Outcome.WAIT
+
+
+def test_feedback_guards_but_is_not_waited_for() -> None:
+    wrong = Interval({"accuracy": Arms(50, 20, 950, 95)})
+    verdict = judge(PLAN, seen(*[wrong] * 5), shadow=False)
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "accuracy.worse")
+
+
+@pytest.mark.parametrize("candidate_error", [0.005, 0.03])
+def test_many_ledgers_at_once_say_what_each_says_alone(candidate_error: float) -> None:
+    runs, ticks = 6, 120
+    traffic = Traffic(candidate_error=candidate_error, incidents_per_hour=30.0, classes=3)
+    source = Source(traffic, runs, 1.0, seed=5)
+    weight = np.where(np.arange(runs) % 2, 0.1, 0.5)
+    names = ("0", "1", "2")
+    together = ledgers.empty(TESTS, names, (runs,))
+    alone = [ledgers.empty(TESTS, names) for _ in range(runs)]
+    for tick in range(ticks):
+        interval = source.interval(
+            weight, np.where(np.arange(runs) < 3, 0.2, 0.0) if tick < 60 else np.zeros(runs)
+        )
+        together = ledgers.record(TESTS, together, interval)
+        alone = [ledgers.record(TESTS, ledger, one_of(interval, run)) for run, ledger in enumerate(alone)]
+    for shadow in (True, False):
+        codes = outcomes(PLAN, signals(PLAN, together, shadow=shadow), shadow=shadow)
+        assert [OUTCOMES[code] for code in codes] == [
+            judge(PLAN, each, shadow=shadow).outcome for each in alone
+        ]
+    np.testing.assert_allclose(
+        together.criteria["errors"].worse, [each.criteria["errors"].worse for each in alone]
+    )
+
+
+def one_of(interval: Interval, run: int) -> Interval:
+    """One run's part of an interval of many."""
+
+    def at(numbers: object) -> float:
+        return float(np.asarray(numbers)[run])
+
+    arms = {
+        name: Arms(at(each.candidate_n), at(each.candidate_bad), at(each.stable_n), at(each.stable_bad))
+        for name, each in interval.arms.items()
+    }
+    pairs = {
+        name: Pairs(at(each.n), at(each.candidate_only), at(each.stable_only))
+        for name, each in interval.pairs.items()
+    }
+    agreement = interval.agreement
+    if agreement is not None:
+        agreement = (np.asarray(agreement[0])[run], np.asarray(agreement[1])[run])
+    return Interval(arms, pairs, agreement, np.asarray(interval.unkeyed)[run], at(interval.weight))

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.errors import InvalidInput
+from serving.rollout import ledger as ledgers
+from serving.rollout.explain import explain, replay
+from serving.rollout.machine import Phase, State, command
+from serving.rollout.record import Rollout, from_json, to_json
+from serving.routing import Split
+from tests.rollout.stored import new_rollout, walk
+
+
+@pytest.fixture(scope="module")
+def good() -> Rollout:
+    return walk(new_rollout(), candidate_bad=2)
+
+
+@pytest.fixture(scope="module")
+def bad() -> Rollout:
+    return walk(new_rollout(), candidate_bad=20)
+
+
+def test_a_walk_ends_as_it_should(good: Rollout, bad: Rollout) -> None:
+    assert good.state.phase is Phase.PROMOTING
+    assert [event.after.phase for event in good.events] == [
+        Phase.LOADING,
+        Phase.PREFLIGHT,
+        Phase.SHADOW,
+        Phase.CANARY,
+        Phase.CANARY,
+        Phase.PROMOTING,
+    ]
+    assert (bad.state.phase, bad.state.reason.code) == (Phase.ROLLING_BACK, "errors.worse")
+
+
+def test_a_rollout_survives_storing(good: Rollout) -> None:
+    values = json.loads(json.dumps(to_json(good), allow_nan=False))
+    back = from_json(values)
+    assert to_json(back) == to_json(good)
+    assert (back.plan, back.state, back.id) == (good.plan, good.state, good.id)
+    np.testing.assert_array_equal(
+        back.evidence.criteria["errors"].within, good.evidence.criteria["errors"].within
+    )
+
+
+def test_replay_derives_every_decision_again(good: Rollout, bad: Rollout) -> None:
+    for rollout in (good, bad):
+        replayed = replay(from_json(to_json(rollout)))
+        assert len(replayed) == len(rollout.events)
+        assert all(each.same for each in replayed)
+        assert any(each.verdict is not None for each in replayed)
+
+
+def test_replay_finds_evidence_that_was_changed(bad: Rollout) -> None:
+    values = to_json(bad)
+    errors = values["events"][-1]["ledger"]["criteria"]["errors"]
+    latency = values["events"][-1]["ledger"]["criteria"]["latency"]
+    start = ledgers.tests_of(bad.plan)["errors"].worse.log_start.tolist()
+    errors["worse"] = latency["worse"] = start
+    assert [each.same for each in replay(from_json(values))] == [True] * (len(bad.events) - 1) + [False]
+
+
+def test_explain_tells_the_numbers_and_the_reason(bad: Rollout) -> None:
+    text = "\n".join(explain(bad))
+    assert "digits: 1 → 2" in text
+    assert "rolled back with probability at most 0.01" in text
+    assert "because more bad events (errors) than stable: candidate" in text
+
+
+def test_commands_are_in_the_story() -> None:
+    rollout = new_rollout()
+    rollout = rollout.moved(command(rollout.state, "abort", 3.0, by="the operator"), None, 1e9 + 3)
+    assert [event.outcome for event in rollout.events] == ["command"]
+    assert "abort was asked for by the operator" in "\n".join(explain(rollout))
+    assert [each.same for each in replay(rollout)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("state", "split"),
+    [
+        (State(Phase.LOADING), Split(1, 2, 0.0, 0.0, "digits-2")),
+        (State(Phase.SHADOW), Split(1, 2, 0.0, 0.5, "digits-2")),
+        (State(Phase.CANARY, step=1), Split(1, 2, 0.5, 0.0, "digits-2")),
+        (State(Phase.PROMOTING), Split(1, 2, 1.0, 0.0, "digits-2")),
+        (State(Phase.PROMOTED), Split(2)),
+        (State(Phase.ROLLING_BACK, step=1), Split(1, 2, 0.0, 0.0, "digits-2")),
+        (State(Phase.ROLLED_BACK), Split(1)),
+    ],
+)
+def test_traffic_follows_the_state(state: State, split: Split) -> None:
+    assert replace(new_rollout(), state=state).split() == split
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "not a stored rollout of format 1"),
+        ({"state": {"phase": "flying"}}, "no field"),
+        ({"id": "../../etc"}, "id is"),
+        ({"plan": {"alpha": 7}}, "the stored plan is not valid"),
+        ({"clock_s": "soon"}, "wrong value"),
+        ({"stable": None}, "wrong value"),
+        ({"events": [{}]}, "no field"),
+    ],
+)
+def test_values_that_are_no_rollout_are_refused(change: dict[str, Any], message: str, good: Rollout) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        from_json(to_json(good) | change)
+
+
+def test_a_ledger_of_another_shape_is_refused(good: Rollout) -> None:
+    values = json.loads(json.dumps(to_json(good)))
+    values["ledger"]["criteria"]["errors"]["worse"].pop()
+    with pytest.raises(InvalidInput, match="numbers of shape"):
+        from_json(values)
+    with pytest.raises(InvalidInput, match="not a stored rollout"):
+        from_json([1, 2])

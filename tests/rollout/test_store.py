@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serving.errors import Conflict, InvalidInput
+from serving.rollout.machine import Phase, State
+from serving.rollout.record import Rollout
+from serving.rollout.store import Files, FileStore
+from tests.rollout.stored import new_rollout, walk
+
+
+def at(rollout: Rollout, clock_s: float) -> Rollout:
+    return replace(rollout, clock_s=clock_s)
+
+
+def finished(rollout: Rollout) -> Rollout:
+    return replace(rollout, state=State(Phase.ROLLED_BACK))
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    assert store.load("digits") is None
+    assert store.models() == []
+    saved = store.save(walk(new_rollout(), candidate_bad=2))
+    loaded = FileStore(tmp_path).load("digits")
+    assert loaded is not None
+    assert (loaded.revision, loaded.state, loaded.events[0].after) == (1, saved.state, saved.events[0].after)
+    assert store.models() == ["digits"]
+
+
+def test_only_one_of_two_controllers_saves(tmp_path: Path) -> None:
+    first, second = FileStore(tmp_path), FileStore(tmp_path)
+    saved = first.save(new_rollout())
+    theirs = first.save(at(saved, 1.0))
+    with pytest.raises(Conflict, match="is at revision 2, not 1: somebody else moved it"):
+        second.save(at(saved, 2.0))
+    assert second.load("digits") == theirs
+
+
+def test_one_model_has_one_rollout_at_once(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    running = store.save(new_rollout("first"))
+    with pytest.raises(Conflict, match='model "digits" has a rollout that is pending'):
+        store.save(new_rollout("second", started_at=2e9))
+    store.save(finished(running))
+    store.save(new_rollout("second", started_at=2e9))
+    store.save(new_rollout("other", model="flowers"))
+    assert [rollout.id for rollout in store.history("digits")] == ["first", "second"]
+    assert [rollout.id for rollout in store.history("flowers")] == ["other"]
+    assert store.models() == ["digits", "flowers"]
+
+
+class Stopped(BaseException):
+    """The process ends here."""
+
+
+class FailingFiles(Files):
+    """Fails at the n-th operation: with an error, by the end of the process, or by that after half a write."""
+
+    def __init__(self, fail_at: int, how: str) -> None:
+        self._left = fail_at
+        self._how = how
+
+    def write(self, path: Path, content: bytes) -> None:
+        if self._now() and self._how == "half":
+            super().write(path, content[: len(content) // 2])
+            raise Stopped
+        self._fail()
+        super().write(path, content)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._now()
+        self._fail()
+        super().replace(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._now()
+        self._fail()
+        super().sync_folder(folder)
+
+    def _now(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+    def _fail(self) -> None:
+        if self._left == 0:
+            raise OSError(28, "No space left on device") if self._how == "error" else Stopped
+
+
+@pytest.mark.parametrize("how", ["error", "stop", "half"])
+@pytest.mark.parametrize("fail_at", range(1, 8))
+def test_a_save_that_is_cut_anywhere_leaves_the_old_state_or_the_new_one(
+    tmp_path: Path, fail_at: int, how: str
+) -> None:
+    store = FileStore(tmp_path)
+    old = store.save(at(store.save(new_rollout()), 1.0))
+    new = at(old, 2.0)
+    completed = False
+    try:
+        FileStore(tmp_path, FailingFiles(fail_at, how)).save(new)
+        completed = True
+    except (OSError, Stopped):
+        pass
+    assert completed == (fail_at == 7)
+    after = FileStore(tmp_path)
+    found = after.load("digits")
+    assert after.damage("digits") is None
+    assert found in (old, replace(new, revision=3))
+    assert found is not None
+    assert after.save(at(found, 3.0)).clock_s == 3.0, "the store works on"
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited", "emptied"])
+def test_a_damaged_file_leaves_the_state_before_it(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FileStore(tmp_path)
+    before = store.save(new_rollout())
+    store.save(at(before, 1.0))
+    path = tmp_path / "digits.json"
+    content = path.read_text()
+    texts = {
+        "cut": content[: len(content) // 2],
+        "edited": content.replace('"pending"', '"flying"'),
+        "emptied": "",
+    }
+    path.write_text(texts[damage])
+    found = store.load("digits")
+    assert found == before
+    told = store.damage("digits")
+    assert told is not None
+    assert "digits.json" in told
+    assert "the state before it serves (revision 1)" in capsys.readouterr().out
+    assert found is not None
+    store.save(at(found, 2.0))
+    assert store.damage("digits") is None
+
+
+def test_a_damaged_file_without_a_state_before_it_is_no_rollout(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    (tmp_path / "digits.json").write_text("{")
+    assert store.load("digits") is None
+    assert store.damage("digits") is not None
+
+
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    for name in ("../digits", "a/b", "", "digits.previous"):
+        with pytest.raises(InvalidInput, match="cannot be the name of a model"):
+            store.load(name)
+
+
+COUNTER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from serving.errors import Conflict
+from serving.rollout.store import FileStore
+store, saves = FileStore(Path(sys.argv[1])), 0
+while saves < 20:
+    found = store.load("digits")
+    try:
+        store.save(replace(found, clock_s=found.clock_s + 1.0))
+        saves += 1
+    except Conflict:
+        pass
+"""
+
+
+def test_processes_that_save_at_once_lose_no_save(tmp_path: Path) -> None:
+    FileStore(tmp_path).save(new_rollout())
+    command = [sys.executable, "-c", COUNTER, str(tmp_path)]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait(timeout=60) for child in children] == [0, 0]
+    found = FileStore(tmp_path).load("digits")
+    assert found is not None
+    assert (found.clock_s, found.revision) == (40.0, 41)
