@@ -32,6 +32,8 @@ _log = structlog.get_logger()
 CLASSIFY_SIGNATURE = "serving_default"
 DESCRIBE_SIGNATURE = "describe"
 DESCRIBE_TIMEOUT_S = 10.0
+# A label may move at any time; a swap of versions keeps the old one for longer than this.
+LABEL_TTL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class ModelVersion:
     """One version of a model, as far as classifying goes.
 
     Attributes:
-        signatures: the names of all its signatures.
+        signatures: all its signatures: name -> SignatureDef.
         image: how to classify with it; None if it does not take images as uint8 [N,H,W,C].
         labels: a label for each class; the classes' indices if the model does not say.
         card: what the model says about itself; empty if it says nothing.
@@ -57,7 +59,7 @@ class ModelVersion:
 
     name: str
     version: int
-    signatures: tuple[str, ...]
+    signatures: Mapping[str, Any]
     image: ImageSignature | None
     labels: tuple[str, ...]
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -151,8 +153,10 @@ class Catalog:
         self._metrics = metrics
         self._clock = clock
         self._known: dict[str, dict[int, ModelVersion]] = {name: {} for name in sorted(set(models))}
+        self._labels: dict[tuple[str, str], tuple[int, float]] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._wanted = asyncio.Event()
+        self._round_ended = asyncio.Event()
 
     def names(self) -> list[str]:
         """The names of the models, sorted."""
@@ -214,15 +218,47 @@ class Catalog:
             )
         return versions[ref.version]
 
+    async def labelled(self, ref: ModelRef) -> ModelRef:
+        """The version for which the label in `ref` stands: as the replicas say, else as the gateway does.
+
+        The gateway's own labels are `stable`, the version of requests that name none, and `latest`.
+
+        Raises:
+            NotFound, Unavailable: as `resolve` does.
+            InvalidInput: nobody knows the label.
+        """
+        routed = self.resolve(ModelRef(ref.name))
+        version, expires = self._labels.get((routed.name, ref.label), (0, 0.0))
+        if self._clock() >= expires:
+            version = await self._ask_label(routed, ref.label)
+            self._labels[routed.name, ref.label] = version, self._clock() + LABEL_TTL_S
+        return ModelRef(routed.name, version)
+
+    async def _ask_label(self, routed: ModelVersion, label: str) -> int:
+        try:
+            return await self._pool.call(
+                routed.name,
+                routed.version,
+                lambda api, timeout_s: api.labelled(routed.name, label, timeout_s),
+                deadline=self._clock() + DESCRIBE_TIMEOUT_S,
+            )
+        except (InvalidInput, FailedPrecondition):
+            if label == "stable":
+                return routed.version
+            if label == "latest":
+                return max(self.versions(routed.name))
+            raise InvalidInput(f"Unrecognized servable version label: {label}", stage="routing") from None
+
     def missing(self) -> list[str]:
         """The models that have no version that can be served now."""
         return [name for name in self._known if not self.versions(name)]
 
     def report(self) -> list[ModelReport]:
         """Every model with what its replicas say of each version, for people to read."""
-        return [ModelReport(name, name == self.default_name(), self._report(name)) for name in self._known]
+        return [ModelReport(name, name == self.default_name(), self.states(name)) for name in self._known]
 
-    def _report(self, name: str) -> list[VersionReport]:
+    def states(self, name: str) -> list[VersionReport]:
+        """What the replicas say of each version of the model `name`, by version."""
         statuses: dict[int, list[VersionStatus]] = {}
         for replica in self._pool.replicas:
             for number, status in replica.versions.get(name, {}).items():
@@ -246,24 +282,23 @@ class Catalog:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+            self._round_ended.set()
+            self._round_ended = asyncio.Event()
             pause_s = min(interval_s, _MISSING_INTERVAL_S) if self.missing() else interval_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), pause_s)
 
     async def refreshed(self) -> None:
         """Have `watch` ask the replicas anew, now, and wait for it; callers share one round of questions."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         self._wanted.set()
-        await self._next_round()
+        await waiter
 
     async def ready(self) -> None:
         """Wait until every model has a version that can be served; `watch` must run."""
         while self.missing():
-            await self._next_round()
-
-    async def _next_round(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        await waiter
+            await self._round_ended.wait()
 
     async def refresh(self) -> None:
         """Ask the replicas what they have, and learn about versions that are new."""
@@ -308,7 +343,7 @@ class Catalog:
             every = _describe_request(name, number, range(image.classes), "label")
             response = await call(lambda api, timeout_s: api.predict(every, timeout_s))
             labels = tuple(label.decode() for label in tensors.from_proto(response.outputs["label"]))
-        return ModelVersion(name, number, tuple(sorted(signatures)), image, labels, card)
+        return ModelVersion(name, number, signatures, image, labels, card)
 
     def _show(self, names: Iterable[str]) -> None:
         self._metrics.replica_up.clear()  # of replicas that have left nothing is shown

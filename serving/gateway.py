@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -19,22 +19,27 @@ from serving import protos, tensors
 from serving.admission import Admission, Ticket
 from serving.backends.pool import Pool
 from serving.batching import Batcher, Entry, LaneKey
+from serving.callers import Callers
 from serving.catalog import CLASSIFY_SIGNATURE, Catalog, ModelVersion
 from serving.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, NotFound, SluiceError
 from serving.images import decode
+from serving.keys import Scope
 from serving.prediction import ClassScore, ImageResult, ModelRef, Prediction, RequestContext
 from serving.settings import Settings
 from serving.telemetry import Metrics
 
+Result = TypeVar("Result")
+
 
 class Gateway:
-    """Classifies images with the models behind a pool. Use as an async context manager.
+    """Answers with the models behind a pool. Use as an async context manager.
 
     Args:
         settings: limits and sizes.
         pool: the replicas.
         catalog: what is known of their models.
         metrics: what to measure with.
+        callers: who may use it; None: anyone.
         clock: the monotonic clock, in seconds; deadlines are on it.
 
     Attributes:
@@ -47,6 +52,7 @@ class Gateway:
         pool: Pool,
         catalog: Catalog,
         metrics: Metrics,
+        callers: Callers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -56,6 +62,7 @@ class Gateway:
             max_in_flight=settings.max_in_flight,
             max_in_flight_bytes=settings.max_in_flight_bytes,
             metrics=metrics,
+            callers=callers,
         )
         self.draining = False
         self._pool = pool
@@ -79,15 +86,16 @@ class Gateway:
         self._decoders.shutdown(cancel_futures=True)
 
     @contextmanager
-    def request(self, context: RequestContext, ref: ModelRef) -> Iterator[Ticket]:
+    def request(self, context: RequestContext, ref: ModelRef, scope: Scope = "classify") -> Iterator[Ticket]:
         """The span of one request, from its arrival to its answer: admitted, and counted as it ends.
 
         Raises:
-            Overloaded: there is no room.
+            Unauthenticated, PermissionDenied: the caller may not do what needs `scope`.
+            RateLimited, Overloaded: the caller is over its limits, or there is no room.
         """
         outcome = "ok"
         try:
-            with self.admission.admit() as ticket:
+            with self.admission.admit(context.credential, scope) as ticket:
                 yield ticket
         except SluiceError as error:
             outcome = error.kind
@@ -128,24 +136,121 @@ class Gateway:
                 f"the request has {len(images)} images; at most {self.settings.max_images} are taken",
                 stage="admission",
             )
+        return await self._routed(
+            ref, context, lambda model: self._classify_with(model, images, top_k, context)
+        )
+
+    async def classify_in_parts(
+        self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
+    ) -> AsyncIterator[tuple[int, Prediction]]:
+        """Classify as `classify` does, a batch at a time: yields where a part begins, and its results.
+
+        Parts come as they are done, in any order, and all by the version that answered the first.
+        """
+        size = self.settings.max_batch
+        first = await self.classify(ref, images[:size], top_k, context)
+        yield 0, first
+        pinned = ModelRef(first.model, first.version)
+
+        async def part(start: int) -> tuple[int, Prediction]:
+            return start, await self.classify(pinned, images[start : start + size], top_k, context)
+
+        parts = [asyncio.ensure_future(part(start)) for start in range(size, len(images), size)]
+        try:
+            for done in asyncio.as_completed(parts):
+                yield await done
+        finally:
+            for each in parts:
+                each.cancel()
+
+    async def ask(
+        self,
+        method: str,
+        ref: ModelRef,
+        prepare: Callable[[ModelVersion], Awaitable[Any]],
+        context: RequestContext,
+    ) -> Any:
+        """Have a replica answer a call of TensorFlow Serving's PredictionService, routed as images are.
+
+        The call goes straight to a replica: what a caller has put into one request is a batch already.
+
+        Args:
+            method: `Predict`, `Classify`, `Regress`, `MultiInference` or `GetModelMetadata`.
+            ref: the model and version that the caller asks for.
+            prepare: makes the call's message for the version that answers; `ask` fills in the model specs.
+            context: whose request it is.
+
+        Returns:
+            The call's response; its model spec names the version that gave it.
+
+        Raises:
+            NotFound: no such model or version; the text names those that exist.
+            InvalidInput, FailedPrecondition …: what the replica says of the request.
+            Unavailable, Overloaded, DeadlineExceeded, Internal: the replicas could not answer.
+        """
+
+        async def answer(model: ModelVersion) -> Any:
+            context.answered_by = (model.name, str(model.version))
+            return await self._ask(method, model, await prepare(model), context)
+
+        return await self._routed(ref, context, answer)
+
+    async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
+        for spec in _model_specs(request):
+            spec.name = model.name
+            spec.version.value = model.version
+        started = self._clock()
+        response = await self._pool.call(
+            model.name,
+            model.version,
+            lambda api, timeout_s: api.ask(method, request, timeout_s),
+            deadline=context.deadline,
+        )
+        self.metrics.stage_seconds.labels("backend").observe(self._clock() - started)
+        return response
+
+    async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Do work that takes a while, such as parsing a large body, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *args)
+
+    async def resolve(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
+        """What is known of the version that `ref` is routed to; raises as `ask` does."""
+
+        async def itself(model: ModelVersion) -> ModelVersion:
+            return model
+
+        return await self._routed(ref, context, itself)
+
+    async def reload_config(self, config: Any, context: RequestContext) -> None:
+        """Give every replica a new model configuration (ModelServerConfig), and serve the models in it.
+
+        Raises:
+            FailedPrecondition, InvalidInput …: what a replica says of it; those before it have taken it.
+        """
+        await self._pool.reload_config(config, context.deadline - self._clock())
+        self.catalog.set_models(each.name for each in config.model_config_list.config)
+
+    async def _routed(
+        self, ref: ModelRef, context: RequestContext, answer: Callable[[ModelVersion], Awaitable[Result]]
+    ) -> Result:
+        """Answer by the version that `ref` is routed to, before the deadline.
+
+        Once more if that version was unloaded meanwhile: the caller named none.
+        """
         try:
             async with asyncio.timeout(context.deadline - self._clock()):
-                return await self._classify_routed(ref, images, top_k, context)
+                if ref.label:
+                    ref = await self.catalog.labelled(ref)
+                model = self.catalog.resolve(ref)
+                try:
+                    return await answer(model)
+                except NotFound:
+                    if ref.version is not None:
+                        raise
+                await self.catalog.refreshed()
+                return await answer(self.catalog.resolve(ref))
         except TimeoutError:
             raise DeadlineExceeded("the request's deadline passed before its answer") from None
-
-    async def _classify_routed(
-        self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
-    ) -> Prediction:
-        """Classify, once more if the routed version was unloaded meanwhile: the caller named none."""
-        model = self.catalog.resolve(ref)
-        try:
-            return await self._classify_with(model, images, top_k, context)
-        except NotFound:
-            if ref.version is not None:
-                raise
-        await self.catalog.refreshed()
-        return await self._classify_with(self.catalog.resolve(ref), images, top_k, context)
 
     async def _classify_with(
         self, model: ModelVersion, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -210,6 +315,13 @@ class Gateway:
         )
         self.metrics.stage_seconds.labels("backend").observe(self._clock() - started)
         return _read_scores(response, image.output_name, (len(batch), image.classes))
+
+
+def _model_specs(request: Any) -> list[Any]:
+    """Every ModelSpec of a request: its own or, of a MultiInferenceRequest, its tasks'."""
+    if hasattr(request, "tasks"):
+        return [task.model_spec for task in request.tasks]
+    return [request.model_spec]
 
 
 def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import sys
@@ -23,6 +24,7 @@ from serving.backends import discovery
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing
+from serving.callers import Callers
 from serving.catalog import Catalog
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
@@ -104,26 +106,30 @@ async def gateway_up(
     settings: Settings, replicas: Sequence[str], models: Sequence[str], metrics: Metrics
 ) -> AsyncIterator[Running]:
     """A gateway with open ports while the block runs; drained at its end."""
+    callers = Callers.from_settings(settings)
+    _warn_if_open(settings, callers)
     fixed, names = discovery.split(replicas)
     pool = Pool([_connect(address) for address in fixed], calls_per_replica=settings.calls_per_replica)
     following = discovery.Discovery(pool, names, _connect)
     catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
     with contextlib.closing(listen(settings.http_host, settings.http_port)) as listener:
-        gateway = Gateway(settings, pool, catalog, metrics)
+        gateway = Gateway(settings, pool, catalog, metrics, callers)
         rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port)
-        http = HttpServer(app.build(gateway))
+        http = HttpServer(app.build(gateway), settings)
         running = Running(
             gateway,
             catalog,
             pool,
-            f"http://{_in_url(settings.http_host)}:{listener.getsockname()[1]}",
+            f"{'https' if settings.tls_certificate else 'http'}://{_in_url(settings.http_host)}:{listener.getsockname()[1]}",
             f"{_in_url(settings.grpc_host)}:{rpc.port}",
         )
         async with (
             contextlib.aclosing(pool),
             gateway,
             _in_background(
-                catalog.watch(settings.status_interval_s), rpc.report_health(settings.status_interval_s)
+                catalog.watch(settings.status_interval_s),
+                rpc.report_health(settings.status_interval_s),
+                callers.watch(),
             ),
             _in_background(following.watch(settings.discovery_interval_s)),
             asyncio.TaskGroup() as servers,
@@ -136,6 +142,24 @@ async def gateway_up(
                 _log.info("shutting down", in_flight=gateway.admission.in_flight)
                 gateway.draining = True
                 await asyncio.gather(rpc.stop(settings.drain_timeout_s), http.drain(settings.drain_timeout_s))
+
+
+def _warn_if_open(settings: Settings, callers: Callers) -> None:
+    """Say loudly that strangers may come in, if they may."""
+    for protocol, host in (("HTTP", settings.http_host), ("gRPC", settings.grpc_host)):
+        if callers.open and not _is_loopback(host):
+            _log.warning(
+                f"ANYONE who reaches this machine may use the {protocol} API: it listens on {host} and asks "
+                "for no key. Set keys_file (see `sluice keys --help`) or listen on 127.0.0.1"
+            )
+        elif not callers.open and settings.tls_certificate is None and not _is_loopback(host):
+            _log.warning(f"keys cross the network unencrypted: {protocol} listens on {host} without TLS")
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _connect(address: str) -> Replica:

@@ -10,10 +10,15 @@ from serving.errors import SluiceError
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as a caller names it. `name` None is the default model, `version` None the routed one."""
+    """A model as a caller names it. `name` None is the default model, `version` None the routed one.
+
+    `label` stands for a version that is set elsewhere (TensorFlow Serving's version labels); it is empty
+    where `version` is given.
+    """
 
     name: str | None = None
     version: int | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class RequestContext:
         protocol: `http` or `grpc`, for metrics.
         deadline: when the answer is of no more use, on `time.monotonic`'s clock, in seconds.
         routing_key: what keeps a caller on one arm of a rollout; the request's id by default.
+        credential: the API key or token as the caller sent it; never shown.
+        traceparent: the W3C trace context of this request, made here or the child of the caller's.
         started: when it arrived, on the same clock.
         answered_by: the model and version that it was routed to, once it was; for metrics.
     """
@@ -59,5 +66,7 @@ class RequestContext:
     protocol: str
     deadline: float
     routing_key: str = ""
+    credential: str | None = field(default=None, repr=False)
+    traceparent: str = ""
     started: float = field(default_factory=time.monotonic)
     answered_by: tuple[str, str] | None = None

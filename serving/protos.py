@@ -48,6 +48,8 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 IMAGE_CLASSIFICATION = "sluice.v1.ImageClassification"
 
+OPEN_INFERENCE = "inference.GRPCInferenceService"
+
 TensorProto = message("tensorflow.TensorProto")
 TensorShapeProto = message("tensorflow.TensorShapeProto")
 SignatureDef = message("tensorflow.SignatureDef")
@@ -81,3 +83,15 @@ SSLConfig = message("tensorflow.serving.SSLConfig")
 
 ClassifyRequest = message("sluice.v1.ClassifyRequest")
 ClassifyResponse = message("sluice.v1.ClassifyResponse")
+
+ModelInferRequest = message("inference.ModelInferRequest")
+ModelInferResponse = message("inference.ModelInferResponse")
+ModelStreamInferResponse = message("inference.ModelStreamInferResponse")
+ServerLiveResponse = message("inference.ServerLiveResponse")
+ServerReadyResponse = message("inference.ServerReadyResponse")
+ModelReadyResponse = message("inference.ModelReadyResponse")
+ServerMetadataResponse = message("inference.ServerMetadataResponse")
+ModelMetadataResponse = message("inference.ModelMetadataResponse")
+OpenInferenceModelConfig = message("inference.ModelConfig")
+ModelConfigResponse = message("inference.ModelConfigResponse")
+RepositoryIndexResponse = message("inference.RepositoryIndexResponse")

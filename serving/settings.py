@@ -51,6 +51,22 @@ class Settings(BaseSettings):
     default_model: str | None = None
     """Which model `/v1/classify` uses. None: the only one, if there is one only."""
 
+    keys_file: Path | None = None
+    """API keys (`sluice keys` writes it); watched. None: no key is asked for."""
+    jwks_file: Path | None = None
+    """Public keys (JWKS) that sign tokens which are taken instead of an API key; watched. None: no tokens."""
+    jwt_issuer: str | None = None
+    """The `iss` that a token must have. None: any."""
+    jwt_audience: str | None = None
+    """The `aud` that a token must have. None: any."""
+
+    tls_certificate: Path | None = None
+    """PEM chain for both ports. None: no TLS, which is for loopback and for behind a proxy."""
+    tls_key: Path | None = None
+    """PEM private key of the certificate."""
+    tls_client_ca: Path | None = None
+    """PEM authorities; when set, a client must show a certificate of one of them (mutual TLS)."""
+
     models_dir: Path = Path("models")
     """`sluice serve` only: the folder with a folder for each model."""
     model_server: str | None = None
@@ -67,6 +83,12 @@ class Settings(BaseSettings):
 
     request_timeout_s: Positive = 30.0
     """The deadline when the caller gives none; TensorFlow Serving's REST uses the same."""
+    header_timeout_s: Positive = 10.0
+    """How long the headers of one HTTP request may take; a phone on a bad line needs one or two."""
+    body_grace_s: Positive = 10.0
+    """How long a body may come slower than `min_body_bytes_per_s` before it is given up."""
+    min_body_bytes_per_s: AtLeastOne = 1024
+    """The slowest body that is waited for, on average beyond the grace: a 1990s modem did 5,000."""
     max_in_flight: AtLeastOne = 1024
     """Requests admitted at once; the rest is refused at once instead of waiting past its deadline."""
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
@@ -104,6 +126,14 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; set both or none")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self
 
     @model_validator(mode="after")
     def _default_model_is_served(self) -> Self:

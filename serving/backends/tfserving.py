@@ -63,8 +63,10 @@ class TensorFlowServing:
     def __init__(self, address: str) -> None:
         self.address = address
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._predict = self._unary(protos.PREDICTION_SERVICE, "Predict")
-        self._metadata = self._unary(protos.PREDICTION_SERVICE, "GetModelMetadata")
+        self._prediction = {
+            method: self._unary(protos.PREDICTION_SERVICE, method)
+            for method in protos.methods(protos.PREDICTION_SERVICE)
+        }
         self._status = self._unary(protos.MODEL_SERVICE, "GetModelStatus")
         self._reload = self._unary(protos.MODEL_SERVICE, "HandleReloadConfigRequest")
 
@@ -84,19 +86,31 @@ class TensorFlowServing:
 
         return invoke
 
+    async def ask(self, method: str, request: Any, timeout_s: float) -> Any:
+        """Call one of PredictionService's methods, such as `Predict`: its request -> its response."""
+        return await self._prediction[method](request, timeout_s)
+
     async def predict(self, request: Any, timeout_s: float) -> Any:
         """PredictRequest -> PredictResponse."""
-        return await self._predict(request, timeout_s)
+        return await self.ask("Predict", request, timeout_s)
 
     async def signatures(self, model: str, version: int, timeout_s: float) -> dict[str, Any]:
         """The signatures of one version: name -> SignatureDef."""
         request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = model
         request.model_spec.version.value = version
-        response = await self._metadata(request, timeout_s)
+        response = await self.ask("GetModelMetadata", request, timeout_s)
         unpacked = protos.SignatureDefMap()
         response.metadata["signature_def"].Unpack(unpacked)
         return dict(unpacked.signature_def)
+
+    async def labelled(self, model: str, label: str, timeout_s: float) -> int:
+        """The version for which a label stands; raises InvalidInput or FailedPrecondition if it is unknown."""
+        request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = model
+        request.model_spec.version_label = label
+        response = await self.ask("GetModelMetadata", request, timeout_s)
+        return int(response.model_spec.version.value)
 
     async def status(self, model: str, timeout_s: float) -> dict[int, VersionStatus]:
         """The versions of `model` that the replica knows; empty if it does not know the model."""

@@ -14,8 +14,10 @@ from starlette.types import ASGIApp
 
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
-from serving.rest import classify, openapi
+from serving.rest import openapi
 from serving.rest.boundary import Boundary
+from serving.rest.context import credential
+from serving.rest.doors import Doors
 from serving.rest.errors import problem
 
 
@@ -66,9 +68,8 @@ def build(gateway: Gateway) -> ASGIApp:
     )
     _add_error_handlers(app)
     _add_routes(app, gateway)
-    app.router.routes.extend(classify.routes(gateway))
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    return Boundary(app, lambda: gateway.draining)
+    return Boundary(Doors(gateway, app), lambda: gateway.draining)
 
 
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -83,7 +84,11 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         return JSONResponse({"ready": ready, "missing": missing}, 200 if ready else 503)
 
     @app.get("/v1/models", tags=["models"], summary="Which models and versions are there?")
-    async def models() -> Models:
+    async def models(request: Request) -> Models:
+        headers = request.headers
+        gateway.admission.callers.authorize(
+            credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
+        )
         return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
 
     @app.get("/metrics", tags=["operate"], summary="Metrics for Prometheus", response_class=Response)

@@ -1,104 +1,134 @@
-"""Reading a request's body, within limits, and finding the images in it."""
+"""Reading a request's body: within limits of size and of time, and unpacked where it was compressed."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+import asyncio
+import time
+import zlib
+from collections.abc import AsyncGenerator, Iterator
 
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from serving.admission import Ticket
-from serving.errors import Cancelled, InvalidInput, TooLarge, UnsupportedMedia
-from serving.images import CONTENT_TYPES
+from serving.errors import Cancelled, DeadlineExceeded, InvalidInput, TooLarge, UnsupportedMedia
+from serving.prediction import RequestContext
+from serving.settings import Settings
 
-MULTIPART = "multipart/form-data"
-# "Some bytes": what clients send that do not know better; the bytes say what they are.
-OCTET_STREAM = "application/octet-stream"
-TAKEN = (*CONTENT_TYPES, OCTET_STREAM, MULTIPART)
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One image of a request: its bytes, and its file name where the form gave one."""
-
-    data: bytes
-    file: str | None = None
+ENCODINGS = ("gzip", "deflate", "identity")
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_STEP_BYTES = 256 * 2**10
 
 
-async def read_images(
-    scope: Scope, receive: Receive, ticket: Ticket, *, max_body_bytes: int, max_images: int
-) -> list[Upload]:
-    """The images of a request, encoded as they came: the whole body, or every file of a multipart form.
+async def read_body(
+    scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext, settings: Settings
+) -> bytes:
+    """The whole body, unpacked; raises as `read_chunks` does."""
+    return b"".join([chunk async for chunk in read_chunks(scope, receive, ticket, context, settings)])
+
+
+async def read_chunks(
+    scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext, settings: Settings
+) -> AsyncGenerator[bytes, None]:
+    """The body's chunks, unpacked. Room is taken as they come: a length that is only claimed costs nothing.
 
     Raises:
-        UnsupportedMedia: a content type that is not taken; the text names those that are.
-        TooLarge: more than `max_body_bytes`, found from `Content-Length` or while reading.
-        InvalidInput: no body, or a malformed form.
+        UnsupportedMedia: a content encoding that is not taken.
+        TooLarge: more than `max_body_bytes`, found from `Content-Length` or while reading or unpacking.
+        InvalidInput: what should be compressed is not.
         Overloaded: the gateway holds too many bytes.
+        DeadlineExceeded: the body comes too slowly, or the deadline passed.
         Cancelled: the client went away.
     """
     headers = Headers(scope=scope)
-    content_type = headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type not in TAKEN:
-        said = f'"{content_type}"' if content_type else "missing"
-        raise UnsupportedMedia(f"the content type is {said}; taken are {', '.join(TAKEN)}", stage="admission")
-    chunks = _read(scope, receive, ticket, headers, max_body_bytes)
-    if content_type == MULTIPART:
-        return await _read_form(headers, chunks, max_images)
-    body = b"".join([chunk async for chunk in chunks])
-    if not body:
-        raise InvalidInput("the request has no body; send an image file as the body", stage="decode")
-    return [Upload(body)]
-
-
-async def _read(
-    scope: Scope, receive: Receive, ticket: Ticket, headers: Headers, max_body_bytes: int
-) -> AsyncGenerator[bytes, None]:
-    """The body's chunks. Room is taken as they come, so that a length that is only claimed costs nothing."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ENCODINGS:
+        raise UnsupportedMedia(
+            f'the content encoding is "{encoding}"; taken are {", ".join(ENCODINGS)}', stage="admission"
+        )
     claimed = headers.get("content-length", "")
-    if claimed.isascii() and claimed.isdigit() and int(claimed) > max_body_bytes:
-        raise _too_large(f"{int(claimed):,} bytes", max_body_bytes)
+    if claimed.isascii() and claimed.isdigit() and int(claimed) > settings.max_body_bytes:
+        raise _too_large(f"{int(claimed):,} bytes", settings.max_body_bytes)
+    unpacker = None if encoding == "identity" else Unpacker(encoding)
+    size_bytes = 0
+    async for received in _received(scope, receive, context, settings):
+        for chunk in (received,) if unpacker is None else unpacker.feed(received):
+            size_bytes += len(chunk)
+            if size_bytes > settings.max_body_bytes:
+                raise _too_large(f"over {settings.max_body_bytes:,} bytes", settings.max_body_bytes)
+            ticket.hold(len(chunk))
+            if chunk:
+                yield chunk
+    if unpacker is not None:
+        unpacker.finish()
+
+
+async def _received(
+    scope: Scope, receive: Receive, context: RequestContext, settings: Settings
+) -> AsyncGenerator[bytes, None]:
+    """What comes in, as long as it comes fast enough."""
+    started = time.monotonic()
     size_bytes = 0
     while True:
-        message = await receive()
+        patience_s = settings.body_grace_s + size_bytes / settings.min_body_bytes_per_s
+        latest = min(started + patience_s, context.deadline)
+        try:
+            async with asyncio.timeout(latest - time.monotonic()):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(context, settings) from None
         if message["type"] == "http.disconnect":
             raise Cancelled("the client went away before its request was complete", stage="admission")
         chunk = message.get("body", b"")
         size_bytes += len(chunk)
-        if size_bytes > max_body_bytes:
-            raise _too_large(f"over {max_body_bytes:,} bytes", max_body_bytes)
-        ticket.hold(len(chunk))
-        if chunk:
-            yield chunk
-        if not message.get("more_body", False):
+        last = not message.get("more_body", False)
+        if last:
             scope["state"]["body_read"] = True
+        yield chunk
+        if last:
             return
+
+
+def _too_slow(context: RequestContext, settings: Settings) -> DeadlineExceeded:
+    if time.monotonic() >= context.deadline:
+        return DeadlineExceeded("the deadline passed before the body had come", stage="admission")
+    return DeadlineExceeded(
+        f"the body came slower than {settings.min_body_bytes_per_s} bytes a second for "
+        f"{settings.body_grace_s:g} s",
+        stage="admission",
+    )
 
 
 def _too_large(size: str, max_body_bytes: int) -> TooLarge:
     return TooLarge(f"the body has {size}; at most {max_body_bytes:,} are taken", stage="admission")
 
 
-async def _read_form(headers: Headers, chunks: AsyncGenerator[bytes, None], max_images: int) -> list[Upload]:
-    _, options = parse_options_header(headers["content-type"])
-    if b"boundary" not in options:
-        raise InvalidInput("the content type multipart/form-data has no boundary", stage="decode")
-    parser = MultiPartParser(headers, chunks, max_files=max_images, max_fields=max_images)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise InvalidInput(f"the multipart form is malformed: {error.message}", stage="decode") from error
-    except ClientDisconnect as error:
-        raise Cancelled("the client went away before its request was complete") from error
-    try:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        uploads = [Upload(await file.read(), file.filename) for file in files]
-    finally:
-        await form.close()
-    if not uploads:
-        raise InvalidInput("the multipart form has no file; send each image as a file part", stage="decode")
-    return uploads
+class Unpacker:
+    """Undoes gzip (RFC 1952) or deflate (in HTTP: zlib, RFC 1950) in steps, so that its user can stop.
+
+    Args:
+        encoding: what it is called in errors.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What `data` unpacks to; raises InvalidInput if it is damaged."""
+        if data and self._zlib.eof:
+            raise InvalidInput(f"the {self._encoding} body goes on behind its end", stage="decode")
+        while data:
+            try:
+                unpacked = self._zlib.decompress(data, _STEP_BYTES)
+            except zlib.error as error:
+                raise InvalidInput(f"the body is not {self._encoding}: {error}", stage="decode") from None
+            yield unpacked
+            if self._zlib.unused_data:
+                raise InvalidInput(f"the {self._encoding} body goes on behind its end", stage="decode")
+            data = self._zlib.unconsumed_tail
+
+    def finish(self) -> None:
+        """Say that all has come; raises InvalidInput if it ended early."""
+        if not self._zlib.eof:
+            raise InvalidInput(f"the {self._encoding} body ends before its end", stage="decode")

@@ -1,11 +1,9 @@
-"""The outermost layer of the HTTP API: request ids, problem documents, and leaving politely."""
+"""The outermost layer of the HTTP API: request ids, traces, errors as answers, and leaving politely."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import uuid
 from collections.abc import Callable
 
 import structlog
@@ -13,11 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import Internal, SluiceError
 from serving.rest.errors import problem
+from serving.tracing import child_of, request_id_from
 
 _log = structlog.get_logger()
-
-# What may be taken from a caller into logs and answers as it stands.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 # How much of a refused body is read and thrown away, so that the client gets to read the answer: closing a
 # connection on unread bytes makes TCP reset it, and the answer is lost (RFC 9112, 9.6).
@@ -42,14 +38,20 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope.setdefault("state", {})["request_id"] = take_request_id(scope)
+        state = scope.setdefault("state", {})
+        request_id = state["request_id"] = request_id_from(_header(scope, b"x-request-id"))
+        traceparent = state["traceparent"] = child_of(_header(scope, b"traceparent"))
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"traceparent", traceparent.encode()),
+                ]
                 if self._draining():
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -65,18 +67,12 @@ class Boundary:
             await _refuse(error, request_id, scope, receive, send_with_headers)
 
 
-def take_request_id(scope: Scope) -> str:
-    """The caller's `X-Request-ID` if it is a sane one, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text = str(value, "latin-1")
-            if _REQUEST_ID.fullmatch(text):
-                return text
-    return uuid.uuid4().hex
+def _header(scope: Scope, name: bytes) -> str:
+    return next((str(value, "latin-1") for each, value in scope["headers"] if each == name), "")
 
 
 async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with a problem document, and let the client read it even if it is still sending."""
+    """Answer in the form of the door that was taken, and let the client read it even while it still sends."""
     unread = not scope["state"].get("body_read", False)
 
     async def send_lingering(message: Message) -> None:
@@ -89,7 +85,8 @@ async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Re
             await _discard(receive)
             await send({"type": "http.response.body", "body": b""})
 
-    await problem(error, request_id)(scope, receive, send_lingering)
+    in_form = scope["state"].get("error_form", problem)
+    await in_form(error, request_id)(scope, receive, send_lingering)
 
 
 async def _discard(receive: Receive) -> None:

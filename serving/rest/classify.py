@@ -1,106 +1,160 @@
-"""`POST …:classify`: images in, labels and scores out.
+"""The image API, `POST …:classify`: images in, labels and scores out.
 
-These routes are plain ASGI: on the hot path FastAPI's handling of parameters costs more than a small
-model's share of a batch. They are documented in `serving.rest.openapi`.
+Plain ASGI: on the hot path FastAPI's handling of parameters costs more than a small model's share of a
+batch. The operations are documented in `serving.rest.openapi`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import orjson
 from starlette.datastructures import Headers, QueryParams
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import DeadlineExceeded, InvalidInput
+from serving.admission import Ticket
+from serving.errors import InvalidInput, SluiceError, UnsupportedMedia
 from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
-from serving.rest.body import Upload, read_images
+from serving.rest import uploads
+from serving.rest.body import read_body, read_chunks
+from serving.rest.context import request_context
+from serving.rest.errors import plain_error
+from serving.rest.tfserving import TensorFlowServingRest
+from serving.rest.uploads import Upload, Uploads
 
-PATHS = (
-    "/v1/classify",
-    "/v1/models/{model}:classify",
-    "/v1/models/{model}/versions/{version}:classify",
-)
+NDJSON = "application/x-ndjson"
+# What `curl -d` says of anything; TensorFlow Serving's clients often say nothing at all.
+_MAYBE_JSON = ("", "application/x-www-form-urlencoded")
 
 
 class ClassifyEndpoint:
-    """The ASGI endpoint behind every path of `PATHS`."""
+    """The ASGI endpoint of every `:classify` path, and of `/v1/classify`."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, tensorflow: TensorFlowServingRest) -> None:
         self._gateway = gateway
+        self._tensorflow = tensorflow
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
         """Serve one request; SluiceErrors are for the boundary."""
         context = request_context(scope, self._gateway.settings.request_timeout_s)
-        ref = model_ref(scope["path_params"])
+        streams = NDJSON in Headers(scope=scope).get("accept", "").lower()
         with self._gateway.request(context, ref) as ticket:
-            top_k = _read_top_k(QueryParams(scope["query_string"]))
-            try:
-                async with asyncio.timeout(context.deadline - time.monotonic()):
-                    uploads = await read_images(
-                        scope,
-                        receive,
-                        ticket,
-                        max_body_bytes=self._gateway.settings.max_body_bytes,
-                        max_images=self._gateway.settings.max_images,
-                    )
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    "the deadline passed before the body had come", stage="admission"
-                ) from None
-            images = [upload.data for upload in uploads]
-            prediction = await self._gateway.classify(ref, images, top_k, context)
-            response = _answer(prediction, uploads)
+            found = await self._read(scope, receive, ticket, context)
+            if isinstance(found, bytes):
+                # TensorFlow Serving's own classify has this path, too; its body has no images.
+                scope["state"]["error_form"] = plain_error
+                response = await self._tensorflow.infer_admitted(ref, "classify", found, context)
+            elif streams:
+                await self._stream(scope, receive, send, ref, found, context)
+                return
+            else:
+                response = await self._answer(ref, found, context)
         await response(scope, receive, send)
 
+    async def _read(
+        self, scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext
+    ) -> Uploads | bytes:
+        """The images and how many classes are wanted, or a JSON body that has no images."""
+        settings = self._gateway.settings
+        headers = Headers(scope=scope)
+        top_k = _read_top_k(QueryParams(scope["query_string"]))
+        content_type = uploads.content_type_of(headers)
+        chunks = read_chunks(scope, receive, ticket, context, settings)
+        if content_type == uploads.MULTIPART:
+            found = await uploads.form_uploads(headers, chunks, settings)
+        elif content_type in uploads.BINARY:
+            found = uploads.one_upload(b"".join([chunk async for chunk in chunks]))
+        elif content_type == uploads.JSON or content_type in _MAYBE_JSON:
+            body = await read_body(scope, receive, ticket, context, settings)
+            if content_type != uploads.JSON and not body.lstrip().startswith(b"{"):
+                raise _unsupported(content_type)
+            value = await self._gateway.in_thread(uploads.parse_json, body)
+            if isinstance(value, dict) and "images" not in value:
+                return body
+            found = await self._gateway.in_thread(uploads.json_uploads, value)
+        else:
+            raise _unsupported(content_type)
+        return Uploads(found.images, found.top_k if top_k is None else top_k)
 
-def routes(gateway: Gateway) -> list[Route]:
-    """The routes of `PATHS`."""
-    endpoint = ClassifyEndpoint(gateway)
-    return [Route(path, endpoint, methods=["POST"]) for path in PATHS]
+    async def _answer(self, ref: ModelRef, found: Uploads, context: RequestContext) -> Response:
+        """The answer as JSON. A request of which every image failed fails as its first image did."""
+        whole = [each.data for each in found.images if each.error is None]
+        first_error = next((each.error for each in found.images), None)
+        if first_error is not None and not whole:
+            raise first_error
+        prediction = await self._gateway.classify(ref, whole, found.top_k, context)
+        results = list(_merged(prediction.results, found.images))
+        first = results[0].error
+        if first is not None and all(result.error for result in results):
+            raise first
+        return Response(orjson.dumps(_body(prediction, results, found.images)), media_type="application/json")
+
+    async def _stream(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        ref: ModelRef,
+        found: Uploads,
+        context: RequestContext,
+    ) -> None:
+        """A line of JSON for each image, as answers come; a line with an error ends what cannot go on."""
+        places = [index for index, each in enumerate(found.images) if each.error is None]
+        parts = self._gateway.classify_in_parts(
+            ref, [found.images[index].data for index in places], found.top_k, context
+        )
+        async with aclosing(parts):  # type: ignore[type-var]  # an async generator, typed as an iterator
+            first = await anext(parts)
+            lines = _lines(first, parts, places, found.images)
+            await StreamingResponse(lines, media_type=NDJSON)(scope, receive, send)
 
 
-def request_context(scope: Scope, default_timeout_s: float) -> RequestContext:
-    """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default."""
-    headers = Headers(scope=scope)
-    timeout_s = default_timeout_s
-    asked = headers.get("x-request-timeout")
-    if asked is not None:
-        timeout_s = min(_positive_seconds(asked), default_timeout_s)
-    request_id = scope["state"]["request_id"]
-    return RequestContext(
-        request_id=request_id,
-        protocol="http",
-        deadline=time.monotonic() + timeout_s,
-        routing_key=headers.get("x-routing-key", request_id),
+async def _lines(
+    first: tuple[int, Prediction],
+    rest: AsyncIterator[tuple[int, Prediction]],
+    places: Sequence[int],
+    images: Sequence[Upload],
+) -> AsyncIterator[bytes]:
+    """The lines of a stream. `places` are where the images that were sent on stand among all images."""
+    for index, upload in enumerate(images):
+        if upload.error is not None:
+            yield _line({"index": index, **_result(ImageResult(error=upload.error), upload)})
+    yield _part_lines(first, places, images)
+    try:
+        async for part in rest:
+            yield _part_lines(part, places, images)
+    except SluiceError as error:
+        yield _line({"error": {"type": error.kind, "detail": error.message}})
+
+
+def _part_lines(part: tuple[int, Prediction], places: Sequence[int], images: Sequence[Upload]) -> bytes:
+    start, prediction = part
+    return b"".join(
+        _line(
+            {
+                "index": place,
+                "model": prediction.model,
+                "version": prediction.version,
+                **_result(result, images[place]),
+            }
+        )
+        for place, result in zip(places[start:], prediction.results, strict=False)
     )
 
 
-def _positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise InvalidInput(f'X-Request-Timeout is "{text}"; it is a number of seconds above 0, such as 1.5')
-    return seconds
+def _line(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def model_ref(path_params: Mapping[str, str]) -> ModelRef:
-    """The model and version that a path names; raises InvalidInput for a version that is no number."""
-    version = path_params.get("version")
-    if version is None:
-        return ModelRef(path_params.get("model"))
-    if not (version.isascii() and version.isdigit() and len(version) < 19):
-        raise InvalidInput(f'"{version}" is no version; versions are numbers, such as 1', stage="routing")
-    return ModelRef(path_params["model"], int(version))
+def _unsupported(content_type: str) -> UnsupportedMedia:
+    said = f'"{content_type[:100]}"' if content_type else "missing"
+    return UnsupportedMedia(
+        f"the content type is {said}; taken are {', '.join(uploads.TAKEN)}", stage="admission"
+    )
 
 
 def _read_top_k(query: QueryParams) -> int | None:
@@ -110,22 +164,24 @@ def _read_top_k(query: QueryParams) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise InvalidInput(f'top_k is "{text}"; it is a whole number above 0', stage="admission") from None
+        raise InvalidInput(
+            f'top_k is "{text[:100]}"; it is a whole number above 0', stage="admission"
+        ) from None
 
 
-def _answer(prediction: Prediction, uploads: Sequence[Upload]) -> Response:
-    """The answer as JSON. A request of which every image failed fails as its first image did."""
-    first = prediction.results[0].error
-    if first is not None and all(result.error for result in prediction.results):
-        raise first
-    body = {
+def _merged(results: Iterable[ImageResult], images: Iterable[Upload]) -> Iterator[ImageResult]:
+    """A result for each upload: its own error, or the next of `results`."""
+    of_whole = iter(results)
+    for upload in images:
+        yield next(of_whole) if upload.error is None else ImageResult(error=upload.error)
+
+
+def _body(prediction: Prediction, results: Iterable[ImageResult], images: Iterable[Upload]) -> dict[str, Any]:
+    return {
         "model": prediction.model,
         "version": prediction.version,
-        "results": [
-            _result(result, upload) for result, upload in zip(prediction.results, uploads, strict=True)
-        ],
+        "results": [_result(result, upload) for result, upload in zip(results, images, strict=True)],
     }
-    return Response(orjson.dumps(body), media_type="application/json")
 
 
 def _result(result: ImageResult, upload: Upload) -> dict[str, Any]:

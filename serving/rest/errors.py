@@ -50,24 +50,51 @@ TITLE_OF_KIND: dict[type[errors.SluiceError], str] = {
 PROBLEM_JSON = "application/problem+json"
 
 
+MAX_DETAIL_CHARS = 4096
+
+
 def problem(error: errors.SluiceError, request_id: str) -> Response:
     """The problem document of an error.
 
     `type` is stable, for programs; `detail` says what failed and what would be right, for people.
     """
-    kind = type(error)
-    status = STATUS_OF_KIND[kind]
+    status = STATUS_OF_KIND[type(error)]
+    body = problem_body(error, status=status, request_id=request_id)
+    return Response(body, status, headers_of(error), PROBLEM_JSON)
+
+
+def problem_body(error: errors.SluiceError, *, status: int, request_id: str) -> bytes:
+    """The bytes of a problem document."""
     body = {
         "type": f"urn:sluice:problem:{error.kind}",
-        "title": TITLE_OF_KIND[kind],
+        "title": TITLE_OF_KIND[type(error)],
         "status": status,
-        "detail": error.message,
+        "detail": shortened(error.message, MAX_DETAIL_CHARS),
         "retryable": error.retryable,
         "request_id": request_id,
     }
     if error.stage is not None:
         body["stage"] = error.stage
+    return orjson.dumps(body)
+
+
+def plain_error(error: errors.SluiceError, request_id: str) -> Response:  # noqa: ARG001 - see `problem`
+    """An error as TensorFlow Serving and the Open Inference Protocol have it: `{"error": "…"}`."""
+    body = orjson.dumps({"error": shortened(error.message, MAX_DETAIL_CHARS)})
+    return Response(body, STATUS_OF_KIND[type(error)], headers_of(error), "application/json")
+
+
+def headers_of(error: errors.SluiceError) -> dict[str, str]:
+    """What HTTP says beside the body: when to come back, and how to show who one is."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    return Response(orjson.dumps(body), status, headers, PROBLEM_JSON)
+    if isinstance(error, errors.Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def shortened(text: str, most: int) -> str:
+    """A text that may quote what a caller sent, cut to a length that does no harm; always valid Unicode."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= most else text[:most] + "…"

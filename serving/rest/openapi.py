@@ -8,10 +8,15 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.images import CONTENT_TYPES
-from serving.rest import classify
-from serving.rest.body import MULTIPART, OCTET_STREAM
 from serving.rest.errors import PROBLEM_JSON
+from serving.rest.uploads import MULTIPART, OCTET_STREAM
 
+CLASSIFY_PATHS = (
+    "/v1/classify",
+    "/v1/models/{model}:classify",
+    "/v1/models/{model}/versions/{version}:classify",
+    "/v1/models/{model}/labels/{label}:classify",
+)
 EXAMPLE_ANSWER = {
     "model": "digits",
     "version": 1,
@@ -118,7 +123,7 @@ _STATUSES = {
 def document(app: FastAPI) -> dict[str, Any]:
     """The whole OpenAPI document of `app`, the classify operations included."""
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    for path in classify.PATHS:
+    for path in CLASSIFY_PATHS:
         found["paths"][path] = {"post": _operation(path)}
     found.setdefault("components", {}).setdefault("schemas", {}).update(_SCHEMAS)
     return found

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from serving.errors import InvalidInput
+from serving.rest.connection import Connection
+from serving.settings import Settings
 
 BACKLOG = 2048
 # How long a connection on which nothing happens stays open once the listener has closed: long enough for
@@ -36,15 +41,27 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class HttpServer(uvicorn.Server):
-    """Serves `app` on a listening socket that the caller has opened."""
+    """Serves `app` on a listening socket that the caller has opened.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Raises:
+        InvalidInput: a certificate or a key cannot be read.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                app, loop="none", http="httptools", ws="none", lifespan="off", log_config=None,
-                access_log=False, backlog=BACKLOG, server_header=False,
+                app, loop="none", ws="none", lifespan="off", log_config=None,
+                http=functools.partial(Connection, header_timeout_s=settings.header_timeout_s),  # type: ignore[arg-type]
+                access_log=False, backlog=BACKLOG, server_header=False, proxy_headers=False,
+                ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key,
+                ssl_ca_certs=_text(settings.tls_client_ca),
+                ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
             )
         )  # fmt: skip
+        try:
+            self.config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidInput(f"cannot use {settings.tls_certificate} and its key: {error}") from error
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -70,3 +87,7 @@ class HttpServer(uvicorn.Server):
         left_s = timeout_s - (time.monotonic() - started)
         self.config.timeout_graceful_shutdown = max(1, round(left_s))
         self.should_exit = True
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -29,8 +32,18 @@ CODE_OF_KIND: dict[type[errors.SluiceError], grpc.StatusCode] = {
 }
 
 
-def rich_status(error: errors.SluiceError) -> grpc.Status:
-    """The status of an error, with `ErrorInfo` and, where it says when to come back, `RetryInfo`."""
+# Both the text and the details travel in headers, which gRPC bounds at 8 kB. TensorFlow Serving cuts alike.
+MAX_MESSAGE_CHARS = 1024
+TRUNCATED = "...TRUNCATED"
+
+
+def rich_status(error: errors.SluiceError, trailing: Sequence[tuple[str, str]] = ()) -> Any:
+    """The `grpc.Status` of an error, with `ErrorInfo` and, where it says when to come back, `RetryInfo`.
+
+    Args:
+        error: what failed.
+        trailing: further metadata to send with it.
+    """
     metadata = {} if error.stage is None else {"stage": error.stage}
     details = [error_details_pb2.ErrorInfo(reason=error.kind, domain="sluice", metadata=metadata)]
     packed = [_pack(detail) for detail in details]
@@ -39,10 +52,17 @@ def rich_status(error: errors.SluiceError) -> grpc.Status:
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     code = code_pb2.Code.Value(CODE_OF_KIND[type(error)].name)
-    status: grpc.Status = rpc_status.to_status(
-        status_pb2.Status(code=code, message=error.message, details=packed)
-    )
-    return status
+    message = cut(error.message)
+    found = rpc_status.to_status(status_pb2.Status(code=code, message=message, details=packed))
+    return found._replace(trailing_metadata=(*found.trailing_metadata, *trailing))
+
+
+def cut(message: str) -> str:
+    """A text as it may go into a header: of bounded length, in bytes as in characters, and valid Unicode."""
+    raw = message.encode("utf-8", "replace")
+    if len(raw) <= MAX_MESSAGE_CHARS:
+        return raw.decode()
+    return raw[:MAX_MESSAGE_CHARS].decode("utf-8", "ignore") + TRUNCATED
 
 
 def _pack(detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:

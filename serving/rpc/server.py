@@ -13,8 +13,16 @@ from serving import protos
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.rpc.classification import ImageClassification
+from serving.rpc.openinference import OpenInferenceRpc
+from serving.rpc.tfserving import TensorFlowServingRpc
+from serving.settings import Settings
 
-SERVICES = (protos.IMAGE_CLASSIFICATION,)
+SERVICES = (
+    protos.IMAGE_CLASSIFICATION,
+    protos.PREDICTION_SERVICE,
+    protos.MODEL_SERVICE,
+    protos.OPEN_INFERENCE,
+)
 
 # Room for the message around the images.
 _OVERHEAD_BYTES = 2**20
@@ -29,7 +37,7 @@ class RpcServer:
         port: the port; 0 takes any free one.
 
     Raises:
-        InvalidInput: the port is taken.
+        InvalidInput: the port is taken, or a certificate cannot be read.
     """
 
     def __init__(self, gateway: Gateway, host: str, port: int) -> None:
@@ -41,12 +49,18 @@ class RpcServer:
             ("grpc.so_reuseport", 0),  # two servers on one port are an error, not a lottery
         )
         self._server = grpc.aio.server(options=options)
-        self._server.add_generic_rpc_handlers((ImageClassification(gateway).handler(),))
+        self._server.add_generic_rpc_handlers(
+            (
+                ImageClassification(gateway).handler(),
+                OpenInferenceRpc(gateway).handler(),
+                *TensorFlowServingRpc(gateway).handlers(),
+            )
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _enable_reflection(self._server)
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
+            self.port = _add_port(self._server, f"{host}:{port}", gateway.settings)
         except RuntimeError as error:
             raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: the port is taken") from error
 
@@ -60,13 +74,40 @@ class RpcServer:
         await self._server.stop(grace_s)
 
     async def report_health(self, interval_s: float) -> None:
-        """Keep `grpc.health.v1` up to date, for ever: SERVING while every model can be answered for."""
+        """Keep `grpc.health.v1` up to date, for ever.
+
+        Services are SERVING while every model can be answered for, and each model, by its name, for itself.
+        """
         status = health_pb2.HealthCheckResponse
+        told: dict[str, int] = {}
         while True:
-            current = status.NOT_SERVING if self._gateway.catalog.missing() else status.SERVING
-            for service in ("", *SERVICES):
-                await self._health.set(service, current)
+            catalog = self._gateway.catalog
+            missing = catalog.missing()
+            current = dict.fromkeys(told.keys() - {"", *SERVICES}, status.SERVICE_UNKNOWN)
+            current |= {
+                name: status.NOT_SERVING if name in missing else status.SERVING for name in catalog.names()
+            }
+            current |= dict.fromkeys(("", *SERVICES), status.NOT_SERVING if missing else status.SERVING)
+            for service, state in current.items():
+                if told.get(service) != state:
+                    await self._health.set(service, state)
+            told = current
             await asyncio.sleep(interval_s)
+
+
+def _add_port(server: grpc.aio.Server, address: str, settings: Settings) -> int:
+    """Open the port, with TLS if the settings have a certificate."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return server.add_insecure_port(address)
+    try:
+        key, chain = settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes()
+        client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {error.filename}: {error.strerror}") from error
+    credentials = grpc.ssl_server_credentials(
+        [(key, chain)], root_certificates=client_ca, require_client_auth=client_ca is not None
+    )
+    return server.add_secure_port(address, credentials)
 
 
 def _enable_reflection(server: grpc.aio.Server) -> None:

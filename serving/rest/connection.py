@@ -1,0 +1,113 @@
+"""One HTTP connection: uvicorn's protocol, with limits on the time and the size of a request's headers.
+
+uvicorn waits for headers without end, and takes them in any size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.errors import DeadlineExceeded, InvalidInput, SluiceError
+from serving.rest.errors import problem_body
+
+# Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
+MAX_HEAD_BYTES = 64 * 2**10
+
+
+class HeadTooLarge(Exception):
+    """The request line and the headers are over `MAX_HEAD_BYTES`."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, which gives up on clients that are slow with, or have too many, headers.
+
+    Args:
+        header_timeout_s: how long the headers of one request may take.
+        args, kwargs: uvicorn's own.
+    """
+
+    def __init__(self, *args: Any, header_timeout_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timeout_s = header_timeout_s
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for the first headers."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; while it is headers, count it."""
+        if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_head()
+        super().data_received(data)
+        if self._header_timer is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, _head_too_large())
+
+    def on_headers_complete(self) -> None:
+        """Let the request begin."""
+        self._stop_waiting()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            raise HeadTooLarge
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request."""
+        super().on_response_complete()
+        self._head_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what is wrong with bytes that are no HTTP, or with headers that are too large."""
+        size = sum(len(name) + len(value) + 4 for name, value in self.headers or ())
+        if size > MAX_HEAD_BYTES or len(getattr(self, "url", b"")) > MAX_HEAD_BYTES:
+            self._refuse(431, _head_too_large())
+        else:
+            self._refuse(400, InvalidInput(f"{msg} The bytes are not valid HTTP/1.1", stage="admission"))
+
+    def _wait_for_head(self) -> None:
+        self._head_bytes = 0
+        self._header_timer = self.loop.call_later(self._header_timeout_s, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _give_up(self) -> None:
+        self._header_timer = None
+        if self._head_bytes == 0:  # nothing was asked, so nothing is answered
+            self.transport.close()
+            return
+        text = f"the request's headers took longer than {self._header_timeout_s:g} s"
+        self._refuse(408, DeadlineExceeded(text, stage="admission"))
+
+    def _refuse(self, status: int, error: SluiceError) -> None:
+        """Answer outside of any request, and close."""
+        if self.transport.is_closing():
+            return
+        body = problem_body(error, status=status, request_id="")
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+def _head_too_large() -> SluiceError:
+    return InvalidInput(f"the request line and headers are over {MAX_HEAD_BYTES:,} bytes", stage="admission")

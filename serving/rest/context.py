@@ -1,0 +1,71 @@
+"""What a request's headers and path say of it: who asks, until when, for which model."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from urllib.parse import unquote
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from serving.errors import InvalidInput
+from serving.prediction import ModelRef, RequestContext
+
+_BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
+
+
+def request_context(scope: Scope, default_timeout_s: float) -> RequestContext:
+    """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default."""
+    headers = Headers(scope=scope)
+    timeout_s = default_timeout_s
+    asked = headers.get("x-request-timeout")
+    if asked is not None:
+        timeout_s = min(_positive_seconds(asked), default_timeout_s)
+    request_id = scope["state"]["request_id"]
+    return RequestContext(
+        request_id=request_id,
+        protocol="http",
+        deadline=time.monotonic() + timeout_s,
+        routing_key=headers.get("x-routing-key", request_id),
+        credential=credential(headers.get("authorization"), headers.get("x-api-key")),
+        traceparent=scope["state"]["traceparent"],
+    )
+
+
+def credential(authorization: str | None, api_key: str | None) -> str | None:
+    """The key or token of `Authorization: Bearer …` or, without it, of `X-API-Key`; None if there is none."""
+    if authorization is not None:
+        found = _BEARER.fullmatch(authorization.strip())
+        return found[1] if found else ""
+    return api_key
+
+
+def _positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise InvalidInput(f'X-Request-Timeout is "{text}"; it is a number of seconds above 0, such as 1.5')
+    return seconds
+
+
+def model_ref(model: str | None, version: str | None = None, label: str | None = None) -> ModelRef:
+    """The model and version of a path's segments, as they stand there: percent-encoded.
+
+    Raises:
+        InvalidInput: a version that is no number.
+    """
+    name = None if model is None else unquote(model)
+    if version is not None:
+        return ModelRef(name, version_number(unquote(version)))
+    return ModelRef(name, label="" if label is None else unquote(label))
+
+
+def version_number(text: str) -> int:
+    """A version in decimal digits; raises InvalidInput if it is none."""
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InvalidInput(f'"{text[:100]}" is no version; versions are numbers, such as 1', stage="routing")
+    return int(text)

@@ -1,0 +1,128 @@
+"""Which door a request takes: the image API, TensorFlow Serving's REST API, the Open Inference Protocol.
+
+The paths of models are matched as they came, percent-encoding and all: a decoded `%2F` or `..` in a name must
+not become a part of the path. What is no model's path is FastAPI's to route.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.errors import InvalidInput
+from serving.gateway import Gateway
+from serving.prediction import ModelRef
+from serving.rest.classify import ClassifyEndpoint
+from serving.rest.context import model_ref
+from serving.rest.errors import plain_error, problem
+from serving.rest.openinference import OpenInferenceRest
+from serving.rest.tfserving import TensorFlowServingRest
+
+_MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
+_INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE)
+_INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
+_CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
+
+Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What serves a path, by method; and how its errors look."""
+
+    methods: Mapping[str, Serve]
+    plain: bool = False
+
+
+class Doors:
+    """ASGI middleware in front of the app: takes the paths of models, and leaves the rest.
+
+    Args:
+        gateway: what answers.
+        app: what has the other paths.
+    """
+
+    def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
+        self._app = app
+        self._tensorflow = TensorFlowServingRest(gateway)
+        self._classify = ClassifyEndpoint(gateway, self._tensorflow)
+        self._open_inference = OpenInferenceRest(gateway)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; SluiceErrors are for the boundary."""
+        path = scope["raw_path"].decode("ascii", "replace")
+        door = self._door(path)
+        if door is None:
+            await self._app(scope, receive, send)
+            return
+        scope["state"]["error_form"] = plain_error if door.plain else problem
+        method = "GET" if scope["method"] == "HEAD" and "GET" in door.methods else scope["method"]
+        serve = door.methods.get(method)
+        if serve is None:
+            await _method_not_allowed(scope, door)(scope, receive, send)
+            return
+        await serve(scope, receive, send)
+
+    def _door(self, path: str) -> Door | None:
+        if path.startswith("/v2"):
+            methods = self._open_inference.methods_of(path)
+            return None if methods is None else Door(methods, plain=True)
+        if _CLASSIFY_DEFAULT.fullmatch(path):
+            return Door({"POST": self._images(ModelRef())})
+        if found := _INFER.fullmatch(path):
+            return self._infer(found)
+        if found := _INFO.fullmatch(path):
+            return self._info(found)
+        if path.lower().startswith("/v1/models/"):
+            return Door(dict.fromkeys(("GET", "POST", "PUT", "PATCH", "DELETE"), _malformed), plain=True)
+        return None
+
+    def _infer(self, found: re.Match[str]) -> Door:
+        verb = found["verb"].lower()
+
+        async def images(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._classify(scope, receive, send, _ref(found))
+
+        async def tensors(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await self._tensorflow.infer(scope, receive, _ref(found), verb)
+            await response(scope, receive, send)
+
+        return Door({"POST": images}) if verb == "classify" else Door({"POST": tensors}, plain=True)
+
+    def _info(self, found: re.Match[str]) -> Door:
+        about = self._tensorflow.metadata if found["metadata"] else self._tensorflow.status
+
+        async def get(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await about(scope, _ref(found))
+            await response(scope, receive, send)
+
+        return Door({"GET": get}, plain=True)
+
+    def _images(self, ref: ModelRef) -> Serve:
+        async def images(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._classify(scope, receive, send, ref)
+
+        return images
+
+
+def _ref(found: re.Match[str]) -> ModelRef:
+    return model_ref(found["model"], found["version"], found["label"])
+
+
+async def _malformed(scope: Scope, _receive: Receive, _send: Send) -> None:
+    path = scope["raw_path"].decode("ascii", "replace")
+    raise InvalidInput(f"Malformed request: {scope['method']} {path[:1000]}", stage="routing")
+
+
+def _method_not_allowed(scope: Scope, door: Door) -> Response:
+    allowed = ", ".join(door.methods)
+    error = InvalidInput(f"this path does not take {scope['method']}; it takes {allowed}", stage="routing")
+    form = plain_error if door.plain else problem
+    answer = form(error, scope["state"]["request_id"])
+    answer.status_code = 405
+    answer.headers["allow"] = allowed
+    return answer

@@ -1,0 +1,137 @@
+"""TensorFlow Serving's REST API: predict, classify, regress, status and metadata.
+
+Bodies are read and written by `serving.tensor_json`, which the model server uses as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf import json_format
+from starlette.responses import Response
+from starlette.types import Receive, Scope
+
+from serving import protos, tensor_json, tensor_json_writing, tensors
+from serving.catalog import ModelVersion
+from serving.gateway import Gateway
+from serving.modelserver.example_json import parse_examples
+from serving.prediction import ModelRef, RequestContext
+from serving.rest.body import read_body
+from serving.rest.context import request_context
+from serving.tensorflow_api import SIGNATURE_DEF, input_types, status_response, their_words
+
+Answer = Callable[[ModelRef, bytes, RequestContext], Awaitable[bytes]]
+
+
+class TensorFlowServingRest:
+    """The API over a gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._verbs: dict[str, Answer] = {
+            "predict": self._predict,
+            "classify": self._classify,
+            "regress": self._regress,
+        }
+
+    async def infer(
+        self, scope: Scope, receive: Receive, ref: ModelRef, verb: str, body: bytes | None = None
+    ) -> Response:
+        """Answer `:predict`, `:classify` or `:regress`; `body` where it was read already."""
+        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        with self._gateway.request(context, ref) as ticket:
+            if body is None:
+                body = await read_body(scope, receive, ticket, context, self._gateway.settings)
+            return await self.infer_admitted(ref, verb, body, context)
+
+    async def infer_admitted(
+        self, ref: ModelRef, verb: str, body: bytes, context: RequestContext
+    ) -> Response:
+        """Answer a request that was admitted and read already."""
+        with their_words(ref):
+            return _json(await self._verbs[verb](ref, body, context))
+
+    async def _predict(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
+        form = tensor_json.Form.ROW
+
+        def read(model: ModelVersion) -> Any:
+            nonlocal form
+            parsed = tensor_json.parse_predict(body, lambda name: input_types(model, name))
+            form = parsed.form
+            return _predict_request(parsed, input_types(model, parsed.signature_name))
+
+        async def prepare(model: ModelVersion) -> Any:
+            return await self._gateway.in_thread(read, model)
+
+        response = await self._gateway.ask("Predict", ref, prepare, context)
+        return await self._gateway.in_thread(_render_predict, response, form)
+
+    async def _classify(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
+        response = await self._with_examples("Classify", protos.ClassificationRequest, ref, body, context)
+        return tensor_json_writing.render_classifications(
+            [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
+        )
+
+    async def _regress(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
+        response = await self._with_examples("Regress", protos.RegressionRequest, ref, body, context)
+        return tensor_json_writing.render_regressions([each.value for each in response.result.regressions])
+
+    async def _with_examples(
+        self, method: str, request_class: Any, ref: ModelRef, body: bytes, context: RequestContext
+    ) -> Any:
+        request = request_class()
+        await self._gateway.in_thread(parse_examples, body, request)
+
+        async def prepare(_: ModelVersion) -> Any:
+            return request
+
+        return await self._gateway.ask(method, ref, prepare, context)
+
+    async def status(self, scope: Scope, ref: ModelRef) -> Response:
+        """Answer a GET of a model or of a version; a label is ignored, as in the original."""
+        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        with self._gateway.request(context, ref):
+            return _json(_as_json(status_response(self._gateway.catalog, ref)).encode())
+
+    async def metadata(self, scope: Scope, ref: ModelRef) -> Response:
+        """Answer a GET of a version's signatures."""
+        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        with self._gateway.request(context, ref), their_words(ref):
+            model = await self._gateway.resolve(ref, context)
+        spec = protos.ModelSpec(name=model.name)
+        spec.version.value = model.version
+        signatures = protos.SignatureDefMap()
+        for name, signature in model.signatures.items():
+            signatures.signature_def[name].CopyFrom(signature)
+        return _json(
+            f'{{\n"model_spec":{_as_json(spec)},\n'
+            f'"metadata": {{"{SIGNATURE_DEF}": {_as_json(signatures)}}}\n}}\n'.encode()
+        )
+
+
+def _predict_request(parsed: tensor_json.PredictBody, types: dict[str, int]) -> Any:
+    request = protos.PredictRequest()
+    request.model_spec.signature_name = parsed.signature_name
+    for alias, array in parsed.inputs.items():
+        request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
+    return request
+
+
+def _render_predict(response: Any, form: tensor_json.Form) -> bytes:
+    outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
+    return tensor_json_writing.render_predict(outputs, form)
+
+
+def _as_json(message: Any) -> str:
+    return json_format.MessageToJson(
+        message,
+        always_print_fields_with_no_presence=True,
+        preserving_proto_field_name=True,
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,122 @@
+"""The images in a request's body: the body itself, the files of a form, or base64 in JSON."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from serving.errors import BadImage, Cancelled, InvalidInput
+from serving.images import CONTENT_TYPES
+from serving.settings import Settings
+
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+# "Some bytes": what clients send that do not know better; the bytes say what they are.
+OCTET_STREAM = "application/octet-stream"
+BINARY = (*CONTENT_TYPES, OCTET_STREAM)
+TAKEN = (*BINARY, MULTIPART, JSON)
+
+JSON_FORM = '{"images": [{"b64": "…"}], "top_k": 5}'
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image of a request: its bytes, its file name where the form gave one, or why it has no bytes."""
+
+    data: bytes
+    file: str | None = None
+    error: BadImage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """The images of a request, and how many classes it wants where its body says so."""
+
+    images: list[Upload]
+    top_k: int | None = None
+
+
+def content_type_of(headers: Headers) -> str:
+    """The media type without its parameters, in lower case; empty if there is none."""
+    return headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def one_upload(body: bytes) -> Uploads:
+    """A body that is an image; raises InvalidInput if there is none."""
+    if not body:
+        raise InvalidInput("the request has no body; send an image file as the body", stage="decode")
+    return Uploads([Upload(body)])
+
+
+async def form_uploads(headers: Headers, chunks: AsyncGenerator[bytes, None], settings: Settings) -> Uploads:
+    """Every file of a multipart form (RFC 7578); raises InvalidInput if it is malformed or has none."""
+    _, options = parse_options_header(headers["content-type"])
+    if b"boundary" not in options:
+        raise InvalidInput("the content type multipart/form-data has no boundary", stage="decode")
+    parser = MultiPartParser(headers, chunks, max_files=settings.max_images, max_fields=settings.max_images)
+    parser.spool_max_size = settings.max_body_bytes  # never on disk: images may be private
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidInput(f"the multipart form is malformed: {error.message}", stage="decode") from error
+    except ClientDisconnect as error:
+        raise Cancelled("the client went away before its request was complete") from error
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        uploads = [Upload(await file.read(), file.filename) for file in files]
+    finally:
+        await form.close()
+    if not uploads:
+        raise InvalidInput("the multipart form has no file; send each image as a file part", stage="decode")
+    return Uploads(uploads)
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value in a body; raises InvalidInput that says where it is not JSON."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not JSON: {error}", stage="decode") from None
+
+
+def json_uploads(value: Any) -> Uploads:
+    """The images in a JSON object as `JSON_FORM` shows it; one that is not base64 is an upload with an error.
+
+    Raises:
+        InvalidInput: another form.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("images"), list):
+        raise InvalidInput(f"the JSON is not of the form {JSON_FORM}", stage="decode")
+    unknown = value.keys() - {"images", "top_k"}
+    if unknown:
+        raise InvalidInput(
+            f'the JSON has a member "{min(unknown)}"; it is of the form {JSON_FORM}', stage="decode"
+        )
+    top_k = value.get("top_k")
+    if top_k is not None and type(top_k) is not int:
+        raise InvalidInput(f"top_k is {orjson.dumps(top_k).decode()}; it is a whole number", stage="decode")
+    return Uploads([_from_base64(each) for each in value["images"]], top_k)
+
+
+def _from_base64(value: Any) -> Upload:
+    text = value.get("b64") if isinstance(value, dict) and len(value) == 1 else value
+    if not isinstance(text, str):
+        error = BadImage('each of "images" is {"b64": "…"}', stage="decode")
+        return Upload(b"", error=error)
+    try:
+        # Both alphabets (RFC 4648), padded or not.
+        text = text.translate(_URL_SAFE).rstrip("=")
+        return Upload(binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True))
+    except ValueError as error:
+        return Upload(b"", error=BadImage(f"the image is not base64: {error}", stage="decode"))
+
+
+_URL_SAFE = str.maketrans("-_", "+/")

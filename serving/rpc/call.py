@@ -1,0 +1,128 @@
+"""What every RPC of every service has in common: its context from metadata, and errors as statuses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from serving import protos
+from serving.errors import Internal, SluiceError
+from serving.gateway import Gateway
+from serving.prediction import RequestContext
+from serving.rest.context import credential
+from serving.rpc.errors import rich_status
+from serving.tracing import child_of, request_id_from
+
+_log = structlog.get_logger()
+
+Call = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, RequestContext], Awaitable[Any]]
+"""One request message to one response message; raises SluiceErrors."""
+Stream = Callable[[AsyncIterator[Any], RequestContext], AsyncIterator[Any]]
+"""Request messages to response messages; raises SluiceErrors."""
+
+
+def service(
+    name: str, gateway: Gateway, unary: dict[str, Unary], streams: dict[str, Stream] | None = None
+) -> grpc.GenericRpcHandler:
+    """What a gRPC server registers for the service `name`: its methods, by their names."""
+    types = protos.methods(name)
+    handlers = {}
+    for method, answer in unary.items():
+        request, response = types[method]
+        handlers[method] = grpc.unary_unary_rpc_method_handler(
+            _unary(answer, gateway),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+    for method, answers in (streams or {}).items():
+        request, response = types[method]
+        handlers[method] = grpc.stream_stream_rpc_method_handler(
+            _stream(answers, gateway),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(name, handlers)
+
+
+def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[Any]]:
+    async def handle(request: Any, call: Call) -> Any:
+        context = request_context(call, gateway.settings.request_timeout_s)
+        response = None
+        try:
+            response = await answer(request, context)
+        except Exception as error:
+            failure = as_kind(error, context)
+        if response is None:
+            await _abort(call, failure, context)
+        call.set_trailing_metadata(_trailing(context))
+        return response
+
+    return handle
+
+
+def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], Call], AsyncIterator[Any]]:
+    async def handle(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        context = request_context(call, gateway.settings.request_timeout_s)
+        failure = None
+        try:
+            async for response in answers(requests, context):
+                yield response
+        except Exception as error:
+            failure = as_kind(error, context)
+        if failure is not None:
+            await _abort(call, failure, context)
+        call.set_trailing_metadata(_trailing(context))
+
+    return handle
+
+
+def as_kind(error: Exception, context: RequestContext) -> SluiceError:
+    """The error itself if it is one of Sluice's; anything else is a fault of Sluice, and logged."""
+    if isinstance(error, SluiceError):
+        return error
+    _log.error("a request failed in an unforeseen way", request_id=context.request_id, exc_info=error)
+    return Internal("the request failed in an unforeseen way; the log says how")
+
+
+async def _abort(call: Call, error: SluiceError, context: RequestContext) -> None:
+    await call.abort_with_status(rich_status(error, _trailing(context)))
+
+
+def _trailing(context: RequestContext) -> tuple[tuple[str, str], ...]:
+    return ("x-request-id", context.request_id), ("traceparent", context.traceparent)
+
+
+def request_context(call: Call, default_timeout_s: float) -> RequestContext:
+    """Who asks, and until when: the call's deadline, at most the default."""
+    metadata = {str(key): str(value) for key, value in call.invocation_metadata() or ()}
+    request_id = request_id_from(metadata.get("x-request-id", ""))
+    remaining_s = call.time_remaining()
+    timeout_s = default_timeout_s if remaining_s is None else min(remaining_s, default_timeout_s)
+    return RequestContext(
+        request_id=request_id,
+        protocol="grpc",
+        deadline=time.monotonic() + timeout_s,
+        routing_key=metadata.get("x-routing-key", request_id),
+        credential=credential(metadata.get("authorization"), metadata.get("x-api-key")),
+        traceparent=child_of(metadata.get("traceparent", "")),
+    )
+
+
+def next_message(context: RequestContext, timeout_s: float) -> RequestContext:
+    """The context of one message of a stream: its own deadline, and its own start."""
+    now = time.monotonic()
+    return RequestContext(
+        request_id=context.request_id,
+        protocol=context.protocol,
+        deadline=now + timeout_s,
+        routing_key=context.routing_key,
+        credential=context.credential,
+        traceparent=context.traceparent,
+        started=now,
+    )

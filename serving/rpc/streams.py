@@ -1,0 +1,56 @@
+"""Streams of requests, answered in their order while several are worked on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+# What is worked on, or waits to be read by the client, at once: enough to fill a batch.
+WINDOW = 16
+
+
+async def answered_in_order(
+    requests: AsyncIterator[Any], answer: Callable[[Any], Awaitable[Any]]
+) -> AsyncIterator[Any]:
+    """An answer for each request, in their order; at most `WINDOW` at once.
+
+    While the client does not take its answers no more requests are read, so that it is gRPC's flow control
+    that fills up and not this process. `answer` turns what fails into an answer itself.
+    """
+    tasks: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
+    started: set[asyncio.Task[Any]] = set()
+
+    async def read() -> None:
+        async for request in requests:
+            task = asyncio.ensure_future(answer(request))
+            started.add(task)
+            task.add_done_callback(started.discard)
+            await tasks.put(task)
+        await tasks.put(None)
+
+    reader = asyncio.ensure_future(read())
+    try:
+        while (task := await _next(tasks, reader)) is not None:
+            yield await task
+    finally:
+        reader.cancel()
+        for each in tuple(started):
+            each.cancel()
+
+
+async def _next(
+    tasks: asyncio.Queue[asyncio.Task[Any] | None], reader: asyncio.Future[None]
+) -> asyncio.Task[Any] | None:
+    """The next task; raises what the reader failed with, if it did."""
+    if not tasks.empty():
+        return tasks.get_nowait()
+    waiting = asyncio.ensure_future(tasks.get())
+    try:
+        await asyncio.wait((waiting, reader), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        await reader
+        return tasks.get_nowait()
+    finally:
+        waiting.cancel()

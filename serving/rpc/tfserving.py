@@ -1,0 +1,85 @@
+"""TensorFlow Serving's PredictionService and ModelService, through the gateway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import structlog
+
+from serving import protos
+from serving.catalog import ModelVersion
+from serving.errors import InvalidInput
+from serving.gateway import Gateway
+from serving.prediction import ModelRef, RequestContext
+from serving.rpc.call import Unary, service
+from serving.tensorflow_api import ref_of, status_response, their_words
+
+_log = structlog.get_logger()
+
+
+class TensorFlowServingRpc:
+    """Both services over a gateway: requests are routed, and otherwise handed on as they are."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """What a gRPC server registers."""
+        prediction: dict[str, Unary] = {
+            method: self._asking(method) for method in ("Predict", "Classify", "Regress", "GetModelMetadata")
+        }
+        prediction["MultiInference"] = self.multi_inference
+        model: dict[str, Unary] = {
+            "GetModelStatus": self.get_model_status,
+            "HandleReloadConfigRequest": self.reload_config,
+        }
+        return (
+            service(protos.PREDICTION_SERVICE, self._gateway, prediction),
+            service(protos.MODEL_SERVICE, self._gateway, model),
+        )
+
+    def _asking(self, method: str) -> Unary:
+        async def ask(request: Any, context: RequestContext) -> Any:
+            if not request.HasField("model_spec"):
+                raise InvalidInput("Missing ModelSpec")
+            return await self._ask(method, ref_of(request.model_spec), request, context)
+
+        return ask
+
+    async def multi_inference(self, request: Any, context: RequestContext) -> Any:
+        """MultiInferenceRequest -> MultiInferenceResponse; all tasks are of one model."""
+        if not request.tasks:
+            raise InvalidInput("Inference request must contain at least one task.")
+        refs = {ref_of(task.model_spec) for task in request.tasks}
+        if len(refs) != 1:
+            raise InvalidInput("all ModelSpecs in a MultiInferenceRequest must access the same model.")
+        return await self._ask("MultiInference", refs.pop(), request, context)
+
+    async def _ask(self, method: str, ref: ModelRef, request: Any, context: RequestContext) -> Any:
+        async def prepare(_: ModelVersion) -> Any:
+            return request
+
+        with self._gateway.request(context, ref) as ticket, their_words(ref):
+            ticket.hold(request.ByteSize())
+            return await self._gateway.ask(method, ref, prepare, context)
+
+    async def get_model_status(self, request: Any, context: RequestContext) -> Any:
+        """GetModelStatusRequest -> GetModelStatusResponse: over all replicas, the furthest state of each."""
+        if not request.HasField("model_spec"):
+            raise InvalidInput("Missing ModelSpec")
+        ref = ref_of(request.model_spec)
+        with self._gateway.request(context, ref):
+            return status_response(self._gateway.catalog, ref)
+
+    async def reload_config(self, request: Any, context: RequestContext) -> Any:
+        """ReloadConfigRequest -> ReloadConfigResponse: for every replica. Needs the scope `admin`."""
+        with self._gateway.request(context, ModelRef(), "admin") as ticket:
+            if request.config.WhichOneof("config") != "model_config_list":
+                raise InvalidInput("only a model_config_list can be given to running servers")
+            await self._gateway.reload_config(request.config, context)
+            names = [each.name for each in request.config.model_config_list.config]
+            _log.info("a caller set the models", caller=ticket.caller.name, models=names)
+        response = protos.ReloadConfigResponse()
+        response.status.error_code = 0
+        return response

@@ -1,0 +1,74 @@
+"""TensorFlow Serving's API as the gateway speaks it, over HTTP and gRPC alike: names, states and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from serving import protos
+from serving.catalog import Catalog, ModelVersion
+from serving.errors import InvalidInput, NotFound
+from serving.prediction import ModelRef
+
+SIGNATURE_DEF = "signature_def"
+DEFAULT_SIGNATURE = "serving_default"
+# google.rpc.Code: what a version that failed to load has failed with is not kept by kind.
+_OK, _UNKNOWN = 0, 2
+_STATES = {name: number for number, name in protos.MODEL_VERSION_STATES.items()}
+
+
+def ref_of(spec: Any) -> ModelRef:
+    """The model and version that a ModelSpec asks for."""
+    choice = spec.WhichOneof("version_choice")
+    if choice == "version":
+        return ModelRef(spec.name or None, spec.version.value)
+    return ModelRef(spec.name or None, label=spec.version_label)
+
+
+@contextmanager
+def their_words(ref: ModelRef) -> Iterator[None]:
+    """Say that a model or version is missing as TensorFlow Serving says it: its clients look for the text."""
+    try:
+        yield
+    except NotFound as error:
+        name = ref.name or ""
+        asked = f"Latest({name})" if ref.version is None else f"Specific({name}, {ref.version})"
+        raise NotFound(f"Servable not found for request: {asked}", stage=error.stage) from error
+
+
+def input_types(model: ModelVersion, signature_name: str) -> dict[str, int]:
+    """The inputs of a signature (empty: the default one): alias -> `tensorflow.DataType`.
+
+    Raises:
+        InvalidInput: there is no such signature.
+    """
+    name = signature_name or DEFAULT_SIGNATURE
+    signature = model.signatures.get(name)
+    if signature is None:
+        raise InvalidInput(f'Serving signature name: "{name}" not found in signature def', stage="routing")
+    return {alias: info.dtype for alias, info in signature.inputs.items()}
+
+
+def status_response(catalog: Catalog, ref: ModelRef) -> Any:
+    """A GetModelStatusResponse: a model's versions, each by its furthest state on any replica.
+
+    Raises:
+        NotFound: no such model, or no such version of it.
+    """
+    name = ref.name or ""
+    states = {}
+    if name in catalog.names():
+        states = {each.version: each for each in catalog.states(name)}
+    if ref.version is not None:
+        if ref.version not in states:
+            raise NotFound(f"Could not find version {ref.version} of model {name}", stage="routing")
+        states = {ref.version: states[ref.version]}
+    if not states:
+        raise NotFound(f"Could not find any versions of model {name}", stage="routing")
+    response = protos.GetModelStatusResponse()
+    for version, found in states.items():
+        added = response.model_version_status.add(version=version, state=_STATES[found.state])
+        added.status.error_code = _UNKNOWN if found.error else _OK
+        added.status.error_message = found.error or ""
+    return response
