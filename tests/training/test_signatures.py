@@ -1,0 +1,89 @@
+"""Decoding in the graph and by Pillow is the same; every image file becomes what the model takes."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from training import decoding
+from training.signatures import decode_image
+
+SIZES = [(8, 8, 1), (32, 32, 3), (224, 160, 3)]
+
+
+def picture(mode: str, width: int = 90, height: int = 70) -> Image.Image:
+    """A picture with edges, gradients and noise, in the mode."""
+    random = np.random.default_rng(5)
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([rows * 3 % 256, columns * 2 % 256, (rows + columns) % 256], axis=-1)
+    pixels[20:40, 30:60] = (250, 20, 60)
+    noisy = np.clip(pixels + random.integers(-20, 20, pixels.shape), 0, 255).astype(np.uint8)
+    image = Image.fromarray(noisy).convert("RGB")
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image.convert(mode)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def difference(file: bytes, shape: tuple[int, int, int]) -> int:
+    """The largest difference of a pixel between the graph's decode and Pillow's."""
+    in_graph = decode_image(file, *shape).numpy()
+    by_pillow = decoding.to_array(decoding.open_image(file), *shape)
+    assert in_graph.dtype == by_pillow.dtype == np.uint8
+    assert in_graph.shape == by_pillow.shape == shape
+    return int(np.abs(in_graph.astype(int) - by_pillow.astype(int)).max())
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *(("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGB", "PNG"), ("RGBA", "PNG")),
+        *(("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("P", "GIF")),
+    ],
+)
+def test_graph_and_pillow_agree(mode: str, kind: str, shape: tuple[int, int, int]) -> None:
+    assert difference(encoded(picture(mode), kind), shape) <= 2
+
+
+def test_graph_and_pillow_agree_on_photographs(test_data: Path) -> None:
+    with zipfile.ZipFile(test_data / "photos.zip") as photos:
+        names = photos.namelist()[:20]
+        for name in names:
+            assert difference(photos.read(name), (32, 32, 3)) <= 2
+            assert difference(photos.read(name), (224, 224, 3)) <= 2
+    assert len(names) == 20
+
+
+def test_transparent_becomes_white_and_the_first_frame_counts() -> None:
+    clear = Image.new("RGBA", (5, 5), (255, 0, 0, 0))
+    assert (decode_image(encoded(clear, "PNG"), 5, 5, 3).numpy() == 255).all()
+    frames = [Image.new("P", (4, 4), colour) for colour in (0, 1)]
+    for frame in frames:
+        frame.putpalette([10, 20, 30, 200, 210, 220])
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert (decode_image(file.getvalue(), 4, 4, 3).numpy() == (10, 20, 30)).all()
+
+
+def test_colours_become_grey_by_bt601() -> None:
+    red = Image.new("RGB", (3, 3), (255, 0, 0))
+    assert (decode_image(encoded(red, "PNG"), 3, 3, 1).numpy() == round(255 * 0.299)).all()
+
+
+@pytest.mark.parametrize("file", [b"", b"not an image", encoded(picture("RGB"), "PNG")[:200]])
+def test_what_is_no_image_is_refused(file: bytes) -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_image(file, 8, 8, 3)
+    with pytest.raises(decoding.Undecodable):
+        decoding.open_image(file)
