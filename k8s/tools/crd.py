@@ -40,28 +40,35 @@ def structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dic
     if "anyOf" in schema:
         (only,) = (each for each in schema["anyOf"] if each.get("type") != "null")
         return {**structural(only, definitions), "nullable": True}
-    found: dict[str, Any] = {key: schema[key] for key in _KEPT if key in schema}
+    found = {key: schema[key] for key in _KEPT if key in schema} | _bounds(schema)
+    kind = found.get("type")
+    if kind == "array":
+        found["items"] = structural(schema["items"], definitions)
+        found.setdefault("maxItems", 7 if "enum" in found["items"] else 50)
+    elif kind == "integer":
+        found["format"] = "int64"
+    elif kind == "string" and "enum" not in found:
+        found.setdefault("maxLength", _MAX_TEXT)
+    elif kind == "object":
+        if "description" in schema:
+            found["description"] = schema["description"].splitlines()[0]
+        if "required" in schema:
+            found["required"] = schema["required"]
+        found["properties"] = {
+            name: structural(each, definitions) for name, each in schema["properties"].items()
+        }
+    return found
+
+
+def _bounds(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Bounds of a number; OpenAPI 3.0 says by a flag that one is exclusive."""
+    found: dict[str, Any] = {}
     for bound in ("minimum", "maximum"):
         exclusive = "exclusive" + bound.capitalize()
         if exclusive in schema:
             found |= {bound: schema[exclusive], exclusive: True}
         elif bound in schema:
             found[bound] = schema[bound]
-    if found.get("type") == "array":
-        found["items"] = structural(schema["items"], definitions)
-        found.setdefault("maxItems", 7 if "enum" in found["items"] else 50)
-    if found.get("type") == "integer":
-        found["format"] = "int64"
-    if found.get("type") == "string" and "enum" not in found:
-        found.setdefault("maxLength", _MAX_TEXT)
-    if "properties" in schema:
-        found["properties"] = {
-            name: structural(each, definitions) for name, each in schema["properties"].items()
-        }
-    if "required" in schema:
-        found["required"] = schema["required"]
-    if "properties" in schema and "description" in schema:
-        found["description"] = schema["description"].splitlines()[0]
     return found
 
 

@@ -74,7 +74,8 @@ def unpack_base(root: Path, cache: Path) -> bool:
         run("dpkg-deb", "-x", package, root)
     for useless in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian"):
         shutil.rmtree(root / useless, ignore_errors=True)
-    (root / "bin").exists() or (root / "bin").symlink_to("usr/bin")
+    if not (root / "bin").exists():
+        (root / "bin").symlink_to("usr/bin")
     return True
 
 
