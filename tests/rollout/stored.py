@@ -27,8 +27,8 @@ def new_rollout(id_: str = "digits-2", model: str = "digits", started_at: float 
     return Rollout(id=id_, model=model, stable=1, candidate=2, plan=PLAN, started_at=started_at)
 
 
-def walk(rollout: Rollout, *, candidate_bad: int, seconds: int = 400) -> Rollout:
-    """Watches the rollout until it leaves the canary; in each second the candidate has some bad requests."""
+def walk(rollout: Rollout, *, bad_rate: float, seconds: int = 400) -> Rollout:
+    """Watches a rollout to the end of its canary; stable is bad at 1 %, the candidate at `bad_rate`."""
     tests = ledgers.tests_of(rollout.plan)
     for second in range(1, seconds + 1):
         phase = judged_phase(rollout.state)
@@ -38,9 +38,7 @@ def walk(rollout: Rollout, *, candidate_bad: int, seconds: int = 400) -> Rollout
             ledger = rollout.evidence
             for name in ("3", "7")[len(ledger.classes) :]:
                 ledger = ledgers.with_class(ledger, name)
-            rollout = replace(
-                rollout, ledger=ledgers.record(tests, ledger, second_of(rollout, candidate_bad))
-            )
+            rollout = replace(rollout, ledger=ledgers.record(tests, ledger, second_of(rollout, bad_rate)))
             verdict = judge(rollout.plan, rollout.evidence, shadow=phase is Phase.SHADOW)
         rollout = replace(rollout, clock_s=float(second), seen_at=rollout.started_at + second)
         requests = float(rollout.evidence.step_requests)
@@ -54,11 +52,13 @@ def walk(rollout: Rollout, *, candidate_bad: int, seconds: int = 400) -> Rollout
     return rollout
 
 
-def second_of(rollout: Rollout, candidate_bad: int) -> Interval:
+def second_of(rollout: Rollout, bad_rate: float) -> Interval:
     weight = weight_of(rollout.plan, rollout.state)
     candidate_n = round(1000 * weight)
-    arms = Arms(candidate_n, min(candidate_bad, candidate_n), 1000 - candidate_n, 5)
+    stable_n = 1000 - candidate_n
+    arms = Arms(candidate_n, round(candidate_n * bad_rate), stable_n, round(stable_n * 0.01))
+    slow = replace(arms, candidate_bad=round(candidate_n * 0.01))
     if rollout.state.phase is Phase.SHADOW:
         pairs = Pairs(500, 0, 0)
-        return Interval({"errors": arms, "latency": arms}, {"errors": pairs}, ([250, 250], [249, 245]))
-    return Interval({"errors": arms, "latency": arms}, weight=weight)
+        return Interval({"errors": arms, "latency": slow}, {"errors": pairs}, ([250, 250], [249, 245]))
+    return Interval({"errors": arms, "latency": slow}, weight=weight)

@@ -43,7 +43,7 @@ def test_more_errors_than_stable_fail_with_the_counts_in_the_reason() -> None:
 
 
 def test_some_evidence_holds() -> None:
-    verdict = judge(PLAN, seen(*[errors(50, 1, 950, 5)] * 4), shadow=False)
+    verdict = judge(PLAN, seen(*[errors(5, 1, 95, 0)] * 2), shadow=False)
     assert verdict.outcome is Outcome.HOLD
     assert verdict.reason.code == "errors.suspicious"
 
@@ -111,7 +111,7 @@ def test_a_split_that_is_not_the_split_is_inconclusive() -> None:
 
 def test_feedback_guards_but_is_not_waited_for() -> None:
     wrong = Interval({"accuracy": Arms(50, 20, 950, 95)})
-    verdict = judge(PLAN, seen(*[wrong] * 5), shadow=False)
+    verdict = judge(PLAN, seen(*[wrong] * 15), shadow=False)
     assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "accuracy.worse")
 
 

@@ -18,12 +18,12 @@ from tests.rollout.stored import new_rollout, walk
 
 @pytest.fixture(scope="module")
 def good() -> Rollout:
-    return walk(new_rollout(), candidate_bad=2)
+    return walk(new_rollout(), bad_rate=0.01)
 
 
 @pytest.fixture(scope="module")
 def bad() -> Rollout:
-    return walk(new_rollout(), candidate_bad=20)
+    return walk(new_rollout(), bad_rate=0.1)
 
 
 def test_a_walk_ends_as_it_should(good: Rollout, bad: Rollout) -> None:

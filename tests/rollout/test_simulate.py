@@ -1,4 +1,4 @@
-"""The figures of `tests.rollout.figures` with fewer runs, and tolerances that a correct plan fails once in 10^5."""
+"""The figures of `tests.rollout.figures` with fewer runs; a correct plan fails them once in 10^5 times."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ QUICK = Plan.model_validate(
 )
 
 
-@pytest.mark.parametrize("plan", [PLAN, CANARY_ONLY], ids=["default", "canary only"])
-def test_a_good_version_is_promoted_and_seldom_rolled_back_even_with_incidents(plan: Plan) -> None:
-    runs = 400
-    ended = simulate(plan, Traffic(incidents_per_hour=2.0), runs=runs, seed=11)
+def test_a_good_version_is_promoted_and_seldom_rolled_back_even_with_incidents() -> None:
+    runs = 300
+    ended = simulate(PLAN, Traffic(incidents_per_hour=2.0), runs=runs, seed=11, tick_s=2.0)
     rolled_back = int((ended.ended == ROLLED_BACK).sum())
     assert bdtrc(rolled_back - 1, runs, PLAN.alpha) > 1e-5
     assert ended.share(PROMOTED).share > 0.95
@@ -38,9 +37,9 @@ def test_a_good_version_is_promoted_and_seldom_rolled_back_even_with_incidents(p
 
 def test_three_times_the_errors_are_caught_at_little_cost() -> None:
     traffic = Traffic(candidate_error=0.015)
-    ended = simulate(CANARY_ONLY, traffic, runs=400, seed=12)
+    ended = simulate(CANARY_ONLY, traffic, runs=300, seed=12)
     wald = Wald("Wald", 0.005, 0.015, PLAN.alpha, 0.01)
-    (needed,) = simulate_rules([wald], CANARY_ONLY, traffic, runs=400, seed=12)
+    (needed,) = simulate_rules([wald], CANARY_ONLY, traffic, runs=300, seed=12)
     assert ended.share(ROLLED_BACK).share >= 0.99
     exposed, least = ended.median_exposed(ROLLED_BACK), needed.median_exposed(ROLLED_BACK)
     assert exposed is not None
@@ -62,8 +61,8 @@ def test_twenty_times_the_errors_are_caught_within_forty_requests() -> None:
 
 def test_a_version_beyond_the_margin_is_seldom_promoted() -> None:
     traffic = Traffic(candidate_error=0.0075, candidate_slow=0.015, incidents_per_hour=1.0)
-    ended = simulate(QUICK, traffic, runs=400, seed=14)
-    assert bdtrc(int((ended.ended == PROMOTED).sum()) - 1, 400, PLAN.alpha_promote) > 1e-5
+    ended = simulate(QUICK, traffic, runs=300, seed=14, tick_s=2.0)
+    assert bdtrc(int((ended.ended == PROMOTED).sum()) - 1, 300, PLAN.alpha_promote) > 1e-5
 
 
 def test_a_slower_version_is_caught() -> None:
@@ -78,12 +77,12 @@ def test_a_version_that_answers_otherwise_never_reaches_a_caller() -> None:
 
 
 def test_evidence_that_cannot_suffice_is_undecided() -> None:
-    ended = simulate(QUICK, Traffic(rps=1.0), runs=50, seed=17)
+    ended = simulate(QUICK, Traffic(rps=1.0), runs=50, seed=17, tick_s=5.0)
     assert ended.share(UNDECIDED).share > 0.9
 
 
 def test_looking_only_when_due_is_looking_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    traffic = Traffic(candidate_error=0.01)
+    traffic = Traffic(candidate_error=0.02)
     seldom = simulate(QUICK, traffic, runs=60, seed=18)
 
     def always(plan: Plan, state: State, outcome: Outcome) -> float:
@@ -97,9 +96,9 @@ def test_looking_only_when_due_is_looking_always(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_same_seed_gives_the_same_runs() -> None:
-    first, second = (simulate(QUICK, Traffic(), runs=30, seed=19) for _ in range(2))
+    first, second = (simulate(QUICK, Traffic(candidate_error=0.05), runs=30, seed=19) for _ in range(2))
     np.testing.assert_array_equal(first.after_s, second.after_s)
-    assert (first.after_s != simulate(QUICK, Traffic(), runs=30, seed=20).after_s).any()
+    assert (first.after_s != simulate(QUICK, Traffic(candidate_error=0.05), runs=30, seed=20).after_s).any()
 
 
 def test_a_threshold_counts_its_strikes() -> None:
@@ -115,7 +114,8 @@ def test_proportions_carry_exact_limits() -> None:
     nothing, some = Proportion.of(0, 1000), Proportion.of(5, 100)
     assert nothing.lower == 0.0
     assert nothing.upper == pytest.approx(1 - 0.025 ** (1 / 1000))
-    assert (some.lower, some.upper) == (pytest.approx(0.01643, abs=1e-4), pytest.approx(0.11283, abs=1e-4))
+    assert some.lower == pytest.approx(0.01643, abs=1e-4)
+    assert some.upper == pytest.approx(0.11283, abs=1e-4)
 
 
 def test_the_report_compares_every_rule_on_every_version() -> None:

@@ -26,7 +26,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     assert store.load("digits") is None
     assert store.models() == []
-    saved = store.save(walk(new_rollout(), candidate_bad=2))
+    saved = store.save(walk(new_rollout(), bad_rate=0.01))
     loaded = FileStore(tmp_path).load("digits")
     assert loaded is not None
     assert (loaded.revision, loaded.state, loaded.events[0].after) == (1, saved.state, saved.events[0].after)
@@ -60,7 +60,7 @@ class Stopped(BaseException):
 
 
 class FailingFiles(Files):
-    """Fails at the n-th operation: with an error, by the end of the process, or by that after half a write."""
+    """Fails at the n-th operation: by an error, by the end of the process, or by that after half a write."""
 
     def __init__(self, fail_at: int, how: str) -> None:
         self._left = fail_at
