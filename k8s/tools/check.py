@@ -106,8 +106,8 @@ def main() -> None:
         print(f"  error: components/{component} is in no combination")
     spent_s = time.monotonic() - started
     print(
-        f"{count} faults in {len(options.names)} builds, Kubernetes {schemas.KUBERNETES_VERSION} ({spent_s:.1f} s); "
-        "admission and scheduling need a cluster, and are not checked"
+        f"{count} faults in {len(options.names)} builds, Kubernetes {schemas.KUBERNETES_VERSION}, "
+        f"{spent_s:.1f} s; admission and scheduling need a cluster, and are not checked"
     )
     sys.exit(1 if count else 0)
 

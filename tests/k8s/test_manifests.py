@@ -1,0 +1,198 @@
+"""The manifests pass their checks, and the checks find mistakes that are made on purpose."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from k8s.tools import check, crd, metric_names, pin_bases
+
+DOCKERFILE = check.K8S.parent / "Dockerfile"
+
+
+@pytest.mark.parametrize("name", check.COMBINATIONS)
+def test_each_combination_is_without_fault(name: str, tmp_path: Path) -> None:
+    assert list(check.faults(name, scratch=tmp_path)) == []
+
+
+def test_every_component_is_checked_somewhere() -> None:
+    assert check.unused_components() == []
+
+
+def test_the_definition_of_model_rollout_says_what_the_plan_says() -> None:
+    assert crd.TARGET.read_text() == crd.text()
+
+
+class Mistake(NamedTuple):
+    """A text in a file under k8s/ that is replaced, and what the check must say of it."""
+
+    file: str
+    right: str
+    wrong: str
+    combination: str
+    found_as: str
+
+
+MISTAKES = {
+    "flag that the model server does not take": Mistake(
+        "base/model-server/deployment.yaml", "--enable_model_warmup", "--enable_warmup", "local",
+        "unknown argument: --enable_warmup",
+    ),
+    "flag that sluice train does not take": Mistake(
+        "components/training/job.yaml", "--strategy=", "--strategies=", "training",
+        "sluice train: No such option: --strategies",
+    ),
+    "missing memory limit": Mistake(
+        "base/gateway/deployment.yaml", 'cpu: "2"\n              memory: 1Gi', 'cpu: "2"', "local",
+        "Deployment/gateway: gateway: resources.limits.memory is missing",
+    ),
+    "metric that the gateway does not have": Mistake(
+        "components/autoscaling/gateway.yaml", "sluice_requests_in_flight", "sluice_inflight_requests",
+        "production", "the gateway has no metric sluice_inflight_requests",
+    ),
+    "label that a metric does not have": Mistake(
+        "components/autoscaling-keda/scaled-objects.yaml", 'stage="queue"', 'phase="queue"', "KEDA",
+        "sluice_stage_duration_seconds_bucket has no label phase",
+    ),
+    "alert that is not PromQL": Mistake(
+        "components/monitoring/rules.yaml", "(sluice_replica_up) == 0", "(sluice_replica_up == 0",
+        "production", "PrometheusRule/sluice: SluiceReplicaDown: not PromQL",
+    ),
+    "field that ModelRollout does not have": Mistake(
+        "components/canary-demo/rollout.yaml", "on_inconclusive:", "on_undecided:", "local with a rollout",
+        "'on_undecided' was unexpected",
+    ),
+    "canary whose weights fall": Mistake(
+        "components/canary-demo/rollout.yaml", "weight: 0.25", "weight: 0.75", "local with a rollout",
+        "spec.plan.canary: a step has less weight than the one before",
+    ),
+    "misspelt field of Kubernetes": Mistake(
+        "base/gateway/deployment.yaml", "readinessProbe:", "readynessProbe:", "local",
+        "'readynessProbe' was unexpected",
+    ),
+    "container that may be root": Mistake(
+        "base/gateway/deployment.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "local",
+        "Deployment/gateway: securityContext.runAsNonRoot must be true",
+    ),
+    "image by the tag latest": Mistake(
+        "overlays/production/kustomization.yaml", "newTag: 0.1.0", "newTag: latest", "production",
+        "image registry.example/sluice/gateway:latest has neither a version nor a digest",
+    ),
+    "setting that the gateway does not have": Mistake(
+        "base/gateway/gateway.env", "SLUICE_MAX_BATCH=", "SLUICE_BATCH_MAX=", "local",
+        "SLUICE_BATCH_MAX is no setting of the gateway",
+    ),
+    "setting out of range": Mistake(
+        "base/gateway/gateway.env", "SLUICE_MAX_BATCH=32", "SLUICE_MAX_BATCH=0", "local",
+        "max_batch: Input should be greater than or equal to 1",
+    ),
+    "port on which no replica listens": Mistake(
+        "base/gateway/gateway.env", "dns:model-servers:8500", "dns:model-servers:8600", "local",
+        "Service model-servers has no port 8600",
+    ),
+    "file that the model server cannot parse": Mistake(
+        "base/model-server/models.config", "base_path:", "path:", "local",
+        '4:5 : Message type "tensorflow.serving.ModelConfig" has no field named "path"',
+    ),
+    "model that no server is told to serve": Mistake(
+        "base/gateway/gateway.env", "SLUICE_MODELS=digits", "SLUICE_MODELS=digit", "local",
+        "model 'digit' is in no model server's configuration; there are: digits",
+    ),
+    "probe that is missing": Mistake(
+        "base/model-server/deployment.yaml", "livenessProbe:", "startupProbe2:", "local",
+        "'startupProbe2' was unexpected",
+    ),
+    "pod that ends before nobody asks it": Mistake(
+        "base/model-server/deployment.yaml", "PeriodSeconds: 60", "PeriodSeconds: 20", "local",
+        "terminationGracePeriodSeconds is 20; preStop and a drain of 30 s take 50",
+    ),
+    "script that is no shell": Mistake(
+        "components/store-s3/sync.sh", "\ndone", "\nend", "GPUs, models from S3",
+        "/etc/store-sync/sync.sh: sh:",
+    ),
+    "right that is too wide": Mistake(
+        "base/gateway/rbac.yaml", 'verbs: ["get", "list", "watch", "patch"]', 'verbs: ["*"]', "local",
+        "Role/gateway: a rule grants *",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found(name: str, tmp_path: Path) -> None:
+    mistake = MISTAKES[name]
+    k8s = tmp_path / "k8s"
+    shutil.copytree(check.K8S, k8s, ignore=shutil.ignore_patterns("tools", "__pycache__"))
+    file = k8s / mistake.file
+    text = file.read_text()
+    assert mistake.right in text
+    file.write_text(text.replace(mistake.right, mistake.wrong))
+    found = list(check.faults(mistake.combination, k8s, tmp_path / "scratch"))
+    assert any(mistake.found_as in fault for fault in found), found
+
+
+def test_a_broken_overlay_is_a_fault_and_no_crash(tmp_path: Path) -> None:
+    k8s = tmp_path / "k8s"
+    shutil.copytree(check.K8S, k8s, ignore=shutil.ignore_patterns("tools", "__pycache__"))
+    (k8s / "base/gateway/service.yaml").unlink()
+    (fault,) = check.faults("local", k8s, tmp_path / "scratch")
+    assert fault.startswith("it does not build: ")
+    assert "service.yaml" in fault
+
+
+def test_recorded_series_and_those_of_others_may_be_named() -> None:
+    recorded = {"sluice:requests:rate5m"}
+    for expression in (
+        "sluice:requests:rate5m / 2",
+        "rate(:tensorflow:serving:request_count[5m])",
+        "rate(sluice_requests_total{outcome='ok',pod=~'$pod'}[$__rate_interval])",
+        "sluice_build_info",
+    ):
+        assert list(metric_names.check_expression(expression, recorded)) == []
+    assert list(metric_names.check_expression("sluice:other", recorded)) == [
+        "the gateway has no metric sluice:other"
+    ]
+    assert list(metric_names.check_expression("sluice_requests", set())) == [
+        "the gateway has no metric sluice_requests"
+    ]
+
+
+def test_the_dockerfile_has_no_fault_that_hadolint_knows() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_would_say_so_if_a_base_were_not_pinned(tmp_path: Path) -> None:
+    careless = tmp_path / "Dockerfile"
+    careless.write_text("FROM python:latest\nRUN cd /tmp && pip install numpy\n")
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, careless], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "DL3007" in done.stdout
+
+
+def test_digests_of_bases_are_filled_in(tmp_path: Path) -> None:
+    copy = tmp_path / "Dockerfile"
+    copy.write_text(DOCKERFILE.read_text())
+    pinned = pin_bases.bases(copy.read_text())
+    assert len(pinned) == 2
+    program = [sys.executable, "-m", "k8s.tools.pin_bases", "--file", str(copy)]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*program, *arguments], capture_output=True, text=True, check=False, cwd=check.K8S.parent
+        )
+
+    given = {image: f"sha256:{number:064x}" for number, image in enumerate(pinned, start=1)}
+    refused = run("nginx:1=sha256:" + "1" * 64)
+    assert refused.returncode == 1
+    assert "is no digest of one of: python:3.11-bookworm" in refused.stderr
+    assert run(*(f"{image}={digest}" for image, digest in given.items())).returncode == 0
+    assert pin_bases.bases(copy.read_text()) == given
+    assert run("--check").returncode == 0
+    assert copy.read_text().count("FROM") == DOCKERFILE.read_text().count("FROM")
