@@ -64,3 +64,7 @@ def main() -> None:
 
         sys.exit(modelserver.main(sys.argv[2:]))
     build()()
+
+
+if __name__ == "__main__":
+    main()

@@ -160,9 +160,7 @@ async def test_cancelling_a_call_leaves_the_counters_right() -> None:
         async def wait_for_ever(_api: TensorFlowServing, _timeout_s: float) -> None:
             await hang(None)
 
-        task = asyncio.create_task(
-            pool.call("digits", 1, wait_for_ever, deadline=time.monotonic() + 60)
-        )
+        task = asyncio.create_task(pool.call("digits", 1, wait_for_ever, deadline=time.monotonic() + 60))
         await entered.wait()
         assert replica.in_flight == 1
         task.cancel()

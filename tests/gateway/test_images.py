@@ -63,7 +63,9 @@ def test_transparency_lies_over_white() -> None:
     clear_index = palette.getpixel((0, 0))
     assert (decode(encoded(clear, "PNG"), RGB, max_pixels=MAX_PIXELS) == 255).all()
     assert (decode(encoded(half, "PNG"), RGB, max_pixels=MAX_PIXELS) == 127).all()
-    assert (decode(encoded(palette, "PNG", transparency=clear_index), RGB, max_pixels=MAX_PIXELS) == 255).all()
+    assert (
+        decode(encoded(palette, "PNG", transparency=clear_index), RGB, max_pixels=MAX_PIXELS) == 255
+    ).all()
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -98,9 +100,7 @@ def test_first_frame_of_an_animation_counts() -> None:
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 def test_one_pixel_is_enough(file_format: str) -> None:
-    pixels = decode(
-        encoded(Image.new("RGB", (1, 1), (90, 90, 90)), file_format), RGB, max_pixels=MAX_PIXELS
-    )
+    pixels = decode(encoded(Image.new("RGB", (1, 1), (90, 90, 90)), file_format), RGB, max_pixels=MAX_PIXELS)
     assert np.abs(pixels.astype(int) - 90).max() <= 3
 
 

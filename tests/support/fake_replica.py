@@ -6,7 +6,7 @@ It "classifies" uint8 [N,H,W,C] images into ten classes: the class is the mean p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,7 +134,7 @@ def _describe_tensor(info: Any, dtype: Any, shape: tuple[int, ...]) -> None:
         info.tensor_shape.dim.add(size=size)
 
 
-def _handler(service: str, implementations: dict[str, Callable[[Any], Awaitable[Any]]]) -> Any:
+def _handler(service: str, implementations: Mapping[str, Callable[[Any], Awaitable[Any]]]) -> Any:
     def unary(run: Callable[[Any], Awaitable[Any]], request: Any, response: Any) -> Any:
         async def serve(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:

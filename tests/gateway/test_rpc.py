@@ -1,0 +1,150 @@
+"""The gRPC API, over a scripted replica, with nothing but grpcio on the client's side."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
+
+from serving import protos
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import counted, gateway_over
+from tests.support.pictures import encoded, gradient
+
+
+def classify(channel: grpc.aio.Channel) -> Any:
+    request, response = protos.methods(protos.IMAGE_CLASSIFICATION)["Classify"]
+    return channel.unary_unary(
+        f"/{protos.IMAGE_CLASSIFICATION}/Classify",
+        request_serializer=request.SerializeToString,
+        response_deserializer=response.FromString,
+    )
+
+
+PNG = encoded(gradient(8, 8, "L").point(lambda _: 200), "PNG")
+
+
+async def test_images_get_their_classes() -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        request = protos.ClassifyRequest(model="digits", images=[PNG, b"nonsense", PNG], top_k=2)
+        answer = await classify(channel)(request)
+        assert (answer.model, answer.version) == ("digits", 1)
+        first, second, third = answer.results
+        assert [each.label for each in first.classes] == ["class-7", "class-0"]
+        assert first == third
+        assert second.error.kind == "bad-image"
+        answer = await classify(channel)(protos.ClassifyRequest(images=[PNG]))
+        assert answer.model == "digits"
+        assert len(answer.results[0].classes) == 5
+        labels = {"protocol": "grpc", "model": "digits", "version": "1", "outcome": "ok"}
+        assert counted(up, "sluice_requests_total", **labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "reason", "text"),
+    [
+        ({"model": "resent", "images": [PNG]}, "NOT_FOUND", "not-found", "there are: digits"),
+        ({"model": "digits", "version": 9, "images": [PNG]}, "NOT_FOUND", "not-found", "there are: 1"),
+        ({"images": []}, "INVALID_ARGUMENT", "invalid-input", "no image"),
+        ({"images": [PNG], "top_k": 0}, "INVALID_ARGUMENT", "invalid-input", "top_k is 0"),
+        ({"images": [PNG], "version": -1}, "INVALID_ARGUMENT", "invalid-input", "version is -1"),
+    ],
+)
+async def test_errors_have_a_code_a_reason_and_a_text(
+    fields: dict[str, Any], code: str, reason: str, text: str
+) -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await classify(channel)(protos.ClassifyRequest(**fields))
+        assert caught.value.code().name == code
+        assert text in str(caught.value.details())
+        status = rpc_status.from_call(caught.value)
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        assert (info.reason, info.domain) == (reason, "sluice")
+
+
+async def test_without_a_replica_the_status_says_when_to_come_back() -> None:
+    async with running(FakeReplica()) as fake:
+        pass
+    async with (
+        gateway_over(fake, wait=False) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await classify(channel)(protos.ClassifyRequest(images=[PNG]))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        retry = error_details_pb2.RetryInfo()
+        assert rpc_status.from_call(caught.value).details[1].Unpack(retry)
+        assert retry.retry_delay.seconds >= 1
+
+
+async def test_the_calls_deadline_counts() -> None:
+    async def hang(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        fake.before_predict = hang
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await classify(channel)(protos.ClassifyRequest(images=[PNG]), timeout=0.3)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: up.gateway.admission.in_flight == 0)
+
+
+async def test_health_follows_the_models() -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        check = health_pb2_grpc.HealthStub(channel).Check
+        serving = health_pb2.HealthCheckResponse.SERVING
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+
+        async def until_status(status: int) -> None:
+            async with asyncio.timeout(20):
+                while (await check(health_pb2.HealthCheckRequest())).status != status:
+                    await asyncio.sleep(0.01)
+
+        await until_status(serving)
+        fake.versions = {"digits": set()}
+        await until_status(not_serving)
+        fake.versions = {"digits": {3}}
+        await until_status(serving)
+
+
+async def test_reflection_lists_every_service_and_gives_its_messages() -> None:
+    async with running(FakeReplica()) as fake, gateway_over(fake) as (up, _):
+
+        def look() -> tuple[list[str], list[str]]:
+            with grpc.insecure_channel(up.grpc_address) as channel:
+                database = ProtoReflectionDescriptorDatabase(channel)
+                file = database.FindFileContainingSymbol("sluice.v1.ClassifyRequest")
+                return list(database.get_services()), [message.name for message in file.message_type]
+
+        services, messages = await asyncio.to_thread(look)
+        assert {
+            "sluice.v1.ImageClassification",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        } <= set(services)
+        assert "ClassifyRequest" in messages

@@ -1,0 +1,58 @@
+"""Settings: a flag beats the environment, which beats the file, which beats the default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving import settings
+from serving.errors import InvalidInput
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_order_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.load().http_port == 8080
+    (tmp_path / "sluice.toml").write_text('http_port = 1111\nmodels = ["a", "b"]\n')
+    assert settings.load().http_port == 1111
+    assert settings.load().models == ("a", "b")
+    monkeypatch.setenv("SLUICE_HTTP_PORT", "2222")
+    monkeypatch.setenv("SLUICE_MODELS", "c, d")
+    assert settings.load().http_port == 2222
+    assert settings.load().models == ("c", "d")
+    assert settings.load(http_port=3333).http_port == 3333
+    assert settings.load(http_port=None).http_port == 2222
+
+
+def test_errors_name_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match=r"http_port: .*65535"):
+        settings.load(http_port=99999)
+    with pytest.raises(InvalidInput, match="default_model 'x' is not among models: a"):
+        settings.load(models="a", default_model="x")
+    monkeypatch.setenv("SLUICE_MAX_BATCH", "many")
+    with pytest.raises(InvalidInput, match="max_batch"):
+        settings.load()
+    monkeypatch.delenv("SLUICE_MAX_BATCH")
+    (tmp_path / "sluice.toml").write_text("http_prot = 1\n")
+    with pytest.raises(InvalidInput, match="http_prot"):
+        settings.load()
+    (tmp_path / "sluice.toml").write_text("http_port = \n")
+    with pytest.raises(InvalidInput, match=r"sluice.toml cannot be read: .*line 1"):
+        settings.load()
+
+
+def test_every_setting_says_why() -> None:
+    """A word under each limit: the reader of the file must not have to guess."""
+    source = Path(settings.__file__).read_text().splitlines()
+    bare = [
+        name
+        for name, field in settings.Settings.model_fields.items()
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool)
+        for line in source
+        if line.strip().startswith(f"{name}:") and '"""' not in source[source.index(line) + 1]
+    ]
+    assert bare == []
