@@ -1,59 +1,247 @@
-"""The command `classify`."""
+"""The command `classify`: files, folders, patterns or standard input, with a running gateway."""
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from serving.commands import Url, answer_or_exit, user_errors
-from serving.errors import InvalidInput
+from serving.commands import ApiKey, Url, user_errors
+from serving.errors import InvalidInput, SluiceError, Unavailable
+
+if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
+    from serving.client import AsyncClient
+    from serving.prediction import Prediction
+
+STDIN = "-"
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"))
+_PATTERN = frozenset("*?[")
+
+
+class Format(StrEnum):
+    """How answers are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked of the gateway for every image."""
+
+    model: str | None
+    version: int | None
+    label: str | None
+    top_k: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one file: a prediction of one image, or why there is none."""
+
+    name: str
+    prediction: Prediction | None = None
+    error: SluiceError | None = None
+
+
+class Printer(Protocol):
+    """Prints answers as they come."""
+
+    def __call__(self, answer: Answer) -> None:
+        """Print one."""
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(help="Image files; - for standard input.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Image files, folders, quoted patterns; - for standard input.")
+    ],
     url: Url = "http://127.0.0.1:8080",
     model: Annotated[str | None, typer.Option(help="Model.", show_default="the gateway's default")] = None,
     version: Annotated[int | None, typer.Option(help="Version.", show_default="the routed one")] = None,
+    label: Annotated[str | None, typer.Option(help="Label of a version, instead of one.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON, one a line.")] = False,
+    output: Annotated[Format, typer.Option("--format", help="How to print the answers.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    api_key: ApiKey = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="PEM authorities that the gateway's certificate is of.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each image, retries included.")] = 60,
 ) -> None:
-    """Classify image files with a running gateway. Exits with 1 if any of them failed."""
+    """Classify images with a running gateway. Exits with 1 if any of them failed."""
     with user_errors():
-        import httpx
+        import asyncio
+        import ssl
 
-        path = "/v1/classify" if model is None else f"/v1/models/{model}"
-        if version is not None:
-            if model is None:
-                raise InvalidInput("--version needs --model")
-            path += f"/versions/{version}"
-        path += "" if model is None else ":classify"
-        failed = False
-        with httpx.Client(base_url=url, timeout=60) as client:
-            for image in images:
-                data = sys.stdin.buffer.read() if str(image) == "-" else image.read_bytes()
-                answer = answer_or_exit(
-                    client,
-                    "POST",
-                    path,
-                    params={"top_k": top_k},
-                    content=data,
-                    headers={"content-type": "application/octet-stream"},
-                )
-                failed |= not answer.is_success
-                _print_answer(image, answer.json(), as_json=as_json)
+        if (version is not None or label is not None) and model is None:
+            raise InvalidInput("--version and --label need --model")
+        names = list(find(paths))
+        options = Options(model, version, label, top_k, timeout)
+        printer = _printer(Format.JSON if as_json else output, names, top_k)
+        verify = True if ca is None else ssl.create_default_context(cafile=str(ca))
+        failed = asyncio.run(_classify_all(names, url, api_key, verify, options, printer))
         raise typer.Exit(1 if failed else 0)
 
 
-def _print_answer(image: Path, answer: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"file": str(image), **answer}))
-    elif "results" not in answer:
-        print(f"{image}: error: {answer['detail']}", file=sys.stderr)
+def find(paths: Sequence[str]) -> Iterator[str]:
+    """The files that the arguments stand for, folders and patterns sorted.
+
+    A name that is none of a file goes through as it is: its failure is one among the answers.
+
+    Raises:
+        InvalidInput: a folder or a pattern without an image.
+    """
+    for path in paths:
+        place = Path(path)
+        if path != STDIN and place.is_dir():
+            found = [str(each) for each in sorted(place.rglob("*")) if _is_image(each)]
+        elif path != STDIN and not place.exists() and _PATTERN & set(path):
+            anchor = Path(place.anchor) if place.anchor else Path()
+            relative = str(place.relative_to(anchor)) if place.anchor else path
+            found = [str(each) for each in sorted(anchor.glob(relative)) if each.is_file()]
+        else:
+            found = [path]
+        if not found:
+            raise InvalidInput(f"{path} has no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        yield from found
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+async def _classify_all(
+    names: Sequence[str], url: str, api_key: str | None, verify: Any, options: Options, printer: Printer
+) -> int:
+    """Classify and print all; returns how many failed."""
+    from serving.client import AsyncClient
+    from serving.rpc.streams import answered_in_order
+
+    failed = 0
+    async with AsyncClient(url, api_key=api_key, verify=verify) as client:
+        with _progress(len(names)) as advance:
+
+            async def answer(name: str) -> Answer:
+                return await _classify_one(client, name, options)
+
+            async for each in answered_in_order(_each(names), answer):
+                failed += each.error is not None
+                printer(each)
+                advance()
+    return failed
+
+
+async def _each(names: Sequence[str]) -> AsyncIterator[str]:
+    for name in names:
+        yield name
+
+
+def _read(name: str) -> bytes:
+    return sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+
+
+async def _classify_one(client: AsyncClient, name: str, options: Options) -> Answer:
+    import asyncio
+
+    import httpx
+
+    try:
+        data = await asyncio.to_thread(_read, name)
+        prediction = await client.classify(
+            data,
+            model=options.model,
+            version=options.version,
+            label=options.label,
+            top_k=options.top_k,
+            timeout_s=options.timeout_s,
+        )
+    except OSError as error:
+        return Answer(name, error=InvalidInput(f"cannot be read: {error.strerror}"))
+    except Unavailable as error:
+        if isinstance(error.__cause__, httpx.TransportError):  # so will all the others
+            raise InvalidInput(f"{error.message}; start one: sluice serve, or pass --url") from error
+        return Answer(name, error=error)
+    except SluiceError as error:
+        return Answer(name, error=error)
+    return Answer(name, prediction)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A progress bar on stderr, where somebody looks and there is something to wait for."""
+    if total < 2 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _printer(output: Format, names: Sequence[str], top_k: int) -> Printer:
+    if output is Format.JSON:
+        return _print_json
+    return _csv_printer() if output is Format.CSV else _table_printer(names, top_k)
+
+
+def _print_json(answer: Answer) -> None:
+    """One object a line, as the HTTP API shows a result."""
+    import dataclasses
+    import json
+
+    shown: dict[str, Any] = {"file": answer.name}
+    if answer.prediction is None:
+        assert answer.error is not None
+        shown["error"] = {"type": answer.error.kind, "detail": answer.error.message}
     else:
-        classes = answer["results"][0]["classes"]
-        shown = ", ".join(f"{each['label']} {each['score']:.4f}" for each in classes)
-        print(f"{image}: {shown}  ({answer['model']} version {answer['version']})")
+        found = answer.prediction
+        shown |= {"model": found.model, "version": found.version}
+        shown["classes"] = [dataclasses.asdict(each) for each in found.results[0].classes]
+    print(json.dumps(shown, ensure_ascii=False), flush=True)
+
+
+def _csv_printer() -> Printer:
+    """One line a class; of a file that failed one line with the error."""
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("file", "model", "version", "rank", "label", "index", "score", "error"))
+
+    def write(answer: Answer) -> None:
+        found = answer.prediction
+        if found is None:
+            writer.writerow((answer.name, "", "", "", "", "", "", answer.error))
+            return
+        for rank, each in enumerate(found.results[0].classes, 1):
+            writer.writerow(
+                (answer.name, found.model, found.version, rank, each.label, each.index, each.score, "")
+            )
+
+    return write
+
+
+def _table_printer(names: Sequence[str], top_k: int) -> Printer:
+    """Columns that are known before the first answer, so that rows can be printed as they come."""
+    width = min(max(map(len, (*names, "file"))), 60)
+    print(f"{'file':<{width}}  {'label  score' if top_k == 1 else 'labels and scores'}")
+
+    def write(answer: Answer) -> None:
+        found = answer.prediction
+        if found is None:
+            print(f"{answer.name:<{width}}  error: {answer.error}", flush=True)
+            return
+        classes = ",  ".join(f"{each.label}  {each.score:.4f}" for each in found.results[0].classes)
+        print(f"{answer.name:<{width}}  {classes}  ({found.model} version {found.version})", flush=True)
+
+    return write

@@ -29,6 +29,13 @@ ModelServer = Annotated[
     str | None,
     typer.Option(help="Program that takes tensorflow_model_server's flags.", show_default="Sluice's own"),
 ]
+Keys = Annotated[
+    Path | None,
+    typer.Option("--keys", help="File of API keys (see `sluice keys`).", show_default="no key is asked for"),
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
+]
 Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
 
 
@@ -39,6 +46,7 @@ def serve(
     http_port: HttpPort = None,
     grpc_host: GrpcHost = None,
     grpc_port: GrpcPort = None,
+    keys: Keys = None,
 ) -> None:
     """Serve a folder of models on this machine: a model server, and the gateway in front.
 
@@ -55,6 +63,7 @@ def serve(
             http_port=http_port,
             grpc_host=grpc_host,
             grpc_port=grpc_port,
+            keys_file=keys,
         )
         _run(main.run_serve(loaded, _announce))
 
@@ -68,6 +77,7 @@ def gateway(
     http_port: HttpPort = None,
     grpc_host: GrpcHost = None,
     grpc_port: GrpcPort = None,
+    keys: Keys = None,
 ) -> None:
     """Run the gateway in front of TensorFlow Serving replicas that run elsewhere."""
     with user_errors():
@@ -80,6 +90,7 @@ def gateway(
             http_port=http_port,
             grpc_host=grpc_host,
             grpc_port=grpc_port,
+            keys_file=keys,
         )
         _run(main.run_gateway(loaded, _announce))
 
@@ -92,6 +103,7 @@ def model_server() -> None:
 def models(
     url: Url = "http://127.0.0.1:8080",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    api_key: ApiKey = None,
 ) -> None:
     """List the models and versions of a running gateway, with their states."""
     with user_errors():
@@ -99,8 +111,9 @@ def models(
         from rich.console import Console
         from rich.table import Table
 
-        with httpx.Client(base_url=url, timeout=10) as client:
-            answer = answer_or_exit(client, "GET", "/v1/models").json()
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        with httpx.Client(base_url=url, timeout=10, headers=headers) as client:
+            answer = _answer_or_exit(client, "GET", "/v1/models")
         if as_json:
             print(json.dumps(answer))
             return
@@ -178,16 +191,24 @@ def _run(work: Any) -> None:
     main.run(work)
 
 
-def answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
-    """The gateway's answer; raises InvalidInput with what to do if nobody answers there."""
+def _answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
+    """The JSON of the gateway's answer.
+
+    Raises:
+        InvalidInput: nobody answers there; the text says what to do.
+        SluiceError: the gateway refuses.
+    """
     import httpx
 
     try:
-        return client.request(method, path, **request)
+        answer = client.request(method, path, **request)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise InvalidInput(
             f"no gateway answers at {client.base_url} ({error}); start one: sluice serve, or pass --url"
         ) from error
+    if not answer.is_success:
+        raise SluiceError(f"the gateway answered {answer.status_code}: {answer.json()['detail']}")
+    return answer.json()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import hashlib
 import hmac
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -154,19 +154,21 @@ def hash_of(key: str) -> str:
 
 
 def new_key(
-    name: str, scopes: list[Scope], rate: str | None = None, max_concurrent: int | None = None
+    name: str, scopes: Sequence[str], rate: str | None = None, max_concurrent: int | None = None
 ) -> tuple[str, KeyEntry]:
     """A new key, to be shown once, and the entry that is kept of it."""
     id_ = secrets.token_hex(4)
     key = f"{PREFIX}_{id_}_{secrets.token_urlsafe(32)}"
     try:
-        entry = KeyEntry(
-            id=id_,
-            name=name,
-            hash=f"sha256:{hash_of(key)}",
-            scopes=scopes,
-            rate=rate,
-            max_concurrent=max_concurrent,
+        entry = KeyEntry.model_validate(
+            {
+                "id": id_,
+                "name": name,
+                "hash": f"sha256:{hash_of(key)}",
+                "scopes": list(scopes),
+                "rate": rate,
+                "max_concurrent": max_concurrent,
+            }
         )
     except ValidationError as error:
         raise InvalidInput("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())) from None

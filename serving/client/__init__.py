@@ -1,0 +1,31 @@
+"""A typed client of a Sluice gateway, over HTTP or gRPC, sync or async.
+
+    from serving.client import Client
+
+    with Client("http://127.0.0.1:8080") as client:
+        prediction = client.classify(Path("seven.png"), model="digits", top_k=3)
+        print(prediction.version, prediction.results[0].classes[0].label)
+
+`AsyncClient`, `GrpcClient` and `AsyncGrpcClient` take the same arguments. What fails is raised as one of
+the kinds of `serving.errors`, the same over either protocol; an image that could not be read is a result
+with an `error`. Requests that may succeed later are sent again, when the gateway says or after a growing
+pause; see `Retries`.
+"""
+
+from serving.client.http import AsyncClient, Client
+from serving.client.retries import Retries
+from serving.client.rpc import AsyncGrpcClient, GrpcClient
+from serving.client.wire import Image
+from serving.prediction import ClassScore, ImageResult, Prediction
+
+__all__ = [
+    "AsyncClient",
+    "AsyncGrpcClient",
+    "ClassScore",
+    "Client",
+    "GrpcClient",
+    "Image",
+    "ImageResult",
+    "Prediction",
+    "Retries",
+]

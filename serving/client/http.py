@@ -1,0 +1,253 @@
+"""The clients over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from serving.client.retries import Retries
+from serving.client.wire import DEFAULT_TIMEOUT_S, Image, as_error, check_version, read_all
+from serving.errors import InvalidInput, SluiceError, Unavailable
+from serving.prediction import ClassScore, ImageResult, Prediction
+
+Verify = ssl.SSLContext | bool
+"""How the gateway's certificate is checked: httpx's `verify`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request, ready to be sent as often as it takes."""
+
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+    files: Sequence[tuple[str, tuple[str, bytes, str]]] | None = None
+
+    def arguments(self, timeout_s: float) -> dict[str, Any]:
+        """The arguments of httpx's `request`."""
+        return {
+            "method": "POST",
+            "url": self.path,
+            "params": self.params,
+            "headers": {**self.headers, "x-request-timeout": f"{timeout_s:.3f}"},
+            "content": self.content,
+            "files": self.files,
+            "timeout": timeout_s,
+        }
+
+
+def _classify_request(
+    images: Image | Sequence[Image],
+    model: str | None,
+    version: int | None,
+    label: str | None,
+    top_k: int | None,
+) -> _Request:
+    check_version(version, label)
+    if model is None and (version is not None or label is not None):
+        raise InvalidInput("a version or a label needs a model")
+    path = "/v1/classify" if model is None else f"/v1/models/{quote(model, safe='')}"
+    if version is not None:
+        path += f"/versions/{version}"
+    if label is not None:
+        path += f"/labels/{quote(label, safe='')}"
+    if model is not None:
+        path += ":classify"
+    params = {} if top_k is None else {"top_k": str(top_k)}
+    contents = read_all(images)
+    if len(contents) == 1:
+        headers = {"content-type": "application/octet-stream"}
+        return _Request(path, params, headers, content=contents[0])
+    octets = "application/octet-stream"
+    return _Request(
+        path, params, files=[("images", (f"{index}", data, octets)) for index, data in enumerate(contents)]
+    )
+
+
+def _prediction(answer: httpx.Response) -> Prediction:
+    """The prediction in an answer; raises the error in one."""
+    if not answer.is_success:
+        raise _failure(answer)
+    found = orjson.loads(answer.content)
+    return Prediction(found["model"], found["version"], tuple(map(_result, found["results"])))
+
+
+def _result(found: Mapping[str, Any]) -> ImageResult:
+    if "error" in found:
+        return ImageResult(error=as_error(found["error"]["type"], found["error"]["detail"]))
+    return ImageResult(tuple(ClassScore(**each) for each in found["classes"]))
+
+
+def _failure(answer: httpx.Response) -> SluiceError:
+    """The error in a problem document; anything else, a proxy's page perhaps, is told by its status."""
+    retry_after_s = None
+    with contextlib.suppress(ValueError):
+        retry_after_s = float(answer.headers.get("retry-after", ""))
+    try:
+        found = orjson.loads(answer.content)
+        kind = found["type"].rpartition(":")[2]
+        return as_error(kind, found["detail"], stage=found.get("stage"), retry_after_s=retry_after_s)
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        kind = "unavailable" if answer.status_code in (502, 503, 504) else "internal"
+        text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
+        return as_error(kind, text, retry_after_s=retry_after_s)
+
+
+def _unreachable(base_url: httpx.URL, error: Exception) -> Unavailable:
+    return Unavailable(f"no gateway answers at {base_url}: {error or type(error).__name__}")
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+
+
+class Client:
+    """A client over HTTP. Use as a context manager, or `close` it.
+
+    Args:
+        url: where the gateway is.
+        api_key: the key or token to send; None: none.
+        verify: how the gateway's certificate is checked.
+        retries: when to send again.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        api_key: str | None = None,
+        verify: Verify = True,
+        retries: Retries | None = None,
+    ) -> None:
+        self._retries = retries or Retries()
+        self._http = httpx.Client(base_url=url, headers=_headers(api_key), verify=verify)
+
+    def classify(
+        self,
+        images: Image | Sequence[Image],
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        label: str | None = None,
+        top_k: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Prediction:
+        """Classify one image or several, with the default model or another, the routed version or another.
+
+        Args:
+            images: encoded files.
+            model: the model's name; None: the gateway's default.
+            version: which version of it; None: the one that the gateway routes to.
+            label: a label that stands for a version, instead of one.
+            top_k: how many classes for each image; None: the gateway's default.
+            timeout_s: how long to wait in all, retries included.
+
+        Raises:
+            SluiceError: one of the kinds of `serving.errors`.
+        """
+        request = _classify_request(images, model, version, label, top_k)
+        deadline = time.monotonic() + timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            left_s = deadline - time.monotonic()
+            try:
+                return _prediction(self._send(request, left_s))
+            except SluiceError as error:
+                pause_s = self._retries.pause_s(error, attempt, deadline - time.monotonic())
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+
+    def _send(self, request: _Request, left_s: float) -> httpx.Response:
+        try:
+            return self._http.request(**request.arguments(max(left_s, 0.001)))
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """The same for asyncio. Use as an async context manager, or `aclose` it. Arguments as `Client`'s."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        api_key: str | None = None,
+        verify: Verify = True,
+        retries: Retries | None = None,
+    ) -> None:
+        self._retries = retries or Retries()
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), verify=verify)
+
+    async def classify(
+        self,
+        images: Image | Sequence[Image],
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        label: str | None = None,
+        top_k: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> Prediction:
+        """Classify images; see `Client.classify`."""
+        request = await asyncio.to_thread(_classify_request, images, model, version, label, top_k)
+        deadline = time.monotonic() + timeout_s
+        attempt = 0
+        while True:
+            attempt += 1
+            left_s = deadline - time.monotonic()
+            try:
+                return _prediction(await self._send(request, left_s))
+            except SluiceError as error:
+                pause_s = self._retries.pause_s(error, attempt, deadline - time.monotonic())
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(pause_s)
+
+    async def _send(self, request: _Request, left_s: float) -> httpx.Response:
+        try:
+            return await self._http.request(**request.arguments(max(left_s, 0.001)))
+        except httpx.TransportError as error:
+            raise _unreachable(self._http.base_url, error) from error
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()

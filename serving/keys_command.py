@@ -1,0 +1,96 @@
+"""The command `keys`: makes, lists and revokes the API keys of a file. A running gateway follows the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.commands import user_errors
+from serving.errors import Conflict, NotFound
+from serving.keys import KeyEntry, KeyFile, new_key, parse
+
+File = Annotated[Path, typer.Option(envvar="SLUICE_KEYS_FILE", help="The file of keys.")]
+DEFAULT_FILE = Path("keys.toml")
+
+keys = typer.Typer(
+    help="Make, list and revoke API keys. A gateway takes the file as --keys and follows its changes.",
+    no_args_is_help=True,
+)
+
+
+@keys.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Who the key is for.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it may do: classify, admin; repeatable.", show_default="classify"),
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Most requests: 20/second, 1000/hour.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Most requests in flight.")] = None,
+    file: File = DEFAULT_FILE,
+) -> None:
+    """Make a key and print it, once: the file keeps its hash only."""
+    with user_errors():
+        found = _read(file)
+        if any(each.name == name for each in found.keys):
+            raise Conflict(f"{file} has a key of the name {name}; revoke it first, or take another name")
+        key, entry = new_key(name, scope or ["classify"], rate, max_concurrent)
+        _write(file, [*found.keys, entry])
+        print(key)
+
+
+@keys.command("list")
+def list_(file: File = DEFAULT_FILE) -> None:
+    """List the keys of the file; the keys themselves are not kept."""
+    with user_errors():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("name", "id", "scopes", "rate", "max concurrent")
+        for each in _read(file).keys:
+            most = "" if each.max_concurrent is None else str(each.max_concurrent)
+            table.add_row(each.name, each.id, ", ".join(each.scopes), each.rate or "", most)
+        Console().print(table)
+
+
+@keys.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Whose key.")],
+    file: File = DEFAULT_FILE,
+) -> None:
+    """Take a key out of the file; running gateways refuse it within two seconds."""
+    with user_errors():
+        found = _read(file)
+        kept = [each for each in found.keys if each.name != name]
+        if len(kept) == len(found.keys):
+            there = ", ".join(each.name for each in kept) or "none"
+            raise NotFound(f"{file} has no key of the name {name}; there are: {there}")
+        _write(file, kept)
+
+
+def _read(file: Path) -> KeyFile:
+    return parse(file.read_text(), str(file)) if file.exists() else KeyFile()
+
+
+def _write(file: Path, entries: list[KeyEntry]) -> None:
+    """Replace the file as a whole, readable by its owner only."""
+    text = "# API keys of a Sluice gateway, as hashes; `sluice keys` writes this file.\n"
+    for each in entries:
+        text += "\n[[keys]]\n"
+        # JSON's strings, numbers and arrays of strings read the same in TOML.
+        shown = each.model_dump(exclude_none=True)
+        text += "".join(f"{name} = {json.dumps(value)}\n" for name, value in shown.items())
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            os.fsync(stream.fileno())
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
