@@ -7,11 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving import protos
-from serving.modelserver.batching import BatchScheduler, options_from
+from serving.modelserver.batching import BatchingOptions, BatchScheduler
 from serving.modelserver.batching_servable import BatchingServable
-from serving.modelserver.config import read_text_proto
-from serving.modelserver.flags import Flags, cores
+from serving.modelserver.flags import Flags
 from serving.modelserver.manager import Servable
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.predict import Model
@@ -41,14 +39,14 @@ class Loading:
     scheduler: BatchScheduler | None
 
     @classmethod
-    def from_flags(cls, flags: Flags, metrics: Metrics) -> Loading:
+    def from_flags(cls, flags: Flags, batching: BatchingOptions | None, metrics: Metrics) -> Loading:
         """As the command line says; raises StatusError for flags that contradict each other."""
         return cls(
             LoadOptions(tuple(flags.saved_model_tags.split(",")), *_parallelism(flags)),
             metrics,
             max(flags.num_request_iterations_for_warmup, 1) if flags.enable_model_warmup else 0,
             flags.enable_signature_method_name_check,
-            _scheduler(flags),
+            BatchScheduler(batching) if batching is not None else None,
         )
 
     def load(self, name: str, version: int, path: Path) -> Servable:
@@ -99,17 +97,3 @@ def _parallelism(flags: Flags) -> tuple[int, int]:
             "server_options.tensorflow_inter_op_parallelism) separately. You cannot configure all."
         )
     return (intra, inter) if intra > 0 or inter > 0 else (both, both)
-
-
-def _scheduler(flags: Flags) -> BatchScheduler | None:
-    if not flags.enable_batching:
-        if flags.batching_parameters_file:
-            raise invalid_argument(
-                "server_options.batching_parameters_file is set without setting "
-                "server_options.enable_batching to true."
-            )
-        return None
-    parameters = protos.BatchingParameters()
-    if flags.batching_parameters_file:
-        read_text_proto(flags.batching_parameters_file, parameters)
-    return BatchScheduler(options_from(parameters, default_threads=cores()))

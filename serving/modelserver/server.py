@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from serving import protos
 from serving.modelserver import config as configs
 from serving.modelserver import flags as flagging
+from serving.modelserver.batching import BatchingOptions, options_from
 from serving.modelserver.flags import FlagError, Flags, cores
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.status import StatusError, invalid_argument
@@ -78,7 +79,8 @@ class Server:
         """Load the configured models, then listen; raises StatusError if either fails."""
         flags = self._flags
         config = _initial_config(flags)
-        core = self._make_core()
+        configs.validate(config, None)
+        core = self._make_core(_batching_options(flags))
         if flags.file_system_poll_wait_seconds > 0:
             self._every(flags.file_system_poll_wait_seconds, core.poll, "file-system-poll")
         core.reload(config, is_stopped)
@@ -89,7 +91,7 @@ class Server:
         self._listen_grpc(core)
         self._listen_http(core)
 
-    def _make_core(self) -> ServerCore:
+    def _make_core(self, batching: BatchingOptions | None) -> ServerCore:
         # TensorFlow is imported here: a wrong flag or file is told at once.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -99,7 +101,7 @@ class Server:
 
         flags = self._flags
         retry = RetryPolicy(flags.max_num_load_retries, max(flags.load_retry_interval_micros, 0) / 1e6)
-        loading = Loading.from_flags(flags, self._metrics)
+        loading = Loading.from_flags(flags, batching, self._metrics)
         self._manager = ModelManager(loading.load, retry, flags.num_load_threads or cores())
         return ServerCore(
             self._manager, allow_labels_for_unavailable=flags.allow_version_labels_for_unavailable_models
@@ -214,6 +216,20 @@ def _initial_config(flags: Flags) -> Any:
         flags.model_base_path,
     )
     return configs.single_model(flags.model_name, flags.model_base_path)
+
+
+def _batching_options(flags: Flags) -> BatchingOptions | None:
+    if not flags.enable_batching:
+        if flags.batching_parameters_file:
+            raise invalid_argument(
+                "server_options.batching_parameters_file is set without setting "
+                "server_options.enable_batching to true."
+            )
+        return None
+    parameters = protos.BatchingParameters()
+    if flags.batching_parameters_file:
+        configs.read_text_proto(flags.batching_parameters_file, parameters)
+    return options_from(parameters, default_threads=cores())
 
 
 def _reread_config(flags: Flags, core: ServerCore) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from serving import protos
 from serving.modelserver import examples
 from serving.modelserver import predict as predicting
 from serving.modelserver.core import ServerCore
+from serving.modelserver.manager import Servable
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.status import Code, StatusError, invalid_argument
 
@@ -37,20 +40,20 @@ class Services:
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
         name = _spec_of(request).name
-        with self._measured(name, "Predict"), self.core.model(request.model_spec) as model:
+        with self._measured(name, "Predict"), self._model(request.model_spec, "Predict") as model:
             return predicting.predict(model, request, self.options)
 
     def classify(self, request: Any) -> Any:
         """PredictionService.Classify."""
         name = _spec_of(request).name
-        with self._measured(name, "Classify"), self.core.model(request.model_spec) as model:
+        with self._measured(name, "Classify"), self._model(request.model_spec, "Classify") as model:
             self._count_examples(name, request)
             return examples.classify(model, request, check_method=self.options.check_method_names)
 
     def regress(self, request: Any) -> Any:
         """PredictionService.Regress."""
         name = _spec_of(request).name
-        with self._measured(name, "Regress"), self.core.model(request.model_spec) as model:
+        with self._measured(name, "Regress"), self._model(request.model_spec, "Regress") as model:
             self._count_examples(name, request)
             return examples.regress(model, request, check_method=self.options.check_method_names)
 
@@ -58,9 +61,18 @@ class Services:
         """PredictionService.MultiInference: the first task says which model and version."""
         if not request.tasks:
             raise invalid_argument("Inference request cannot have empty list of tasks.")
-        with self.core.model(request.tasks[0].model_spec) as model:
+        with self._model(request.tasks[0].model_spec, "MultiInference") as model:
             self._count_examples(model.name, request)
             return examples.multi_inference(model, request, check_method=self.options.check_method_names)
+
+    @contextmanager
+    def _model(self, spec: Any, api: str) -> Iterator[predicting.Model]:
+        """The model that `spec` asks for; the time of its runs is measured."""
+        with self.core.model(spec) as model:
+            timed = _TimedServable(
+                model.servable, lambda us: self.metrics.runtime_latency.observe(us, model.name, api, "TF1")
+            )
+            yield predicting.Model(model.name, model.version, timed)
 
     @contextmanager
     def _measured(self, name: str, api: str) -> Iterator[None]:
@@ -133,6 +145,27 @@ class Services:
         response = protos.ReloadConfigResponse()
         response.status.error_code = int(Code.OK)
         return response
+
+
+@dataclass(frozen=True)
+class _TimedServable:
+    """A servable whose runs are timed; `observe` gets microseconds."""
+
+    wrapped: Servable
+    observe: Callable[[float], None]
+
+    @property
+    def signatures(self) -> Mapping[str, Any]:
+        return self.wrapped.signatures
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        started = time.perf_counter()
+        outputs = self.wrapped.run(feeds, fetches)
+        self.observe((time.perf_counter() - started) * 1e6)
+        return outputs
+
+    def close(self) -> None:
+        self.wrapped.close()
 
 
 def _spec_of(request: Any) -> Any:

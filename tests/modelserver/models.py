@@ -81,6 +81,9 @@ def kinds(folder: Path) -> None:
         lambda x: {"y": x, "z": tf.concat([x, x], 0)}, spec([None], tf.float32, "x")
     )
     signatures["slow"] = function(lambda x: {"y": x + burn(200) * 0}, spec([None], tf.float32, "x"))
+    signatures["size"] = function(
+        lambda x: {"n": tf.fill(tf.shape(x), tf.shape(x)[0])}, spec([None], tf.float32, "x")
+    )
     signatures["serving_default"] = signatures["matrix"]
     module = tf.Module()
     module.functions = list(signatures.values())

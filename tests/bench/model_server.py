@@ -1,0 +1,212 @@
+"""Predict through the model server against the same SavedModel called in process.
+
+`python -m tests.bench.model_server` (`make bench-model-server`). For each model and batch size, rounds
+in process and through the server follow one another, so that a busy machine slows both; the ratio of
+throughputs is the median over the rounds. SLUICE_MODEL_SERVER puts another program in the server's
+place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving import protos, tensors
+from tests.modelserver.process import ServerProcess
+
+SIZES = {"resnet20": 32, "resnet50": 224}
+CLASSES = {"resnet20": 10, "resnet50": 1000}
+CLIENTS = 2  # threads that call
+
+
+class Round(NamedTuple):
+    """One measurement: rows a second with two callers, and the median time of a call, alone."""
+
+    rows_per_s: float
+    p50_s: float
+
+
+def export(depth: str, folder: Path) -> None:
+    """A frozen ResNet with random weights, uint8 images in, scores out."""
+    import keras
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    from training.models.resnet import ResNet
+
+    keras.utils.set_random_seed(0)
+    size = SIZES[depth]
+    model = ResNet(CLASSES[depth], depth)
+    spec = tf.TensorSpec([None, size, size, 3], tf.uint8, name="images")
+    model(np.zeros([1, size, size, 3], np.uint8))
+    frozen = convert_variables_to_constants_v2(tf.function(model).get_concrete_function(spec))
+    module = tf.Module()
+    module.serve = tf.function(lambda images: {"scores": frozen(images)[0]}, input_signature=[spec])
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+
+
+def measure(call: Callable[[], Any], rows: int, seconds: float) -> Round:
+    """Call from two threads for a while, then from one."""
+    call()
+    counts = [0] * CLIENTS
+    end = time.perf_counter() + seconds
+
+    def work(index: int) -> None:
+        while time.perf_counter() < end:
+            call()
+            counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=[index]) for index in range(CLIENTS)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    throughput = sum(counts) * rows / (time.perf_counter() - started)
+    times: list[float] = []
+    end = time.perf_counter() + seconds / 2
+    while time.perf_counter() < end or len(times) < 5:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return Round(throughput, statistics.median(times))
+
+
+def images(depth: str, rows: int) -> np.ndarray:
+    """Random pixels."""
+    return np.random.default_rng(0).integers(0, 256, [rows, SIZES[depth], SIZES[depth], 3], dtype=np.uint8)
+
+
+def serve_in_process() -> None:
+    """The other side of `InProcess`: loads a model, and measures as each line of its input says."""
+    from serving.modelserver.servable import LoadOptions, Session
+
+    request = json.loads(sys.stdin.readline())
+    session = Session(Path(request["path"]), LoadOptions())
+    signature = session.signatures["serving_default"]
+    feed, fetch = signature.inputs["images"].name, signature.outputs["scores"].name
+    for line in sys.stdin:
+        todo = json.loads(line)
+        array = images(request["depth"], todo["rows"])
+
+        def call(array: np.ndarray = array) -> Any:
+            return session.run({feed: array}, [fetch])
+
+        print(json.dumps(measure(call, todo["rows"], todo["seconds"])), flush=True)
+
+
+class InProcess:
+    """A process that calls the model itself."""
+
+    def __init__(self, depth: str, path: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.model_server", "--in-process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._send({"depth": depth, "path": str(path)})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+
+    def measure(self, rows: int, seconds: float) -> Round:
+        """One round."""
+        assert self._process.stdout is not None
+        self._send({"rows": rows, "seconds": seconds})
+        return Round(*json.loads(self._process.stdout.readline()))
+
+    def stop(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def through_server(server: ServerProcess, depth: str, rows: int, seconds: float) -> Round:
+    """One round over gRPC; each call makes, serialises and parses its messages anew."""
+    array = images(depth, rows)
+
+    def call() -> Any:
+        request = protos.PredictRequest(model_spec={"name": depth})
+        request.inputs["images"].CopyFrom(tensors.to_proto(array))
+        return tensors.from_proto(server.predict(request).outputs["scores"])
+
+    return measure(call, rows, seconds)
+
+
+def compare(depth: str, batches: Sequence[int], rounds: int, seconds: float, folder: Path) -> None:
+    """Print a line for each batch size."""
+    exporter = [
+        sys.executable,
+        "-m",
+        "tests.bench.model_server",
+        "--export",
+        depth,
+        str(folder / depth / "1"),
+    ]
+    subprocess.run(exporter, check=True, capture_output=True)
+    flags = [f"--model_name={depth}", f"--model_base_path={folder / depth}"]
+    server = ServerProcess(flags, folder / f"{depth}.log").wait_ready()
+    in_process = InProcess(depth, folder / depth / "1")
+    try:
+        for rows in batches:
+            direct, served = [], []
+            for _ in range(rounds):
+                direct.append(in_process.measure(rows, seconds))
+                served.append(through_server(server, depth, rows, seconds))
+            _print_line(depth, rows, direct, served)
+    finally:
+        in_process.stop()
+        server.stop()
+
+
+def _print_line(depth: str, rows: int, direct: Sequence[Round], served: Sequence[Round]) -> None:
+    ratio = statistics.median(s.rows_per_s / d.rows_per_s for s, d in zip(served, direct, strict=True))
+    extra_ms = statistics.median(s.p50_s - d.p50_s for s, d in zip(served, direct, strict=True)) * 1e3
+    rates = [statistics.median(r.rows_per_s for r in found) for found in (direct, served)]
+    times = [statistics.median(r.p50_s for r in found) * 1e3 for found in (direct, served)]
+    print(
+        f"{depth} batch {rows:>2}: in process {rates[0]:7.0f} rows/s, p50 {times[0]:8.2f} ms; "
+        f"server {rates[1]:7.0f} rows/s, p50 {times[1]:8.2f} ms; ratio {ratio:.3f}, p50 {extra_ms:+.2f} ms",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet50"], choices=list(SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--export", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.in_process:
+        serve_in_process()
+    elif arguments.export:
+        export(arguments.export[0], Path(arguments.export[1]))
+    else:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        with tempfile.TemporaryDirectory() as folder:
+            for depth in arguments.models:
+                compare(depth, arguments.batches, arguments.rounds, arguments.seconds, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
