@@ -16,7 +16,10 @@ import typer
 GROUP = "sluice.commands"
 
 # In the order in which people meet them; commands that are not named here follow, sorted.
-_ORDER = ("train", "publish", "serve", "classify", "models", "gateway", "model-server")
+_ORDER = (
+    "recipes", "train", "publish", "inspect", "evaluate", "compare",
+    "serve", "classify", "models", "rollout", "gateway", "model-server", "keys", "demo",
+)  # fmt: skip
 
 
 def build() -> typer.Typer:

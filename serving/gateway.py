@@ -21,7 +21,15 @@ from serving.backends.pool import Pool
 from serving.batching import Batcher, Entry, LaneKey
 from serving.callers import Callers
 from serving.catalog import CLASSIFY_SIGNATURE, Catalog, ModelVersion
-from serving.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, NotFound, SluiceError
+from serving.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    NotFound,
+    SluiceError,
+    Unavailable,
+)
 from serving.images import decode
 from serving.keys import Scope
 from serving.prediction import ClassScore, ImageResult, ModelRef, Prediction, RequestContext
@@ -241,7 +249,7 @@ class Gateway:
             async with asyncio.timeout(context.deadline - self._clock()):
                 if ref.label:
                     ref = await self.catalog.labelled(ref)
-                model = self.catalog.resolve(ref)
+                model = await self._resolved(ref)
                 try:
                     return await answer(model)
                 except NotFound:
@@ -251,6 +259,19 @@ class Gateway:
                 return await answer(self.catalog.resolve(ref))
         except TimeoutError:
             raise DeadlineExceeded("the request's deadline passed before its answer") from None
+
+    async def _resolved(self, ref: ModelRef) -> ModelVersion:
+        """The version that `ref` is routed to now.
+
+        If there is none although replicas answer, they may have swapped versions since they were asked.
+        """
+        try:
+            return self.catalog.resolve(ref)
+        except Unavailable:
+            if not self._pool.reachable():
+                raise
+        await self.catalog.refreshed()
+        return self.catalog.resolve(ref)
 
     async def _classify_with(
         self, model: ModelVersion, images: Sequence[bytes], top_k: int | None, context: RequestContext

@@ -32,6 +32,7 @@ MAX_PAUSE_S = 30.0
 # A child that lived this long was fine: the next pause starts from the first again.
 HEALTHY_AFTER_S = 60.0
 TERMINATE_TIMEOUT_S = 10.0
+LOAD_RETRY_INTERVAL_S = 1
 
 OWN_PROGRAM = (sys.executable, "-m", "serving.modelserver")
 
@@ -133,6 +134,8 @@ class ModelServerProcess:
             f"--grpc_socket_path={self._socket_path}",
             f"--model_config_file={self._config_path}",
             "--file_system_poll_wait_seconds=1",
+            # By default a version that does not load is tried again each minute, and says nothing till the end.
+            f"--load_retry_interval_micros={LOAD_RETRY_INTERVAL_S * 1_000_000}",
         ]
         # Its own session: Ctrl-C in a terminal is for the gateway, which ends the child once it has drained.
         child = await asyncio.create_subprocess_exec(

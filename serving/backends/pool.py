@@ -65,6 +65,10 @@ class Pool:
         usable = sum(replica.usable(model, version, now) for replica in self.replicas)
         return usable * self._calls_per_replica
 
+    def reachable(self) -> bool:
+        """Whether any replica answered when it was last asked."""
+        return any(replica.reachable for replica in self.replicas)
+
     def availability(self, model: str) -> dict[int, int]:
         """Each version of `model` that is AVAILABLE somewhere reachable -> on how many replicas it is."""
         counts: dict[int, int] = {}

@@ -141,7 +141,7 @@ async def states(client: httpx.AsyncClient) -> dict[int, tuple[str, str | None]]
 
 
 async def test_broken_versions_leave_the_good_one_serving_and_say_why(models: Path) -> None:
-    async with serving(models) as (live, client):
+    async with serving(models) as (_live, client):
         (models / "digits" / "abc").mkdir()
         corrupt = models / "digits" / ".corrupt"
         corrupt.mkdir()
@@ -163,7 +163,7 @@ async def test_broken_versions_leave_the_good_one_serving_and_say_why(models: Pa
 
 
 async def test_a_model_that_appears_later_is_served(models: Path) -> None:
-    async with serving(models) as (live, client):
+    async with serving(models) as (_live, client):
         staged = models / ".staged"
         shutil.copytree(models / "digits", staged)
         staged.rename(models / "numbers")
