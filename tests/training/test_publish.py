@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("")
-    with pytest.raises(PublishFailed, match="nothing was published in .*Not a directory"):
+    with pytest.raises(PublishFailed, match=r"nothing was published in .*Not a directory"):
         publish(tmp_path / "models" / "m", write_file)
 
 

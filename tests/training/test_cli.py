@@ -1,0 +1,142 @@
+"""The commands as a user runs them: processes, their output, their exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.conftest import Published
+
+APP = """
+import typer
+from training import cli
+app = typer.Typer()
+for name in ("train", "publish", "recipes", "evaluate", "compare", "inspect"):
+    app.command(name)(getattr(cli, name))
+app()
+"""
+COMMANDS = ("train", "publish", "recipes", "evaluate", "compare", "inspect")
+
+
+def start(*arguments: str | Path, file_kib: int | None = None) -> subprocess.Popen[str]:
+    limit = ["bash", "-c", f'ulimit -f {file_kib} && exec "$@"', "-"] if file_kib else []
+    return subprocess.Popen(
+        [*limit, sys.executable, "-c", APP, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"COLUMNS": "200"},
+    )
+
+
+def run(*arguments: str | Path, file_kib: int | None = None) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    process = start(*arguments, file_kib=file_kib)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def test_help_needs_no_tensorflow() -> None:
+    script = APP.replace("app()\n", "")
+    for command in COMMANDS:
+        script += f"try: app(['{command}', '--help'])\nexcept SystemExit: pass\n"
+    script += "import sys; assert not {'tensorflow', 'keras', 'numpy', 'sklearn'} & set(sys.modules)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("Train a recipe and publish", "Publish a model of your own", "McNemar", "--resume"):
+        assert words in done.stdout
+
+
+def test_recipes_lists_them_all() -> None:
+    from training.config import PRESETS
+
+    code, out, err = run("recipes")
+    assert (code, err) == (0, "")
+    assert all(f" {name} " in out for name in PRESETS)
+
+
+def test_train_publishes_and_says_where(tmp_path: Path) -> None:
+    options = ("--epochs", "2", "--examples", "300", "--out", tmp_path, "--tensorboard", tmp_path / "logs")
+    code, out, err = run("train", "sequential", *options)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("sequential epoch 1/2 loss ")
+    assert lines[1].startswith("sequential epoch 2/2 loss ")
+    assert lines[2].startswith("held-out accuracy 0.")
+    assert lines[-2:] == [f"published {tmp_path / 'digits' / '1'}", f"next: sluice serve --models {tmp_path}"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["digits", "logs"]
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train", "resnt"), 2, "error: there is no recipe 'resnt'; did you mean 'resnet'?"),
+        (("inspect", "nowhere"), 2, "error: nowhere: no saved_model.pb in it, nor in a version folder"),
+        (("train", "resnet", "--data", "mnist=none.npz"), 2, "error: none.npz: no such file"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], code: int, message: str) -> None:
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
+
+
+def test_evaluate_compare_and_inspect(published: Published, digits: Path, tmp_path: Path) -> None:
+    poor = published("sequential")
+    card = json.loads((digits / "assets.extra" / "card.json").read_text())
+    code, out, err = run("evaluate", digits, "--json", "--png", tmp_path / "c.png")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["held_out_accuracy"] == card["metrics"]["held_out_accuracy"]
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, err = run("compare", digits.parent, poor, "--data", "digits")
+    assert (code, err) == (0, "")
+    assert "they differ at the 5 % level" in out
+    assert "359 examples" in out
+
+    code, out, err = run("inspect", digits.parent)
+    assert (code, err) == (0, "")
+    assert "serving_bytes" in out
+    assert "images uint8 [N, 8, 8, 1]" in out
+    assert "antialiased bilinear" in out
+
+
+def test_a_full_disk_publishes_nothing(digits: Path, tmp_path: Path) -> None:
+    archive = digits / "assets.extra" / "model.keras"
+    code, out, err = run("publish", archive, "--out", tmp_path / "m", "--name", "x", file_kib=100)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: nothing was published in {tmp_path / 'm' / 'x'}")
+    assert len(err.splitlines()) == 1
+    assert list((tmp_path / "m" / "x").iterdir()) == []
+
+
+def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:
+    options = ("train", "residual", "--examples", "300", "--epochs", "6", "--out", tmp_path)
+    process = start(*options)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    process.kill()
+    process.communicate(timeout=60)
+    assert [line.split()[2] for line in lines] == ["1/6", "2/6"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [".training"]
+
+    code, out, err = run(*options, "--resume")
+    assert (code, err) == (0, "")
+    resumed = [line.split()[2] for line in out.splitlines() if " epoch " in line]
+    assert resumed == [f"{epoch}/6" for epoch in range(7 - len(resumed), 7)]
+    assert 1 <= len(resumed) <= 4  # epochs that ended before the kill are not trained again
+    card = json.loads((tmp_path / "digits" / "1" / "assets.extra" / "card.json").read_text())
+    assert card["training"]["epochs"] == 6
+    assert [entry.name for entry in tmp_path.iterdir()] == ["digits"]

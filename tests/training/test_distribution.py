@@ -1,0 +1,108 @@
+"""Several workers compute what one would: two processes with TF_CONFIG, and two devices in one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.distribution import distribution
+from training.errors import BadInput
+
+TEN_STEPS = """
+import dataclasses, json, sys
+import numpy as np
+import tensorflow as tf
+from training.distribution import distribution
+if sys.argv[1] == "mirrored":
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+spread = distribution(sys.argv[1])
+from training import recipes
+from training.config import Options
+from training.loop import Run, fit
+plan = recipes.plan("sequential", Options(epochs=1, examples=400, batch_size=32))
+problem = dataclasses.replace(
+    plan.problem,
+    train=plan.problem.train.take(np.arange(320)),
+    validation=plan.problem.validation.take(np.arange(30)),
+)
+run = Run(report=lambda epoch, metrics: print(json.dumps(metrics)), distribution=spread)
+model, history = fit(problem, plan.variants["sequential"], plan.hyperparameters, run)
+print(json.dumps([spread.replicas, spread.chief, history.epochs[0], float(model.get_weights()[0].sum())]))
+"""
+
+
+def start(strategy: str, task: str | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", TEN_STEPS, strategy],
+        env=os.environ | ({"TF_CONFIG": task} if task else {}) | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(process: subprocess.Popen[str]) -> tuple[int, bool, dict[str, float], float, int]:
+    """(replicas, chief, metrics, sum of weights, reports)."""
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err[-3000:]
+    *reports, last = out.splitlines()
+    replicas, chief, metrics, weights = json.loads(last)
+    return replicas, chief, metrics, weights, len(reports)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_two_workers_and_two_devices_compute_what_one_does() -> None:
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    tasks = [
+        json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        for index in (0, 1)
+    ]
+    both = [start("multiworker", task) for task in tasks]
+    others = [result(process) for process in both]
+    alone, mirrored = result(start("none")), result(start("mirrored"))
+    assert alone[:2] == (1, True)
+    assert mirrored[:2] == (2, True)
+    assert [(replicas, chief, reports) for replicas, chief, _, _, reports in others] == [
+        (2, True, 1),
+        (2, False, 0),
+    ]
+    for _, _, metrics, weights, _ in (*others, mirrored):
+        assert metrics == pytest.approx(alone[2], abs=1e-4)
+        assert weights == pytest.approx(alone[3], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "--strategy multiworker needs TF_CONFIG"),
+        ("{", "TF_CONFIG cannot be used"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 3}}', "TF_CONFIG cannot be"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "TF_CONFIG cannot be"),
+    ],
+)
+def test_a_cluster_that_cannot_be(config: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config is not None:
+        monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(BadInput, match=message):
+        distribution("multiworker")
+
+
+def test_a_strategy_that_is_none() -> None:
+    with pytest.raises(BadInput, match="there is no strategy 'tpu'; there are: none, mirrored, multiworker"):
+        distribution("tpu")

@@ -1,0 +1,172 @@
+"""Models of one's own: archives and SavedModels published with signatures, or refused with a reason."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from training.errors import BadInput, ProofFailed
+from training.foreign import publish_file
+from training.published import examine, read_card
+from training.served import served
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3)).astype(np.uint8)
+
+
+def classifier(classes: int = 3) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 3), name="photo"),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(classes, activation="softmax"),
+        ]
+    )
+
+
+def labels_file(folder: Path, text: str) -> Path:
+    (folder / "labels.txt").write_text(text, encoding="utf-8")
+    return folder / "labels.txt"
+
+
+@pytest.mark.parametrize("kind", ["archive", "SavedModel"])
+def test_a_classifier_gets_the_four_signatures(kind: str, tmp_path: Path) -> None:
+    model = classifier()
+    path = tmp_path / ("mine.keras" if kind == "archive" else "mine")
+    if kind == "archive":
+        model.save(path)
+    else:
+        model.export(path, verbose=False)
+    labels = labels_file(tmp_path, "Katze\nHund\nBär\n")
+    published = publish_file(path, tmp_path / "models", labels=labels, pixel_scale=1 / 255)
+    assert published.folder == tmp_path / "models" / "mine" / "1"
+    with served(published.folder) as loaded:
+        names = {name for name in loaded.signatures if not name.startswith("__")}
+        scores = loaded.run("serving_default", {"images": IMAGES})["scores"]
+        described = loaded.run("describe", {"index": np.arange(3, dtype=np.int32)})["label"]
+    assert names == {"serving_default", "serving_bytes", "describe", "self_test"}
+    np.testing.assert_allclose(scores, model(IMAGES / np.float32(255)), atol=1e-5)
+    assert [label.decode() for label in described] == ["Katze", "Hund", "Bär"]
+    card = read_card(published.folder)
+    assert card is not None
+    assert card["input"]["channels"] == 3
+    assert card["training"] is None
+    archived = (published.folder / "assets.extra" / "model.keras").exists()
+    assert archived == (kind == "archive")
+
+
+def test_labels_default_to_numbers_and_versions_count(tmp_path: Path) -> None:
+    classifier(12).save(tmp_path / "mine.keras")
+    publish_file(tmp_path / "mine.keras", tmp_path, "other", freeze=False)
+    second = publish_file(tmp_path / "mine.keras", tmp_path, "other")
+    assert second.version == 2
+    assert second.card["labels"] == [str(index) for index in range(12)]
+
+
+def test_several_named_inputs_stay_as_they_are(tmp_path: Path) -> None:
+    inputs = {"a": keras.Input((2,), name="a"), "b": keras.Input((3,), name="b")}
+    joined = keras.layers.Concatenate()([inputs["a"], inputs["b"]])
+    model = keras.Model(
+        inputs, {"sum": keras.layers.Dense(1)(joined), "twice": keras.layers.Dense(2)(joined)}
+    )
+    model.save(tmp_path / "two.keras")
+    published = publish_file(tmp_path / "two.keras", tmp_path / "models")
+    rows: dict[str, Any] = {"a": np.ones((4, 2), np.float32), "b": np.ones((4, 3), np.float32)}
+    with served(published.folder) as loaded:
+        outputs = loaded.run("serving_default", rows)
+    assert {name: output.shape for name, output in outputs.items()} == {"sum": (4, 1), "twice": (4, 2)}
+    np.testing.assert_allclose(outputs["sum"], model(rows)["sum"], atol=1e-5)
+    with pytest.raises(BadInput, match="is no image classifier, so there is nothing that --labels could"):
+        publish_file(tmp_path / "two.keras", tmp_path, labels=labels_file(tmp_path, "x\n"))
+    with pytest.raises(BadInput, match="only image classifiers and the models of recipes can be evaluated"):
+        examine(published.folder, "digits")
+
+
+def test_an_unregistered_lambda_is_refused(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x * 2)])
+    model.save(tmp_path / "code.keras")
+    with pytest.raises(
+        BadInput, match="has a Lambda layer that carries Python code, and loading would run it"
+    ):
+        publish_file(tmp_path / "code.keras", tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+class Unregistered(keras.layers.Layer):  # type: ignore[misc]
+    """A layer that no other process knows."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * 3
+
+
+def test_an_unknown_class_is_named(tmp_path: Path) -> None:
+    keras.Sequential([keras.Input((2,)), Unregistered()]).save(tmp_path / "m.keras")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["config.json"] = parts["config.json"].replace(b"tests.training.test_foreign", b"somebody.elses")
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    with pytest.raises(BadInput, match=r"cannot be loaded: .*Unregistered"):
+        publish_file(tmp_path / "m.keras", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\nb\n", "has 2 labels, a line each, and the model has 3 classes"),
+        ("a\nb\nc\nd\n", "has 4 labels"),
+        ("a\n\nc\n", "line 2 is blank"),
+        ("", "has 0 labels"),
+    ],
+)
+def test_labels_that_do_not_fit(text: str, message: str, tmp_path: Path) -> None:
+    classifier().save(tmp_path / "m.keras")
+    with pytest.raises(BadInput, match=message):
+        publish_file(tmp_path / "m.keras", tmp_path / "models", labels=labels_file(tmp_path, text))
+    assert not (tmp_path / "models").exists()
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "m.keras").write_bytes(b"no archive")
+    (tmp_path / "m.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+    for name, message in (
+        ("none.keras", "no such file or folder"),
+        ("m.keras", "m.keras cannot be loaded"),
+        ("m.txt", "neither a .keras file nor a SavedModel folder"),
+        ("folder", "cannot be loaded as a SavedModel"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            publish_file(tmp_path / name, tmp_path / "models")
+
+
+def test_inputs_of_any_size_are_refused(tmp_path: Path) -> None:
+    keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]).save(
+        tmp_path / "m.keras"
+    )
+    with pytest.raises(BadInput, match="only the first dimension may be open"):
+        publish_file(tmp_path / "m.keras", tmp_path)
+
+
+def test_a_saved_model_without_serving_default(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.f = tf.function(lambda x: x + 1, input_signature=[tf.TensorSpec((None, 2), tf.float32)])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"other": module.f})
+    with pytest.raises(BadInput, match=r"has no signature serving_default; there are .*other"):
+        publish_file(tmp_path / "m", tmp_path)
+
+
+def test_a_model_that_answers_no_number_fails_its_proof(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.set_weights([np.full((2, 1), np.nan, np.float32), np.zeros(1, np.float32)])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ProofFailed, match="differs by nan"):
+        publish_file(tmp_path / "m.keras", tmp_path / "models")
+    assert list((tmp_path / "models" / "m").iterdir()) == []

@@ -1,0 +1,170 @@
+"""The loop: schedules, early stopping, resuming where it was, half precision."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from training import recipes
+from training.checkpoint import Checkpoint
+from training.config import Hyperparameters, Options
+from training.errors import BadInput, TrainingError
+from training.history import History
+from training.loop import Run, fit, predict, schedule
+from training.pipeline import Examples, flip, shift, training_batches
+from training.recipes.base import Plan
+
+Metrics = dict[str, float]
+
+
+def small_plan(recipe: str = "sequential", **options: Any) -> Plan:
+    return recipes.plan(recipe, Options(**{"epochs": 4, "examples": 300, **options}))
+
+
+def run_of(
+    plan: Plan, values: Hyperparameters | None = None, **changes: Any
+) -> tuple[keras.Model, History, list[int]]:
+    reported: list[int] = []
+    run = Run(report=lambda epoch, _: reported.append(epoch), **changes)
+    model, history = fit(plan.problem, plan.variants[plan.recipe], values or plan.hyperparameters, run)
+    return model, history, reported
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: the process is gone before it can do anything more."""
+
+
+def killed_after(epoch: int) -> Any:
+    def report(number: int, _: Metrics) -> None:
+        if number > epoch:
+            raise Killed
+
+    return report
+
+
+def test_the_schedule_warms_up_and_falls_like_a_cosine() -> None:
+    values = Hyperparameters(epochs=10, learning_rate=0.1, warmup=0.1)
+    rate = schedule(values, steps_per_epoch=20)
+    assert [float(rate(step)) for step in (0, 10, 20)] == pytest.approx([0.0, 0.05, 0.1], abs=1e-6)
+    for step in (20, 65, 110, 155, 200):
+        expected = 0.1 * (1 + math.cos(math.pi * (step - 20) / 180)) / 2
+        assert float(rate(step)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_model_and_another_does_not() -> None:
+    plan = small_plan(epochs=2)
+    first, history, reported = run_of(plan)
+    second, _, _ = run_of(plan)
+    other, _, _ = run_of(plan, dataclasses.replace(plan.hyperparameters, seed=8))
+    assert reported == [0, 1]
+    assert len(history.epochs) == 2
+    for left, right in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+    assert np.abs(first.get_weights()[0] - other.get_weights()[0]).max() > 1e-3
+
+
+def test_it_stops_early_and_keeps_the_best_epoch() -> None:
+    history = History()
+    for loss in (3.0, 1.0, 2.0, 1.5):
+        assert not history.should_stop(patience=3)
+        history.add({"val_loss": loss})
+    assert (history.best_epoch, history.best_loss) == (1, 1.0)
+    history.add({"val_loss": 1.0})
+    assert history.should_stop(patience=3)
+
+    plan = small_plan(epochs=60)
+    values = dataclasses.replace(plan.hyperparameters, learning_rate=0.05, patience=2)
+    model, history, _ = run_of(plan, values)
+    assert len(history.epochs) < 60
+    assert len(history.epochs) - 1 - history.best_epoch == 2
+    outputs = predict(plan.problem.interface, model, plan.problem.validation)["scores"]
+    truth = plan.problem.validation.targets["scores"]
+    loss = -np.log(np.maximum(outputs[np.arange(len(truth)), truth], 1e-7)).mean()
+    assert loss == pytest.approx(history.best_loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("killed_in", [0, 2])
+def test_a_resumed_run_ends_where_it_would_have(killed_in: int, tmp_path: Path) -> None:
+    plan = small_plan("resnet", augment="shift-flip", examples=150)
+    whole, history, _ = run_of(plan)
+    checkpoint = Checkpoint(tmp_path / "run.npz", {"epochs": 4})
+    with pytest.raises(Killed):
+        fit(
+            plan.problem,
+            plan.variants["resnet"],
+            plan.hyperparameters,
+            Run(killed_after(killed_in), checkpoint),
+        )
+    resumed, continued, reported = run_of(plan, checkpoint=checkpoint, resume=True)
+    assert reported == list(range(killed_in + 1, 4))
+    assert [epoch["loss"] for epoch in continued.epochs] == pytest.approx(
+        [epoch["loss"] for epoch in history.epochs], rel=1e-3
+    )
+    for left, right in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-2)
+    again, finished, reported = run_of(plan, checkpoint=checkpoint, resume=True)
+    assert reported == []  # it was finished: nothing is trained twice
+    assert finished == continued
+    np.testing.assert_array_equal(again.get_weights()[0], resumed.get_weights()[0])
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    plan = small_plan(epochs=1)
+    run_of(plan, checkpoint=Checkpoint(tmp_path / "run.npz", {"epochs": 1, "seed": 7}))
+    other = Checkpoint(tmp_path / "run.npz", {"epochs": 2, "seed": 7})
+    with pytest.raises(BadInput, match="is of other settings: epochs was 1 and is now 2"):
+        run_of(plan, checkpoint=other, resume=True)
+    (tmp_path / "run.npz").write_bytes(b"half a file")
+    with pytest.raises(BadInput, match="is no checkpoint"):
+        run_of(plan, checkpoint=other, resume=True)
+    other.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_trains(precision: str) -> None:
+    plan = small_plan("functional", mixed_precision=precision, epochs=5)
+    model, history, _ = run_of(plan)
+    assert {layer.compute_dtype for layer in model.layers if layer.name.startswith("dense")} == {precision}
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert history.epochs[-1]["loss"] < 0.8 * history.epochs[0]["loss"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run() -> None:
+    plan = small_plan("simple-dense")
+    values = dataclasses.replace(plan.hyperparameters, learning_rate=1e30)
+    with pytest.raises(TrainingError, match="lower --learning-rate"):
+        run_of(plan, values)
+
+
+def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
+    count = 50
+    examples = Examples({"x": np.arange(count)}, {"y": np.arange(count) * 2})
+    seen = []
+    for first in (0, 1):
+        batches = training_batches(examples, 16, seed=3, first_epoch=first).take(8)
+        pairs = [(inputs["x"].numpy(), targets["y"].numpy()) for inputs, targets in batches]
+        assert [len(x) for x, _ in pairs] == [16, 16, 16, 2] * 2
+        assert all((2 * x == y).all() for x, y in pairs)
+        seen.append(np.concatenate([x for x, _ in pairs]))
+    assert sorted(seen[0][:count]) == list(range(count))
+    assert seen[0][:count].tolist() != seen[0][count:].tolist()
+    assert seen[0][count:].tolist() == seen[1][:count].tolist()  # epoch 1 is epoch 1, wherever one began
+
+
+def test_augmentation_moves_and_mirrors_whole_images() -> None:
+    images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4, 1)
+    images = np.repeat(images, 20, axis=0)
+    moved = shift(images, [1, 2], 1).numpy()
+    assert moved.shape == images.shape
+    assert moved.dtype == np.uint8
+    inner = {tuple((image[1:3, 1:3, 0] - image.min()).reshape(-1)) for image in moved}
+    assert len(inner) >= 5  # of the nine moves by at most one pixel each way
+    mirrored = flip(images, [1, 2]).numpy()
+    kept = (mirrored == images).all(axis=(1, 2, 3))
+    assert 10 < kept.sum() < 50
+    assert (mirrored[~kept] == images[~kept][:, :, ::-1]).all()
