@@ -99,6 +99,10 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
 def _add_error_handlers(app: FastAPI) -> None:
     """Make FastAPI's own errors problem documents, too."""
 
+    @app.exception_handler(SluiceError)
+    async def sluice_error(request: Request, error: SluiceError) -> Response:
+        return _problem(request, error)
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         path = request.url.path

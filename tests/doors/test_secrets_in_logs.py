@@ -1,0 +1,45 @@
+"""A whole run of a gateway process, with keys good and bad: none of them is in what it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from serving.keys import new_key
+from serving.keys_command import _write
+from tests.doors.replica import ScriptedReplica, grey_png
+from tests.support.processes import started
+
+
+async def test_no_secret_is_logged_and_strangers_are_warned_of(
+    replica: ScriptedReplica, tmp_path: Path
+) -> None:
+    key, entry = new_key("camera", ["classify"])
+    wrong, _ = new_key("other", ["classify"])
+    file = tmp_path / "keys.toml"
+    _write(file, [entry])
+    arguments = ["gateway", f"--replica={replica.address}", "--model=digits"]
+    async with (
+        started([*arguments, f"--keys={file}", "--http-host=0.0.0.0"]) as live,
+        httpx.AsyncClient(base_url=live.http_url.replace("0.0.0.0", "127.0.0.1")) as client,
+    ):
+        for headers in ({"authorization": f"Bearer {key}"}, {"x-api-key": wrong}, {"authorization": wrong}):
+            await client.post("/v1/classify", content=grey_png(9), headers=headers)
+            await client.post("/v1/models/digits:predict", content=b"{", headers=headers)
+        bad = file.read_text().replace(entry.hash, key)
+        file.write_text(bad)
+        while not any("credentials file is bad" in line for line in live.errors):
+            await client.get(f"/v1/models?key={wrong}", headers={"x-api-key": key})
+        await live.end()
+    written = "\n".join((*live.lines, *live.errors))
+    for secret in (key, wrong):
+        assert secret not in written
+        assert secret.split("_", 2)[2] not in written
+    assert "unencrypted" in written
+    assert "ANYONE" not in written
+    async with started([*arguments, "--http-host=0.0.0.0"]) as live:
+        await live.end()
+    loud = [line for line in live.errors if "ANYONE who reaches this machine" in line]
+    assert len(loud) == 1
+    assert "0.0.0.0" in loud[0]
