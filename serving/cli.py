@@ -65,6 +65,9 @@ def main() -> None:
         # Its flags are tensorflow_model_server's, in that program's forms; it reads them itself.
         from serving import modelserver
 
+        if sys.argv[2:] in (["-h"], ["--help"]):
+            print(modelserver.usage())
+            return
         sys.exit(modelserver.main(sys.argv[2:]))
     build()()
 

@@ -90,7 +90,7 @@ class Pool:
 
         Raises:
             Unavailable: no replica that has this version can be reached.
-            NotFound: the replicas say that they no longer have this version.
+            NotFound: replicas answer, but none of them has this version any longer.
             SluiceError: what the last replica that was tried answered.
         """
         tried: list[Replica] = []
@@ -109,7 +109,13 @@ class Pool:
                     replica.forget(model, version)
         if last is None and self._clock() >= deadline:
             raise errors.DeadlineExceeded("the deadline passed before a replica was free", stage="backend")
+        if last is None and self.reachable() and not self._held(model, version):
+            raise errors.NotFound(f'no replica has version {version} of model "{model}"', stage="backend")
         raise _with_advice(last, model, version)
+
+    def _held(self, model: str, version: int) -> bool:
+        """Whether any reachable replica has the version, be it well or not."""
+        return any(replica.reachable and replica.has(model, version) for replica in self.replicas)
 
     def _usable(self, model: str, version: int, now: float, tried: Iterable[Replica]) -> list[Replica]:
         return [

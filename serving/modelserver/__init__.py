@@ -15,3 +15,10 @@ def main(argv: Sequence[str]) -> int:
     from serving.modelserver.server import run
 
     return run(argv)
+
+
+def usage() -> str:
+    """The flags, a line each."""
+    from serving.modelserver import flags
+
+    return flags.usage()
