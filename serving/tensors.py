@@ -29,6 +29,8 @@ MAX_FILL_BYTES = 64 * 2**20
 MAX_ELEMENTS = 2**58  # of 16 bytes at most; beyond it numpy's own arithmetic fails
 MAX_RANK = 64  # numpy's own limit; TensorFlow's kernels stop long before
 
+_LENGTH_DELIMITED = 2  # protobuf's wire type of packed numbers
+
 DATA_TYPES = protos.POOL.FindEnumTypeByName("tensorflow.DataType")
 
 
@@ -306,9 +308,20 @@ def _set_values(proto: Any, kind: _Kind, array: np.ndarray) -> None:
     flat = np.ascontiguousarray(array, kind.dtype).reshape(-1)
     if kind.field == "float8_val":
         proto.float8_val = flat.tobytes()
-        return
-    if kind.field == "half_val":
-        flat = flat.view(np.uint16)
-    elif kind.dtype.kind == "c":
-        flat = flat.view(np.float32 if kind.dtype.itemsize == 8 else np.float64)
-    getattr(proto, kind.field).extend(flat.tolist())
+    elif kind.dtype.kind in "fc" and kind.field != "half_val":
+        # On the wire these fields are their values' bytes; merging those spares a Python object each.
+        content = flat.astype(kind.dtype.newbyteorder("<"), copy=False).tobytes()
+        key = proto.DESCRIPTOR.fields_by_name[kind.field].number << 3 | _LENGTH_DELIMITED
+        proto.MergeFromString(bytes([key]) + _encoded_varint(len(content)) + content)
+    else:
+        values = flat.view(np.uint16) if kind.field == "half_val" else flat
+        getattr(proto, kind.field).extend(values.tolist())
+
+
+def _encoded_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -68,7 +68,10 @@ def validate(new: Any, old: Any | None) -> None:
     Raises:
         StatusError: with the original's code and text.
     """
-    if new.WhichOneof("config") != "model_config_list":
+    kind = new.WhichOneof("config")
+    if kind is None and old is None:
+        return  # nothing to serve yet; a later config may bring models
+    if kind != "model_config_list":
         if old is None:
             raise invalid_argument("ModelServer does not yet support custom model config.")
         raise failed_precondition(

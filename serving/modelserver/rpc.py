@@ -19,7 +19,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving import protos
 from serving.modelserver.services import Services
-from serving.modelserver.status import Code, StatusError, failed_precondition, from_exception, truncated
+from serving.modelserver.status import (
+    StatusError,
+    failed_precondition,
+    from_exception,
+    invalid_argument,
+    truncated,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +98,8 @@ class RpcServer:
                 request = request_class.FromString(serialized)
                 response: bytes = behaviour(request, lambda: not context.is_active()).SerializeToString()
             except DecodeError:
-                error = StatusError(Code.INTERNAL, "Error parsing request: not a " + request_class.__name__)
+                # The original says INTERNAL; but the fault is the client's.
+                error = invalid_argument(f"The request is not a {request_class.DESCRIPTOR.full_name}")
             except StatusError as caught:
                 error = caught
             except Exception as caught:

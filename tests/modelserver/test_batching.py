@@ -1,0 +1,140 @@
+"""The batch queue and the merging and splitting of tensors, as plain functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving import protos
+from serving.modelserver.batching import BatchingOptions, BatchQueue, Task, options_from
+from serving.modelserver.batching_servable import merge, padded_size, split, split_sizes
+from serving.modelserver.metrics import Counter, Histogram
+from serving.modelserver.status import Code, StatusError
+
+
+def options(text: str = "") -> BatchingOptions:
+    return options_from(text_format.Parse(text, protos.BatchingParameters()), default_threads=2)
+
+
+def task(size: int, at: float = 0.0) -> Task:
+    return Task({}, size, at)
+
+
+def test_defaults() -> None:
+    found = options()
+    assert (found.max_batch_size, found.timeout_s, found.max_enqueued_batches) == (1000, 0.0, 10)
+    assert (found.threads, found.run_size, found.split_large) == (2, 1000, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("max_batch_size { value: 0 }", "must be positive"),
+        ("num_batch_threads { value: -1 }", "must be positive"),
+        ("batch_timeout_micros { value: -1 }", "must be non-negative"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "last entry was 4; expected 8"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4]", "monotonically increasing"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "monotonically increasing"),
+        ("max_batch_size { value: 8 } max_execution_batch_size { value: 9 }", "at most max_batch_size"),
+        (
+            "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 } "  # noqa: ISC004
+            "allowed_batch_sizes: 8",
+            "equal to max_execution_batch_size",
+        ),
+    ],
+)
+def test_parameters_that_contradict_themselves(text: str, part: str) -> None:
+    with pytest.raises(StatusError) as caught:
+        options(text)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert part in caught.value.message
+
+
+def test_a_batch_waits_for_its_time_or_until_it_can_grow_no_more() -> None:
+    queue = BatchQueue(options("max_batch_size { value: 4 } batch_timeout_micros { value: 500000 }"))
+    assert queue.ready_at() is None
+    queue.add([task(2, at=10.0)])
+    assert queue.ready_at() == 10.5
+    assert queue.room() == 2
+    queue.add([task(2, at=10.2)])
+    assert queue.ready_at() == 0.0
+    assert [one.size for one in queue.take()] == [2, 2]
+    queue.add([task(3, at=11.0)])
+    queue.add([task(2, at=11.1)])  # does not fit: the first batch is closed
+    assert queue.ready_at() == 0.0
+    assert [one.size for one in queue.take()] == [3]
+    assert queue.ready_at() == 11.6
+
+
+def test_a_full_queue_refuses_and_is_left_as_it_was() -> None:
+    queue = BatchQueue(options("max_batch_size { value: 4 } max_enqueued_batches { value: 2 }"))
+    queue.add([task(4), task(3)])
+    with pytest.raises(StatusError) as caught:
+        queue.add([task(1), task(4)])
+    assert caught.value.code is Code.UNAVAILABLE
+    queue.add([task(1)])
+    assert [one.size for one in queue.drain()] == [4, 3, 1]
+    assert queue.ready_at() is None
+
+
+@given(size=st.integers(1, 100), room=st.integers(0, 8), limit=st.integers(1, 8))
+def test_splitting_keeps_every_row(size: int, room: int, limit: int) -> None:
+    sizes = split_sizes(size, min(room, limit), limit)
+    assert sum(sizes) == size
+    assert all(1 <= part <= limit for part in sizes)
+
+
+def test_merge_pads_rows_and_split_undoes_it() -> None:
+    found = options("max_batch_size { value: 8 } allowed_batch_sizes: [4, 8]")
+    parts = [{"x": np.array([[1.0], [2.0]])}, {"x": np.array([[3.0]])}]
+    merged = merge(parts, padded_size(3, found), found)
+    assert merged["x"].tolist() == [[1.0], [2.0], [3.0], [3.0]]
+    shares = split([merged["x"] * 2], [2, 1], 4)
+    assert [share[0].tolist() for share in shares] == [[[2.0], [4.0]], [[6.0]]]
+    assert padded_size(5, found) == 8
+
+
+@pytest.mark.parametrize("kind", ["number", "text"])
+def test_rows_of_different_shapes(kind: str) -> None:
+    def array(shape: tuple[int, ...]) -> np.ndarray:
+        return np.full(shape, b"a", object) if kind == "text" else np.ones(shape, np.int32)
+
+    parts = [{"x": array((1, 2))}, {"x": array((1, 3))}]
+    with pytest.raises(StatusError) as caught:
+        merge(parts, 2, options())
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    merged = merge(parts, 2, options("pad_variable_length_inputs: true"))["x"]
+    empty: Any = b"" if kind == "text" else 0
+    assert merged.shape == (2, 3)
+    assert merged[0, 2] == empty
+
+
+@pytest.mark.parametrize("output", [np.array(1.0), np.zeros(5)])
+def test_outputs_that_cannot_be_split(output: np.ndarray) -> None:
+    with pytest.raises(StatusError) as caught:
+        split([output], [2, 2], 4)
+    assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+def test_metrics_are_written_as_prometheus_reads_them() -> None:
+    counter = Counter(":a:count", ["model_name"])
+    assert counter.lines() == []
+    counter.add('odd "name"\\')
+    counter.add('odd "name"\\', by=2)
+    assert counter.lines() == ["# TYPE :a:count counter", ':a:count{model_name="odd \\"name\\"\\\\"} 3']
+    histogram = Histogram(":a:time", ["m"], [10.0, 18.0])
+    for value in (5.0, 10.0, 11.0, 99.0):
+        histogram.observe(value, "x")
+    assert histogram.lines() == [
+        "# TYPE :a:time histogram",
+        ':a:time_bucket{m="x",le="10"} 2',
+        ':a:time_bucket{m="x",le="18"} 3',
+        ':a:time_bucket{m="x",le="+Inf"} 4',
+        ':a:time_sum{m="x"} 125',
+        ':a:time_count{m="x"} 4',
+    ]

@@ -1,0 +1,184 @@
+"""Decisions, as plain functions: what to load and unload, which versions a policy wants, label rules."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving import protos
+from serving.modelserver import config as configs
+from serving.modelserver import source
+from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
+from serving.modelserver.manager import ModelManager, RetryPolicy
+from serving.modelserver.status import Code, StatusError, from_exception, truncated
+from tests.modelserver.conftest import config_of
+from tests.modelserver.process import until
+
+PATHS = {version: Path(f"/m/{version}") for version in range(1, 6)}
+NEW, LOADING, AVAILABLE, UNLOADING, END = (
+    VersionState(state) for state in (State.START, State.LOADING, State.AVAILABLE, State.UNLOADING, State.END)
+)
+
+
+def wanted(*versions: int) -> dict[int, Path]:
+    return {version: PATHS[version] for version in versions}
+
+
+@pytest.mark.parametrize(
+    ("want", "known", "failed", "actions"),
+    [
+        ([1], {}, [], [Load(1, PATHS[1])]),
+        ([1, 2], {}, [], [Load(2, PATHS[2]), Load(1, PATHS[1])]),
+        ([2], {1: AVAILABLE}, [], [Load(2, PATHS[2])]),
+        ([2], {1: AVAILABLE, 2: LOADING}, [], []),
+        ([2], {1: AVAILABLE, 2: AVAILABLE}, [], [Unload(1)]),
+        ([2], {1: AVAILABLE, 2: END}, [2], []),
+        ([3], {1: AVAILABLE, 2: AVAILABLE}, [], [Unload(1), Load(3, PATHS[3])]),
+        ([], {1: AVAILABLE, 2: LOADING}, [], [Unload(1)]),
+        ([1], {1: END}, [], [Load(1, PATHS[1])]),
+        ([1], {1: UNLOADING}, [], []),
+        ([1], {1: NEW}, [], []),
+        ([1], {1: AVAILABLE}, [], []),
+    ],
+)
+def test_decide(
+    want: list[int], known: dict[int, VersionState], failed: list[int], actions: list[Load | Unload]
+) -> None:
+    assert decide(wanted(*want), known, set(failed)) == actions
+
+
+@given(
+    want=st.sets(st.integers(1, 5)),
+    known=st.dictionaries(st.integers(1, 5), st.sampled_from([LOADING, AVAILABLE, UNLOADING, END])),
+)
+def test_the_last_available_version_never_leaves_for_one_that_is_not_there(
+    want: set[int], known: dict[int, VersionState]
+) -> None:
+    actions = decide(wanted(*want), known)
+    unloads = {action.version for action in actions if isinstance(action, Unload)}
+    available = {version for version, at in known.items() if at.state is State.AVAILABLE}
+    assert unloads <= available - want
+    if want and available:
+        assert available - unloads
+
+
+def policy(**choice: Any) -> Any:
+    return protos.ModelConfig(model_version_policy=choice).model_version_policy
+
+
+def test_policies_choose_versions() -> None:
+    folders = source.by_version(["1", "abc", "0003", "12", "-4", ".5.part", "7x", "99999999999999999999"])
+    assert folders == {1: "1", 3: "0003", 12: "12"}
+    assert source.choose(policy(), folders) == [12]
+    assert source.choose(policy(latest={"num_versions": 2}), folders) == [12, 3]
+    assert source.choose(policy(all={}), folders) == [12, 3, 1]
+    assert source.choose(policy(specific={"versions": [3, 4]}), folders) == [3]
+
+
+def labelled(**labels: int) -> Any:
+    return config_of({"name": "m", "base_path": "/m", "version_labels": labels})
+
+
+@pytest.mark.parametrize(
+    ("labels", "before", "allow", "is_taken"),
+    [
+        ({"stable": 1}, {}, False, True),
+        ({"stable": 2}, {}, False, False),
+        ({"stable": 2}, {}, True, True),
+        ({"stable": 2}, {"stable": 1}, True, False),  # it points somewhere already
+        ({"stable": 2}, {"stable": 2}, True, True),
+        ({"stable": 1}, {"stable": 2}, False, True),
+        ({}, {"stable": 1}, False, True),
+    ],
+)
+def test_label_rules(labels: dict[str, int], before: dict[str, int], allow: bool, is_taken: bool) -> None:
+    states = {"m": {1: AVAILABLE, 2: LOADING}}
+
+    def take() -> configs.LabelMap:
+        return configs.labels_after(labelled(**labels), states, {"m": before}, allow_unavailable=allow)
+
+    if is_taken:
+        assert take() == ({"m": labels} if labels else {})
+    else:
+        with pytest.raises(StatusError) as caught:
+            take()
+        assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+class Fake:
+    """A servable that is nothing, and knows whether it was let go."""
+
+    def __init__(self) -> None:
+        self.signatures: dict[str, Any] = {}
+        self.is_closed = threading.Event()
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+
+def test_a_version_in_use_is_not_let_go() -> None:
+    servable = Fake()
+    manager = ModelManager(lambda *_: servable, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    until(lambda: manager.states("m").get(1) == AVAILABLE, "it loads")
+    with manager.lease("m", None) as (version, _):
+        assert version == 1
+        manager.want("m", {})
+        until(lambda: manager.states("m")[1] == UNLOADING, "it is on its way out")
+        with pytest.raises(StatusError):
+            manager.lease("m", 1).__enter__()
+        assert not servable.is_closed.is_set()
+    assert servable.is_closed.wait(30)
+    until(lambda: manager.states("m")[1] == END, "it is gone")
+    assert manager.close(10)
+
+
+def test_a_failure_is_remembered_until_the_version_is_not_wanted() -> None:
+    tries: list[int] = []
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        tries.append(version)
+        if len(tries) <= 2:
+            raise OSError("disk on fire")
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(1, 0.0), 1)
+    manager.want("m", wanted(1))
+    until(lambda: manager.states("m")[1].error is not None, "both tries failed")
+    error = manager.states("m")[1].error
+    assert error is not None
+    assert "disk on fire" in error.message
+    manager.want("m", wanted(1))
+    assert len(tries) == 2
+    manager.want("m", {})
+    manager.want("m", wanted(1))
+    until(lambda: manager.states("m")[1] == AVAILABLE, "a third try, since it was wanted anew")
+    assert manager.close(10)
+
+
+def test_waiting_for_models_can_be_given_up() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    assert manager.wait_for_models({"m"}, 0, lambda: True) is None
+    manager.want("m", wanted(1))
+    reached = manager.wait_for_models({"m"}, 0, lambda: False)
+    assert reached == {("m", 1): AVAILABLE}
+    assert manager.close(10)
+
+
+def test_errors_become_statuses() -> None:
+    known = StatusError(Code.NOT_FOUND, "x")
+    assert from_exception(known) is known
+    assert from_exception(ZeroDivisionError("y")).code is Code.INTERNAL
+    assert truncated("a" * 1024) == "a" * 1024
+    assert truncated("a" * 1025) == "a" * 1024 + "...TRUNCATED"
+    assert str(known) == "NOT_FOUND: x"

@@ -1,0 +1,117 @@
+"""REST bodies <-> arrays, without a server: what the conformance tests cannot reach or see."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from serving import tensor_json, tensor_json_writing
+from serving.errors import InvalidInput, Unimplemented
+from serving.tensor_json import TYPES, Form
+
+
+def parse(body: bytes, **types: str) -> tensor_json.PredictBody:
+    return tensor_json.parse_predict(body, lambda _: {alias: TYPES[name] for alias, name in types.items()})
+
+
+def refusal(body: bytes, **types: str) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        parse(body, **(types or {"x": "DT_FLOAT"}))
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"inputs": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
+        (b'{"inputs": ' + b"[" * 100 + b"1" + b"]" * 100 + b"}", "at most 64 dimensions"),
+        (b'{"inputs": [1], "inputs": [2]}', 'Duplicate key: "inputs"'),
+        (b'{"inputs": ["\xff\xfe"]}', "Invalid encoding in string. at offset: 13"),
+        (b'{"inputs": ' + b"9" * 10_000 + b"}", "Number too big"),
+        (b'{"inputs": 1e999}', ""),
+        (b'{"inputs": [1.0, 1e39]}', "without loss of precision"),
+        (b'{"inputs": [1.0, true]}', "Type: True is not of expected type: float"),
+        (b'{"inputs": [[1.0], [[2.0]]]}', "unexpected level"),
+        (b'{"inputs": [[[1.0]], [2.0]]}', "incorrect level"),
+    ],
+)
+def test_hostile_bodies(body: bytes, text: str) -> None:
+    if text:
+        assert text in refusal(body)
+    else:
+        assert parse(body, x="DT_FLOAT").inputs["x"] == np.inf  # as rapidjson reads it
+
+
+@pytest.mark.parametrize(
+    ("data_type", "value", "is_taken"),
+    [
+        ("DT_INT32", 2**31, False),
+        ("DT_INT32", 1.0, False),
+        ("DT_UINT8", 300, True),  # wraps, as in the original
+        ("DT_INT64", 2**63, False),
+        ("DT_UINT64", 2**64 - 1, True),
+        ("DT_UINT32", -1, False),
+        ("DT_DOUBLE", 2**53, False),
+        ("DT_DOUBLE", 2**53 - 1, True),
+        ("DT_HALF", 1.5, True),
+        ("DT_BFLOAT16", 1.5, True),
+        ("DT_BOOL", 1, False),
+        ("DT_STRING", 1, False),
+    ],
+)
+def test_ranges(data_type: str, value: Any, is_taken: bool) -> None:
+    for body in (json.dumps({"inputs": value}), json.dumps({"inputs": [value]})):
+        if is_taken:
+            assert parse(body.encode(), x=data_type).inputs["x"].size == 1
+        else:
+            refusal(body.encode(), x=data_type)
+
+
+def test_types_that_json_does_not_carry() -> None:
+    with pytest.raises(Unimplemented):
+        parse(b'{"inputs": [1]}', x="DT_COMPLEX64")
+    with pytest.raises(InvalidInput):
+        tensor_json_writing.render_predict({"y": np.ones(2, np.complex64)}, Form.ROW)
+
+
+@pytest.mark.parametrize(("code", "data_type"), [("f4", "DT_FLOAT"), ("f8", "DT_DOUBLE"), ("i8", "DT_INT64")])
+@pytest.mark.parametrize("form", list(Form))
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_written_reads_back_exactly(
+    code: str, data_type: str, form: Form, data: st.DataObject
+) -> None:
+    shape = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
+    elements = None
+    if code == "i8":
+        elements = st.integers(-(2**63), 2**63 - 1)
+    array = data.draw(hnp.arrays(np.dtype(code), shape, elements=elements))
+    written = json.loads(tensor_json_writing.render_predict({"y": array}, form))
+    back = written["predictions" if form is Form.ROW else "outputs"]
+    np.testing.assert_array_equal(np.array(back, code), array)
+    if code != "i8":
+        body = json.dumps({"inputs": array.tolist()}).encode()
+        np.testing.assert_array_equal(parse(body, x=data_type).inputs["x"], array)
+
+
+def test_layouts_are_the_originals() -> None:
+    outputs = {"b": np.array([[1, 2], [3, 4]]), "a": np.array([0.5, 1.0])}
+    rows = tensor_json_writing.render_predict(outputs, Form.ROW).decode()
+    assert rows == (
+        '{\n    "predictions": [\n        {\n            "a": 0.5,\n            "b": [1, 2]\n        },\n'
+        '        {\n            "a": 1.0,\n            "b": [3, 4]\n        }\n    ]\n}'
+    )
+    column = tensor_json_writing.render_predict({"a": outputs["a"]}, Form.COLUMN).decode()
+    assert column == '{\n    "outputs": [\n        0.5,\n        1.0\n    ]\n}'
+    assert tensor_json_writing.error_body('a "b"').decode() == '{\n    "error": "a \\"b\\""\n}'
+    with pytest.raises(InvalidInput):
+        tensor_json_writing.render_predict({}, Form.ROW)
+    assert json.loads(tensor_json_writing.render_predict({"y": np.zeros((0, 2))}, Form.ROW)) == {
+        "predictions": []
+    }
