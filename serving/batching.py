@@ -32,12 +32,16 @@ class LaneKey(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One image in a queue. `future` becomes its row of scores, float32 [K]."""
+    """One image in a queue. `future` becomes its row of scores, float32 [K].
+
+    `routed` says that a rollout chose its version: only such calls are evidence for or against one.
+    """
 
     pixels: np.ndarray
     deadline: float
     enqueued: float
     future: asyncio.Future[np.ndarray]
+    routed: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -113,14 +117,16 @@ class Batcher:
     ) -> None:
         await self._tasks.__aexit__(kind, error, traceback)
 
-    def enqueue(self, key: LaneKey, pixels: np.ndarray, deadline: float) -> asyncio.Future[np.ndarray]:
+    def enqueue(
+        self, key: LaneKey, pixels: np.ndarray, deadline: float, *, routed: bool = False
+    ) -> asyncio.Future[np.ndarray]:
         """Queue one image, uint8 [H,W,C]; the future becomes its scores, float32 [K], or a SluiceError.
 
         Cancelling the future takes this image out, and no other.
         """
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         lane = self._lanes.setdefault(key, Lane())
-        lane.queue.append(Entry(pixels, deadline, self._clock(), future))
+        lane.queue.append(Entry(pixels, deadline, self._clock(), future, routed))
         self._pump(key, lane)
         return future
 

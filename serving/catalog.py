@@ -218,6 +218,17 @@ class Catalog:
             )
         return versions[ref.version]
 
+    def resolve_routed(self, name: str, version: int) -> ModelVersion:
+        """The version that a rollout has chosen; raises Unavailable if it cannot be reached now."""
+        found = self.versions(name).get(version)
+        if found is None:
+            raise Unavailable(
+                f'model "{name}" has no replica with version {version}, which serves, at the moment',
+                stage="routing",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return found
+
     async def labelled(self, ref: ModelRef) -> ModelRef:
         """The version for which the label in `ref` stands: as the replicas say, else as the gateway does.
 

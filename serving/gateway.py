@@ -15,12 +15,13 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from serving import protos, tensors
 from serving.admission import Admission, Ticket
+from serving.arms import choose_version, measured
 from serving.backends.pool import Pool
+from serving.backends.replica import Call
 from serving.batching import Batcher, Entry, LaneKey
 from serving.callers import Callers
-from serving.catalog import CLASSIFY_SIGNATURE, Catalog, ModelVersion
+from serving.catalog import Catalog, ModelVersion
 from serving.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -32,7 +33,9 @@ from serving.errors import (
 )
 from serving.images import decode
 from serving.keys import Scope
-from serving.prediction import ClassScore, ImageResult, ModelRef, Prediction, RequestContext
+from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
+from serving.rollout.steering import MODEL_FAULTS, Steering
+from serving.scores import best, checked_top_k, classify_request, model_specs, read_scores
 from serving.settings import Settings
 from serving.telemetry import Metrics
 
@@ -48,6 +51,7 @@ class Gateway:
         catalog: what is known of their models.
         metrics: what to measure with.
         callers: who may use it; None: anyone.
+        steering: what routes requests that name no version; None: the newest version answers them.
         clock: the monotonic clock, in seconds; deadlines are on it.
 
     Attributes:
@@ -61,6 +65,7 @@ class Gateway:
         catalog: Catalog,
         metrics: Metrics,
         callers: Callers | None = None,
+        steering: Steering | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -73,15 +78,18 @@ class Gateway:
             callers=callers,
         )
         self.draining = False
+        self.steering = steering or Steering()
         self._pool = pool
         self._clock = clock
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._batcher = Batcher(
             self._send, lambda lane: pool.capacity(*lane), max_batch=settings.max_batch, clock=clock
         )
+        self.steering.busy = lambda: self._batcher.depth() > 0
 
     async def __aenter__(self) -> Self:
         await self._batcher.__aenter__()
+        await self.steering.__aenter__()
         return self
 
     async def __aexit__(
@@ -90,6 +98,7 @@ class Gateway:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.steering.__aexit__(kind, error, traceback)
         await self._batcher.__aexit__(kind, error, traceback)
         self._decoders.shutdown(cancel_futures=True)
 
@@ -204,18 +213,38 @@ class Gateway:
         return await self._routed(ref, context, answer)
 
     async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
-        for spec in _model_specs(request):
+        for spec in model_specs(request):
             spec.name = model.name
             spec.version.value = model.version
         started = self._clock()
-        response = await self._pool.call(
-            model.name,
-            model.version,
+        response = await self._call(
+            LaneKey(model.name, model.version),
             lambda api, timeout_s: api.ask(method, request, timeout_s),
             deadline=context.deadline,
+            # What a caller put together may be the caller's own fault; only what no request excuses counts.
+            faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
         )
         self.metrics.stage_seconds.labels("backend").observe(self._clock() - started)
         return response
+
+    async def _call(
+        self,
+        lane: LaneKey,
+        call: Call[Result],
+        *,
+        deadline: float,
+        faults: tuple[type[SluiceError], ...] | None,
+    ) -> Result:
+        """Make a call on a replica; if `faults` are given it is a rollout's evidence, bad if it meets one."""
+        if faults is None:
+            return await self._pool.call(lane.model, lane.version, call, deadline=deadline)
+        return await self.steering.call(
+            lane.model,
+            lane.version,
+            call,
+            lambda attempt: self._pool.call(lane.model, lane.version, attempt, deadline=deadline),
+            faults=faults,
+        )
 
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
         """Do work that takes a while, such as parsing a large body, beside the event loop."""
@@ -249,48 +278,43 @@ class Gateway:
             async with asyncio.timeout(context.deadline - self._clock()):
                 if ref.label:
                     ref = await self.catalog.labelled(ref)
-                model = await self._resolved(ref)
+                model = await self._resolved(ref, context)
                 try:
                     return await answer(model)
                 except NotFound:
                     if ref.version is not None:
                         raise
                 await self.catalog.refreshed()
-                return await answer(self.catalog.resolve(ref))
+                return await answer(self._choose(ref, context))
         except TimeoutError:
             raise DeadlineExceeded("the request's deadline passed before its answer") from None
 
-    async def _resolved(self, ref: ModelRef) -> ModelVersion:
+    async def _resolved(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """The version that `ref` is routed to now.
 
         If there is none although replicas answer, they may have swapped versions since they were asked.
         """
         try:
-            return self.catalog.resolve(ref)
+            return self._choose(ref, context)
         except Unavailable:
             if not self._pool.reachable():
                 raise
         await self.catalog.refreshed()
-        return self.catalog.resolve(ref)
+        return self._choose(ref, context)
+
+    def _choose(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
+        return choose_version(self.steering, self.catalog, ref, context)
 
     async def _classify_with(
         self, model: ModelVersion, images: Sequence[bytes], top_k: int | None, context: RequestContext
     ) -> Prediction:
         context.answered_by = (model.name, str(model.version))
-        count = _checked_top_k(top_k, model, self.settings.default_top_k)
-        decoded = await self._decode(images, model)
-        lane = LaneKey(model.name, model.version)
-        pending = [
-            self._batcher.enqueue(lane, pixels, context.deadline)
-            for pixels in decoded
-            if isinstance(pixels, np.ndarray)
-        ]
-        try:
-            rows = iter(await asyncio.gather(*pending))
-        finally:
-            for future in pending:  # when one fails or the caller leaves, the rest must not be computed
-                future.cancel()
-        self.metrics.images.labels(model.name, str(model.version)).inc(len(pending))
+        count = checked_top_k(top_k, model, self.settings.default_top_k)
+        with measured(self.steering, model, context, self._clock):
+            decoded = await self._decode(images, model)
+            pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
+            rows = iter(await self._score(model, pixels_of, context))
+        self.metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))
         results = tuple(
             ImageResult(classes=best(next(rows), model.labels, count))
             if isinstance(pixels, np.ndarray)
@@ -298,6 +322,40 @@ class Gateway:
             for pixels in decoded
         )
         return Prediction(model.name, model.version, results)
+
+    async def _score(
+        self, model: ModelVersion, images: Sequence[np.ndarray], context: RequestContext
+    ) -> list[np.ndarray]:
+        """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
+        lane = LaneKey(model.name, model.version)
+        routed = context.route is not None
+        pending = [self._batcher.enqueue(lane, each, context.deadline, routed=routed) for each in images]
+        rows: list[np.ndarray] | None = None
+        try:
+            rows = await asyncio.gather(*pending)
+        finally:
+            for future in pending:  # when one fails or the caller leaves, the rest must not be computed
+                future.cancel()
+            failed = any(each.done() and not each.cancelled() and each.exception() for each in pending)
+            if images and (rows is not None or failed):
+                named = None if rows is None else [model.labels[int(row.argmax())] for row in rows]
+                self.steering.copy(
+                    model.name, context.route, named, lambda version: self._name(model.name, version, images)
+                )
+        return rows
+
+    async def _name(self, name: str, version: int, images: Sequence[np.ndarray]) -> list[str]:
+        """The label that a version gives each image, straight from a replica: for comparison only."""
+        model = self.catalog.version(name, version)
+        image, request = classify_request(model, images)
+        response = await self._pool.call(
+            name,
+            version,
+            lambda api, timeout_s: api.predict(request, timeout_s),
+            deadline=self._clock() + self.settings.request_timeout_s,
+        )
+        scores = read_scores(response, image.output_name, (len(images), image.classes))
+        return [model.labels[int(row.argmax())] for row in scores]
 
     async def _decode(self, images: Sequence[bytes], model: ModelVersion) -> list[np.ndarray | SluiceError]:
         """Each image as uint8 [H,W,C], or the error that it met. Runs on the decoding threads."""
@@ -322,65 +380,13 @@ class Gateway:
         for entry in batch:
             self.metrics.stage_seconds.labels("queue").observe(started - entry.enqueued)
         self.metrics.batch_size.labels(lane.model).observe(len(batch))
-        image = self.catalog.version(lane.model, lane.version).require_image()
-        request = protos.PredictRequest(output_filter=[image.output_name])
-        request.model_spec.name = lane.model
-        request.model_spec.version.value = lane.version
-        request.model_spec.signature_name = CLASSIFY_SIGNATURE
-        _fill(request.inputs[image.input_name], [entry.pixels for entry in batch])
-        response = await self._pool.call(
-            lane.model,
-            lane.version,
+        model = self.catalog.version(lane.model, lane.version)
+        image, request = classify_request(model, [entry.pixels for entry in batch])
+        response = await self._call(
+            lane,
             lambda api, timeout_s: api.predict(request, timeout_s),
             deadline=max(entry.deadline for entry in batch),
+            faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
         )
         self.metrics.stage_seconds.labels("backend").observe(self._clock() - started)
-        return _read_scores(response, image.output_name, (len(batch), image.classes))
-
-
-def _model_specs(request: Any) -> list[Any]:
-    """Every ModelSpec of a request: its own or, of a MultiInferenceRequest, its tasks'."""
-    if hasattr(request, "tasks"):
-        return [task.model_spec for task in request.tasks]
-    return [request.model_spec]
-
-
-def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:
-    """Write images of one shape, uint8 [H,W,C], into a TensorProto as [N,H,W,C], with one copy in Python."""
-    proto.dtype = tensors.data_type_of(images[0].dtype)
-    for size in (len(images), *images[0].shape):
-        proto.tensor_shape.dim.add(size=size)
-    proto.tensor_content = b"".join(image.data for image in images)
-
-
-def _read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
-    if name not in response.outputs:
-        raise Internal(f'the replica\'s answer has no output "{name}"', stage="backend")
-    try:
-        scores = tensors.from_proto(response.outputs[name])
-    except InvalidInput as error:
-        raise Internal(f'the replica\'s output "{name}" is malformed: {error.message}') from error
-    if scores.shape != shape:
-        raise Internal(
-            f'the replica\'s output "{name}" has shape {list(scores.shape)}; {list(shape)} was due',
-            stage="backend",
-        )
-    return scores
-
-
-def _checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
-    classes = model.require_image().classes
-    if top_k is None:
-        return min(default, classes)
-    if not 1 <= top_k <= classes:
-        raise InvalidInput(
-            f'top_k is {top_k}; model "{model.name}" has {classes} classes, so it is 1 to {classes}',
-            stage="routing",
-        )
-    return top_k
-
-
-def best(scores: np.ndarray, labels: Sequence[str], count: int) -> tuple[ClassScore, ...]:
-    """The `count` best of `scores`, float32 [K], best first; of equals the lower index first."""
-    order = np.argsort(-scores, kind="stable")[:count]
-    return tuple(ClassScore(labels[index], int(index), float(scores[index])) for index in order)
+        return read_scores(response, image.output_name, (len(batch), image.classes))

@@ -65,7 +65,10 @@ async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
         raise InvalidInput("no replica is named; pass --replica HOST:PORT, or use `sluice serve`")
     if not settings.models:
         raise InvalidInput("no model is named; pass --model NAME for each model that the replicas have")
-    async with gateway_up(settings, settings.replicas, settings.models, new_metrics()) as running:
+    async with (
+        gateway_up(settings, settings.replicas, settings.models, new_metrics()) as running,
+        _rollouts_of(settings, running, Path(settings.replica_models_dir)),
+    ):
         await _until_signalled(while_up(running))
 
 
@@ -88,10 +91,13 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
         child = ModelServerProcess(
             command, work_dir=Path(work_dir), models_dir=settings.models_dir, models=models, metrics=metrics
         )
+        if settings.rollout_store is not None:
+            child.write(_pinned_config(settings, models))
         async with (
             _in_background(child.run()),
             gateway_up(settings, (child.address,), models, metrics) as running,
             _in_background(_follow_folder(running.catalog, running.pool, child, settings)),
+            _rollouts_of(settings, running, settings.models_dir, child),
         ):
             await _until_signalled(while_up(running))
 
@@ -175,6 +181,9 @@ async def _follow_folder(catalog: Catalog, pool: Pool, child: ModelServerProcess
         found = supervisor.find_models(settings.models_dir)
         if not found or found == catalog.names():
             continue
+        if settings.rollout_store is not None:  # the controller tells the model server
+            catalog.set_models(found)
+            continue
         child.write_config(found)
         try:
             await pool.reload_config(supervisor.model_config(settings.models_dir, found), RELOAD_TIMEOUT_S)
@@ -183,6 +192,45 @@ async def _follow_folder(catalog: Catalog, pool: Pool, child: ModelServerProcess
             continue
         catalog.set_models(found)
         _log.info("the models changed", models=found)
+
+
+def _pinned_config(settings: Settings, models: Sequence[str]) -> Any:
+    """The config with which a model server starts under rollouts: of each model the version that serves."""
+    from serving.rollout.assembly import published_in
+    from serving.rollout.start import serving_version
+    from serving.rollout.store import FileStore
+
+    assert settings.rollout_store is not None
+    store, published = FileStore(settings.rollout_store), published_in(settings.models_dir)
+    config = supervisor.model_config(settings.models_dir, models)
+    for entry in config.model_config_list.config:
+        version = serving_version(store, entry.name) or max(published(entry.name))
+        entry.model_version_policy.specific.versions.append(version)
+    return config
+
+
+@asynccontextmanager
+async def _rollouts_of(
+    settings: Settings, running: Running, models_dir: Path, child: ModelServerProcess | None = None
+) -> AsyncIterator[None]:
+    """Let new versions in by rollouts while the block runs, if the settings say so."""
+    if settings.rollout_store is None:
+        yield
+        return
+    from serving.rollout import assembly
+
+    controller = assembly.build(
+        settings,
+        running.pool,
+        running.catalog,
+        running.gateway.steering,
+        running.gateway.metrics,
+        models_dir=models_dir,
+        published=assembly.published_in(models_dir),
+        on_config=None if child is None else child.write,
+    )
+    async with _in_background(controller.watch()):
+        yield
 
 
 @asynccontextmanager

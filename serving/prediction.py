@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from serving.errors import SluiceError
+from serving.routing import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class RequestContext:
         traceparent: the W3C trace context of this request, made here or the child of the caller's.
         started: when it arrived, on the same clock.
         answered_by: the model and version that it was routed to, once it was; for metrics.
+        route: where a rollout sent it; None if the caller named a version, or the model has none.
     """
 
     request_id: str
@@ -70,3 +72,9 @@ class RequestContext:
     traceparent: str = ""
     started: float = field(default_factory=time.monotonic)
     answered_by: tuple[str, str] | None = None
+    route: Route | None = None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the caller gave a routing key of its own."""
+        return self.routing_key not in ("", self.request_id)

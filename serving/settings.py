@@ -72,6 +72,16 @@ class Settings(BaseSettings):
     model_server: str | None = None
     """`sluice serve` only: a program that takes `tensorflow_model_server`'s flags. None: Sluice's own."""
 
+    rollout_store: Path | None = None
+    """Folder in which rollouts are kept, shared by gateways on one machine. With it a new version is let in
+    by a rollout only. None: the newest version serves as soon as it is loaded, as in TensorFlow Serving."""
+    rollout_plan: Path | None = None
+    """Plan, YAML or TOML, of rollouts that start by themselves (`on_new_version: rollout`)."""
+    rollout_interval_s: Positive = 1.0
+    """How often rollouts are looked at: a bad version is gone within this of enough evidence."""
+    replica_models_dir: str = "/models"
+    """`sluice gateway` with rollouts only: where the replicas find the models' folders."""
+
     max_body_bytes: AtLeastOne = 32 * 2**20
     """One request's body. A 48-megapixel photograph as JPEG is about 25 MB."""
     max_image_pixels: AtLeastOne = 64_000_000

@@ -112,7 +112,10 @@ class ModelServerProcess:
 
     def write_config(self, models: Iterable[str]) -> None:
         """Write the configuration that the next start reads."""
-        config = model_config(self._models_dir, models)
+        self.write(model_config(self._models_dir, models))
+
+    def write(self, config: Any) -> None:
+        """Write this ModelServerConfig as the one that the next start reads."""
         self._config_path.write_text(text_format.MessageToString(config))
 
     async def run(self) -> None:

@@ -45,6 +45,12 @@ class Store(Protocol):
     def history(self, model: str) -> list[Rollout]:
         """The model's rollouts, oldest first; the last is the newest one."""
 
+    def pinned(self, model: str) -> int | None:
+        """The version that serves a model which never had a rollout; None before it is pinned."""
+
+    def pin(self, model: str, version: int) -> None:
+        """Keeps the version that serves a model which never had a rollout: newer ones must be let in."""
+
 
 class Files:
     """The file operations that a save consists of, each of which may fail or be the last of its process."""
@@ -98,7 +104,9 @@ class FileStore:
         self._folder = folder
         self._files = files or Files()
         self._history = folder / "history"
-        self._history.mkdir(parents=True, exist_ok=True)
+        self._pins = folder / "pinned"
+        for each in (self._history, self._pins):
+            each.mkdir(parents=True, exist_ok=True)
         self._reported: dict[str, str] = {}
 
     def load(self, model: str) -> Rollout | None:
@@ -171,6 +179,20 @@ class FileStore:
             found.append(newest)
         by_id = {rollout.id: rollout for rollout in found if rollout.model == model}
         return sorted(by_id.values(), key=lambda rollout: rollout.started_at)
+
+    def pinned(self, model: str) -> int | None:
+        """See `Store.pinned`."""
+        with contextlib.suppress(OSError, ValueError):
+            return int((self._pins / _checked(model)).read_text())
+        return None
+
+    def pin(self, model: str, version: int) -> None:
+        """See `Store.pin`."""
+        path = self._pins / _checked(model)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        self._files.write(temporary, f"{version}\n".encode())
+        self._files.replace(temporary, path)
+        self._files.sync_folder(self._pins)
 
     def _newest(self, model: str) -> Path:
         return self._folder / f"{_checked(model)}.json"

@@ -1,0 +1,256 @@
+"""Observe → judge → advance → save → act, for every rollout, on every look.
+
+One gateway of those that share a store decides; the others follow what is stored. A move is saved before it
+is acted on, and what is to be done follows from the stored state alone: after a crash at any point the next
+look does it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from serving.backends.pool import Pool
+from serving.catalog import Catalog
+from serving.errors import Conflict, SluiceError, Unavailable
+from serving.rollout import ledger as ledgers
+from serving.rollout.counts import Counts, grown
+from serving.rollout.events import Announcer
+from serving.rollout.examine import Examiner
+from serving.rollout.fleet import Holdings, holdings, replicas_verdict
+from serving.rollout.judge import judge
+from serving.rollout.leader import CountSource, Leadership
+from serving.rollout.machine import Phase, advance, judged_phase, moved
+from serving.rollout.newcomers import Newcomers
+from serving.rollout.observation import to_interval
+from serving.rollout.plan import Plan
+from serving.rollout.quiet import is_quiet
+from serving.rollout.reconcile import Reconciler, Wanted
+from serving.rollout.record import Rollout
+from serving.rollout.steering import Steering
+from serving.rollout.store import Store
+from serving.rollout.verdict import Outcome, Reason, Verdict
+from serving.routing import Split
+
+_log = structlog.get_logger()
+
+# A look that comes later than this many intervals after the last was preceded by a time when nobody watched.
+_MOST_INTERVALS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the controller works with: the gateway's parts, and what the gateways share."""
+
+    store: Store
+    steering: Steering
+    pool: Pool
+    catalog: Catalog
+    reconciler: Reconciler
+    leadership: Leadership
+    source: CountSource
+    announcer: Announcer
+    published: Callable[[str], list[int]]
+    plan: Plan
+
+
+class Controller:
+    """Moves rollouts. `watch` runs for ever; each `look` can be called on its own.
+
+    Args:
+        around: What it works with.
+        interval_s: How often it looks.
+        wall: The time of day, in Unix seconds.
+    """
+
+    def __init__(
+        self, around: Surroundings, interval_s: float, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._around = around
+        self._interval_s = interval_s
+        self._wall = wall
+        self._examiner = Examiner(around.pool, around.catalog)
+        self._newcomers = Newcomers(around.store, around.published, around.plan)
+        self._before: dict[str, dict[str, Counts]] = {}
+        self._entered: dict[str, tuple[Phase, float]] = {}
+
+    async def watch(self) -> None:
+        """Looks for ever. A look that fails is told of, and the next one tries again."""
+        try:
+            while True:
+                try:
+                    await self.look()
+                except (SluiceError, OSError) as error:
+                    _log.error("a look at the rollouts failed; the next one tries again", error=str(error))
+                await asyncio.sleep(self._interval_s)
+        finally:
+            self._around.leadership.release()
+
+    async def look(self) -> None:
+        """Follows what is stored; if this gateway decides, decides and acts."""
+        around = self._around
+        rollouts = await asyncio.to_thread(self._load)
+        self._steer(rollouts)
+        await asyncio.to_thread(
+            around.source.publish, {model: around.steering.counts(model) for model in around.catalog.names()}
+        )
+        if not around.leadership.held():
+            return
+        for model in around.catalog.names():
+            started = await asyncio.to_thread(self._newcomers.look, model, self._wall())
+            if started is not None:
+                rollouts[model] = started
+        for model, rollout in rollouts.items():
+            if not rollout.finished:
+                rollouts[model] = await self._decide(rollout)
+        self._steer(rollouts)
+        await around.reconciler.apply(self._wanted(rollouts))
+
+    def _load(self) -> dict[str, Rollout]:
+        store = self._around.store
+        loaded = {model: store.load(model) for model in store.models()}
+        return {model: rollout for model, rollout in loaded.items() if rollout is not None}
+
+    def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
+        for model, rollout in rollouts.items():
+            self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s)
+        for model in self._around.catalog.names():
+            if model not in rollouts:
+                stable = self._stable(model)
+                if stable is not None:
+                    self._around.steering.set_split(model, Split(stable), None)
+
+    def _stable(self, model: str) -> int | None:
+        """The version of a model that never had a rollout: pinned when it is first seen."""
+        pinned = self._around.store.pinned(model)
+        if pinned is None:
+            versions = self._around.published(model) or list(self._around.catalog.versions(model))
+            if versions:
+                pinned = max(versions)
+                self._around.store.pin(model, pinned)
+        return pinned
+
+    async def _decide(self, rollout: Rollout) -> Rollout:
+        """The rollout after this look, saved; as it is stored if somebody else moved it meanwhile."""
+        at = self._wall()
+        rollout = self._timed(rollout, at)
+        rollout, counts, blind = await self._observed(rollout)
+        verdict = await self._verdict(rollout, blind, at)
+        after = advance(
+            rollout.plan, rollout.state, verdict, rollout.clock_s, float(rollout.evidence.step_requests)
+        )
+        has_moved = moved(rollout.state, after)
+        following = (
+            rollout.moved(after, verdict, at) if has_moved else dataclasses.replace(rollout, state=after)
+        )
+        try:
+            saved = await asyncio.to_thread(self._around.store.save, following)
+        except Conflict:
+            stored = await asyncio.to_thread(self._around.store.load, rollout.model)
+            return rollout if stored is None else stored
+        if counts is not None:
+            self._before[rollout.id] = counts
+        self._around.announcer.looked(saved, verdict)
+        if has_moved:
+            await self._around.announcer.moved(saved)
+        return saved
+
+    def _timed(self, rollout: Rollout, at: float) -> Rollout:
+        """The rollout's clock moved on by what was watched: clocks may jump, and controllers may be away."""
+        passed = min(max(0.0, at - rollout.seen_at), _MOST_INTERVALS * self._interval_s)
+        clock_s = rollout.clock_s + (passed if rollout.seen_at else 0.0)
+        limit = rollout.latency_limit_s or self._latency_limit(rollout)
+        return dataclasses.replace(rollout, clock_s=clock_s, seen_at=at, latency_limit_s=limit)
+
+    def _latency_limit(self, rollout: Rollout) -> float | None:
+        latency = rollout.plan.criteria.latency
+        if latency is None or latency.limit_s is not None:
+            return None if latency is None else latency.limit_s
+        return self._around.steering.stable_p99_s(rollout.model)
+
+    async def _observed(self, rollout: Rollout) -> tuple[Rollout, dict[str, Counts] | None, str | None]:
+        """The rollout with what this interval brought; the counts up to which; why it is blind, if it is."""
+        try:
+            counts = await asyncio.to_thread(self._around.source.collect, rollout.model)
+        except Unavailable as error:
+            return rollout, None, error.message
+        before = self._before.get(rollout.id, counts)
+        if judged_phase(rollout.state) is None:
+            return rollout, counts, None
+        ledger, interval = to_interval(rollout, rollout.evidence, grown(counts, before))
+        ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
+        return dataclasses.replace(rollout, ledger=ledger), counts, None
+
+    async def _verdict(self, rollout: Rollout, blind: str | None, at: float) -> Verdict:
+        replicas = self._around.reconciler.seen(rollout.model)
+        if rollout.state.phase is Phase.PREFLIGHT:
+            return replicas_verdict(rollout, replicas) or await self._examiner.examine(rollout)
+        told = replicas_verdict(rollout, replicas)
+        if rollout.state.phase is Phase.PENDING:
+            published = self._around.published(rollout.model)
+            if published and rollout.candidate not in published:
+                there = ", ".join(map(str, published))
+                text = f"there is no version {rollout.candidate} to be loaded; there are: {there}"
+                return _one(Outcome.FAIL, "replicas.no-such-version", text)
+            if is_quiet(rollout.plan, at):
+                return _one(Outcome.WAIT, "quiet.hours", "it begins when the quiet hours are over")
+        if told is not None:
+            return told
+        verdict = judge(rollout.plan, rollout.evidence, shadow=judged_phase(rollout.state) is Phase.SHADOW)
+        if verdict.outcome is Outcome.FAIL:
+            return verdict
+        if blind is not None:
+            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts cannot be had: {blind}")
+        if verdict.outcome in (Outcome.PASSED, Outcome.WAIT):
+            held = self._held_back(rollout, at)
+            if held is not None:
+                return Verdict(Outcome.HOLD, (held, *verdict.reasons))
+        return verdict
+
+    def _held_back(self, rollout: Rollout, at: float) -> Reason | None:
+        """Why nothing may grow although the evidence would allow it."""
+        if is_quiet(rollout.plan, at):
+            return Reason("quiet.hours", "nothing grows in the quiet hours")
+        if rollout.plan.criteria.latency is not None and rollout.latency_limit_s is None:
+            return Reason("latency.no-baseline", "stable has answered too few requests to say what is slow")
+        return None
+
+    def _wanted(self, rollouts: Mapping[str, Rollout]) -> dict[str, Wanted]:
+        """What the replicas should hold; of models without a rollout the version that serves."""
+        wanted = {}
+        for model in self._around.catalog.names():
+            rollout = rollouts.get(model)
+            if rollout is not None:
+                wanted[model] = self._wanted_of(rollout)
+            elif (stable := self._stable(model)) is not None:
+                wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
+        # A config replaces the whole one: without a version for every model it would unload the others.
+        return wanted if len(wanted) == len(self._around.catalog.names()) else {}
+
+    def _everywhere(self, version: int) -> Holdings:
+        return {replica.address: frozenset((version,)) for replica in self._around.pool.replicas}
+
+    def _wanted_of(self, rollout: Rollout) -> Wanted:
+        phase, entered = self._entered.get(rollout.id, (None, 0.0))
+        now = time.monotonic()
+        if phase is not rollout.state.phase:
+            entered = now
+            self._entered[rollout.id] = rollout.state.phase, now
+        held = holdings(rollout, self._around.reconciler.seen(rollout.model), now - entered)
+        serving = rollout.candidate if rollout.state.phase in _CANDIDATE_SERVES else rollout.stable
+        labels = {"stable": serving}
+        if not rollout.finished:
+            labels["candidate"] = rollout.candidate
+        return Wanted(held, labels)
+
+
+_CANDIDATE_SERVES = frozenset((Phase.PROMOTING, Phase.PROMOTED))
+
+
+def _one(outcome: Outcome, code: str, text: str) -> Verdict:
+    return Verdict(outcome, (Reason(code, text),))

@@ -1,0 +1,38 @@
+"""Counts that gateways make of their own traffic, added up over gateways. Pure.
+
+Counts only grow while a process lives. They are flat, `kind/version[/more]` to number, so that they can be
+summed, subtracted, and kept in a file without a scheme of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Counts = dict[str, float]
+
+
+def key(kind: str, version: int, *more: str) -> str:
+    """The name of a count."""
+    return "/".join((kind, str(version), *more))
+
+
+def routed_key(arm: str, weight: float) -> str:
+    """The name of the count of requests routed to an arm by their own ids, while it had this weight."""
+    return f"routed/{arm}/{weight:.6g}"
+
+
+def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
+    """What all gateways counted since `before`, by gateway's id.
+
+    A gateway that is new, or whose counts fell because it was started again, contributes what it has counted
+    since its start; one that has vanished contributes nothing.
+    """
+    total: Counts = {}
+    for gateway, counts in now.items():
+        old = before.get(gateway, {})
+        restarted = any(counts.get(name, 0.0) < number for name, number in old.items())
+        for name, number in counts.items():
+            more = number - (0.0 if restarted else old.get(name, 0.0))
+            if more:
+                total[name] = total.get(name, 0.0) + more
+    return total

@@ -1,0 +1,83 @@
+"""Tells the world how rollouts go: metrics, structured logs, a webhook."""
+
+from __future__ import annotations
+
+import math
+
+import httpx
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from serving.rollout.evidence import log_sum_exp
+from serving.rollout.machine import Phase, weight_of
+from serving.rollout.record import Rollout
+from serving.rollout.verdict import Verdict
+
+_log = structlog.get_logger()
+
+_WEBHOOK_TIMEOUT_S = 5.0
+
+
+class Announcer:
+    """Announces what a controller does.
+
+    Args:
+        registry: Where the metrics are registered.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._phase = Gauge(
+            "sluice_rollout_phase",
+            "1 for the phase that a model's rollout is in.",
+            ("model", "phase"),
+            registry=registry,
+        )
+        self._weight = Gauge(
+            "sluice_rollout_weight", "The candidate's share of the traffic.", ("model",), registry=registry
+        )
+        self._log_e = Gauge(
+            "sluice_rollout_log_e_value",
+            "Natural logarithm of the evidence that the candidate is worse, by criterion.",
+            ("model", "criterion"),
+            registry=registry,
+        )
+        self._moves = Counter(
+            "sluice_rollout_moves", "Moves of rollouts into a phase.", ("model", "phase"), registry=registry
+        )
+
+    def looked(self, rollout: Rollout, verdict: Verdict) -> None:
+        """A look ended with this verdict."""
+        for phase in Phase:
+            self._phase.labels(rollout.model, phase.value).set(rollout.state.phase is phase)
+        self._weight.labels(rollout.model).set(weight_of(rollout.plan, rollout.state))
+        for name, criterion in rollout.evidence.criteria.items():
+            self._log_e.labels(rollout.model, name).set(float(log_sum_exp(criterion.worse)))
+        _log.debug("a rollout was judged", model=rollout.model, outcome=verdict.outcome.value)
+
+    async def moved(self, rollout: Rollout) -> None:
+        """A rollout moved, and the move is saved."""
+        state, event = rollout.state, rollout.events[-1]
+        self._moves.labels(rollout.model, state.phase.value).inc()
+        told = {
+            "rollout": rollout.id,
+            "model": rollout.model,
+            "stable": rollout.stable,
+            "candidate": rollout.candidate,
+            "phase": state.phase.value,
+            "step": state.step,
+            "weight": weight_of(rollout.plan, state),
+            "code": state.reason.code,
+            "reason": state.reason.text,
+        }
+        _log.info("a rollout moved", before=event.before.phase.value, outcome=event.outcome, **told)
+        if rollout.plan.webhook is None:
+            return
+        values = {name: number for name, number in state.reason.values.items() if math.isfinite(number)}
+        try:
+            async with httpx.AsyncClient(timeout=_WEBHOOK_TIMEOUT_S) as client:
+                answer = await client.post(
+                    rollout.plan.webhook, json=told | {"at": event.at, "values": values}
+                )
+                answer.raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            _log.warning("the webhook of a rollout was not told", model=rollout.model, error=str(error))

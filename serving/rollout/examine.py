@@ -1,0 +1,68 @@
+"""Runs the preflight: asks replicas for signatures, labels and self-tests, and has the answers judged."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from serving.backends.pool import Pool
+from serving.backends.replica import Replica
+from serving.catalog import Catalog, ModelVersion
+from serving.errors import NotFound, SluiceError
+from serving.rollout.preflight import SELF_TEST, incompatible, preflight_verdict, relabelled, self_tested
+from serving.rollout.record import Rollout
+from serving.rollout.verdict import Outcome, Reason, Verdict
+
+
+class Examiner:
+    """Examines candidates.
+
+    Args:
+        pool: The replicas.
+        catalog: What is known of the versions: signatures and labels.
+    """
+
+    def __init__(self, pool: Pool, catalog: Catalog) -> None:
+        self._pool = pool
+        self._catalog = catalog
+
+    async def examine(self, rollout: Rollout) -> Verdict:
+        """The verdict of the preflight, as far as it can be had now."""
+        try:
+            stable = self._catalog.version(rollout.model, rollout.stable)
+            candidate = self._catalog.version(rollout.model, rollout.candidate)
+        except NotFound as error:
+            return Verdict(Outcome.WAIT, (Reason("preflight.waiting", error.message),))
+        faults = _misfits(stable, candidate)
+        if faults:
+            return Verdict(Outcome.FAIL, tuple(faults))
+        having = [
+            each
+            for each in self._pool.replicas
+            if each.reachable and each.has(rollout.model, rollout.candidate)
+        ]
+        least = math.ceil(rollout.plan.preflight.min_replicas * len(having))
+        if SELF_TEST not in candidate.signatures:
+            text = "signatures fit; the version has no self-test"
+            return Verdict(Outcome.PASSED, (Reason("preflight.signatures", text),))
+        found = await asyncio.gather(*(self._self_test(rollout, each) for each in having))
+        addresses = (each.address for each in having)
+        return preflight_verdict(dict(zip(addresses, found, strict=True)), least)
+
+    @staticmethod
+    async def _self_test(rollout: Rollout, replica: Replica) -> list[Reason] | SluiceError:
+        try:
+            return await self_tested(replica.api, rollout.model, rollout.candidate, rollout.plan.preflight)
+        except SluiceError as error:
+            return error
+
+
+def _misfits(stable: ModelVersion, candidate: ModelVersion) -> list[Reason]:
+    found = [
+        Reason("preflight.signatures", f"version {candidate.version} does not fit its callers: {fault}")
+        for fault in incompatible(stable.signatures, candidate.signatures)
+    ]
+    difference = relabelled(stable.labels, candidate.labels)
+    if difference is not None:
+        found.append(Reason("preflight.labels", f"version {candidate.version}: {difference}"))
+    return found

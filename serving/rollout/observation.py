@@ -1,0 +1,65 @@
+"""Turns what gateways counted into an interval of evidence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from serving.rollout import ledger as ledgers
+from serving.rollout.counts import Counts, key, routed_key
+from serving.rollout.evidence import FloatArray
+from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
+from serving.rollout.machine import weight_of
+from serving.rollout.record import Rollout
+
+
+def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledger, Interval]:
+    """The ledger, with room for classes that are new; and what the counts say of the two versions."""
+    candidate, stable = rollout.candidate, rollout.stable
+
+    def arms(n: str, bad: str) -> Arms:
+        return Arms(
+            counts.get(key(n, candidate), 0.0),
+            counts.get(key(bad, candidate), 0.0),
+            counts.get(key(n, stable), 0.0),
+            counts.get(key(bad, stable), 0.0),
+        )
+
+    found = {
+        "errors": arms("calls", "failed"),
+        "latency": arms("requests", "slow"),
+        "accuracy": arms("labelled", "wrong"),
+    }
+    pairs = {
+        "errors": Pairs(
+            counts.get(key("copies", candidate), 0.0),
+            counts.get(key("candidate-failed", candidate), 0.0),
+            counts.get(key("stable-failed", candidate), 0.0),
+        )
+    }
+    for name in _new_classes(ledger, counts, candidate):
+        ledger = ledgers.with_class(ledger, name)
+    weight = weight_of(rollout.plan, rollout.state)
+    unkeyed = (
+        counts.get(routed_key("candidate", weight), 0.0),
+        counts.get(routed_key("stable", weight), 0.0),
+    )
+    compared, agreed = (_by_class(ledger, counts, kind, candidate) for kind in ("compared", "agreed"))
+    return ledger, Interval(
+        {name: each for name, each in found.items() if name in ledger.criteria},
+        {name: each for name, each in pairs.items() if name in ledger.criteria},
+        (compared, agreed),
+        unkeyed,
+        weight,
+    )
+
+
+def _new_classes(ledger: Ledger, counts: Counts, candidate: int) -> Iterable[str]:
+    prefix = key("compared", candidate, "")
+    names = (name.removeprefix(prefix) for name in counts if name.startswith(prefix))
+    return sorted(set(names) - set(ledger.classes))
+
+
+def _by_class(ledger: Ledger, counts: Counts, kind: str, candidate: int) -> FloatArray:
+    return np.array([counts.get(key(kind, candidate, name), 0.0) for name in ledger.classes])

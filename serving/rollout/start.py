@@ -1,0 +1,47 @@
+"""Starts rollouts."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from serving.errors import Conflict, InvalidInput, NotFound
+from serving.rollout.machine import Phase
+from serving.rollout.plan import Plan
+from serving.rollout.record import Rollout
+from serving.rollout.store import Store
+
+
+def serving_version(store: Store, model: str) -> int | None:
+    """The version that serves a model now, as far as the store knows."""
+    last = store.load(model)
+    if last is None:
+        return store.pinned(model)
+    return last.candidate if last.state.phase is Phase.PROMOTED else last.stable
+
+
+def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
+    """Stores a new rollout of a model to a version; the controller takes it from there.
+
+    Raises:
+        NotFound: The store knows nothing of this model: no gateway has served it with this store.
+        Conflict: The model has a rollout that is not finished, or serves that version.
+        InvalidInput: It is no version.
+    """
+    if to < 1:
+        raise InvalidInput(f"{to} is no version; versions are numbers from 1")
+    stable = serving_version(store, model)
+    if stable is None:
+        there = ", ".join(store.models()) or "none"
+        raise NotFound(f'no gateway has served a model "{model}" with this store yet; it knows: {there}')
+    running = store.load(model)
+    if running is not None and not running.finished:
+        raise Conflict(
+            f'model "{model}" has a rollout to version {running.candidate} that is '
+            f"{running.state.phase.value}: abort it, or wait for its end"
+        )
+    if to == stable:
+        raise Conflict(f'version {to} of model "{model}" is the one that serves')
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    id_ = f"{name}-{to}-{int(at)}-{secrets.token_hex(3)}"
+    return store.save(Rollout(id_, model, stable, to, plan, at))

@@ -1,0 +1,219 @@
+"""A gateway's part in rollouts: which version answers, what is counted, which requests are copied.
+
+The gateway asks `route` and tells what became of each request and each call; the controller sets the splits.
+Everything runs on the event loop, and nothing here awaits on a caller's path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+
+from serving import errors
+from serving.rollout.counts import Counts, key, routed_key
+from serving.routing import Route, Split, choose
+
+Answer = TypeVar("Answer")
+Api = TypeVar("Api")
+
+# Errors that tell of the version: it failed on what it was asked. The others tell of the way there (nobody
+# could be reached, somebody was full) and belong to neither version.
+MODEL_FAULTS = (errors.Internal, errors.InvalidInput, errors.FailedPrecondition, errors.Unimplemented)
+
+# For the baseline of latency: enough for a 99th percentile that holds, and minutes old at most under load.
+_RECENT = 5000
+_LEAST_RECENT = 50
+
+# Copies in flight at once. Beyond it copies are dropped: they must not queue up beside callers' requests.
+_MOST_COPIES = 2
+
+
+@dataclass(slots=True)
+class _Model:
+    split: Split
+    latency_limit_s: float | None = None
+    counts: Counts = field(default_factory=dict)
+    stable_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+
+class Steering:
+    """Routes by the splits that are set, and counts. Use as an async context manager: it owns the copies.
+
+    Args:
+        busy: Whether callers wait; copies are dropped then.
+    """
+
+    def __init__(self, busy: Callable[[], bool] = lambda: False) -> None:
+        self.busy = busy
+        self._models: dict[str, _Model] = {}
+        self._copies: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._copies:
+            task.cancel()
+        await asyncio.gather(*self._copies, return_exceptions=True)
+
+    def set_split(self, model: str, split: Split, latency_limit_s: float | None) -> None:
+        """Routes the model's requests so from now on."""
+        found = self._models.setdefault(model, _Model(split))
+        if found.split.stable != split.stable:
+            found.stable_s.clear()
+        found.split, found.latency_limit_s = split, latency_limit_s
+
+    def splits(self) -> Mapping[str, Split]:
+        """How each model's requests are divided now."""
+        return {name: found.split for name, found in self._models.items()}
+
+    def route(self, model: str, routing_key: str, *, keyed: bool) -> Route | None:
+        """Where a request goes that names no version; None if the model has no split.
+
+        Args:
+            model: The model.
+            routing_key: The caller's key, or the request's id.
+            keyed: Whether it is the caller's.
+        """
+        found = self._models.get(model)
+        if found is None:
+            return None
+        route = choose(found.split, routing_key)
+        if not keyed and found.split.candidate is not None:
+            self._add(found, routed_key(route.arm, found.split.weight))
+        return route
+
+    def answered(self, model: str, route: Route | None, duration_s: float, *, late: bool) -> None:
+        """Counts one routed request that was answered, or (`late`) that ran out of its time."""
+        found = self._models.get(model)
+        if found is None or route is None:
+            return
+        limit_s = found.latency_limit_s
+        self._add(found, key("requests", route.version))
+        if late or (limit_s is not None and duration_s > limit_s):
+            self._add(found, key("slow", route.version))
+        if route.arm == "stable" and not late:
+            found.stable_s.append(duration_s)
+
+    async def call(
+        self,
+        model: str,
+        version: int,
+        call: Callable[[Api, float], Awaitable[Answer]],
+        make: Callable[[Callable[[Api, float], Awaitable[Answer]]], Awaitable[Answer]],
+        *,
+        faults: tuple[type[errors.SluiceError], ...] = MODEL_FAULTS,
+    ) -> Answer:
+        """Makes a call through `make`, which may try it several times, and counts it as one event.
+
+        It is bad if any attempt failed by a fault of the version's; if nobody could be reached, it is no
+        event at all.
+        """
+        failed = False
+
+        async def attempt(api: Api, timeout_s: float) -> Answer:
+            nonlocal failed
+            try:
+                return await call(api, timeout_s)
+            except faults:
+                failed = True
+                raise
+
+        try:
+            answer = await make(attempt)
+        except errors.SluiceError:
+            if failed:
+                self._count_call(model, version, failed=True)
+            raise
+        self._count_call(model, version, failed=failed)
+        return answer
+
+    def _count_call(self, model: str, version: int, *, failed: bool) -> None:
+        found = self._models.get(model)
+        if found is None or version not in (found.split.stable, found.split.candidate):
+            return
+        self._add(found, key("calls", version))
+        if failed:
+            self._add(found, key("failed", version))
+
+    def copy(
+        self,
+        model: str,
+        route: Route | None,
+        stable: Sequence[str] | None,
+        ask: Callable[[int], Awaitable[Sequence[str]]],
+    ) -> None:
+        """Has the candidate answer a copy of a request, if this one is to be copied and there is room.
+
+        Args:
+            model: The model.
+            route: The request's route.
+            stable: The labels that the stable version named, one an image; None if it failed.
+            ask: Asks a version for its labels.
+        """
+        if route is None or route.shadow is None or self.busy() or len(self._copies) >= _MOST_COPIES:
+            return
+        task = asyncio.create_task(self._compare(model, route.shadow, stable, ask))
+        self._copies.add(task)
+        task.add_done_callback(self._copies.discard)
+
+    async def _compare(
+        self,
+        model: str,
+        candidate: int,
+        stable: Sequence[str] | None,
+        ask: Callable[[int], Awaitable[Sequence[str]]],
+    ) -> None:
+        named: Sequence[str] | None = None
+        try:
+            named = await ask(candidate)
+        except MODEL_FAULTS:
+            pass
+        except errors.SluiceError:
+            return
+        found = self._models.get(model)
+        if found is None or found.split.candidate != candidate:
+            return
+        self._add(found, key("copies", candidate))
+        if (named is None) != (stable is None):
+            self._add(found, key("candidate-failed" if named is None else "stable-failed", candidate))
+        if named is not None and stable is not None:
+            for ours, theirs in zip(stable, named, strict=True):
+                self._add(found, key("compared", candidate, ours))
+                if ours == theirs:
+                    self._add(found, key("agreed", candidate, ours))
+
+    def labelled(self, model: str, version: int, *, wrong: bool) -> None:
+        """Counts feedback on one answer of a version."""
+        found = self._models.get(model)
+        if found is not None:
+            self._add(found, key("labelled", version))
+            if wrong:
+                self._add(found, key("wrong", version))
+
+    def counts(self, model: str) -> Counts:
+        """All that was counted of a model so far."""
+        found = self._models.get(model)
+        return {} if found is None else dict(found.counts)
+
+    def stable_p99_s(self, model: str) -> float | None:
+        """The 99th percentile of the stable version's recent answers, None while there were too few."""
+        found = self._models.get(model)
+        if found is None or len(found.stable_s) < _LEAST_RECENT:
+            return None
+        return float(np.quantile(found.stable_s, 0.99))
+
+    @staticmethod
+    def _add(found: _Model, name: str) -> None:
+        found.counts[name] = found.counts.get(name, 0.0) + 1.0

@@ -1,0 +1,74 @@
+"""Images into a replica's request, and its answer into scores and classes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from serving import protos, tensors
+from serving.catalog import CLASSIFY_SIGNATURE, ImageSignature, ModelVersion
+from serving.errors import Internal, InvalidInput
+from serving.prediction import ClassScore
+
+
+def model_specs(request: Any) -> list[Any]:
+    """Every ModelSpec of a request: its own or, of a MultiInferenceRequest, its tasks'."""
+    if hasattr(request, "tasks"):
+        return [task.model_spec for task in request.tasks]
+    return [request.model_spec]
+
+
+def classify_request(model: ModelVersion, images: Sequence[np.ndarray]) -> tuple[ImageSignature, Any]:
+    """The PredictRequest that has a version classify images of its shape, and how to read the answer."""
+    image = model.require_image()
+    request = protos.PredictRequest(output_filter=[image.output_name])
+    request.model_spec.name = model.name
+    request.model_spec.version.value = model.version
+    request.model_spec.signature_name = CLASSIFY_SIGNATURE
+    _fill(request.inputs[image.input_name], images)
+    return image, request
+
+
+def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:
+    """Write images of one shape, uint8 [H,W,C], into a TensorProto as [N,H,W,C], with one copy in Python."""
+    proto.dtype = tensors.data_type_of(images[0].dtype)
+    for size in (len(images), *images[0].shape):
+        proto.tensor_shape.dim.add(size=size)
+    proto.tensor_content = b"".join(image.data for image in images)
+
+
+def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """The output `name` of a PredictResponse, of this shape; raises Internal if it is not so."""
+    if name not in response.outputs:
+        raise Internal(f'the replica\'s answer has no output "{name}"', stage="backend")
+    try:
+        scores = tensors.from_proto(response.outputs[name])
+    except InvalidInput as error:
+        raise Internal(f'the replica\'s output "{name}" is malformed: {error.message}') from error
+    if scores.shape != shape:
+        raise Internal(
+            f'the replica\'s output "{name}" has shape {list(scores.shape)}; {list(shape)} was due',
+            stage="backend",
+        )
+    return scores
+
+
+def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
+    """How many classes to return; raises InvalidInput if the model has not so many."""
+    classes = model.require_image().classes
+    if top_k is None:
+        return min(default, classes)
+    if not 1 <= top_k <= classes:
+        raise InvalidInput(
+            f'top_k is {top_k}; model "{model.name}" has {classes} classes, so it is 1 to {classes}',
+            stage="routing",
+        )
+    return top_k
+
+
+def best(scores: np.ndarray, labels: Sequence[str], count: int) -> tuple[ClassScore, ...]:
+    """The `count` best of `scores`, float32 [K], best first; of equals the lower index first."""
+    order = np.argsort(-scores, kind="stable")[:count]
+    return tuple(ClassScore(labels[index], int(index), float(scores[index])) for index in order)
