@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 
 import structlog
@@ -18,7 +19,9 @@ _log = structlog.get_logger()
 # How much of a refused body is read and thrown away, so that the client gets to read the answer: closing a
 # connection on unread bytes makes TCP reset it, and the answer is lost (RFC 9112, 9.6).
 LINGER_BYTES = 64 * 2**20
-LINGER_S = 2.0
+LINGER_S = 10.0
+# A client that sends nothing for this long has sent all, or is waiting for the answer.
+LINGER_IDLE_S = 1.0
 
 
 class Boundary:
@@ -90,12 +93,13 @@ async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Re
 
 
 async def _discard(receive: Receive) -> None:
-    """Read the rest of the body and throw it away, up to `LINGER_BYTES` and `LINGER_S`."""
+    """Read the rest of the body and throw it away, as long as the client sends and within the limits."""
     left = LINGER_BYTES
+    latest = time.monotonic() + LINGER_S
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while left > 0:
+        while left > 0:
+            async with asyncio.timeout(min(LINGER_IDLE_S, latest - time.monotonic())):
                 message = await receive()
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
-                left -= len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return
+            left -= len(message.get("body", b""))

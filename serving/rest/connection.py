@@ -15,6 +15,8 @@ from serving.rest.errors import problem_body
 
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
 MAX_HEAD_BYTES = 64 * 2**10
+# How long a client may take to read why it was refused.
+LINGER_S = 1.0
 
 
 class HeadTooLarge(Exception):
@@ -34,6 +36,8 @@ class Connection(HttpToolsProtocol):
         self._header_timeout_s = header_timeout_s
         self._header_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._in_head = False
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first headers."""
@@ -46,17 +50,25 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; while it is headers, count it."""
+        """Parse what came; while it is headers, count it. What comes after a refusal is thrown away."""
+        if self._refused:
+            return
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()
         super().data_received(data)
-        if self._header_timer is not None and not self.transport.is_closing():
+        if self._header_timer is not None and not self._refused:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, _head_too_large())
 
+    def on_message_begin(self) -> None:
+        """Begin to read a request's headers."""
+        self._in_head = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Let the request begin."""
+        self._in_head = False
         self._stop_waiting()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
@@ -64,9 +76,11 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request."""
+        """Go on with the next request, of which some may be here already."""
         super().on_response_complete()
-        self._head_bytes = 0
+        if self._in_head and self._header_timer is None:
+            self._unset_keepalive_if_required()
+            self._wait_for_head()
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with bytes that are no HTTP, or with headers that are too large."""
@@ -87,23 +101,38 @@ class Connection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._header_timer = None
-        if self._head_bytes == 0:  # nothing was asked, so nothing is answered
+        if not self._in_head:  # nothing was asked, so nothing is answered
             self.transport.close()
             return
         text = f"the request's headers took longer than {self._header_timeout_s:g} s"
         self._refuse(408, DeadlineExceeded(text, stage="admission"))
 
     def _refuse(self, status: int, error: SluiceError) -> None:
-        """Answer outside of any request, and close."""
-        if self.transport.is_closing():
+        """Answer outside of any request; then let the client read that before the connection is closed.
+
+        Closing at once would make TCP reset the connection if the client still sends, and lose the answer.
+        """
+        if self._refused or self.transport.is_closing():
             return
+        self._refused = True
+        self._stop_waiting()
+        self._unset_keepalive_if_required()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:  # an answer inside an answer would be read as part of it
+                self.transport.close()
+                return
         body = problem_body(error, status=status, request_id="")
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}

@@ -1,0 +1,240 @@
+"""What hostile and broken HTTP clients send, and that others do not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import psutil
+import pytest
+
+from serving.main import Running
+from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.wire import exchange, port_of, statuses
+from tests.support.fake_replica import until
+from tests.support.gateways import gateway_over
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+HEAD = b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+CLOSE = b"Connection: close\r\n"
+MIB = 2**20
+
+
+@pytest.fixture
+async def strict(replica: ScriptedReplica) -> AsyncIterator[tuple[Running, httpx.AsyncClient]]:
+    """A gateway with little patience and small limits."""
+    async with gateway_over(
+        replica, header_timeout_s=0.3, body_grace_s=0.3, max_body_bytes=MIB, min_body_bytes_per_s=2**16
+    ) as both:
+        yield both
+
+
+async def classified(client: httpx.AsyncClient) -> bool:
+    answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+    return bool(answer.json()["results"][0]["classes"][0]["label"] == "class-7")
+
+
+async def test_slow_headers_time_out_and_others_are_served(
+    strict: tuple[Running, httpx.AsyncClient],
+) -> None:
+    running, client = strict
+    slow = asyncio.create_task(exchange(port_of(running), HEAD))
+    assert await classified(client)
+    answer = await slow
+    assert statuses(answer) == [408]
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert body["detail"] == "the request's headers took longer than 0.3 s"
+    assert await exchange(port_of(running), b"") == b""  # nothing asked, nothing said
+
+
+async def test_the_clock_of_headers_starts_anew_with_each_request(
+    strict: tuple[Running, httpx.AsyncClient],
+) -> None:
+    running, _ = strict
+    ping = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    answers = await exchange(port_of(running), ping + ping + b"GET /healthz HTTP/1.1\r\nHost")
+    assert statuses(answers) == [200, 200, 408]
+
+
+async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) -> None:
+    running, client = strict
+    slow = asyncio.create_task(exchange(port_of(running), HEAD + b"Content-Length: 1000\r\n\r\nab"))
+    assert await classified(client)
+    answer = await slow
+    assert statuses(answer) == [504]
+    assert b"slower than 65536 bytes a second" in answer
+    assert running.gateway.admission.in_flight == 0
+
+
+async def test_a_chunked_body_without_end_is_cut(strict: tuple[Running, httpx.AsyncClient]) -> None:
+    running, client = strict
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+    writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    chunk = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
+
+    async def send_for_ever() -> None:
+        while True:
+            writer.write(chunk)
+            await writer.drain()
+
+    sender = asyncio.ensure_future(send_for_ever())
+    async with asyncio.timeout(20):
+        status = await reader.readline()
+    sender.cancel()
+    writer.close()
+    assert status.startswith(b"HTTP/1.1 413")
+    assert await classified(client)
+
+
+async def test_a_form_of_ten_thousand_parts_is_refused(client: httpx.AsyncClient) -> None:
+    for what, disposition in (("files", b'name="i"; filename="x"'), ("fields", b'name="i"')):
+        part = b"--b\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\nx\r\n"
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        answer = await client.post(PATH, content=part * 10_000 + b"--b--\r\n", headers=headers)
+        assert answer.status_code == 400
+        assert f"Too many {what}" in answer.json()["detail"]
+
+
+async def test_a_gzip_bomb_is_refused_with_memory_flat(strict: tuple[Running, httpx.AsyncClient]) -> None:
+    _, client = strict
+    bomb = gzip.compress(b"\0" * (100 * MIB), 1)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    headers = {**PNG, "content-encoding": "gzip"}
+    answer = await client.post(PATH, content=bomb, headers=headers)
+    assert answer.status_code == 413
+    assert process.memory_info().rss - before < 64 * MIB
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..%2f..%2fetc%2fpasswd", "%00", "a%00b", "%2e%2e", "x" * 10_000, "%ff%fe", "digits%20", "%F0%9F%92%A9"],
+)
+@pytest.mark.parametrize(
+    "path", ["/v1/models/{}:classify", "/v1/models/{}:predict", "/v1/models/{}", "/v2/models/{}/infer"]
+)
+async def test_tricks_in_names_are_names(client: httpx.AsyncClient, name: str, path: str) -> None:
+    method = "GET" if path.endswith("}") else "POST"
+    url = httpx.URL(str(client.base_url) + path.format(name))
+    answer = await client.request(method, url, json={"instances": [1], "inputs": [], "examples": [{}]})
+    assert answer.status_code == 404, answer.text
+    assert len(answer.content) < 8192
+    answer.json()
+
+
+SMUGGLED = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcde" + SMUGGLED,
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+        HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n" + SMUGGLED,
+        HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+        HEAD + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n" + SMUGGLED,
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;a\nabcde\n0\n\n" + SMUGGLED,
+        HEAD + b"Content-Length: -5\r\n\r\nabcde" + SMUGGLED,
+        HEAD + b"Content-Length: 5, 5\r\n\r\nabcde" + SMUGGLED,
+        HEAD + b"Content-Length: +5\r\n\r\nabcde" + SMUGGLED,
+        HEAD + b"X: a\r\n Content-Length: 99\r\n\r\n" + SMUGGLED,
+        HEAD + b"X\0: a\r\n\r\n" + SMUGGLED,
+        b"GET /v1/models HTTP/9.9\r\nHost: x\r\n\r\n" + SMUGGLED,
+        b"NONSENSE\r\n\r\n" + SMUGGLED,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64,
+    ],
+)
+async def test_ambiguous_requests_are_refused_and_the_connection_closed(
+    gateway: tuple[Running, httpx.AsyncClient], sent: bytes
+) -> None:
+    running, client = gateway
+    answers = await exchange(port_of(running), sent)
+    found = statuses(answers)
+    assert found, answers
+    assert 200 not in found, answers
+    assert found[-1] == 400, answers
+    assert await classified(client)
+
+
+async def test_repeated_headers_are_harmless(gateway: tuple[Running, httpx.AsyncClient]) -> None:
+    running, _ = gateway
+    body = grey_png(200)
+    length = b"Content-Length: %d\r\n" % len(body)
+    repeated = (
+        b"X-Request-ID: a\r\nX-Request-ID: b\r\nContent-Type: text/plain\r\nAccept: */*\r\nAccept: x\r\n"
+    )
+    answers = await exchange(port_of(running), HEAD + repeated + length + CLOSE + b"\r\n" + body)
+    assert statuses(answers) == [200]
+    assert answers.count(b"x-request-id: a\r\n") == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 20_000 + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 300_000,
+    ],
+)
+async def test_large_heads_are_refused(gateway: tuple[Running, httpx.AsyncClient], head: bytes) -> None:
+    running, client = gateway
+    answers = await exchange(port_of(running), head)
+    assert statuses(answers) == [431]
+    assert b"over 65,536 bytes" in answers
+    assert await classified(client)
+
+
+async def test_unknown_paths_and_methods_are_told(client: httpx.AsyncClient) -> None:
+    unknown = await client.get("/v1/nothing")
+    assert unknown.status_code == 404
+    malformed = await client.post("/v1/models/digits:fly")
+    assert malformed.status_code == 400
+    assert malformed.json() == {"error": "Malformed request: POST /v1/models/digits:fly"}
+    for path, allowed in (
+        (PATH, "POST"),
+        ("/v1/models/digits", "GET"),
+        ("/v2", "GET"),
+        ("/v1/models", "GET"),
+    ):
+        refused = await client.request("DELETE", path)
+        assert refused.status_code == 405
+        assert refused.headers["allow"] == allowed
+    assert (await client.head("/v2")).content == b""
+    assert (await client.get("/v2/nothing")).status_code == 404
+
+
+async def test_five_hundred_slow_connections_hurt_nobody(
+    gateway: tuple[Running, httpx.AsyncClient],
+) -> None:
+    """Five hundred clients send one byte every while; good ones go on without a failure."""
+    running, client = gateway
+    port = port_of(running)
+    stopped = asyncio.Event()
+    opened = 0
+
+    async def slow(head: bytes) -> None:
+        nonlocal opened
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        opened += 1
+        for byte in head:
+            writer.write(bytes((byte,)))
+            try:
+                await asyncio.wait_for(stopped.wait(), 0.25)
+            except TimeoutError:
+                continue
+            break
+        writer.close()
+
+    async with asyncio.TaskGroup() as tasks:
+        for index in range(500):
+            tasks.create_task(slow(HEAD if index % 2 else b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 99))
+        await until(lambda: opened == 500)
+        results = await asyncio.gather(*(classified(client) for _ in range(200)))
+        stopped.set()
+    assert results == [True] * 200

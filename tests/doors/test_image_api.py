@@ -1,0 +1,212 @@
+"""The image API: every way to send images, errors for each bad one, labels, streaming, deadlines, traces."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+import re
+import zlib
+from typing import Any
+
+import httpx
+import pytest
+
+from serving import tensors
+from serving.main import Running
+from tests.doors.replica import ScriptedReplica, grey_png
+from tests.support.gateways import gateway_over
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def labels_of(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [
+        result["classes"][0]["label"] if "classes" in result else result["error"]["type"]
+        for result in answer.json()["results"]
+    ]
+
+
+async def test_json_carries_many_images_and_an_error_for_each_bad_one(client: httpx.AsyncClient) -> None:
+    good = b64(grey_png(200))
+    url_safe = base64.urlsafe_b64encode(grey_png(30)).decode().rstrip("=")
+    images = [
+        {"b64": good},
+        {"b64": "%%%"},
+        good,
+        {"b64": b64(b"no image")},
+        {"b64": url_safe},
+        7,
+        {"b64": good, "more": 1},
+        {"b64": ""},
+    ]
+    answer = await client.post(PATH, json={"images": images, "top_k": 1})
+    assert labels_of(answer) == [
+        "class-7", "bad-image", "class-7", "bad-image", "class-1", "bad-image", "bad-image", "bad-image",
+    ]  # fmt: skip
+    assert [len(result.get("classes", [0])) for result in answer.json()["results"]] == [1] * 8
+    assert (await client.post(f"{PATH}?top_k=2", json={"images": images, "top_k": 1})).json()["results"][0][
+        "classes"
+    ][1:]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("{", "the body is not JSON"),
+        ("[]", "is not of the form"),
+        ('{"images": {}}', "is not of the form"),
+        ('{"images": []}', "has no image"),
+        ('{"images": [], "topk": 1}', 'a member "topk"'),
+        ('{"images": [], "top_k": "1"}', 'top_k is "1"'),
+        ('{"images": [], "top_k": true}', "top_k is true"),
+        ('{"images": [{"b64": "!"}]}', "not base64"),
+        ("", "the body is not JSON"),
+    ],
+)
+async def test_json_of_another_form_is_refused(client: httpx.AsyncClient, body: str, says: str) -> None:
+    answer = await client.post(PATH, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert says in answer.json()["detail"]
+
+
+async def test_a_form_carries_files_and_answers_by_their_names(client: httpx.AsyncClient) -> None:
+    files = [("images", ("a.png", grey_png(200))), ("images", ("b.png", b"")), ("x", ("c.png", grey_png(30)))]
+    answer = await client.post(PATH, files=files)
+    assert labels_of(answer) == ["class-7", "bad-image", "class-1"]
+    assert [result["file"] for result in answer.json()["results"]] == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
+async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: str) -> None:
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[encoding]
+    headers = {**PNG, "content-encoding": encoding}
+    answer = await client.post(PATH, content=pack(grey_png(200)), headers=headers)
+    assert labels_of(answer) == ["class-7"]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "says"),
+    [
+        (grey_png(9), "gzip", 400, "the body is not gzip"),
+        (gzip.compress(grey_png(9))[:-9], "gzip", 400, "ends before its end"),
+        (gzip.compress(grey_png(9)) + b"more", "gzip", 400, "goes on behind its end"),
+        (b"", "gzip", 400, "ends before its end"),
+        (b"x", "br", 415, "taken are gzip, deflate, identity"),
+        (b"x", "gzip, gzip", 415, 'the content encoding is "gzip, gzip"'),
+    ],
+)
+async def test_bad_compression_is_refused(
+    client: httpx.AsyncClient, body: bytes, encoding: str, status: int, says: str
+) -> None:
+    answer = await client.post(PATH, content=body, headers={**PNG, "content-encoding": encoding})
+    assert answer.status_code == status
+    assert says in answer.json()["detail"]
+
+
+async def test_ndjson_has_a_line_for_each_image_as_answers_come(replica: ScriptedReplica) -> None:
+    gate = asyncio.Event()
+
+    async def hold_the_rest(request: Any) -> None:
+        if tensors.from_proto(request.inputs["images"]).max() > 90:
+            await gate.wait()
+
+    replica.before_predict = hold_the_rest
+    images = [{"b64": b64(grey_png(25 * index))} for index in range(10)]
+    images.insert(1, {"b64": "%"})
+    async with gateway_over(replica, max_batch=4) as (_, client):
+        request = client.build_request(
+            "POST", PATH, json={"images": images, "top_k": 1}, headers={"accept": "application/x-ndjson"}
+        )
+        answer = await client.send(request, stream=True)
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        lines = []
+        async for line in answer.aiter_lines():
+            lines.append(json.loads(line))
+            if len(lines) == 5:  # the bad one and the first batch are here while the rest is held
+                assert not gate.is_set()
+                gate.set()
+    assert sorted(line["index"] for line in lines) == list(range(11))
+    by_index = {line["index"]: line for line in lines}
+    assert by_index[1]["error"]["type"] == "bad-image"
+    assert {line["version"] for line in lines if "version" in line} == {1}
+    assert by_index[0]["classes"][0]["label"] == "class-0"
+    assert by_index[10]["classes"][0]["label"] == "class-8"
+
+
+async def test_an_ndjson_request_that_cannot_begin_is_a_problem(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        "/v1/models/nope:classify", content=grey_png(1), headers={**PNG, "accept": "application/x-ndjson"}
+    )
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
+    replica.versions = {"digits": {1, 2}}
+    replica.labels = {"canary": 1}
+
+    async def version(client: httpx.AsyncClient, label: str) -> Any:
+        answer = await client.post(
+            f"/v1/models/digits/labels/{label}:classify", content=grey_png(9), headers=PNG
+        )
+        return answer.json().get("version", answer.json().get("detail"))
+
+    async with gateway_over(replica) as (_, client):
+        assert await version(client, "canary") == 1
+        assert await version(client, "stable") == 2
+        assert await version(client, "latest") == 2
+        assert await version(client, "nope") == "Unrecognized servable version label: nope"
+        replica.labels = {"canary": 2, "stable": 1}  # what the replicas say comes first
+        async with asyncio.timeout(5):
+            while await version(client, "canary") != 2 or await version(client, "stable") != 1:
+                await asyncio.sleep(0.05)
+
+
+async def test_ids_and_traces_are_taken_and_returned(client: httpx.AsyncClient) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    sent = {"x-request-id": "job-7/3", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    answer = await client.post(PATH, content=grey_png(9), headers={**PNG, **sent})
+    assert answer.headers["x-request-id"] == "job-7/3"
+    found = re.fullmatch(r"00-(\w{32})-(\w{16})-01", answer.headers["traceparent"])
+    assert found
+    assert found[1] == trace
+    assert found[2] != "00f067aa0ba902b7"
+    for bad in ("", "00-0-0-0", f"ff-{trace}-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01"):
+        answer = await client.get("/healthz", headers={"traceparent": bad, "x-request-id": "a b"})
+        assert re.fullmatch(r"00-(?!0{32})\w{32}-\w{16}-00", answer.headers["traceparent"])
+        assert answer.headers["x-request-id"] != "a b"
+
+
+async def test_a_deadline_is_kept_and_passed_on(
+    replica: ScriptedReplica, gateway: tuple[Running, httpx.AsyncClient]
+) -> None:
+    _, client = gateway
+
+    async def never(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    replica.before_predict = never
+    answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": "0.2"})
+    assert answer.status_code == 504
+    assert answer.json()["type"] == "urn:sluice:problem:deadline-exceeded"
+    for bad in ("0", "-1", "soon", "nan", "inf"):
+        answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": bad})
+        assert answer.status_code == 400
+        assert "X-Request-Timeout" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-tar", "image/svg+xml"])
+async def test_another_content_type_names_those_taken(client: httpx.AsyncClient, content_type: str) -> None:
+    answer = await client.post(PATH, content=b"x", headers={"content-type": content_type})
+    assert answer.status_code == 415
+    assert "image/png" in answer.json()["detail"]
+    assert "application/json" in answer.json()["detail"]
