@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serving.commands import user_errors
+from serving.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
-    from serving.rollout.comparison import Report, Row
+    from serving.rollout.machine import Command
     from serving.rollout.plan import Plan
-    from serving.rollout.simulate import Proportion
+    from serving.rollout.record import Rollout
+    from serving.rollout.store import Store
 
 rollout = typer.Typer(
     help="Let a new version in by evidence: start, watch, explain, simulate.", no_args_is_help=True
@@ -21,6 +24,16 @@ rollout = typer.Typer(
 
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="Plan, YAML or TOML.", show_default="the default plan")
+]
+Model = Annotated[str, typer.Argument(help="Name of the model.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", help="Folder of rollouts that the gateways share.", show_default="rollout_store's setting"
+    ),
+]
+RolloutId = Annotated[
+    str | None, typer.Option("--id", help="One of `history`.", show_default="the model's newest")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -75,6 +88,7 @@ def simulate(
     """
     with user_errors():
         from serving.rollout.comparison import compare
+        from serving.rollout.console import print_report
         from serving.rollout.traffic import Traffic
 
         traffic = Traffic(
@@ -91,48 +105,179 @@ def simulate(
         if as_json:
             print(json.dumps(report.to_json()))
         else:
-            _print_report(report)
+            print_report(report)
 
 
-def _print_report(report: Report) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
+@rollout.command()
+def start(
+    model: Model,
+    to: Annotated[int, typer.Option(help="Version to let in.")],
+    plan: PlanFile = None,
+    store: StoreFolder = None,
+) -> None:
+    """Start to let a version in. The gateways that share the store take it from here."""
+    with user_errors():
+        from serving.rollout.start import start as start_rollout
 
-    console = Console()
-    traffic = report.traffic
-    console.print(
-        f"{report.runs} simulated rollouts of each kind at {traffic.rps:g} requests/s; of stable's requests "
-        f"{traffic.stable_error:.3%} fail and {traffic.stable_slow:.3%} are slow; the given candidate: "
-        f"{traffic.candidate_error:.3%} and {traffic.candidate_slow:.3%}."
-    )
-    for version in dict.fromkeys(row.version for row in report.rows):
-        table = Table(title=f"A candidate {version}", title_justify="left", box=SIMPLE, show_lines=True)
-        table.add_column("rule", no_wrap=True)
-        for heading in ("promoted", "rolled back", "undecided", "after", "exposed", "harmed"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in report.rows:
-            if row.version == version:
-                table.add_row(*_cells(row))
-        console.print()
-        console.print(table)
-    console.print(
-        "Shares with 95 % confidence intervals. After: median time to the end; exposed: median requests that "
-        "the candidate answered until then; harmed: how many of these failed or were slow. The plan copies "
-        "requests to the candidate first: a version that is caught then has harmed nobody."
-    )
+        started = start_rollout(_open(store), model, to, read_plan(plan), time.time())
+        print(f"{started.id}: {model} {started.stable} → {to}; follow it: sluice rollout watch {model}")
 
 
-def _cells(row: Row) -> list[str]:
-    after = "" if row.median_after_s is None else f"{row.median_after_s / 60.0:.1f} min"
-    counts = ["" if number is None else f"{number:.0f}" for number in (row.median_exposed, row.median_harmed)]
-    return [
-        row.rule,
-        *(_share(each) for each in (row.promoted, row.rolled_back, row.undecided)),
-        after,
-        *counts,
-    ]
+@rollout.command()
+def status(
+    model: Annotated[str | None, typer.Argument(help="Name of the model.", show_default="all")] = None,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where rollouts are, and why."""
+    with user_errors():
+        from rich.console import Console
+
+        from serving.rollout.console import view
+        from serving.rollout.record import to_json
+
+        opened = _open(store)
+        found = [_load(opened, name) for name in ([model] if model else opened.models())]
+        if as_json:
+            print(json.dumps([to_json(each) for each in found]))
+            return
+        if not found:
+            print("there was no rollout yet")
+        for each in found:
+            Console().print(view(each))
 
 
-def _share(proportion: Proportion) -> str:
-    return f"{proportion.share:.1%}\n{100 * proportion.lower:.1f} – {100 * proportion.upper:.1f}"
+@rollout.command()
+def watch(model: Model, store: StoreFolder = None) -> None:
+    """Watch a rollout until it ends. Exits with 1 if the version was rolled back."""
+    with user_errors():
+        from rich.live import Live
+
+        from serving.rollout.console import view
+        from serving.rollout.machine import Phase
+
+        opened = _open(store)
+        current = _load(opened, model)
+        with Live(view(current), auto_refresh=False) as live:
+            while not current.finished:
+                time.sleep(0.5)
+                current = _load(opened, model)
+                live.update(view(current), refresh=True)
+        raise typer.Exit(0 if current.state.phase is Phase.PROMOTED else 1)
+
+
+@rollout.command()
+def pause(model: Model, store: StoreFolder = None) -> None:
+    """Keep the weight where it is. Harm still rolls back."""
+    _command(store, model, "pause")
+
+
+@rollout.command()
+def resume(model: Model, store: StoreFolder = None) -> None:
+    """Go on after a pause; time limits start anew."""
+    _command(store, model, "resume")
+
+
+@rollout.command()
+def promote(model: Model, store: StoreFolder = None) -> None:
+    """Promote now, without waiting for more evidence."""
+    _command(store, model, "promote")
+
+
+@rollout.command()
+def abort(model: Model, store: StoreFolder = None) -> None:
+    """Roll back now."""
+    _command(store, model, "abort")
+
+
+@rollout.command()
+def history(model: Model, store: StoreFolder = None, as_json: AsJson = False) -> None:
+    """List a model's rollouts, oldest first."""
+    with user_errors():
+        from serving.rollout.record import to_json
+
+        found = _open(store).history(model)
+        if as_json:
+            print(json.dumps([to_json(each) for each in found]))
+            return
+        for each in found:
+            print(
+                f"{each.id}  {each.stable} → {each.candidate}  {each.state.phase.value}: {each.state.reason.text}"
+            )
+
+
+@rollout.command()
+def explain(model: Model, id_: RolloutId = None, store: StoreFolder = None) -> None:
+    """Tell every decision of a rollout, with the evidence that it rests on."""
+    with user_errors():
+        from serving.rollout.explain import explain as explain_rollout
+
+        for line in explain_rollout(_find(_open(store), model, id_)):
+            print(line)
+
+
+@rollout.command()
+def replay(model: Model, id_: RolloutId = None, store: StoreFolder = None, as_json: AsJson = False) -> None:
+    """Derive every decision again from what is stored. Exits with 1 if one comes out otherwise."""
+    with user_errors():
+        from serving.rollout.explain import replay as replay_rollout
+
+        replayed = replay_rollout(_find(_open(store), model, id_))
+        lines = [
+            {
+                "before": each.event.before.phase.value,
+                "after": each.event.after.phase.value,
+                "outcome": each.event.outcome,
+                "from_evidence": each.verdict is not None,
+                "same": each.same,
+            }
+            for each in replayed
+        ]
+        if as_json:
+            print(json.dumps(lines))
+        else:
+            for line in lines:
+                origin = "evidence" if line["from_evidence"] else "report"
+                agreed = "the same again" if line["same"] else "COMES OUT OTHERWISE"
+                print(f"{line['before']} → {line['after']}  [{line['outcome']}, from {origin}]  {agreed}")
+        raise typer.Exit(0 if all(each.same for each in replayed) else 1)
+
+
+def _open(folder: Path | None) -> Store:
+    from serving import settings
+    from serving.rollout.store import FileStore
+
+    chosen = folder or settings.load().rollout_store
+    if chosen is None:
+        raise InvalidInput(
+            "no store of rollouts is named: pass --store FOLDER, or set SLUICE_ROLLOUT_STORE as for the gateway"
+        )
+    return FileStore(chosen)
+
+
+def _load(store: Store, model: str) -> Rollout:
+    found = store.load(model)
+    if found is None:
+        raise NotFound(
+            f'model "{model}" had no rollout yet; there are: {", ".join(store.models()) or "none"}'
+        )
+    return found
+
+
+def _find(store: Store, model: str, id_: str | None) -> Rollout:
+    """The rollout with an id, or the model's newest."""
+    if id_ is None:
+        return _load(store, model)
+    known = {each.id: each for each in store.history(model)}
+    if id_ not in known:
+        there = ", ".join(known) or "none"
+        raise NotFound(f'model "{model}" had no rollout {id_}; there are: {there}')
+    return known[id_]
+
+
+def _command(folder: Path | None, model: str, what: Command) -> None:
+    with user_errors():
+        from serving.rollout.start import order
+
+        moved = order(_open(folder), model, what, by="the command line", at=time.time())
+        print(f"{moved.id}: {moved.state.phase.value}")

@@ -1,4 +1,4 @@
-"""Starts rollouts."""
+"""Starts rollouts, and hands people's commands to those that run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import secrets
 
 from serving.errors import Conflict, InvalidInput, NotFound
-from serving.rollout.machine import Phase
+from serving.rollout.machine import Command, Phase, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.store import Store
@@ -45,3 +45,28 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", model)
     id_ = f"{name}-{to}-{int(at)}-{secrets.token_hex(3)}"
     return store.save(Rollout(id_, model, stable, to, plan, at))
+
+
+# A controller saves about once a second: a command that meets it tries again.
+_ATTEMPTS = 10
+
+
+def order(store: Store, model: str, what: Command, *, by: str, at: float) -> Rollout:
+    """Stores what a person wants of a rollout; returns it as it is then.
+
+    Raises:
+        NotFound: The model had no rollout.
+        FailedPrecondition: The rollout is not where that makes sense.
+        Conflict: Others kept changing it.
+    """
+    for attempt in range(_ATTEMPTS):
+        found = store.load(model)
+        if found is None:
+            raise NotFound(f'model "{model}" had no rollout yet')
+        after = command(found.state, what, found.clock_s, by=by)
+        try:
+            return store.save(found.moved(after, None, at))
+        except Conflict:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
