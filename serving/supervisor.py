@@ -137,7 +137,7 @@ class ModelServerProcess:
             f"--grpc_socket_path={self._socket_path}",
             f"--model_config_file={self._config_path}",
             "--file_system_poll_wait_seconds=1",
-            # By default a version that does not load is tried again each minute, and says nothing till the end.
+            # By default a version that does not load is tried again each minute, and says nothing before.
             f"--load_retry_interval_micros={LOAD_RETRY_INTERVAL_S * 1_000_000}",
         ]
         # Its own session: Ctrl-C in a terminal is for the gateway, which ends the child once it has drained.
