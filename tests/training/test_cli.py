@@ -13,6 +13,8 @@ from tests.training.conftest import Published
 APP = """
 import typer
 from training import cli
+
+pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
 app = typer.Typer()
 for name in ("train", "publish", "recipes", "evaluate", "compare", "inspect"):
     app.command(name)(getattr(cli, name))

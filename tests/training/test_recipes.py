@@ -17,6 +17,8 @@ from training.models import dense, wide_deep
 from training.published import examine, read_card
 from training.served import served
 
+pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
+
 
 def card_of(folder: Path) -> dict[str, Any]:
     card: dict[str, Any] = json.loads((folder / "assets.extra" / "card.json").read_text())
