@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_CALLABLES = 64  # of one servable; clients choose the outputs, so their number is bounded
 
 
+Key = tuple[tuple[str, ...], tuple[str, ...]]  # the feeds and the fetches of a callable
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How models are loaded.
@@ -59,7 +62,7 @@ class Session:
         )
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
-        self._callables: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Any] = OrderedDict()
+        self._callables: OrderedDict[Key, tuple[Any, list[tf.DType]]] = OrderedDict()
         self._lock = threading.Lock()
         try:
             with self._graph.as_default():
@@ -72,13 +75,6 @@ class Session:
             for name, signature in meta_graph.signature_def.items()
         }
 
-    def dtype_of(self, tensor_name: str) -> tf.DType | None:
-        """The type of a tensor of the graph; None if there is no such tensor."""
-        try:
-            return self._graph.get_tensor_by_name(tensor_name).dtype
-        except (KeyError, ValueError):
-            return None
-
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """Run the graph once.
 
@@ -90,8 +86,13 @@ class Session:
             StatusError: with TensorFlow's code and text.
         """
         names = tuple(sorted(feeds))
-        self._check_types(names, feeds)
-        call = self._callable(names, tuple(fetches))
+        call, types = self._callable(names, tuple(fetches))
+        for index, (name, expected) in enumerate(zip(names, types, strict=True)):
+            if feeds[name].dtype != expected.as_numpy_dtype:
+                given = tf.as_dtype(feeds[name].dtype)
+                raise invalid_argument(
+                    f"Expects arg[{index}] to be {_word(expected)} but {_word(given)} is provided"
+                )
         try:
             outputs: list[np.ndarray] = call(*[feeds[name] for name in names])
         except tf.errors.OpError as error:
@@ -100,16 +101,8 @@ class Session:
             raise invalid_argument(str(error)) from error
         return outputs
 
-    def _check_types(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> None:
-        for index, name in enumerate(names):
-            expected = self.dtype_of(name)
-            given = tf.as_dtype(feeds[name].dtype)
-            if expected is not None and given != expected:
-                raise invalid_argument(
-                    f"Expects arg[{index}] to be {_word(expected)} but {_word(given)} is provided"
-                )
-
-    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
+    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[tf.DType]]:
+        """What runs the graph with these feeds and fetches, and the types of the feeds."""
         key = (feeds, fetches)
         with self._lock:
             found = self._callables.get(key)
@@ -122,12 +115,15 @@ class Session:
                 self._callables.move_to_end(key)
             return found
 
-    def _make_callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
+    def _make_callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[tf.DType]]:
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
         try:
-            return self._session._make_callable_from_options(options)
+            types = [self._graph.get_tensor_by_name(name).dtype for name in feeds]
+            return self._session._make_callable_from_options(options), types
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
+        except (KeyError, ValueError) as error:
+            raise not_found(f"FeedInputs: unable to find feed output: {error}") from error
 
     def close(self) -> None:
         """Free the session and its graph."""

@@ -84,6 +84,12 @@ def kinds(folder: Path) -> None:
     signatures["size"] = function(
         lambda x: {"n": tf.fill(tf.shape(x), tf.shape(x)[0])}, spec([None], tf.float32, "x")
     )
+    signatures["tf2_classify"] = function(
+        lambda inputs: {
+            "scores": tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([2], tf.float32)})["x"]
+        },
+        spec([None], tf.string, "inputs"),
+    )
     signatures["serving_default"] = signatures["matrix"]
     module = tf.Module()
     module.functions = list(signatures.values())
