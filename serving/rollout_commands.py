@@ -201,9 +201,8 @@ def history(model: Model, store: StoreFolder = None, as_json: AsJson = False) ->
             print(json.dumps([to_json(each) for each in found]))
             return
         for each in found:
-            print(
-                f"{each.id}  {each.stable} → {each.candidate}  {each.state.phase.value}: {each.state.reason.text}"
-            )
+            state = each.state
+            print(f"{each.id}  {each.stable} → {each.candidate}  {state.phase.value}: {state.reason.text}")
 
 
 @rollout.command()
@@ -270,6 +269,7 @@ def _find(store: Store, model: str, id_: str | None) -> Rollout:
         return _load(store, model)
     known = {each.id: each for each in store.history(model)}
     if id_ not in known:
+        there = ", ".join(known) or "none"
         there = ", ".join(known) or "none"
         raise NotFound(f'model "{model}" had no rollout {id_}; there are: {there}')
     return known[id_]

@@ -23,7 +23,7 @@ from serving.settings import Settings
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running
 from tests.support.gateways import gateway_over
 
-FAST = {
+FAST: dict[str, Any] = {
     "shadow": {"share": 0.5, "min_samples": 40, "min_time_s": 0.2},
     "canary": [
         {"weight": 0.2, "min_time_s": 0.3, "min_requests": 10},
@@ -179,12 +179,17 @@ async def ask_for_ever(scene: Scene, callers: int = 4, pause_s: float = 0.0) -> 
 
 @asynccontextmanager
 async def scene_over(
-    store: Path, *replicas: VersionedReplica, callers: int = 4, **settings: Any
+    store: Path,
+    *replicas: VersionedReplica,
+    over: list[VersionedReplica] | None = None,
+    callers: int = 4,
+    **settings: Any,
 ) -> AsyncIterator[Scene]:
-    """A scene over replicas; the gateway has pinned its version, and callers ask all the while."""
+    """A scene over replicas, its own or those of another scene; callers ask all the while."""
     values: dict[str, Any] = {"rollout_store": store, "rollout_interval_s": 0.05} | settings
     async with AsyncExitStack() as stack:
-        up = [await stack.enter_async_context(running(each)) for each in replicas]
+        up: list[FakeReplica] = [await stack.enter_async_context(running(each)) for each in replicas]
+        up += over or []
         gateway, client = await stack.enter_async_context(gateway_over(*up, **values))
         loaded = Settings(http_port=0, grpc_port=0, **values)
         await stack.enter_async_context(_rollouts_of(loaded, gateway, Path("/nowhere")))

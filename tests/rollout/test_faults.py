@@ -1,0 +1,195 @@
+"""What goes wrong while a rollout is under way: it ends as it would have, or says why not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from serving.errors import Conflict
+from serving.rollout.explain import replay
+from serving.rollout.machine import Phase
+from serving.rollout.plan import Plan
+from serving.rollout.start import order, start
+from serving.rollout.store import FileStore
+from tests.rollout.replicas import FAST, PICTURES, VersionedReplica, scene_over
+from tests.support.fake_replica import running
+from tests.support.processes import started
+
+WAY = [
+    Phase.LOADING,
+    Phase.PREFLIGHT,
+    Phase.SHADOW,
+    Phase.CANARY,
+    Phase.CANARY,
+    Phase.PROMOTING,
+    Phase.PROMOTED,
+]
+
+
+async def ask_for_ever(url: list[str]) -> None:
+    """Callers of whichever gateway is up; nobody minds a refused connection while there is none."""
+
+    async def caller(number: int) -> None:
+        async with httpx.AsyncClient(timeout=10) as client:
+            while True:
+                try:
+                    await client.post(
+                        f"{url[0]}/v1/models/digits:classify",
+                        content=PICTURES[number % 10],
+                        headers={"content-type": "image/png"},
+                    )
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                number += 4
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(4):
+            tasks.create_task(caller(number))
+
+
+async def test_a_controller_that_is_killed_in_every_phase_ends_as_it_would_have(tmp_path: Path) -> None:
+    replica, store = VersionedReplica(), FileStore(tmp_path / "store")
+    environment = {
+        "SLUICE_ROLLOUT_STORE": str(tmp_path / "store"),
+        "SLUICE_ROLLOUT_INTERVAL_S": "0.05",
+        "SLUICE_STATUS_INTERVAL_S": "0.05",
+    }
+    url = ["http://127.0.0.1:9"]
+    begun, killed_in = False, list[Phase]()
+    async with running(replica), asyncio.timeout(200):
+        arguments = ["gateway", f"--replica={replica.address}", "--model=digits"]
+        asking = asyncio.create_task(ask_for_ever(url))
+        while True:
+            async with started(arguments, environment) as gateway:
+                url[0] = gateway.http_url
+                while store.pinned("digits") is None:
+                    await asyncio.sleep(0.01)
+                if not begun:
+                    start(store, "digits", 2, Plan.model_validate(FAST), 1e9)
+                    begun = True
+                while True:
+                    found = store.load("digits")
+                    assert found is not None
+                    if found.finished or found.state.phase not in killed_in:
+                        break
+                    await asyncio.sleep(0.005)
+                killed_in.append(found.state.phase)
+                if found.finished:
+                    break
+                await gateway.end(signal.SIGKILL)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert found.state.phase is Phase.PROMOTED, found.state.reason
+    assert [event.after.phase for event in found.events] == WAY
+    assert len(killed_in) >= 4, "it was killed in the long phases at least"
+    assert all(each.same for each in replay(found))
+    assert replica.configs[-1] == [2]
+
+
+async def test_replicas_that_all_start_again_get_both_versions_back(tmp_path: Path) -> None:
+    replicas = [VersionedReplica(), VersionedReplica()]
+    async with scene_over(tmp_path, *replicas) as scene:
+        scene.begin()
+        async with asyncio.timeout(60):
+            while scene.rollout.state.phase is not Phase.CANARY:
+                await asyncio.sleep(0.01)
+            for each in replicas:
+                # As after a restart: what the file on its disk names.
+                each.versions = {"digits": {1}}
+            rollout = await scene.until_finished()
+        assert rollout.state.phase is Phase.PROMOTED, rollout.state.reason
+        assert {status for status, _ in scene.answered} == {200}
+
+
+async def test_a_candidate_that_is_deleted_from_disk_is_rolled_back(tmp_path: Path) -> None:
+    replica = VersionedReplica()
+    async with scene_over(tmp_path, replica) as scene:
+        scene.begin(FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        async with asyncio.timeout(60):
+            while scene.rollout.state.phase is not Phase.CANARY:
+                await asyncio.sleep(0.01)
+        replica.broken.add(2)
+        replica.versions = {"digits": {1}}
+        rollout = await scene.until_finished()
+        assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, "replicas.cannot-load")
+        assert {status for status, _ in scene.answered} == {200}
+
+
+async def test_three_gateways_make_one_decision_and_route_alike(tmp_path: Path) -> None:
+    replica = VersionedReplica()
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(scene_over(tmp_path, replica, callers=2))
+        others = [
+            await stack.enter_async_context(scene_over(tmp_path, over=first.replicas, callers=2))
+            for _ in range(2)
+        ]
+        gateways = [first.running.gateway, *(each.running.gateway for each in others)]
+        first.begin()
+        async with asyncio.timeout(100):
+            while not first.rollout.finished:
+                await asyncio.sleep(0.05)
+                weight = first.rollout.split().weight
+                async with asyncio.timeout(2.0):
+                    while not first.rollout.finished and any(
+                        each.steering.splits()["digits"].weight != first.rollout.split().weight
+                        for each in gateways
+                    ):
+                        await asyncio.sleep(0.01)
+                assert weight <= 1.0
+        rollout = first.rollout
+        assert rollout.state.phase is Phase.PROMOTED, rollout.state.reason
+        assert [event.after.phase for event in rollout.events] == WAY
+        answered = [status for each in (first, *others) for status, _ in each.answered]
+        assert set(answered) == {200}
+        counted = float(rollout.evidence.criteria["latency"].stable_n)
+        assert counted > max(len(each.answered) for each in (first, *others)) / 2, "all three are counted"
+
+
+async def test_a_version_that_is_not_there_says_which_are(tmp_path: Path) -> None:
+    replica = VersionedReplica()
+    async with scene_over(tmp_path, replica) as scene:
+        scene.begin(FAST | {"limits": {"load_s": 0.5}}, to=7)
+        rollout = await scene.until_finished()
+        assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, "loading.timeout")
+
+
+async def test_commands_reach_a_running_rollout(tmp_path: Path) -> None:
+    replica = VersionedReplica()
+    async with scene_over(tmp_path, replica) as scene:
+        scene.begin(FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        async with asyncio.timeout(60):
+            while scene.rollout.state.phase is not Phase.CANARY:
+                await asyncio.sleep(0.01)
+        paused = await asyncio.to_thread(order, scene.store, "digits", "pause", by="a test", at=2e9)
+        assert paused.state.phase is Phase.PAUSED
+        await asyncio.to_thread(order, scene.store, "digits", "resume", by="a test", at=2e9)
+        await asyncio.to_thread(order, scene.store, "digits", "promote", by="a test", at=2e9)
+        rollout = await scene.until_finished()
+        assert rollout.state.phase is Phase.PROMOTED
+        assert [event.outcome for event in rollout.events].count("command") == 3
+
+
+async def test_clocks_that_jump_make_no_rollout_older(tmp_path: Path) -> None:
+    replica = VersionedReplica()
+    async with scene_over(tmp_path, replica) as scene:
+        scene.begin(FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        async with asyncio.timeout(60):
+            while scene.rollout.state.phase is not Phase.CANARY:
+                await asyncio.sleep(0.01)
+            for jump_s in (-1e6, 1e6):
+                before = scene.rollout
+                while True:
+                    try:
+                        jumped = scene.store.save(replace(scene.rollout, seen_at=before.seen_at + jump_s))
+                        break
+                    except Conflict:
+                        await asyncio.sleep(0)
+                while scene.rollout.revision <= jumped.revision:
+                    await asyncio.sleep(0.01)
+                assert 0.0 <= scene.rollout.clock_s - before.clock_s < 10.0
+                assert not scene.rollout.finished
