@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 MODELS ?= models
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 UV_COMPILE := $(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -54,7 +55,11 @@ test: install-dev ## Run the tests
 
 .PHONY: test-deps
 test-deps: ## Install the system packages that some tests need (as root, Debian)
-	@echo "no system packages are needed yet"
+	@if command -v promtool >/dev/null && command -v chromium >/dev/null; then \
+	  echo "prometheus and chromium are there"; \
+	else \
+	  $(AS_ROOT) sh tests/observability/install_system_packages.sh; \
+	fi
 
 .PHONY: format
 format: install-dev ## Format the code
@@ -92,9 +97,9 @@ check: lint test ## All that CI checks
 # Dev is compiled first; the others are held to its pins, so that every environment agrees.
 .PHONY: lock
 lock: install-dev ## Write the lock files in requirements/ anew
-	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train --extra dev -o requirements/dev.txt
+	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train --extra traces --extra dev -o requirements/dev.txt
 	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server --extra train -c requirements/dev.txt -o requirements/serve.txt
-	env -u PIP_FIND_LINKS $(UV_COMPILE) -c requirements/dev.txt -o requirements/gateway.txt
+	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra traces -c requirements/dev.txt -o requirements/gateway.txt
 	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra model-server -c requirements/dev.txt -o requirements/model-server.txt
 	env -u PIP_FIND_LINKS $(UV_COMPILE) --extra train --extra gpu -c requirements/dev.txt -o requirements/training-gpu.txt
 	env -u PIP_FIND_LINKS $(subst pyproject.toml,--group image,$(UV_COMPILE)) -o requirements/image.txt
