@@ -5,8 +5,8 @@
 Three gateways and three model servers, each on a host of its own (a network namespace), one store, DNS and a
 Service's address as in a cluster. Under load, one after the other: a model server is killed and comes back, a
 gateway is drained and comes back, the path from a gateway to a model server is cut for 10 s, and a new
-version is published and taken in by every replica. Exits 1 if a client with the Python client's retries sees
-a failure, or more than 0.1 % of the attempts fail.
+version is published and let in by a rollout, to its end. Exits 1 if a client with the Python client's retries
+sees a failure, or more than 0.1 % of the attempts fail.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ import uvloop
 from k8s.tools.fleet import network
 from k8s.tools.fleet.cluster import DnsServer, Endpoints, ServiceAddress
 from k8s.tools.fleet.load import Seen, clients
+from serving.rollout.machine import Phase
+from serving.rollout.plan import Plan
+from serving.rollout.start import start
+from serving.rollout.store import FileStore
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 GATEWAYS = {f"gateway-{number}": f"10.99.0.1{number}" for number in (1, 2, 3)}
@@ -42,6 +46,16 @@ PRE_STOP_S = 3.0
 AWAY_S = 3.0
 CUT_S = 10.0
 MOST_FAILED_PERCENT = 0.1
+ROLLOUT_TIMEOUT_S = 180.0
+# Short, and without a judgement of latency: the clients, the gateways and the replicas share two cores here.
+PLAN = Plan.model_validate(
+    {
+        "shadow": {"share": 0.2, "min_samples": 100, "min_time_s": 3},
+        "canary": [{"weight": 0.1, "min_time_s": 3}, {"weight": 0.5, "min_time_s": 3}],
+        "criteria": {"errors": {"acceptable_rate": 0.02}, "latency": None, "accuracy": None},
+        "limits": {"drain_s": 2},
+    }
+)
 
 
 class Fleet:
@@ -49,6 +63,7 @@ class Fleet:
 
     def __init__(self, store: Path, logs: Path) -> None:
         self._store = store
+        self.rollouts = store / ".rollouts"
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.gateways = Endpoints(GATEWAYS.values(), 8080, "/readyz")
@@ -81,7 +96,12 @@ class Fleet:
             return {"TF_CPP_MIN_LOG_LEVEL": "3"}
         lines = (REPOSITORY / "k8s/base/gateway/gateway.env").read_text().splitlines()
         settings = dict(line.split("=", 1) for line in lines if "=" in line)
-        return settings | {"SLUICE_HTTP_HOST": "0.0.0.0", "SLUICE_DECODE_THREADS": "1"}  # noqa: S104
+        return settings | {
+            "SLUICE_HTTP_HOST": "0.0.0.0",  # noqa: S104 - of a namespace that only this machine reaches
+            "SLUICE_DECODE_THREADS": "1",
+            "SLUICE_ROLLOUT_STORE": str(self.rollouts),
+            "SLUICE_REPLICA_MODELS_DIR": str(self._store),
+        }
 
     def kill(self, host: str) -> None:
         """SIGKILL the host's program."""
@@ -146,7 +166,7 @@ class Fleet:
             self.stop()
 
 
-async def suffer(fleet: Fleet, seconds: float, seen: Seen, say: Any) -> dict[str, Any]:
+async def suffer(fleet: Fleet, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
     """What happens to the fleet, spread over `seconds`; returns what was measured on the way."""
     facts: dict[str, Any] = {}
     pause_s = max(seconds / 5 - 6, 2.0)
@@ -174,24 +194,32 @@ async def suffer(fleet: Fleet, seconds: float, seen: Seen, say: Any) -> dict[str
     say("the path is mended")
     await asyncio.sleep(pause_s)
     version = fleet.publish()
-    say(f"version {version} is published")
+    say(f"version {version} is published; its rollout starts")
     began = time.monotonic()
-    facts["new_version_everywhere_s"] = await _taken_in(version, seen, began)
-    say(f"version {version} answers everything")
+    await _roll_out(FileStore(fleet.rollouts), version, say)
+    facts["rollout_s"] = round(time.monotonic() - began, 1)
     await asyncio.sleep(pause_s)
     return facts
 
 
-async def _taken_in(version: int, seen: Seen, began: float) -> float:
-    """Wait until only `version` has answered for two seconds; how long after `began` that began."""
-    quiet_since = time.monotonic()
-    others = -1
-    while seen.versions[version] == 0 or time.monotonic() - quiet_since < 2.0:
-        now_others = sum(seen.versions.values()) - seen.versions[version]
-        if now_others != others:
-            others, quiet_since = now_others, time.monotonic()
-        await asyncio.sleep(0.05)
-    return round(quiet_since - began, 1)
+async def _roll_out(store: FileStore, version: int, say: Callable[[str], None]) -> None:
+    """Let `version` in; RuntimeError if it is not promoted."""
+    start(store, MODEL, version, PLAN, time.time())
+    last = ""
+    async with asyncio.timeout(ROLLOUT_TIMEOUT_S):
+        while True:
+            rollout = store.load(MODEL)
+            assert rollout is not None
+            state = rollout.state
+            where = f"{state.phase.value} {state.step}" if state.phase is Phase.CANARY else state.phase.value
+            if where != last:
+                say(f"the rollout is at {where}: {state.reason.text}")
+                last = where
+            if rollout.finished:
+                break
+            await asyncio.sleep(0.1)
+    if state.phase is not Phase.PROMOTED:
+        raise RuntimeError(f"the rollout ended as {state.phase.value}: {state.reason.text}")
 
 
 async def run(store: Path, logs: Path, seconds: float, count: int) -> dict[str, Any]:
@@ -205,7 +233,7 @@ async def run(store: Path, logs: Path, seconds: float, count: int) -> dict[str, 
             print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)
 
         say("3 gateways and 3 model servers are ready")
-        events = asyncio.create_task(suffer(fleet, seconds, seen, say))
+        events = asyncio.create_task(suffer(fleet, seconds, say))
         load = clients(
             url, count, image, MODEL, seen, lambda: events.done() and time.monotonic() - started >= seconds
         )
