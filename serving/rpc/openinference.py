@@ -168,6 +168,7 @@ def _parse(request: Any) -> InferRequest:
 
 
 def _from_contents(each: Any) -> Tensor:
+    open_inference.data_type(each.datatype)
     name = _CONTENTS.get(each.datatype)
     values = getattr(each.contents, name) if name else ()
     filled = [field.name for field, _ in each.contents.ListFields()]

@@ -28,13 +28,14 @@ MIB = 2**20
 async def strict(replica: ScriptedReplica) -> AsyncIterator[tuple[Running, httpx.AsyncClient]]:
     """A gateway with little patience and small limits."""
     async with gateway_over(
-        replica, header_timeout_s=0.3, body_grace_s=0.3, max_body_bytes=MIB, min_body_bytes_per_s=2**16
+        replica, header_timeout_s=1, body_grace_s=1, max_body_bytes=MIB, min_body_bytes_per_s=2**16
     ) as both:
         yield both
 
 
 async def classified(client: httpx.AsyncClient) -> bool:
     answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+    assert answer.status_code == 200, answer.text
     return bool(answer.json()["results"][0]["classes"][0]["label"] == "class-7")
 
 
@@ -47,7 +48,7 @@ async def test_slow_headers_time_out_and_others_are_served(
     answer = await slow
     assert statuses(answer) == [408]
     body = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert body["detail"] == "the request's headers took longer than 0.3 s"
+    assert body["detail"] == "the request's headers took longer than 1 s"
     assert await exchange(port_of(running), b"") == b""  # nothing asked, nothing said
 
 

@@ -1,0 +1,207 @@
+"""`sluice.v1`, health for each model, sizes, rich errors, and streams whose clients misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from serving import protos
+from serving.main import Running
+from serving.rpc.streams import WINDOW, answered_in_order
+from tests.doors.replica import ScriptedReplica, grey_png
+from tests.support.fake_replica import until
+from tests.support.gateways import gateway_over
+
+Request = protos.ClassifyRequest
+
+
+@pytest.fixture
+async def channel(up: Running) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+        yield channel
+
+
+def classify(channel: grpc.aio.Channel, message: Any, **options: Any) -> Any:
+    call: Any = channel.unary_unary(
+        f"/{protos.IMAGE_CLASSIFICATION}/Classify",
+        request_serializer=Request.SerializeToString,
+        response_deserializer=protos.ClassifyResponse.FromString,
+    )
+    return call(message, **options)
+
+
+def stream(channel: grpc.aio.Channel, requests: AsyncIterator[Any] | None = None) -> Any:
+    call: Any = channel.stream_stream(
+        f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
+        request_serializer=Request.SerializeToString,
+        response_deserializer=protos.ClassifyResponse.FromString,
+    )
+    return call(requests)
+
+
+async def test_a_label_an_id_and_trailing_metadata(channel: grpc.aio.Channel) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (("x-request-id", "r1"), ("traceparent", f"00-{trace}-00f067aa0ba902b7-01"))
+    call = classify(
+        channel, Request(images=[grey_png(200)], label="stable", id="a", top_k=1), metadata=metadata
+    )
+    response = await call
+    assert (response.id, response.version, response.results[0].classes[0].label) == ("a", 1, "class-7")
+    trailing = dict(await call.trailing_metadata())
+    assert trailing["x-request-id"] == "r1"
+    assert trace in trailing["traceparent"]
+
+
+async def test_errors_are_rich(channel: grpc.aio.Channel) -> None:
+    for message, code, reason in (
+        (Request(model="nope", images=[b"x"]), grpc.StatusCode.NOT_FOUND, "not-found"),
+        (Request(), grpc.StatusCode.INVALID_ARGUMENT, "invalid-input"),
+        (Request(version=-1, images=[b"x"]), grpc.StatusCode.INVALID_ARGUMENT, "invalid-input"),
+        (Request(version=1, label="x", images=[b"x"]), grpc.StatusCode.INVALID_ARGUMENT, "invalid-input"),
+        (Request(images=[grey_png(1)], top_k=99), grpc.StatusCode.INVALID_ARGUMENT, "invalid-input"),
+        (Request(model="\0" * 10_000, images=[b"x"]), grpc.StatusCode.NOT_FOUND, "not-found"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await classify(channel, message, metadata=(("x-request-id", "r2"),))
+        error: Any = refused.value
+        assert error.code() is code
+        info = error_details_pb2.ErrorInfo()
+        status = rpc_status.from_call(error)
+        assert status is not None
+        assert status.details[0].Unpack(info)
+        assert (info.reason, info.domain) == (reason, "sluice")
+        assert dict(error.trailing_metadata())["x-request-id"] == "r2"
+
+
+async def test_a_stream_answers_in_order_and_survives_a_bad_request(channel: grpc.aio.Channel) -> None:
+    async def requests() -> AsyncIterator[Any]:
+        for index in range(40):
+            images = [grey_png(200)] if index % 7 else []
+            yield Request(images=images, id=str(index), top_k=1)
+
+    answers = [each async for each in stream(channel, requests())]
+    assert [each.id for each in answers] == [str(index) for index in range(40)]
+    for index, each in enumerate(answers):
+        if index % 7:
+            assert each.results[0].classes[0].label == "class-7"
+        else:
+            assert each.error.kind == "invalid-input"
+            assert not each.results
+
+
+async def test_a_client_that_reads_nothing_is_not_read_from(
+    replica: ScriptedReplica, up: Running, channel: grpc.aio.Channel
+) -> None:
+    sent = 0
+    call = stream(channel)
+
+    async def pour() -> None:
+        nonlocal sent
+        padding = b"x" * 200_000
+        while True:
+            await call.write(Request(images=[grey_png(200)], id=padding.decode(), top_k=1))
+            sent += 1
+
+    sender = asyncio.ensure_future(pour())
+    stalled = -1
+    async with asyncio.timeout(30):
+        while stalled != sent:
+            stalled = sent
+            await asyncio.sleep(0.5)
+    assert 0 < sent < 20 * WINDOW
+    assert up.gateway.admission.in_flight == 0
+    response = await classify(channel, Request(images=[grey_png(200)]))
+    assert response.results
+    sender.cancel()
+    call.cancel()
+
+
+async def test_requests_in_flight_are_dropped_when_the_client_leaves(
+    replica: ScriptedReplica, up: Running, channel: grpc.aio.Channel
+) -> None:
+    async def never(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    replica.before_predict = never
+    call = stream(channel)
+    for _ in range(5):
+        await call.write(Request(images=[grey_png(200)]))
+    await until(lambda: up.gateway.admission.in_flight == 5)
+    call.cancel()
+    await until(lambda: up.gateway.admission.in_flight == 0)
+
+
+async def test_the_window_bounds_what_is_worked_on() -> None:
+    working = most = 0
+
+    async def answer(number: int) -> int:
+        nonlocal working, most
+        working += 1
+        most = max(most, working)
+        await asyncio.sleep(0)
+        working -= 1
+        return number
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(100):
+            yield number
+
+    assert [each async for each in answered_in_order(numbers(), answer)] == list(range(100))
+    assert 1 < most <= WINDOW + 2
+
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise RuntimeError("the client broke")
+
+    with pytest.raises(RuntimeError, match="the client broke"):
+        [each async for each in answered_in_order(broken(), answer)]
+
+
+async def test_messages_over_size_are_refused_and_others_served(replica: ScriptedReplica) -> None:
+    async with (
+        gateway_over(replica, max_body_bytes=2**20) as (running, _),
+        grpc.aio.insecure_channel(running.grpc_address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await classify(channel, Request(images=[b"x" * 3 * 2**20]))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await classify(channel, Request(images=[grey_png(1)]))).results
+
+
+async def test_health_tells_of_each_model(replica: ScriptedReplica) -> None:
+    status = health_pb2.HealthCheckResponse
+    replica.versions = {"digits": {1}}
+    async with (
+        gateway_over(replica, models=("digits", "other"), wait=False) as (running, _),
+        grpc.aio.insecure_channel(running.grpc_address) as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+
+        async def state(service: str) -> int:
+            return int((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status)
+
+        async with asyncio.timeout(10):
+            while await state("digits") != status.SERVING:
+                await asyncio.sleep(0.02)
+        assert await state("other") == status.NOT_SERVING
+        assert await state("") == status.NOT_SERVING
+        assert await state(protos.PREDICTION_SERVICE) == status.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await state("nope")
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        replica.versions = {"digits": {1}, "other": {1}}
+        async with asyncio.timeout(10):
+            while await state("") != status.SERVING:
+                await asyncio.sleep(0.02)
+        running.catalog.set_models(["digits"])
+        async with asyncio.timeout(10):
+            while await state("other") != status.SERVICE_UNKNOWN:
+                await asyncio.sleep(0.02)
