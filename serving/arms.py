@@ -1,15 +1,20 @@
-"""Which version answers a request, and how its time counts in the model's rollout."""
+"""Which version answers a request, how it counts in the model's rollout, and how feedback will find it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from serving.catalog import Catalog, ModelVersion
-from serving.errors import DeadlineExceeded
-from serving.prediction import ModelRef, RequestContext
+from serving.errors import DeadlineExceeded, FailedPrecondition
+from serving.prediction import ClassScore, ImageResult, ModelRef, RequestContext
 from serving.rollout.steering import Steering
+
+if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
+    from serving.gateway import Gateway
+    from serving.rollout.desk import Desk
 
 
 def choose_version(
@@ -47,3 +52,22 @@ def measured(
             steering.answered(model.name, context.route, clock() - started, late=True)
         raise
     steering.answered(model.name, context.route, clock() - started, late=False)
+
+
+def require_desk(gateway: Gateway) -> Desk:
+    """Where a gateway's rollouts are administered; raises FailedPrecondition if it runs without any."""
+    if gateway.desk is None:
+        raise FailedPrecondition("this gateway runs without rollouts; start it with rollout_store set")
+    return gateway.desk
+
+
+def receipted(
+    desk: Desk | None, model: ModelVersion, classes: tuple[ClassScore, ...], context: RequestContext
+) -> ImageResult:
+    """An image's classes as its result, with the id that feedback names where feedback is taken."""
+    if desk is None:
+        return ImageResult(classes)
+    routed, label = context.route is not None, classes[0].label
+    return ImageResult(
+        classes, prediction_id=desk.receipts.issue(model.name, model.version, label, routed=routed)
+    )

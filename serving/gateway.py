@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
 from serving.admission import Admission, Ticket
-from serving.arms import choose_version, measured
+from serving.arms import choose_version, measured, receipted
 from serving.backends.pool import Pool
 from serving.backends.replica import Call
 from serving.batching import Batcher, Entry, LaneKey
@@ -32,12 +32,18 @@ from serving.errors import (
     Unavailable,
 )
 from serving.images import decode
+from serving.journal import Journal
 from serving.keys import Scope
+from serving.logs import AccessLog
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.scores import best, checked_top_k, classify_request, model_specs, read_scores
 from serving.settings import Settings
 from serving.telemetry import Metrics
+from serving.tracing import open_spans
+
+if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
+    from serving.rollout.desk import Desk
 
 Result = TypeVar("Result")
 
@@ -56,6 +62,7 @@ class Gateway:
 
     Attributes:
         draining: whether it is shutting down: not ready, but everything that still comes is answered.
+        desk: where rollouts are administered and feedback is taken; None without rollouts.
     """
 
     def __init__(
@@ -77,18 +84,24 @@ class Gateway:
             metrics=metrics,
             callers=callers,
         )
+        self.journal = Journal(metrics, AccessLog(settings.access_log_share), open_spans(settings))
         self.draining = False
         self.steering = steering or Steering()
-        self._pool = pool
+        self.desk: Desk | None = None
+        self.pool = pool
         self._clock = clock
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._batcher = Batcher(
-            self._send, lambda lane: pool.capacity(*lane), max_batch=settings.max_batch, clock=clock
+        self.batcher = Batcher(
+            self._send,
+            lambda lane: pool.capacity(*lane),
+            max_batch=settings.max_batch,
+            left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
+            clock=clock,
         )
-        self.steering.busy = lambda: self._batcher.depth() > 0
+        self.steering.busy = lambda: self.batcher.depth() > 0
 
     async def __aenter__(self) -> Self:
-        await self._batcher.__aenter__()
+        await self.batcher.__aenter__()
         await self.steering.__aenter__()
         return self
 
@@ -99,8 +112,9 @@ class Gateway:
         traceback: TracebackType | None,
     ) -> None:
         await self.steering.__aexit__(kind, error, traceback)
-        await self._batcher.__aexit__(kind, error, traceback)
+        await self.batcher.__aexit__(kind, error, traceback)
         self._decoders.shutdown(cancel_futures=True)
+        await asyncio.to_thread(self.journal.close)
 
     @contextmanager
     def request(self, context: RequestContext, ref: ModelRef, scope: Scope = "classify") -> Iterator[Ticket]:
@@ -110,28 +124,23 @@ class Gateway:
             Unauthenticated, PermissionDenied: the caller may not do what needs `scope`.
             RateLimited, Overloaded: the caller is over its limits, or there is no room.
         """
-        outcome = "ok"
+        failure: SluiceError | None = None
         try:
             with self.admission.admit(context.credential, scope) as ticket:
+                self.journal.stage(context, "admission", self._clock() - context.started)
                 yield ticket
         except SluiceError as error:
-            outcome = error.kind
+            failure = error
             raise
         except asyncio.CancelledError:
-            outcome = Cancelled.kind
+            failure = Cancelled("the caller went away before the answer")
             raise
         except BaseException:
-            outcome = Internal.kind
+            failure = Internal("the request failed in an unforeseen way")
             raise
         finally:
-            model, version = context.answered_by or (self._bounded(ref.name), "")
-            self.metrics.requests.labels(context.protocol, model, version, outcome).inc()
-            self.metrics.request_seconds.labels(context.protocol, model, version).observe(
-                self._clock() - context.started
-            )
-
-    def _bounded(self, name: str | None) -> str:
-        return name if name in self.catalog.names() else ""
+            name = ref.name if ref.name in self.catalog.names() else ""
+            self.journal.ended(context, name or "", failure, self._clock() - context.started)
 
     async def classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -153,9 +162,16 @@ class Gateway:
                 f"the request has {len(images)} images; at most {self.settings.max_images} are taken",
                 stage="admission",
             )
+        self._has_read(context)
         return await self._routed(
             ref, context, lambda model: self._classify_with(model, images, top_k, context)
         )
+
+    def _has_read(self, context: RequestContext) -> None:
+        """The body is here; a request whose images are classified in parts is read once."""
+        if "read" not in context.stages_s:
+            admitted = context.started + context.stages_s.get("admission", 0.0)
+            self.journal.stage(context, "read", self._clock() - admitted)
 
     async def classify_in_parts(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -216,6 +232,7 @@ class Gateway:
         for spec in model_specs(request):
             spec.name = model.name
             spec.version.value = model.version
+        self._has_read(context)
         started = self._clock()
         response = await self._call(
             LaneKey(model.name, model.version),
@@ -224,7 +241,7 @@ class Gateway:
             # What a caller put together may be the caller's own fault; only what no request excuses counts.
             faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
         )
-        self.metrics.stage_seconds.labels("backend").observe(self._clock() - started)
+        self.journal.called(model.name, model.version, [context], self._clock() - started)
         return response
 
     async def _call(
@@ -237,12 +254,12 @@ class Gateway:
     ) -> Result:
         """Make a call on a replica; if `faults` are given it is a rollout's evidence, bad if it meets one."""
         if faults is None:
-            return await self._pool.call(lane.model, lane.version, call, deadline=deadline)
+            return await self.pool.call(lane.model, lane.version, call, deadline=deadline)
         return await self.steering.call(
             lane.model,
             lane.version,
             call,
-            lambda attempt: self._pool.call(lane.model, lane.version, attempt, deadline=deadline),
+            lambda attempt: self.pool.call(lane.model, lane.version, attempt, deadline=deadline),
             faults=faults,
         )
 
@@ -264,7 +281,7 @@ class Gateway:
         Raises:
             FailedPrecondition, InvalidInput …: what a replica says of it; those before it have taken it.
         """
-        await self._pool.reload_config(config, context.deadline - self._clock())
+        await self.pool.reload_config(config, context.deadline - self._clock())
         self.catalog.set_models(each.name for each in config.model_config_list.config)
 
     async def _routed(
@@ -297,7 +314,7 @@ class Gateway:
         try:
             return self._choose(ref, context)
         except Unavailable:
-            if not self._pool.reachable():
+            if not self.pool.reachable():
                 raise
         await self.catalog.refreshed()
         return self._choose(ref, context)
@@ -311,16 +328,18 @@ class Gateway:
         context.answered_by = (model.name, str(model.version))
         count = checked_top_k(top_k, model, self.settings.default_top_k)
         with measured(self.steering, model, context, self._clock):
-            decoded = await self._decode(images, model)
+            decoded = await self._decode(images, model, context)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = iter(await self._score(model, pixels_of, context))
         self.metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))
         results = tuple(
-            ImageResult(classes=best(next(rows), model.labels, count))
+            receipted(self.desk, model, best(next(rows), model.labels, count), context)
             if isinstance(pixels, np.ndarray)
             else ImageResult(error=pixels)
             for pixels in decoded
         )
+        named = [result.classes[0].index for result in results if result.classes]
+        self.metrics.predicted(model.name, model.version, model.labels, model.card, named)
         return Prediction(model.name, model.version, results)
 
     async def _score(
@@ -328,8 +347,7 @@ class Gateway:
     ) -> list[np.ndarray]:
         """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
         lane = LaneKey(model.name, model.version)
-        routed = context.route is not None
-        pending = [self._batcher.enqueue(lane, each, context.deadline, routed=routed) for each in images]
+        pending = [self.batcher.enqueue(lane, each, context.deadline, context) for each in images]
         rows: list[np.ndarray] | None = None
         try:
             rows = await asyncio.gather(*pending)
@@ -348,7 +366,7 @@ class Gateway:
         """The label that a version gives each image, straight from a replica: for comparison only."""
         model = self.catalog.version(name, version)
         image, request = classify_request(model, images)
-        response = await self._pool.call(
+        response = await self.pool.call(
             name,
             version,
             lambda api, timeout_s: api.predict(request, timeout_s),
@@ -357,7 +375,9 @@ class Gateway:
         scores = read_scores(response, image.output_name, (len(images), image.classes))
         return [model.labels[int(row.argmax())] for row in scores]
 
-    async def _decode(self, images: Sequence[bytes], model: ModelVersion) -> list[np.ndarray | SluiceError]:
+    async def _decode(
+        self, images: Sequence[bytes], model: ModelVersion, context: RequestContext
+    ) -> list[np.ndarray | SluiceError]:
         """Each image as uint8 [H,W,C], or the error that it met. Runs on the decoding threads."""
         loop = asyncio.get_running_loop()
         spec = model.require_image().spec
@@ -371,15 +391,14 @@ class Gateway:
 
         started = self._clock()
         decoded = await asyncio.gather(*(loop.run_in_executor(self._decoders, one, data) for data in images))
-        self.metrics.stage_seconds.labels("decode").observe(self._clock() - started)
+        self.journal.stage(context, "decode", self._clock() - started)
         return decoded
 
     async def _send(self, lane: LaneKey, batch: Sequence[Entry]) -> np.ndarray:
         """Ask a replica for the scores of a batch: float32 [N,K]."""
         started = self._clock()
         for entry in batch:
-            self.metrics.stage_seconds.labels("queue").observe(started - entry.enqueued)
-        self.metrics.batch_size.labels(lane.model).observe(len(batch))
+            self.journal.stage(entry.context, "queue", started - entry.enqueued)
         model = self.catalog.version(lane.model, lane.version)
         image, request = classify_request(model, [entry.pixels for entry in batch])
         response = await self._call(
@@ -388,5 +407,7 @@ class Gateway:
             deadline=max(entry.deadline for entry in batch),
             faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
         )
-        self.metrics.stage_seconds.labels("backend").observe(self._clock() - started)
+        self.journal.called(
+            lane.model, lane.version, [entry.context for entry in batch], self._clock() - started
+        )
         return read_scores(response, image.output_name, (len(batch), image.classes))

@@ -229,6 +229,7 @@ async def _rollouts_of(
         published=assembly.published_in(models_dir),
         on_config=None if child is None else child.write,
     )
+    running.gateway.desk = assembly.desk(settings, running.gateway.steering)
     async with _in_background(controller.watch()):
         yield
 

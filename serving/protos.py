@@ -47,6 +47,7 @@ def methods(service: str) -> dict[str, tuple[Any, Any]]:
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 IMAGE_CLASSIFICATION = "sluice.v1.ImageClassification"
+ROLLOUTS = "sluice.v1.Rollouts"
 
 OPEN_INFERENCE = "inference.GRPCInferenceService"
 

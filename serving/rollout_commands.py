@@ -249,7 +249,7 @@ def _open(folder: Path | None) -> Store:
     chosen = folder or settings.load().rollout_store
     if chosen is None:
         raise InvalidInput(
-            "no store of rollouts is named: pass --store FOLDER, or set SLUICE_ROLLOUT_STORE as for the gateway"
+            "no store of rollouts is named: pass --store FOLDER, or set SLUICE_ROLLOUT_STORE to the gateway's"
         )
     return FileStore(chosen)
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
-from serving.rest import openapi
+from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import credential
 from serving.rest.doors import Doors
@@ -68,6 +68,7 @@ def build(gateway: Gateway) -> ASGIApp:
     )
     _add_error_handlers(app)
     _add_routes(app, gateway)
+    app.include_router(rollouts.router(gateway))
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return Boundary(Doors(gateway, app), lambda: gateway.draining)
 

@@ -189,4 +189,6 @@ def _result(result: ImageResult, upload: Upload) -> dict[str, Any]:
     if result.error is not None:
         return shown | {"error": {"type": result.error.kind, "detail": result.error.message}}
     classes = [{"label": each.label, "index": each.index, "score": each.score} for each in result.classes]
+    if result.prediction_id:
+        shown["prediction_id"] = result.prediction_id
     return shown | {"classes": classes}

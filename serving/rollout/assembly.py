@@ -12,7 +12,9 @@ from typing import Any
 from serving.backends.pool import Pool
 from serving.catalog import Catalog
 from serving.rollout.controller import Controller, Surroundings
+from serving.rollout.desk import Desk
 from serving.rollout.events import Announcer
+from serving.rollout.feedback import Receipts, shared_key
 from serving.rollout.leader import FolderCounts, FolderLeadership
 from serving.rollout.plan import Plan
 from serving.rollout.plan_file import load_plan
@@ -70,6 +72,14 @@ def build(
         plan=plan,
     )
     return Controller(around, settings.rollout_interval_s)
+
+
+def desk(settings: Settings, steering: Steering) -> Desk:
+    """Where people administer the rollouts of the store that the settings name."""
+    assert settings.rollout_store is not None
+    plan = Plan() if settings.rollout_plan is None else load_plan(settings.rollout_plan)
+    receipts = Receipts(shared_key(settings.rollout_store), steering)
+    return Desk(FileStore(settings.rollout_store), receipts, plan)
 
 
 def published_in(models_dir: Path) -> Published:

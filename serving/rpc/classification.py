@@ -70,7 +70,7 @@ def _to_response(prediction: Prediction, id_: str) -> Any:
 
 
 def _add_result(response: Any, result: ImageResult) -> None:
-    added = response.results.add()
+    added = response.results.add(prediction_id=result.prediction_id)
     if result.error is not None:
         added.error.kind = result.error.kind
         added.error.message = result.error.message

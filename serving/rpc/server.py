@@ -14,11 +14,13 @@ from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.rpc.classification import ImageClassification
 from serving.rpc.openinference import OpenInferenceRpc
+from serving.rpc.rollouts import RolloutsRpc
 from serving.rpc.tfserving import TensorFlowServingRpc
 from serving.settings import Settings
 
 SERVICES = (
     protos.IMAGE_CLASSIFICATION,
+    protos.ROLLOUTS,
     protos.PREDICTION_SERVICE,
     protos.MODEL_SERVICE,
     protos.OPEN_INFERENCE,
@@ -53,6 +55,7 @@ class RpcServer:
             (
                 ImageClassification(gateway).handler(),
                 OpenInferenceRpc(gateway).handler(),
+                RolloutsRpc(gateway).handler(),
                 *TensorFlowServingRpc(gateway).handlers(),
             )
         )

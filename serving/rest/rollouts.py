@@ -1,0 +1,102 @@
+"""`/v1/rollouts…`, for callers with the scope `admin`, and `/v1/feedback`, for those who classify."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse
+
+from serving.arms import require_desk
+from serving.errors import SluiceError
+from serving.gateway import Gateway
+from serving.keys import Caller, Scope
+from serving.rest.context import credential
+
+_MOST_FEEDBACK = 1000
+
+
+class StartRollout(BaseModel):
+    """A version to let in, and how: a plan's fields; the gateway's default plan without them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: Annotated[int, Field(ge=1)]
+    plan: dict[str, Any] | None = None
+
+
+class Feedback(BaseModel):
+    """The true label of one prediction."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prediction_id: str
+    label: str
+
+
+class FeedbackBatch(BaseModel):
+    """Several at once; each is taken or refused on its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MOST_FEEDBACK)]
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """The routes over `gateway`."""
+    routes = APIRouter()
+    _add_rollouts(routes, gateway)
+    _add_feedback(routes, gateway)
+    return routes
+
+
+def _authorize(gateway: Gateway, request: Request, scope: Scope) -> Caller:
+    headers = request.headers
+    sent = credential(headers.get("authorization"), headers.get("x-api-key"))
+    return gateway.admission.callers.authorize(sent, scope)
+
+
+def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:
+    @routes.get("/v1/rollouts", tags=["rollouts"], summary="Where is each model's rollout?")
+    async def rollouts(request: Request) -> dict[str, Any]:
+        _authorize(gateway, request, "admin")
+        return {"rollouts": await require_desk(gateway).all()}
+
+    @routes.get("/v1/rollouts/{model}", tags=["rollouts"], summary="A model's rollout, with its evidence")
+    async def rollout(request: Request, model: str) -> dict[str, Any]:
+        _authorize(gateway, request, "admin")
+        return await require_desk(gateway).whole(model)
+
+    @routes.get("/v1/rollouts/{model}/history", tags=["rollouts"], summary="A model's rollouts so far")
+    async def history(request: Request, model: str) -> dict[str, Any]:
+        _authorize(gateway, request, "admin")
+        return {"rollouts": await require_desk(gateway).history(model)}
+
+    @routes.post("/v1/rollouts/{model}", tags=["rollouts"], summary="Let a version in", status_code=201)
+    async def start(request: Request, model: str, body: StartRollout) -> dict[str, Any]:
+        _authorize(gateway, request, "admin")
+        plan = None if body.plan is None else json.dumps(body.plan)
+        return await require_desk(gateway).start(model, body.to, plan)
+
+    @routes.post("/v1/rollouts/{model}/{command}", tags=["rollouts"], summary="Pause, resume, promote, abort")
+    async def order(request: Request, model: str, command: str) -> dict[str, Any]:
+        caller = _authorize(gateway, request, "admin")
+        return await require_desk(gateway).order(model, command, by=caller.name)
+
+
+def _add_feedback(routes: APIRouter, gateway: Gateway) -> None:
+    @routes.post("/v1/feedback", tags=["feedback"], summary="Say what an image really was")
+    async def feedback(request: Request, body: Feedback | FeedbackBatch) -> JSONResponse:
+        _authorize(gateway, request, "classify")
+        receipts = require_desk(gateway).receipts
+        if isinstance(body, Feedback):
+            return JSONResponse({"status": receipts.redeem(body.prediction_id, body.label)})
+        results: list[dict[str, str]] = []
+        for each in body.feedback:
+            try:
+                results.append({"status": receipts.redeem(each.prediction_id, each.label)})
+            except SluiceError as error:
+                results.append({"status": "refused", "type": error.kind, "detail": error.message})
+        return JSONResponse({"results": results})

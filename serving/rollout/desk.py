@@ -1,0 +1,93 @@
+"""Where people and programs come with rollouts: what the HTTP and gRPC APIs share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from serving.errors import InvalidInput, NotFound
+from serving.rollout.explain import explain
+from serving.rollout.feedback import Receipts
+from serving.rollout.machine import Command
+from serving.rollout.plan import Plan
+from serving.rollout.plan_file import parse_plan
+from serving.rollout.record import Rollout, to_json
+from serving.rollout.start import order, start
+from serving.rollout.store import Store
+
+COMMANDS: Mapping[str, Command] = {
+    "pause": "pause",
+    "resume": "resume",
+    "promote": "promote",
+    "abort": "abort",
+}
+
+
+class Desk:
+    """Takes orders, answers questions. Everything goes through the store; the controller does the rest.
+
+    Args:
+        store: The rollouts.
+        receipts: The prediction ids.
+        plan: The plan of rollouts that come without one.
+    """
+
+    def __init__(self, store: Store, receipts: Receipts, plan: Plan) -> None:
+        self.receipts = receipts
+        self._store = store
+        self._plan = plan
+
+    async def start(self, model: str, to: int, plan: str | None) -> dict[str, Any]:
+        """Starts a rollout; `plan` is YAML, and so may be JSON. Raises as `start.start` and `parse_plan` do."""
+        parsed = self._plan if plan is None else parse_plan(plan)
+        return summary(await asyncio.to_thread(start, self._store, model, to, parsed, time.time()))
+
+    async def order(self, model: str, what: str, by: str) -> dict[str, Any]:
+        """Gives a command; raises as `start.order` does, and InvalidInput for one that there is not."""
+        if what not in COMMANDS:
+            raise InvalidInput(f'"{what[:100]}" is no command; there are: {", ".join(COMMANDS)}')
+        moved = await asyncio.to_thread(
+            lambda: order(self._store, model, COMMANDS[what], by=by, at=time.time())
+        )
+        return summary(moved)
+
+    async def all(self) -> list[dict[str, Any]]:
+        """The newest rollout of each model, in short."""
+
+        def load() -> list[Rollout]:
+            found = (self._store.load(model) for model in self._store.models())
+            return [rollout for rollout in found if rollout is not None]
+
+        return [summary(rollout) for rollout in await asyncio.to_thread(load)]
+
+    async def whole(self, model: str) -> dict[str, Any]:
+        """The newest rollout of a model as it is stored, and its story in words; raises NotFound."""
+        rollout = await asyncio.to_thread(self._store.load, model)
+        if rollout is None:
+            raise NotFound(f'model "{model[:200]}" had no rollout yet')
+        return {**to_json(rollout), "explanation": list(explain(rollout))}
+
+    async def history(self, model: str) -> list[dict[str, Any]]:
+        """A model's rollouts, oldest first, in short."""
+        return [summary(rollout) for rollout in await asyncio.to_thread(self._store.history, model)]
+
+
+def summary(rollout: Rollout) -> dict[str, Any]:
+    """A rollout in short."""
+    split = rollout.split()
+    weight = 1.0 if split.stable == rollout.candidate else split.weight
+    return {
+        "id": rollout.id,
+        "model": rollout.model,
+        "stable": rollout.stable,
+        "candidate": rollout.candidate,
+        "phase": rollout.state.phase.value,
+        "step": rollout.state.step,
+        "weight": weight,
+        "shadow": split.shadow,
+        "code": rollout.state.reason.code,
+        "reason": rollout.state.reason.text,
+        "started_at": rollout.started_at,
+    }

@@ -1,0 +1,94 @@
+"""`sluice.v1.Rollouts`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import orjson
+
+from serving import protos
+from serving.arms import require_desk
+from serving.errors import InvalidInput, SluiceError
+from serving.gateway import Gateway
+from serving.keys import Caller, Scope
+from serving.prediction import RequestContext
+from serving.rpc.call import service
+
+_MOST_FEEDBACK = 1000
+
+
+class RolloutsRpc:
+    """The service's methods over a gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        return service(
+            protos.ROLLOUTS,
+            self._gateway,
+            {
+                "Start": self.start,
+                "Order": self.order,
+                "Get": self.get,
+                "List": self.list,
+                "Feedback": self.feedback,
+            },
+        )
+
+    def _authorize(self, context: RequestContext, scope: Scope) -> Caller:
+        return self._gateway.admission.callers.authorize(context.credential, scope)
+
+    async def start(self, request: Any, context: RequestContext) -> Any:
+        """StartRolloutRequest -> Rollout."""
+        self._authorize(context, "admin")
+        desk = require_desk(self._gateway)
+        return _message(await desk.start(request.model, request.to, request.plan or None))
+
+    async def order(self, request: Any, context: RequestContext) -> Any:
+        """OrderRolloutRequest -> Rollout."""
+        caller = self._authorize(context, "admin")
+        return _message(await require_desk(self._gateway).order(request.model, request.command, caller.name))
+
+    async def get(self, request: Any, context: RequestContext) -> Any:
+        """GetRolloutRequest -> Rollout."""
+        self._authorize(context, "admin")
+        desk = require_desk(self._gateway)
+        whole = await desk.whole(request.model)
+        short = next(each for each in await desk.all() if each["model"] == request.model)
+        answer = _message(short)
+        answer.record_json = orjson.dumps(whole).decode()
+        return answer
+
+    async def list(self, request: Any, context: RequestContext) -> Any:  # noqa: ARG002 - an empty message
+        """ListRolloutsRequest -> ListRolloutsResponse."""
+        self._authorize(context, "admin")
+        found = await require_desk(self._gateway).all()
+        return protos.message("sluice.v1.ListRolloutsResponse")(rollouts=map(_message, found))
+
+    async def feedback(self, request: Any, context: RequestContext) -> Any:
+        """FeedbackRequest -> FeedbackResponse."""
+        self._authorize(context, "classify")
+        if not 1 <= len(request.predictions) <= _MOST_FEEDBACK:
+            raise InvalidInput(
+                f"the request has {len(request.predictions)} predictions; it takes 1 to {_MOST_FEEDBACK}"
+            )
+        receipts = require_desk(self._gateway).receipts
+        response = protos.message("sluice.v1.FeedbackResponse")()
+        for each in request.predictions:
+            try:
+                response.results.add(status=receipts.redeem(each.prediction_id, each.label))
+            except SluiceError as error:
+                refused = response.results.add(status="refused")
+                refused.error.kind, refused.error.message = error.kind, error.message
+        return response
+
+
+_FIELDS = ("id", "model", "stable", "candidate", "phase", "step", "weight", "code", "reason")
+
+
+def _message(short: Mapping[str, Any]) -> Any:
+    return protos.message("sluice.v1.Rollout")(**{name: short[name] for name in _FIELDS})
