@@ -33,6 +33,7 @@ class ServerCore:
         self._manager = manager
         self._allow_unavailable = allow_labels_for_unavailable
         self._reloading = threading.Lock()
+        self._wanting = threading.Lock()
         self._config: Any | None = None
         self._entries: dict[str, configs.ModelEntry] = {}
         self._labels: configs.LabelMap = {}
@@ -60,10 +61,11 @@ class ServerCore:
             since = self._manager.sequence()
             added = entries.keys() - self._entries.keys()
             removed = self._entries.keys() - entries.keys()
-            self._entries = entries
             logger.info("Adding/updating models.")
-            for name in removed:
-                self._manager.want(name, {})
+            with self._wanting:
+                self._entries = entries
+                for name in removed:
+                    self._manager.want(name, {})
             self.poll()
             self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
             logger.info("Finished adding/updating models")
@@ -84,8 +86,9 @@ class ServerCore:
         """Look at every model's folder once."""
         for entry in list(self._entries.values()):
             wanted = source.look(entry)
-            if wanted is not None and self._entries.get(entry.name) is entry:
-                self._manager.want(entry.name, wanted)
+            with self._wanting:  # a reload may have changed or removed the entry in the meantime
+                if wanted is not None and self._entries.get(entry.name) is entry:
+                    self._manager.want(entry.name, wanted)
 
     def version_of(self, spec: Any) -> int | None:
         """The version that a `ModelSpec` asks for; None for the latest. Raises StatusError."""

@@ -133,7 +133,8 @@ class HttpServer:
         """Take calls."""
         self._thread.start()
 
-    def stop(self, grace_s: float) -> None:
-        """Take no more calls; wait at most `grace_s` for those under way."""
+    def stop(self, grace_s: float) -> bool:
+        """Take no more calls; wait at most `grace_s` for those under way. False if some still are."""
         self._server.should_exit = True
         self._thread.join(grace_s)
+        return not self._thread.is_alive()

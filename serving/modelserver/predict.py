@@ -142,7 +142,7 @@ def run(
     aliases = chosen_outputs(signature, output_filter)
     fetches = sorted({signature.outputs[alias].name for alias in aliases})
     values = dict(zip(fetches, servable.run(feeds, fetches), strict=True))
-    return {alias: np.asarray(values[signature.outputs[alias].name]) for alias in aliases}
+    return {alias: values[signature.outputs[alias].name] for alias in aliases}
 
 
 def chosen_outputs(signature: Any, output_filter: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ nothing to them.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from serving.modelserver.example_json import parse_examples
 from serving.modelserver.predict import DEFAULT_SIGNATURE
 from serving.modelserver.services import SIGNATURE_DEF, Services
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument
+
+logger = logging.getLogger(__name__)
 
 PREDICTION_PATH = re.compile(
     r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)", re.IGNORECASE
@@ -68,7 +71,10 @@ class RestApi:
             status = invalid_argument(error.message)
         except Unimplemented as error:
             status = StatusError(Code.UNIMPLEMENTED, error.message)
+        except StatusError as error:
+            status = error
         except Exception as error:
+            logger.exception("A call failed in a way that nobody foresaw")
             status = from_exception(error)
         return HTTP_STATUS[status.code], tensor_json_writing.error_body(status.message)
 

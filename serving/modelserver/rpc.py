@@ -58,6 +58,7 @@ class RpcServer:
     """
 
     def __init__(self, services: Services, max_threads: int, options: list[tuple[str, Any]]) -> None:
+        self._max_threads = max_threads
         self._places = threading.Semaphore(max_threads)
         self._pool = ThreadPoolExecutor(max_threads + SPARE_THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(
@@ -142,10 +143,11 @@ class RpcServer:
         """Take calls."""
         self._server.start()
 
-    def stop(self, grace_s: float) -> None:
-        """Take no more calls; wait at most `grace_s` for those under way."""
+    def stop(self, grace_s: float) -> bool:
+        """Take no more calls; wait at most `grace_s` for those under way. False if some still are."""
         self._server.stop(grace_s).wait()
         self._pool.shutdown(wait=False)
+        return all(self._places.acquire(blocking=False) for _ in range(self._max_threads))
 
 
 def credentials_from(config: Any) -> Any:

@@ -94,12 +94,12 @@ class Session:
                     f"Expects arg[{index}] to be {_word(expected)} but {_word(given)} is provided"
                 )
         try:
-            outputs: list[np.ndarray] = call(*[feeds[name] for name in names])
+            outputs = call(*[feeds[name] for name in names])
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
         except (ValueError, TypeError) as error:
             raise invalid_argument(str(error)) from error
-        return outputs
+        return [_as_array(output) for output in outputs]
 
     def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[tf.DType]]:
         """What runs the graph with these feeds and fetches, and the types of the feeds."""
@@ -132,6 +132,15 @@ class Session:
         self._session.close()
         del self._graph
         gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
+
+
+def _as_array(output: Any) -> np.ndarray:
+    """What the session gave for one tensor; a scalar string comes as bytes, which numpy would cut at NULs."""
+    if not isinstance(output, bytes):
+        return np.asarray(output)
+    array = np.empty((), object)
+    array[()] = output
+    return array
 
 
 def _word(dtype: tf.DType) -> str:

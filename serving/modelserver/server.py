@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 START_FAILED = 255  # the original's -1
 GRACE_S = 30.0  # for calls under way when the end is asked for
+LOAD_GRACE_S = 1.0  # for loads: nobody waits for them any more
 THREADS_PER_CORE = 4  # the original's default for both transports
 
 
@@ -194,13 +195,16 @@ class Server:
     def stop(self, status: int) -> int:
         """Finish the calls under way and end; returns `status`."""
         self._stopping.set()
-        if self._http is not None:
-            self._http.stop(GRACE_S)
-        if self._rpc is not None:
-            self._rpc.stop(GRACE_S)
-        is_idle = self._manager is None or self._manager.close(timeout_s=1.0)
+        is_idle = all(
+            [
+                self._http is None or self._http.stop(GRACE_S),
+                self._rpc is None or self._rpc.stop(GRACE_S),
+                self._manager is None or self._manager.close(LOAD_GRACE_S),
+            ]
+        )
         if not is_idle:
-            # A load cannot be interrupted, and tearing the interpreter down beneath it would crash.
+            # TensorFlow cannot be interrupted, and tearing the interpreter down beneath it would crash.
+            logger.warning("Something still runs; ending without it")
             logging.shutdown()
             sys.stdout.flush()
             os._exit(status)

@@ -2,8 +2,9 @@
 
 `python -m tests.bench.model_server` (`make bench-model-server`). For each model and batch size, rounds
 in process and through the server follow one another, so that a busy machine slows both; the ratio of
-throughputs is the median over the rounds. SLUICE_MODEL_SERVER puts another program in the server's
-place.
+throughputs is the median over the rounds. The ratio by processor time (rows that a second of processor
+time is good for, the client's part included) tells the same on a machine that others keep busy.
+SLUICE_MODEL_SERVER puts another program in the server's place.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from serving import protos, tensors
 from tests.modelserver.process import ServerProcess
@@ -32,9 +34,11 @@ CLIENTS = 2  # threads that call
 
 
 class Round(NamedTuple):
-    """One measurement: rows a second with two callers, and the median time of a call, alone."""
+    """One measurement: rows a second and processor time a row with two callers; the median time of a
+    call, alone."""
 
     rows_per_s: float
+    cpu_s_per_row: float
     p50_s: float
 
 
@@ -57,8 +61,8 @@ def export(depth: str, folder: Path) -> None:
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
 
 
-def measure(call: Callable[[], Any], rows: int, seconds: float) -> Round:
-    """Call from two threads for a while, then from one."""
+def measure(call: Callable[[], Any], cpu_s: Callable[[], float], rows: int, seconds: float) -> Round:
+    """Call from two threads for a while, then from one; `cpu_s` tells the processor time used so far."""
     call()
     counts = [0] * CLIENTS
     end = time.perf_counter() + seconds
@@ -69,19 +73,20 @@ def measure(call: Callable[[], Any], rows: int, seconds: float) -> Round:
             counts[index] += 1
 
     threads = [threading.Thread(target=work, args=[index]) for index in range(CLIENTS)]
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), cpu_s()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    throughput = sum(counts) * rows / (time.perf_counter() - started)
+    done = sum(counts) * rows
+    throughput, cpu = done / (time.perf_counter() - started), (cpu_s() - cpu_started) / done
     times: list[float] = []
     end = time.perf_counter() + seconds / 2
     while time.perf_counter() < end or len(times) < 5:
         before = time.perf_counter()
         call()
         times.append(time.perf_counter() - before)
-    return Round(throughput, statistics.median(times))
+    return Round(throughput, cpu, statistics.median(times))
 
 
 def images(depth: str, rows: int) -> np.ndarray:
@@ -104,7 +109,7 @@ def serve_in_process() -> None:
         def call(array: np.ndarray = array) -> Any:
             return session.run({feed: array}, [fetch])
 
-        print(json.dumps(measure(call, todo["rows"], todo["seconds"])), flush=True)
+        print(json.dumps(measure(call, time.process_time, todo["rows"], todo["seconds"])), flush=True)
 
 
 class InProcess:
@@ -146,7 +151,14 @@ def through_server(server: ServerProcess, depth: str, rows: int, seconds: float)
         request.inputs["images"].CopyFrom(tensors.to_proto(array))
         return tensors.from_proto(server.predict(request).outputs["scores"])
 
-    return measure(call, rows, seconds)
+    process = psutil.Process(server.process.pid)
+
+    def cpu_s() -> float:
+        """Of the server and of this client."""
+        times = process.cpu_times()
+        return float(times.user + times.system) + time.process_time()
+
+    return measure(call, cpu_s, rows, seconds)
 
 
 def compare(depth: str, batches: Sequence[int], rounds: int, seconds: float, folder: Path) -> None:
@@ -176,13 +188,16 @@ def compare(depth: str, batches: Sequence[int], rounds: int, seconds: float, fol
 
 
 def _print_line(depth: str, rows: int, direct: Sequence[Round], served: Sequence[Round]) -> None:
-    ratio = statistics.median(s.rows_per_s / d.rows_per_s for s, d in zip(served, direct, strict=True))
-    extra_ms = statistics.median(s.p50_s - d.p50_s for s, d in zip(served, direct, strict=True)) * 1e3
+    pairs = list(zip(direct, served, strict=True))
+    ratio = statistics.median(s.rows_per_s / d.rows_per_s for d, s in pairs)
+    cpu_ratio = statistics.median(d.cpu_s_per_row / s.cpu_s_per_row for d, s in pairs)
+    extra_ms = statistics.median(s.p50_s - d.p50_s for d, s in pairs) * 1e3
     rates = [statistics.median(r.rows_per_s for r in found) for found in (direct, served)]
     times = [statistics.median(r.p50_s for r in found) * 1e3 for found in (direct, served)]
     print(
-        f"{depth} batch {rows:>2}: in process {rates[0]:7.0f} rows/s, p50 {times[0]:8.2f} ms; "
-        f"server {rates[1]:7.0f} rows/s, p50 {times[1]:8.2f} ms; ratio {ratio:.3f}, p50 {extra_ms:+.2f} ms",
+        f"{depth} batch {rows:>2}: in process {rates[0]:6.0f} rows/s, p50 {times[0]:7.2f} ms; "
+        f"server {rates[1]:6.0f} rows/s, p50 {times[1]:7.2f} ms; throughput ratio {ratio:.3f} "
+        f"(by processor time {cpu_ratio:.3f}), p50 {extra_ms:+.2f} ms",
         flush=True,
     )
 

@@ -13,7 +13,7 @@ from tests.modelserver.process import ServerProcess
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models: half_plus_two (versions 1–3), half_plus_two_tf1, kinds."""
+    """A folder of models: half_plus_two (versions 1–3), half_plus_two_tf1, kinds, keras_in_a_module."""
     from tests.modelserver import models
 
     root = tmp_path_factory.mktemp("zoo")
@@ -21,6 +21,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models.half_plus_two(root / "half_plus_two" / str(version), addend)
     models.half_plus_two_tf1(root / "half_plus_two_tf1" / "123")
     models.kinds(root / "kinds" / "1")
+    models.keras_in_a_module(root / "keras_in_a_module" / "1")
     return root
 
 
@@ -34,6 +35,7 @@ model_config_list {{
   }}
   config {{ name: "half_plus_two_tf1" base_path: "{zoo}/half_plus_two_tf1" model_platform: "tensorflow" }}
   config {{ name: "kinds" base_path: "{zoo}/kinds" model_platform: "tensorflow" }}
+  config {{ name: "keras_in_a_module" base_path: "{zoo}/keras_in_a_module" model_platform: "tensorflow" }}
 }}
 """
 

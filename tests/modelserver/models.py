@@ -96,6 +96,17 @@ def kinds(folder: Path) -> None:
     tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
+def keras_in_a_module(folder: Path) -> None:
+    """A `tf.Module` around a Keras 3 model: Python's loader runs it, a session finds no variables."""
+    import keras
+
+    model = keras.Sequential([keras.layers.Input([3]), keras.layers.Dense(2)])
+    module = tf.Module()
+    module.model = model
+    module.serve = function(lambda x: {"y": model(x)}, spec([None, 3], tf.float32, "x"))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+
+
 def burn(steps: Any) -> Any:
     """A scalar that takes about a hundredth of a second a step to compute, and no interpreter lock."""
     size = 300

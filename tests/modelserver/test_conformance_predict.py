@@ -93,6 +93,16 @@ def test_every_type_goes_in_and_comes_out(server: ServerProcess, name: str, as_c
     assert tensors.from_proto(output).tolist() == values.tolist()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("string", np.array(b"a\0\0", object)), ("int64", np.array(7)), ("float32", np.array(0.5, np.float32))],
+)
+def test_scalars_stay_scalars(server: ServerProcess, name: str, value: np.ndarray) -> None:
+    output = server.predict(request("kinds", f"id_{name}", x=value)).outputs["y"]
+    assert not output.tensor_shape.dim
+    assert tensors.from_proto(output).item() == value.item()
+
+
 def test_a_single_value_fills_its_tensor(server: ServerProcess) -> None:
     message = protos.PredictRequest(model_spec={"name": "half_plus_two"})
     message.inputs["x"].dtype = tensors.data_type_of(X.dtype)
@@ -178,6 +188,14 @@ def test_content_that_does_not_match_its_shape_is_an_invalid_argument(server: Se
     assert "tensor parsing error: x" in text
     message.inputs["x"].tensor_shape.dim[0].size = -5
     assert predict_refusal(server, message)[0] is Code.INVALID_ARGUMENT
+
+
+def test_variables_that_a_session_does_not_restore_are_missing_as_in_the_original(
+    server: ServerProcess,
+) -> None:
+    code, text = predict_refusal(server, request("keras_in_a_module", x=np.ones((1, 3), np.float32)))
+    assert code is Code.FAILED_PRECONDITION
+    assert "Could not find variable" in text
 
 
 def test_an_empty_batch_gives_an_empty_answer(server: ServerProcess) -> None:
