@@ -19,6 +19,7 @@ from serving.backends import discovery
 from serving.errors import InvalidInput
 from serving.modelserver import config, flags
 from serving.modelserver.status import StatusError
+from serving.rollout.plan_file import parse_plan
 
 # What an image runs before `args`, by the end of its name; with `command` given, that is run instead.
 _ENTRY_POINTS: Mapping[str, tuple[str, ...]] = {
@@ -178,10 +179,25 @@ def _settings(
         yield "no replica is named (SLUICE_REPLICAS)"
     for host, port in names:
         yield from _service(documents, host, port)
+    if loaded.rollout_plan is not None:
+        yield from _plan(container, str(loaded.rollout_plan), documents, read)
     configured = _configured_models(documents)
     for model in loaded.models:
         if configured and model not in configured:
             yield f"model {model!r} is in no model server's configuration; there are: {', '.join(configured)}"
+
+
+def _plan(
+    container: Container, path: str, documents: Sequence[Document], read: set[tuple[str, str]]
+) -> Iterator[str]:
+    text = _file(container, path, documents, read)
+    if text is None:
+        yield f"{_ENV_PREFIX}ROLLOUT_PLAN={path}: no ConfigMap that is mounted has this file"
+        return
+    try:
+        parse_plan(text, source=path)
+    except InvalidInput as error:
+        yield error.message
 
 
 def _service(documents: Sequence[Document], host: str, port: int) -> Iterator[str]:

@@ -115,6 +115,10 @@ MISTAKES = {
         "components/store-s3/sync.sh", "\ndone", "\nend", "GPUs, models from S3",
         "/etc/store-sync/sync.sh: sh:",
     ),
+    "plan with a word that is none": Mistake(
+        "components/rollouts/plan.yaml", "on_new_version: hold", "on_new_version: wait", "local",
+        "/etc/rollout-plan/plan.yaml:3: on_new_version: input should be 'hold' or 'rollout'",
+    ),
     "right that is too wide": Mistake(
         "base/gateway/rbac.yaml", 'verbs: ["get", "list", "watch", "patch"]', 'verbs: ["*"]', "local",
         "Role/gateway: a rule grants *",
