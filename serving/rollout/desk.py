@@ -40,7 +40,7 @@ class Desk:
         self._plan = plan
 
     async def start(self, model: str, to: int, plan: str | None) -> dict[str, Any]:
-        """Starts a rollout; `plan` is YAML, and so may be JSON. Raises as `start.start` and `parse_plan` do."""
+        """Starts a rollout; `plan` is YAML, or JSON. Raises as `start.start` and `parse_plan` do."""
         parsed = self._plan if plan is None else parse_plan(plan)
         return summary(await asyncio.to_thread(start, self._store, model, to, parsed, time.time()))
 

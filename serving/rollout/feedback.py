@@ -93,7 +93,9 @@ class Receipts:
         age_s = self._wall() - claim.at
         if age_s > TTL_S:
             days, most = age_s / 86400, TTL_S / 86400
-            raise FailedPrecondition(f"the prediction is {days:.0f} days old; feedback is taken for {most:.0f}")
+            raise FailedPrecondition(
+                f"the prediction is {days:.0f} days old; feedback is taken for {most:.0f}"
+            )
         return claim
 
     def redeem(self, prediction_id: str, label: str) -> Literal["accepted", "duplicate"]:

@@ -183,6 +183,7 @@ async def scene_over(
     *replicas: VersionedReplica,
     over: list[VersionedReplica] | None = None,
     callers: int = 4,
+    headers: dict[str, str] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Scene]:
     """A scene over replicas, its own or those of another scene; callers ask all the while."""
@@ -191,6 +192,7 @@ async def scene_over(
         up: list[FakeReplica] = [await stack.enter_async_context(running(each)) for each in replicas]
         up += over or []
         gateway, client = await stack.enter_async_context(gateway_over(*up, **values))
+        client.headers.update(headers or {})
         loaded = Settings(http_port=0, grpc_port=0, **values)
         await stack.enter_async_context(_rollouts_of(loaded, gateway, Path("/nowhere")))
         scene = Scene(gateway, client, list(replicas), FileStore(store))

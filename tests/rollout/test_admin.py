@@ -1,0 +1,138 @@
+"""Rollouts and feedback over HTTP and gRPC, by callers with keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from serving import protos
+from serving.keys import KeyEntry, new_key
+from serving.rollout.machine import Phase
+from tests.rollout.replicas import FAST, PICTURES, Scene, VersionedReplica, scene_over
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.gateways import gateway_over
+
+HELD = FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]}
+PNG = {"content-type": "image/png"}
+
+
+def keys_file(folder: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
+    """A file with an admin's and a caller's key, and the headers of each."""
+    admin, admin_entry = new_key("operator", ["admin", "classify"])
+    caller, caller_entry = new_key("camera", ["classify"])
+    path = folder / "keys.toml"
+    path.write_text("".join(map(_entry, (admin_entry, caller_entry))))
+    return path, {"x-api-key": admin}, {"x-api-key": caller}
+
+
+def _entry(entry: KeyEntry) -> str:
+    scopes = ", ".join(f'"{scope}"' for scope in entry.scopes)
+    return f'[[keys]]\nid = "{entry.id}"\nname = "{entry.name}"\nhash = "{entry.hash}"\nscopes = [{scopes}]\n'
+
+
+async def reached(scene: Scene, phase: Phase) -> None:
+    async with asyncio.timeout(60):
+        while scene.rollout.state.phase is not phase:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
+    path, admin, caller = keys_file(tmp_path)
+    async with scene_over(tmp_path / "store", VersionedReplica(), headers=caller, keys_file=path) as scene:
+        ask = scene.client
+        assert (await ask.get("/v1/rollouts", headers={"x-api-key": "wrong"})).status_code == 401
+        assert (await ask.get("/v1/rollouts")).status_code == 403
+        assert (await ask.get("/v1/rollouts", headers=admin)).json() == {"rollouts": []}
+        assert (await ask.get("/v1/rollouts/digits", headers=admin)).status_code == 404
+        bad = await ask.post("/v1/rollouts/digits", headers=admin, json={"to": 2, "plan": {"alpha": 7}})
+        assert bad.status_code == 400
+        assert "alpha: input should be less than 1" in bad.json()["detail"]
+        started = await ask.post("/v1/rollouts/digits", headers=admin, json={"to": 2, "plan": HELD})
+        assert started.status_code == 201
+        assert (started.json()["stable"], started.json()["candidate"]) == (1, 2)
+        twice = await ask.post("/v1/rollouts/digits", headers=admin, json={"to": 3})
+        assert twice.status_code == 409
+        await reached(scene, Phase.CANARY)
+        whole = (await ask.get("/v1/rollouts/digits", headers=admin)).json()
+        assert whole["state"]["phase"] == "canary"
+        assert whole["explanation"][0].startswith("digits: 1 → 2")
+        assert (await ask.post("/v1/rollouts/digits/fly", headers=admin)).status_code == 400
+        assert (await ask.post("/v1/rollouts/digits/abort")).status_code == 403
+        aborted = await ask.post("/v1/rollouts/digits/abort", headers=admin)
+        assert aborted.json()["reason"] == "abort was asked for by operator"
+        rollout = await scene.until_finished()
+        assert rollout.state.phase is Phase.ROLLED_BACK
+        past = (await ask.get("/v1/rollouts/digits/history", headers=admin)).json()["rollouts"]
+        assert [each["phase"] for each in past] == ["rolled_back"]
+
+
+async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:
+    async with scene_over(tmp_path, VersionedReplica()) as scene:
+        plan = HELD | {"criteria": FAST["criteria"] | {"accuracy": {"required": False}}}
+        scene.begin(plan)
+        await reached(scene, Phase.CANARY)
+        answer = await scene.client.post("/v1/models/digits:classify", content=PICTURES[3], headers=PNG)
+        given = answer.json()["results"][0]
+        feedback = {"prediction_id": given["prediction_id"], "label": "class-4"}
+        assert (await scene.client.post("/v1/feedback", json=feedback)).json() == {"status": "accepted"}
+        forged = {"prediction_id": "abc.def", "label": "x"}
+        assert (await scene.client.post("/v1/feedback", json=forged)).status_code == 400
+        batch = await scene.client.post("/v1/feedback", json={"feedback": [feedback, forged]})
+        assert [each["status"] for each in batch.json()["results"]] == ["duplicate", "refused"]
+        assert (await scene.client.post("/v1/feedback", json={"feedback": []})).status_code == 400
+        async with asyncio.timeout(20):
+            while True:
+                accuracy = scene.rollout.evidence.criteria["accuracy"]
+                if float(accuracy.candidate_n) + float(accuracy.stable_n) == 1.0:
+                    break
+                await asyncio.sleep(0.01)
+        assert float(accuracy.candidate_bad) + float(accuracy.stable_bad) == 1.0
+
+
+async def test_a_rollout_is_run_over_grpc(tmp_path: Path) -> None:
+    path, admin, caller = keys_file(tmp_path)
+    async with scene_over(tmp_path / "store", VersionedReplica(), headers=caller, keys_file=path) as scene:
+        async with grpc.aio.insecure_channel(scene.running.grpc_address) as channel:
+
+            async def call(method: str, key: dict[str, str], **fields: Any) -> Any:
+                request, response = protos.methods(protos.ROLLOUTS)[method]
+                stub: Any = channel.unary_unary(
+                    f"/{protos.ROLLOUTS}/{method}",
+                    request_serializer=request.SerializeToString,
+                    response_deserializer=response.FromString,
+                )
+                return await stub(request(**fields), metadata=tuple(key.items()), timeout=20)
+
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call("Start", caller, model="digits", to=2)
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            started = await call("Start", admin, model="digits", to=2, plan=json.dumps(HELD))
+            assert (started.stable, started.candidate, started.phase) == (1, 2, "pending")
+            await reached(scene, Phase.CANARY)
+            (listed,) = (await call("List", admin)).rollouts
+            assert (listed.phase, listed.weight) == ("canary", 0.5)
+            whole = await call("Get", admin, model="digits")
+            assert json.loads(whole.record_json)["candidate"] == 2
+            answer = await scene.client.post("/v1/models/digits:classify", content=PICTURES[3], headers=PNG)
+            id_ = answer.json()["results"][0]["prediction_id"]
+            told = [{"prediction_id": id_, "label": "class-3"}, {"prediction_id": "x", "label": "y"}]
+            results = (await call("Feedback", caller, predictions=told)).results
+            assert [each.status for each in results] == ["accepted", "refused"]
+            assert results[1].error.kind == "invalid-input"
+            assert (await call("Order", admin, model="digits", command="promote")).phase == "promoting"
+        assert (await scene.until_finished()).state.phase is Phase.PROMOTED
+
+
+async def test_a_gateway_without_rollouts_says_so() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (_, client):
+        refused = await client.post("/v1/feedback", json={"prediction_id": "a.b", "label": "x"})
+        assert refused.status_code == 409 or refused.status_code == 400
+        assert "without rollouts" in refused.json()["detail"]
+        answer = await client.post("/v1/models/digits:classify", content=PICTURES[3], headers=PNG)
+        assert "prediction_id" not in answer.json()["results"][0]
