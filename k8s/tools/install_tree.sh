@@ -27,6 +27,8 @@ find "$prefix/lib" -type f \( -name '*.py[ixd]' -o -name '*.pxi' -o -name '*.a' 
 rm -rf "$prefix/lib/bin"
 if [ "$target" = gateway ]; then
     find "$prefix/lib" -name '*.so' ! -path '*.libs/*' -exec strip --strip-unneeded {} +
+    # Rich colours program text with these; the gateway prints none.
+    find "$prefix/lib/pygments/lexers" -type f ! -name '_*' ! -name python.py ! -name special.py -delete
     # Of SciPy the gateway imports scipy.special alone, which imports nothing of these.
     find "$prefix/lib/scipy" -mindepth 1 -maxdepth 1 -type d ! -name special ! -name _lib -print0 | xargs -0 -r rm -rf
 fi

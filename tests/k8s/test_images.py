@@ -1,0 +1,73 @@
+"""The images: the Dockerfile and the tree that is built without an engine take the same steps."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from k8s.tools import check, image_tree
+
+REPOSITORY = check.K8S.parent
+DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
+
+
+def stage(name: str) -> str:
+    """The text of one stage."""
+    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("target", ["gateway", "model-server", "training"])
+def test_each_image_is_of_the_tree_that_the_script_lays_out(target: str) -> None:
+    lock = "training-gpu" if target == "training" else target
+    assert f'RUN ["k8s/tools/install_tree.sh", "{lock}", "/out"]' in stage(f"build-{target}")
+    assert f"COPY requirements/{lock}.txt requirements/" in stage(f"build-{target}")
+    assert (REPOSITORY / f"requirements/{lock}.txt").is_file()
+    assert f"COPY --from=build-{target} /out/ /" in stage(target)
+
+
+def test_the_tree_is_staged_from_what_the_dockerfile_copies(tmp_path: Path) -> None:
+    image_tree.stage_sources(tmp_path)
+    staged = {each.name for each in tmp_path.iterdir()}
+    copied = set(re.findall(r"^COPY (\w+) \1$", stage("build-gateway"), re.MULTILINE))
+    assert copied == {"protos", "serving", "training"}
+    assert copied | {"pyproject.toml", "README.md", "requirements"} == staged
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_nothing_runs_as_root_and_nothing_is_left_to_a_tag() -> None:
+    assert "USER 65532:65532" in stage("runtime")
+    assert "USER root" not in DOCKERFILE
+    bases = re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.MULTILINE)
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE, re.MULTILINE))
+    assert [base for base in bases if base not in stages and "@sha256:" not in base] == []
+
+
+@pytest.mark.parametrize("lock", ["gateway", "model-server", "training-gpu", "image"])
+def test_every_package_of_an_image_is_locked_by_hash(lock: str) -> None:
+    text = (REPOSITORY / f"requirements/{lock}.txt").read_text()
+    packages = re.findall(r"^([a-z0-9][a-z0-9._-]*(?:\[[\w,-]+\])?==\S+)", text, re.MULTILINE)
+    assert len(packages) > 10
+    for entry in re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE):
+        assert not entry.strip() or "--hash=sha256:" in entry, entry
+    if lock == "gateway":
+        assert not [package for package in packages if package.startswith(("tensorflow", "keras"))]
+
+
+def test_the_script_is_plain_shell() -> None:
+    done = subprocess.run(
+        ["sh", "-n", REPOSITORY / "k8s/tools/install_tree.sh"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_engine_is_sent_is_what_the_dockerfile_copies() -> None:
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    sources = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    for source in {each for line in sources for each in line.split()}:
+        assert any(source == each or source.startswith(each + "/") for each in sent), source

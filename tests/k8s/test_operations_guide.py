@@ -1,0 +1,132 @@
+"""The operations guide names only what there is: commands and their flags, targets, folders, settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from k8s.tools import check, manifests, metric_names
+from serving import capacity, cli, rollout_commands
+from serving.settings import Settings
+
+REPOSITORY = check.K8S.parent
+GUIDE = (REPOSITORY / "docs/operations.md").read_text()
+_BLOCK = re.compile(r"^[ ]*```\w*\n(.*?)^[ ]*```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def command_lines() -> Iterator[str]:
+    for block in _BLOCK.findall(GUIDE):
+        for line in block.splitlines():
+            yield line.partition("  #")[0].strip()
+    yield from _INLINE.findall(_BLOCK.sub("", GUIDE))
+
+
+def invocations(program: str) -> list[list[str]]:
+    """The arguments of every invocation of a program, the guide's `…` left out."""
+    pattern = re.compile(rf"(?:^|-- )(?:\w+=\S+ )*{program} (?P<arguments>.+)$")
+    found = (pattern.search(line) for line in command_lines())
+    return [shlex.split(match["arguments"].replace(" …", "")) for match in found if match]
+
+
+def test_every_command_line_of_sluice_is_one_that_it_takes() -> None:
+    commands = {
+        **getattr(typer.main.get_command(cli.build()), "commands", {}),
+        "rollout": typer.main.get_command(rollout_commands.rollout),
+    }
+    given = [each for each in invocations("sluice") if each[0] != "model-server"]
+    assert len(given) >= 8
+    for name, *arguments in given:
+        command: click.Command = commands[name]
+        while hasattr(command, "commands") and arguments:
+            command = command.commands[arguments.pop(0)]
+        is_whole = any(argument.startswith("-") for argument in arguments) or len(arguments) > 0
+        if is_whole and "--url" not in arguments and name != "train":
+            command.make_context(name, arguments)
+        else:  # a mention, with its arguments left out: its options must exist all the same
+            options = {option for parameter in command.params for option in parameter.opts}
+            assert {each for each in arguments if each.startswith("--")} <= options, (name, arguments)
+
+
+def test_every_target_of_make_is_there() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = {each[0] for each in invocations("make")}
+    assert {"manifests", "fleet", "image-tree"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_folder_and_file_is_there() -> None:
+    paths = set(re.findall(r"\b(?:k8s|serving|tests|docs)/[\w./-]+\w", GUIDE))
+    assert len(paths) >= 8
+    for path in paths:
+        assert (REPOSITORY / path).exists(), path
+    for component in re.findall(r"`components/([\w-]+)`", GUIDE):
+        assert (check.K8S / "components" / component).is_dir(), component
+
+
+def test_every_component_is_told_of() -> None:
+    table = GUIDE.partition("| component | adds |")[2].partition("\n\n")[0]
+    told = set(_INLINE.findall(table))
+    assert {each.name for each in (check.K8S / "components").iterdir()} <= told
+
+
+def test_every_setting_and_metric_is_there() -> None:
+    settings = set(re.findall(r"SLUICE_(\w+)", GUIDE)) - {"MODEL_SERVER"}
+    assert len(settings) > 5
+    assert {name.lower() for name in settings} <= Settings.model_fields.keys()
+    for metric in set(re.findall(r"\bsluice_\w+", GUIDE)):
+        names = metric_names.exported()
+        assert metric in names or f"{metric}_bucket" in names, metric
+
+
+def test_every_alert_has_a_section() -> None:
+    documents = manifests.build(check.K8S / "overlays/production")
+    sections = set(re.findall(r"^#+ (.+)$", GUIDE, re.MULTILINE))
+    named: set[str] = set()
+    for rules in manifests.of_kind(documents, "PrometheusRule"):
+        for group in rules["spec"]["groups"]:
+            for rule in group["rules"]:
+                runbook = rule.get("annotations", {}).get("runbook", "")
+                if "operations.md" in runbook:
+                    named.add(runbook.partition('"')[2].rstrip('"'))
+    assert named <= sections
+
+
+def test_links_within_the_guide_lead_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", GUIDE, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", GUIDE)) <= anchors
+
+
+def test_the_example_of_a_capacity_plan_is_what_is_printed() -> None:
+    measured = capacity.Measured({1: 0.0021, 8: 0.003, 32: 0.0062, 128: 0.018})
+    need = capacity.Need(
+        images_per_s=100_000, p99_s=0.05, gateway_images_per_s=2000, replica_cost=1.2, gateway_cost=0.1
+    )
+    best = capacity.best(capacity.options(measured, need), need)
+    assert best is not None
+    for name, line in capacity.arithmetic(measured, need, best).items():
+        assert f"{name + ':':14} {line}" in GUIDE
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in command_lines() if line.startswith("kubectl kustomize")]
+)
+def test_what_is_to_be_looked_at_can_be_built(command: str) -> None:
+    folder = Path(shlex.split(command)[-1])
+    done = subprocess.run(
+        [manifests.find_kubectl(), "kustomize", str(folder)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "kind: Deployment" in done.stdout
