@@ -67,7 +67,7 @@ class ServerProcess:
         self.port, self.rest_port = free_port(), free_port()
         self.log, self.has_rest = log, has_rest
         rest = [f"--rest_api_port={self.rest_port}"] if has_rest else []
-        command = [*program(), f"--port={self.port}", *rest, "--tensorflow_session_parallelism=2", *flags]
+        command = [*program(), f"--port={self.port}", *rest, *flags]
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1", "CUDA_VISIBLE_DEVICES": ""}
         with log.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
