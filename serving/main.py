@@ -214,24 +214,27 @@ async def _rollouts_of(
     settings: Settings, running: Running, models_dir: Path, child: ModelServerProcess | None = None
 ) -> AsyncIterator[None]:
     """Let new versions in by rollouts while the block runs, if the settings say so."""
-    if settings.rollout_store is None:
+    if settings.rollout_store is None and settings.rollout_namespace is None:
         yield
         return
     from serving.rollout import assembly
 
-    controller = assembly.build(
-        settings,
-        running.pool,
-        running.catalog,
-        running.gateway.steering,
-        running.gateway.metrics,
-        models_dir=models_dir,
-        published=assembly.published_in(models_dir),
-        on_config=None if child is None else child.write,
-    )
-    running.gateway.desk = assembly.desk(settings, running.gateway.steering)
-    async with _in_background(controller.watch()):
-        yield
+    gateway = running.gateway
+    with assembly.shared_by(settings, gateway.steering, gateway.metrics) as shared:
+        controller = assembly.build(
+            settings,
+            running.pool,
+            running.catalog,
+            gateway.steering,
+            gateway.metrics,
+            shared,
+            models_dir=models_dir,
+            published=assembly.published_in(models_dir),
+            on_config=None if child is None else child.write,
+        )
+        gateway.desk = shared.desk
+        async with _in_background(controller.watch()):
+            yield
 
 
 @asynccontextmanager

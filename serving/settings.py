@@ -79,6 +79,14 @@ class Settings(BaseSettings):
     """Plan, YAML or TOML, of rollouts that start by themselves (`on_new_version: rollout`)."""
     rollout_interval_s: Positive = 1.0
     """How often rollouts are looked at: a bad version is gone within this of enough evidence."""
+    rollout_namespace: str | None = None
+    """In a Kubernetes cluster: the namespace whose ModelRollouts are followed, in place of a folder. It needs
+    `prometheus_url`, since one gateway sees only its own requests."""
+    prometheus_url: str | None = None
+    """Prometheus that scrapes all gateways, such as http://prometheus:9090."""
+    feedback_key_file: Path | None = None
+    """In a cluster: 32 random bytes that sign prediction ids, the same for every gateway. None: each has its
+    own, and takes feedback on its own predictions only. With a folder of rollouts the key lies there."""
     replica_models_dir: str = "/models"
     """`sluice gateway` with rollouts only: where the replicas find the models' folders."""
 

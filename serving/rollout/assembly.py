@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.backends.pool import Pool
 from serving.catalog import Catalog
+from serving.errors import InvalidInput
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
 from serving.rollout.events import Announcer
 from serving.rollout.feedback import Receipts, shared_key
-from serving.rollout.leader import FolderCounts, FolderLeadership
+from serving.rollout.leader import CountSource, FolderCounts, FolderLeadership, Leadership
 from serving.rollout.plan import Plan
 from serving.rollout.plan_file import load_plan
 from serving.rollout.reconcile import Reconciler
 from serving.rollout.steering import Steering
-from serving.rollout.store import FileStore
+from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
 from serving.telemetry import Metrics
 
@@ -34,52 +38,120 @@ def build(
     catalog: Catalog,
     steering: Steering,
     metrics: Metrics,
+    shared: Shared,
     *,
     models_dir: Path,
     published: Published,
     on_config: Callable[[Any], None] | None = None,
 ) -> Controller:
-    """A controller over the store that the settings name.
+    """A controller over what the gateways share.
 
     Args:
-        settings: What the gateway runs with; `rollout_store` is set.
+        settings: What the gateway runs with.
         pool: The replicas.
         catalog: What is known of their models.
         steering: The gateway's own.
         metrics: Where the controller's metrics go.
+        shared: What the gateways share.
         models_dir: Where the replicas find the models' folders.
         published: Which versions are there to be loaded.
         on_config: Is given the model config that a replica which starts now should read.
-
-    Raises:
-        InvalidInput, NotFound: The plan cannot be read.
     """
-    assert settings.rollout_store is not None
-    folder = settings.rollout_store
     base = models_dir.resolve()
-    plan = Plan() if settings.rollout_plan is None else load_plan(settings.rollout_plan)
-    identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     around = Surroundings(
-        store=FileStore(folder),
+        store=shared.store,
         steering=steering,
         pool=pool,
         catalog=catalog,
         reconciler=Reconciler(pool, lambda model: str(base / model), on_config),
-        leadership=FolderLeadership(folder),
-        source=FolderCounts(folder, identity),
+        leadership=shared.leadership,
+        source=shared.source,
         announcer=Announcer(metrics.registry),
-        published=published,
-        plan=plan,
+        published=published if shared.starts_by_itself else _nothing_published,
+        plan=shared.plan,
     )
     return Controller(around, settings.rollout_interval_s)
 
 
-def desk(settings: Settings, steering: Steering) -> Desk:
-    """Where people administer the rollouts of the store that the settings name."""
-    assert settings.rollout_store is not None
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the gateways of one service share, as the settings say: a folder's or a cluster's.
+
+    `starts_by_itself` says whether a rollout may begin without anybody's order; in a cluster one begins as an
+    object that somebody made.
+    """
+
+    store: Store
+    leadership: Leadership
+    source: CountSource
+    receipts: Receipts
+    plan: Plan
+    starts_by_itself: bool
+
+    @property
+    def desk(self) -> Desk:
+        """Where people administer the rollouts."""
+        return Desk(self.store, self.receipts, self.plan)
+
+
+@contextmanager
+def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Iterator[Shared]:
+    """What the gateways share, while the block runs.
+
+    Raises:
+        InvalidInput, NotFound: The settings do not go together, or the plan cannot be read.
+    """
     plan = Plan() if settings.rollout_plan is None else load_plan(settings.rollout_plan)
-    receipts = Receipts(shared_key(settings.rollout_store), steering)
-    return Desk(FileStore(settings.rollout_store), receipts, plan)
+    identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+    if settings.rollout_namespace is None:
+        assert settings.rollout_store is not None
+        folder = settings.rollout_store
+        yield Shared(
+            FileStore(folder),
+            FolderLeadership(folder),
+            FolderCounts(folder, identity),
+            Receipts(shared_key(folder), steering),
+            plan,
+            starts_by_itself=True,
+        )
+        return
+    with _in_cluster(settings, steering, metrics, plan, identity) as shared:
+        yield shared
+
+
+@contextmanager
+def _in_cluster(
+    settings: Settings, steering: Steering, metrics: Metrics, plan: Plan, identity: str
+) -> Iterator[Shared]:
+    from lightkube import Client
+
+    from serving.rollout.kubernetes import KubernetesStore
+    from serving.rollout.lease import LeaseLeadership
+    from serving.rollout.prometheus import PrometheusCounts, SteeringCollector
+
+    if settings.prometheus_url is None:
+        raise InvalidInput("rollout_namespace needs prometheus_url: one gateway sees only its own requests")
+    client = Client(namespace=settings.rollout_namespace)
+    store = KubernetesStore(client)
+    metrics.registry.register(SteeringCollector(steering))
+    key = settings.feedback_key_file
+    secret = secrets.token_bytes(32) if key is None else key.read_bytes()
+    threading.Thread(target=store.follow, name="modelrollouts", daemon=True).start()
+    try:
+        yield Shared(
+            store,
+            LeaseLeadership(client, identity),
+            PrometheusCounts(settings.prometheus_url),
+            Receipts(secret, steering),
+            plan,
+            starts_by_itself=False,
+        )
+    finally:
+        store.close()
+
+
+def _nothing_published(model: str) -> list[int]:  # noqa: ARG001 - the signature of `Published`
+    return []
 
 
 def published_in(models_dir: Path) -> Published:

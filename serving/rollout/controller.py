@@ -89,7 +89,7 @@ class Controller:
                     _log.error("a look at the rollouts failed; the next one tries again", error=str(error))
                 await asyncio.sleep(self._interval_s)
         finally:
-            self._around.leadership.release()
+            await asyncio.shield(asyncio.to_thread(self._around.leadership.release))
 
     async def look(self) -> None:
         """Follows what is stored; if this gateway decides, decides and acts."""
@@ -99,8 +99,9 @@ class Controller:
         await asyncio.to_thread(
             around.source.publish, {model: around.steering.counts(model) for model in around.catalog.names()}
         )
-        if not around.leadership.held():
+        if not await asyncio.to_thread(around.leadership.held):
             return
+        await asyncio.to_thread(around.store.obey)
         for model in around.catalog.names():
             started = await asyncio.to_thread(self._newcomers.look, model, self._wall())
             if started is not None:

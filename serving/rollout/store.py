@@ -45,6 +45,9 @@ class Store(Protocol):
     def history(self, model: str) -> list[Rollout]:
         """The model's rollouts, oldest first; the last is the newest one."""
 
+    def obey(self) -> None:
+        """Carries out commands that people left in the store itself. For the one that decides."""
+
     def pinned(self, model: str) -> int | None:
         """The version that serves a model which never had a rollout; None before it is pinned."""
 
@@ -179,6 +182,9 @@ class FileStore:
             found.append(newest)
         by_id = {rollout.id: rollout for rollout in found if rollout.model == model}
         return sorted(by_id.values(), key=lambda rollout: rollout.started_at)
+
+    def obey(self) -> None:
+        """See `Store.obey`: commands come as saves, there is nothing to do."""
 
     def pinned(self, model: str) -> int | None:
         """See `Store.pinned`."""

@@ -1,0 +1,259 @@
+"""Rollouts as `ModelRollout` objects of a Kubernetes cluster.
+
+People make a ModelRollout (`kubectl apply`); its status holds the whole record, and what `kubectl get` shows.
+Writes name the resourceVersion that they build on, so a conflict is the API server's to find. Objects are
+followed by a watch; one that drops, or is too old (410 Gone), begins again with a list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, NoReturn, cast
+
+import httpx2
+import structlog
+from lightkube import Client
+from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import create_namespaced_resource
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.types import PatchType
+
+from serving.errors import Conflict, FailedPrecondition, SluiceError, Unavailable
+from serving.rollout.machine import Command, Phase, command, weight_of
+from serving.rollout.plan import Plan
+from serving.rollout.record import Rollout, from_json, to_json
+
+_log = structlog.get_logger()
+
+GROUP, VERSION = "sluice.dev", "v1alpha1"
+ModelRollout = create_namespaced_resource(GROUP, VERSION, "ModelRollout", "modelrollouts")
+ModelRolloutStatus = ModelRollout.Status
+
+_WATCH_S = 240
+_PAUSE_S = 1.0
+# What the API server answers when it cannot be reached or is not well.
+_FAILURES = (httpx2.HTTPError, OSError)
+
+
+class KubernetesStore:
+    """The ModelRollouts of one namespace. `follow` runs in a thread of its own until `close`.
+
+    Args:
+        client: The API client, for this namespace.
+        now: The time of day, in Unix seconds.
+    """
+
+    def __init__(self, client: Client, now: Callable[[], float] = time.time) -> None:
+        self._client = client
+        self._now = now
+        self._lock = threading.Lock()
+        self._objects: dict[str, Any] = {}
+        self._pins: dict[str, int] = {}
+        self._listed = threading.Event()
+        self._closed = threading.Event()
+
+    def follow(self) -> None:
+        """Keeps what is known of the objects up to date, until `close`."""
+        while not self._closed.is_set():
+            try:
+                self._follow_once()
+            except ApiError as error:
+                if error.status.code != 410:
+                    _log.warning("the watch of ModelRollouts failed", error=str(error))
+                    self._closed.wait(_PAUSE_S)
+            except _FAILURES as error:
+                _log.warning("the API server cannot be reached", error=str(error))
+                self._closed.wait(_PAUSE_S)
+
+    def _follow_once(self) -> None:
+        """One list and one watch; returns when the server ends the watch."""
+        listed = self._client.list(ModelRollout)
+        found: list[Any] = list(listed)
+        with self._lock:
+            self._objects = {each.metadata.name: each for each in found}
+        self._listed.set()
+        each: Any
+        for kind, each in self._client.watch(
+            ModelRollout, resource_version=listed.resourceVersion, server_timeout=_WATCH_S
+        ):
+            with self._lock:
+                if kind == "DELETED":
+                    self._objects.pop(each.metadata.name, None)
+                else:
+                    self._keep(each)
+            if self._closed.is_set():
+                return
+
+    def close(self) -> None:
+        """Ends `follow` at its next event."""
+        self._closed.set()
+
+    def _keep(self, each: Any) -> None:
+        """Notes an object unless a newer one is known: answers and events overtake each other."""
+        known = self._objects.get(each.metadata.name)
+        if known is None or _order(each) >= _order(known):
+            self._objects[each.metadata.name] = each
+
+    def _of(self, model: str) -> list[Any]:
+        """A model's objects, oldest first.
+
+        Raises:
+            Unavailable: The API server could not be asked yet.
+        """
+        if not self._listed.wait(_PAUSE_S):
+            raise Unavailable("the API server of the cluster has not answered yet")
+        with self._lock:
+            found = [each for each in self._objects.values() if each.spec["model"] == model]
+        return sorted(found, key=lambda each: (each.metadata.creationTimestamp, each.metadata.name))
+
+    def load(self, model: str) -> Rollout | None:
+        """The oldest rollout that is not finished, else the newest; see `Store.load`."""
+        rollouts = self.history(model)
+        return next((each for each in rollouts if not each.finished), rollouts[-1] if rollouts else None)
+
+    def models(self) -> list[str]:
+        """See `Store.models`."""
+        if not self._listed.wait(_PAUSE_S):
+            raise Unavailable("the API server of the cluster has not answered yet")
+        with self._lock:
+            return sorted({str(each.spec["model"]) for each in self._objects.values()})
+
+    def history(self, model: str) -> list[Rollout]:
+        """See `Store.history`; an object that nobody has looked at yet is pending."""
+        found: list[Rollout] = []
+        stable = self._pins.get(model)
+        for each in self._of(model):
+            rollout = self._rollout(each, stable)
+            if rollout is not None:
+                found.append(rollout)
+                if rollout.finished:
+                    stable = rollout.candidate if rollout.state.phase is Phase.PROMOTED else rollout.stable
+        return found
+
+    def _rollout(self, each: Any, stable: int | None) -> Rollout | None:
+        name = each.metadata.name
+        state = (each.status or {}).get("state")
+        try:
+            if state is not None:
+                return from_json(state)
+            if stable is None:
+                return None
+            plan = Plan.model_validate(each.spec.get("plan") or {})
+            started = each.metadata.creationTimestamp.timestamp()
+            return Rollout(name, each.spec["model"], stable, int(each.spec["version"]), plan, started)
+        except (SluiceError, ValueError, KeyError) as error:
+            _log.error("a ModelRollout cannot be read", name=name, error=str(error))
+            return None
+
+    def save(self, rollout: Rollout) -> Rollout:
+        """Writes the object's status; see `Store.save`."""
+        with self._lock:
+            known = self._objects.get(rollout.id)
+        if known is None:
+            raise FailedPrecondition("in a cluster a rollout begins as a ModelRollout object; make one")
+        stored = (known.status or {}).get("state")
+        if (stored or {}).get("revision", 0) != rollout.revision:
+            raise Conflict(f"ModelRollout {rollout.id} was moved by somebody else")
+        saved = replace(rollout, revision=rollout.revision + 1)
+        status = ModelRolloutStatus(
+            apiVersion=f"{GROUP}/{VERSION}",
+            kind="ModelRollout",
+            metadata=ObjectMeta(name=rollout.id, resourceVersion=known.metadata.resourceVersion),
+            spec=known.spec,
+            status=_status(saved, known),
+        )
+        answer = self._ask(lambda: self._client.replace(status))
+        with self._lock:
+            self._keep(answer)
+        return saved
+
+    def obey(self) -> None:
+        """Carries out what people wrote into `spec.command`, once, and clears it. For who decides."""
+        with self._lock:
+            asked = [each for each in self._objects.values() if each.spec.get("command")]
+        for each in asked:
+            name, what = each.metadata.name, cast("Command", each.spec["command"])
+            rollout = self.load(each.spec["model"])
+            if rollout is not None and rollout.id == name:
+                try:
+                    after = command(rollout.state, what, rollout.clock_s, by="the ModelRollout")
+                    self.save(rollout.moved(after, None, self._now()))
+                except Conflict:
+                    continue
+                except FailedPrecondition as error:
+                    _log.warning("a command of a ModelRollout makes no sense", name=name, error=error.message)
+            self._clear(name)
+
+    def _clear(self, name: str) -> None:
+        """Takes the command out of an object."""
+        cleared = {"spec": {"command": None}}
+        answer = self._ask(
+            lambda: self._client.patch(ModelRollout, name, cleared, patch_type=PatchType.MERGE)
+        )
+        with self._lock:
+            self._keep(answer)
+
+    def pinned(self, model: str) -> int | None:
+        """The version that served when this gateway first saw the model, or the last rollout's outcome."""
+        return self._pins.get(model)
+
+    def pin(self, model: str, version: int) -> None:
+        """See `Store.pin`. A record names its own stable version, so this need not outlive the process."""
+        self._pins[model] = version
+
+    @staticmethod
+    def _ask(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except ApiError as error:
+            _raise(error)
+        except _FAILURES as error:
+            raise Unavailable(f"the API server of the cluster cannot be reached: {error}") from error
+
+
+def _raise(error: ApiError) -> NoReturn:
+    if error.status.code == 409:
+        raise Conflict(f"somebody else changed it first: {error.status.message}") from error
+    raise Unavailable(f"the API server of the cluster refused: {error.status.message}") from error
+
+
+def _order(each: Any) -> int:
+    """Where an object stands among its versions: etcd's revisions are numbers, though none are promised."""
+    with contextlib.suppress(TypeError, ValueError):
+        return int(each.metadata.resourceVersion)
+    return 0
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _status(rollout: Rollout, known: Any) -> dict[str, Any]:
+    state = rollout.state
+    at = rollout.events[-1].at if rollout.events else rollout.started_at
+    promoted = state.phase is Phase.PROMOTED
+    return {
+        "phase": state.phase.value,
+        "step": state.step,
+        "weight": weight_of(rollout.plan, state),
+        "stableVersion": rollout.candidate if promoted else rollout.stable,
+        "reason": state.reason.text,
+        "observedGeneration": known.metadata.generation or 0,
+        "enteredAt": _time(at),
+        "finishedAt": _time(at) if rollout.finished else None,
+        "state": to_json(rollout),
+        "conditions": [
+            {
+                "type": "Finished",
+                "status": "True" if rollout.finished else "False",
+                "reason": "".join(part.title() for part in state.phase.value.split("_")),
+                "message": state.reason.text[:32768],
+                "lastTransitionTime": _time(at),
+            }
+        ],
+    }

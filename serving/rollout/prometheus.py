@@ -1,0 +1,71 @@
+"""The counts of all gateways by way of Prometheus: each exports its own, who decides asks for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from serving.errors import Unavailable
+from serving.rollout.counts import Counts
+from serving.rollout.steering import Steering
+
+METRIC = "sluice_rollout_events"
+
+_TIMEOUT_S = 5.0
+
+
+class SteeringCollector(Collector):
+    """Exports what a gateway has counted for rollouts.
+
+    Args:
+        steering: The gateway's own.
+    """
+
+    def __init__(self, steering: Steering) -> None:
+        self._steering = steering
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """See `Collector.collect`. Names are versions, criteria and class labels: the models bound them."""
+        family = CounterMetricFamily(
+            METRIC, "What rollouts count, by name: kind/version/detail.", labels=("model", "name")
+        )
+        for model in self._steering.splits():
+            for name, number in self._steering.counts(model).items():
+                family.add_metric((model, name), number)
+        yield family
+
+
+class PrometheusCounts:
+    """Asks a Prometheus server for every gateway's counts.
+
+    Args:
+        url: Where it is, such as `http://prometheus:9090`.
+        selector: Further label matchers, such as `namespace="serving"`.
+    """
+
+    def __init__(self, url: str, selector: str = "") -> None:
+        self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S)
+        self._selector = selector
+
+    def publish(self, counts: dict[str, Counts]) -> None:
+        """See `CountSource.publish`: Prometheus comes for them."""
+
+    def collect(self, model: str) -> dict[str, Counts]:
+        """See `CountSource.collect`; gateways are told apart by the label `instance`."""
+        escaped = model.replace("\\", "\\\\").replace('"', '\\"')
+        matchers = ", ".join(filter(None, (f'model="{escaped}"', self._selector)))
+        query = f"sum by (instance, name) ({METRIC}_total{{{matchers}}})"
+        try:
+            answer = self._client.get("/api/v1/query", params={"query": query})
+            answer.raise_for_status()
+            series = answer.json()["data"]["result"]
+            found: dict[str, Counts] = {}
+            for each in series:
+                labels = each["metric"]
+                found.setdefault(labels.get("instance", ""), {})[labels["name"]] = float(each["value"][1])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise Unavailable(f"Prometheus cannot be asked: {error}") from error
+        return found

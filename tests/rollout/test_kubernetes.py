@@ -1,0 +1,205 @@
+"""The store and the leadership of a cluster, against an API server of the tests' own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import pytest
+from lightkube import Client, KubeConfig
+from lightkube.config.models import Cluster, User
+
+from serving.errors import Conflict, FailedPrecondition, Unavailable
+from serving.rollout.kubernetes import KubernetesStore
+from serving.rollout.lease import LEASE_S, LeaseLeadership
+from serving.rollout.machine import Phase, State
+from serving.rollout.record import Rollout
+from serving.rollout.start import order
+from serving.rollout.verdict import Outcome, Reason, Verdict
+from tests.rollout.api_server import ApiServer, api_server
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with api_server() as state:
+        yield state
+
+
+def client_of(server: ApiServer) -> Client:
+    return client_at(server.url)
+
+
+def client_at(url: str) -> Client:
+    config = KubeConfig.from_one(cluster=Cluster(server=url), user=User())
+    return Client(config, namespace="serving", timeout=httpx2.Timeout(5.0))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def followed(server: ApiServer) -> Iterator[KubernetesStore]:
+    store = KubernetesStore(client_of(server))
+    store.pin("digits", 1)
+    thread = threading.Thread(target=store.follow, daemon=True)
+    thread.start()
+    try:
+        yield store
+    finally:
+        store.close()
+        server.drop_watches()
+        thread.join(10)
+
+
+def asked_for(server: ApiServer, name: str = "digits-2", version: int = 2, **plan: Any) -> None:
+    spec = {"model": "digits", "version": version, "plan": plan}
+    kind = {"apiVersion": "sluice.dev/v1alpha1", "kind": "ModelRollout"}
+    server.create("modelrollouts", kind | {"metadata": {"name": name, "namespace": "serving"}, "spec": spec})
+
+
+def loaded(store: KubernetesStore) -> Rollout:
+    until(lambda: store.load("digits") is not None)
+    found = store.load("digits")
+    assert found is not None
+    return found
+
+
+def in_phase(rollout: Rollout, phase: Phase) -> Rollout:
+    verdict = Verdict(Outcome.PASSED, (Reason("test", "for the test"),))
+    return rollout.moved(State(phase, reason=verdict.reason), verdict, 1e9)
+
+
+def test_an_object_is_a_rollout_and_its_status_tells_of_it(server: ApiServer) -> None:
+    asked_for(server, alpha=0.02)
+    with followed(server) as store:
+        rollout = loaded(store)
+        assert (rollout.stable, rollout.candidate, rollout.state.phase) == (1, 2, Phase.PENDING)
+        assert rollout.plan.alpha == 0.02
+        assert store.models() == ["digits"]
+        saved = store.save(in_phase(rollout, Phase.CANARY))
+        status = server.get("modelrollouts", "digits-2")["status"]
+        assert (status["phase"], status["weight"], status["stableVersion"]) == ("canary", 0.01, 1)
+        assert status["conditions"][0]["status"] == "False"
+        assert loaded(store).events == saved.events
+        done = store.save(in_phase(saved, Phase.PROMOTED))
+        status = server.get("modelrollouts", "digits-2")["status"]
+        assert (status["phase"], status["stableVersion"]) == ("promoted", 2)
+        assert status["finishedAt"] is not None
+        assert done.finished
+
+
+def test_only_one_of_two_controllers_saves(server: ApiServer) -> None:
+    asked_for(server)
+    with followed(server) as first, followed(server) as second:
+        ours, theirs = loaded(first), loaded(second)
+        first.save(replace(ours, clock_s=1.0))
+        with pytest.raises(Conflict):
+            second.save(replace(theirs, clock_s=2.0))
+        until(lambda: loaded(second).clock_s == 1.0)
+        assert second.save(replace(loaded(second), clock_s=3.0)).revision == 2
+
+
+def test_a_write_that_others_overtook_is_the_servers_to_refuse(server: ApiServer) -> None:
+    asked_for(server)
+    with followed(server) as store:
+        rollout = loaded(store)
+        store.close()
+        server.drop_watches()
+        server.patch("modelrollouts", "digits-2", {"spec": {"command": "pause"}})
+        with pytest.raises(Conflict):
+            store.save(replace(rollout, clock_s=1.0))
+        assert server.conflicts == 1
+
+
+@pytest.mark.parametrize("fault", ["drop", "gone"])
+def test_watches_that_end_begin_again(server: ApiServer, fault: str) -> None:
+    with followed(server) as store:
+        until(lambda: server.watches == 1)
+        if fault == "drop":
+            server.drop_watches()
+        else:
+            server.forget_events()
+        asked_for(server)
+        assert loaded(store).candidate == 2
+        asked_for(server, "digits-3", 3)
+        until(lambda: len(store.history("digits")) == 2)
+
+
+def test_rollouts_of_one_model_come_one_after_the_other(server: ApiServer) -> None:
+    asked_for(server, "a", 2)
+    asked_for(server, "b", 3)
+    with followed(server) as store:
+        until(lambda: len(store.history("digits")) == 2)
+        first = loaded(store)
+        assert first.id == "a"
+        store.save(in_phase(first, Phase.PROMOTED))
+        second = loaded(store)
+        assert (second.id, second.stable, second.candidate) == ("b", 2, 3)
+
+
+def test_commands_in_the_object_are_obeyed_once_and_cleared(server: ApiServer) -> None:
+    asked_for(server)
+    with followed(server) as store:
+        store.save(in_phase(loaded(store), Phase.CANARY))
+        server.patch("modelrollouts", "digits-2", {"spec": {"command": "abort"}})
+
+        def obeyed() -> bool:
+            store.obey()
+            return "command" not in server.get("modelrollouts", "digits-2")["spec"]
+
+        until(obeyed)
+        assert loaded(store).state.reason.code == "command.abort"
+        server.patch("modelrollouts", "digits-2", {"spec": {"command": "pause"}})
+        until(obeyed)
+        assert loaded(store).state.phase is Phase.ROLLING_BACK, (
+            "a command that makes no sense is cleared, too"
+        )
+
+
+def test_the_desk_commands_but_does_not_start(server: ApiServer) -> None:
+    with followed(server) as store:
+        asked_for(server)
+        rollout = loaded(store)
+        assert order(store, "digits", "pause", by="a test", at=1e9).state.phase is Phase.PAUSED
+        with pytest.raises(FailedPrecondition, match="begins as a ModelRollout object"):
+            store.save(replace(rollout, id="another"))
+
+
+def test_a_server_that_cannot_be_reached_is_unavailable() -> None:
+    with pytest.raises(Unavailable, match="has not answered yet"):
+        KubernetesStore(client_at("http://127.0.0.1:9")).models()
+
+
+class Clock:
+    """A clock that tests set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_one_of_several_gateways_leads_and_another_follows_when_it_is_gone(server: ApiServer) -> None:
+    clock = Clock()
+    first, second = (LeaseLeadership(client_of(server), name, clock) for name in ("first", "second"))
+    assert (first.held(), second.held()) == (True, False)
+    for _ in range(10):
+        clock.now += 6.0
+        assert (first.held(), second.held()) == (True, False)
+    first.release()
+    assert second.held()
+    clock.now += LEASE_S - 1.0
+    third = LeaseLeadership(client_of(server), "third", clock)
+    assert not third.held()
+    clock.now += LEASE_S + 1.0
+    assert third.held(), "the second has not renewed for a lease's time"
+    assert not second.held()
