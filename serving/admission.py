@@ -64,6 +64,16 @@ class Admission:
         self.callers = callers or Callers()
         self.in_flight = 0
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Requests in flight, and bytes of bodies held, at most."""
+        return self._max_in_flight, self._max_in_flight_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies that are held."""
+        return self._bytes
+
     @contextmanager
     def admit(self, credential: str | None = None, scope: Scope = "classify") -> Iterator[Ticket]:
         """Room for one request while the block runs.

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import structlog
 
 from serving.errors import DeadlineExceeded, Internal, SluiceError
+from serving.prediction import RequestContext
 
 _log = structlog.get_logger()
 
@@ -34,14 +35,19 @@ class LaneKey(NamedTuple):
 class Entry:
     """One image in a queue. `future` becomes its row of scores, float32 [K].
 
-    `routed` says that a rollout chose its version: only such calls are evidence for or against one.
+    `context` is that of its request, if it has one.
     """
 
     pixels: np.ndarray
     deadline: float
     enqueued: float
     future: asyncio.Future[np.ndarray]
-    routed: bool = False
+    context: RequestContext | None = None
+
+    @property
+    def routed(self) -> bool:
+        """Whether a rollout chose its version: only such calls are evidence for or against one."""
+        return self.context is not None and self.context.route is not None
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +67,9 @@ class Taken(NamedTuple):
 
 Send = Callable[[LaneKey, Sequence[Entry]], Awaitable[np.ndarray]]
 """Sends a batch; returns scores, float32 [N, K], a row for each entry."""
+
+Reason = Literal["idle", "freed", "full"]
+"""Why a batch left: a slot was free as its image came; a call ended; it was as large as it may be."""
 
 
 def take(queue: deque[Entry], *, free_slots: int, max_batch: int, now: float) -> Taken:
@@ -87,6 +96,7 @@ class Batcher:
         slots: calls that the replicas take at once for a lane. Zero means that none can be reached: one
             call is made all the same, so that callers hear why.
         max_batch: images in one batch.
+        left: is told of each batch that leaves: its lane, its size, and why it left then.
         clock: the monotonic clock, in seconds.
     """
 
@@ -96,9 +106,11 @@ class Batcher:
         slots: Callable[[LaneKey], int],
         *,
         max_batch: int,
+        left: Callable[[LaneKey, int, Reason], None] = lambda _lane, _size, _reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
+        self._left = left
         self._slots = slots
         self._max_batch = max_batch
         self._clock = clock
@@ -118,7 +130,7 @@ class Batcher:
         await self._tasks.__aexit__(kind, error, traceback)
 
     def enqueue(
-        self, key: LaneKey, pixels: np.ndarray, deadline: float, *, routed: bool = False
+        self, key: LaneKey, pixels: np.ndarray, deadline: float, context: RequestContext | None = None
     ) -> asyncio.Future[np.ndarray]:
         """Queue one image, uint8 [H,W,C]; the future becomes its scores, float32 [K], or a SluiceError.
 
@@ -126,16 +138,23 @@ class Batcher:
         """
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         lane = self._lanes.setdefault(key, Lane())
-        lane.queue.append(Entry(pixels, deadline, self._clock(), future, routed))
-        self._pump(key, lane)
+        lane.queue.append(Entry(pixels, deadline, self._clock(), future, context))
+        self._pump(key, lane, "idle")
         return future
 
     def depth(self) -> int:
         """How many images wait, over all lanes."""
         return sum(len(lane.queue) for lane in self._lanes.values())
 
-    def _pump(self, key: LaneKey, lane: Lane) -> None:
-        """Send what can be sent now."""
+    def depths(self) -> dict[str, int]:
+        """How many images wait for each model that has a lane."""
+        found: dict[str, int] = {}
+        for key, lane in list(self._lanes.items()):
+            found[key.model] = found.get(key.model, 0) + len(lane.queue)
+        return found
+
+    def _pump(self, key: LaneKey, lane: Lane, why: Reason) -> None:
+        """Send what can be sent now, `why` it can be."""
         while lane.queue:
             free_slots = max(self._slots(key), 1) - lane.in_flight
             taken = take(lane.queue, free_slots=free_slots, max_batch=self._max_batch, now=self._clock())
@@ -148,6 +167,7 @@ class Batcher:
                     break
                 continue
             lane.in_flight += 1
+            self._left(key, len(taken.batch), "full" if len(taken.batch) == self._max_batch else why)
             self._tasks.create_task(self._run(key, lane, taken.batch))
         if not lane.queue and not lane.in_flight:
             self._lanes.pop(key, None)
@@ -171,4 +191,4 @@ class Batcher:
                     entry.future.set_exception(error)
         finally:
             lane.in_flight -= 1
-            self._pump(key, lane)
+            self._pump(key, lane, "freed")

@@ -186,8 +186,9 @@ def _from_here(path: Path) -> Path:
 
 def _run(work: Any) -> None:
     from serving import main
+    from serving.logs import configure_logging
 
-    main.configure_logging()
+    configure_logging()
     main.run(work)
 
 

@@ -23,7 +23,6 @@ from serving.batching import Batcher, Entry, LaneKey
 from serving.callers import Callers
 from serving.catalog import Catalog, ModelVersion
 from serving.errors import (
-    Cancelled,
     DeadlineExceeded,
     Internal,
     InvalidInput,
@@ -34,13 +33,11 @@ from serving.errors import (
 from serving.images import decode
 from serving.journal import Journal
 from serving.keys import Scope
-from serving.logs import AccessLog
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.scores import best, checked_top_k, classify_request, model_specs, read_scores
 from serving.settings import Settings
 from serving.telemetry import Metrics
-from serving.tracing import open_spans
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.desk import Desk
@@ -84,7 +81,7 @@ class Gateway:
             metrics=metrics,
             callers=callers,
         )
-        self.journal = Journal(metrics, AccessLog(settings.access_log_share), open_spans(settings))
+        self.journal = Journal.from_settings(settings, metrics, clock)
         self.draining = False
         self.steering = steering or Steering()
         self.desk: Desk | None = None
@@ -124,23 +121,12 @@ class Gateway:
             Unauthenticated, PermissionDenied: the caller may not do what needs `scope`.
             RateLimited, Overloaded: the caller is over its limits, or there is no room.
         """
-        failure: SluiceError | None = None
-        try:
-            with self.admission.admit(context.credential, scope) as ticket:
-                self.journal.stage(context, "admission", self._clock() - context.started)
-                yield ticket
-        except SluiceError as error:
-            failure = error
-            raise
-        except asyncio.CancelledError:
-            failure = Cancelled("the caller went away before the answer")
-            raise
-        except BaseException:
-            failure = Internal("the request failed in an unforeseen way")
-            raise
-        finally:
-            name = ref.name if ref.name in self.catalog.names() else ""
-            self.journal.ended(context, name or "", failure, self._clock() - context.started)
+        with (
+            self.journal.recorded(context, lambda: ref.name if ref.name in self.catalog.names() else ""),
+            self.admission.admit(context.credential, scope) as ticket,
+        ):
+            self.journal.admitted(context)
+            yield ticket
 
     async def classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -162,16 +148,10 @@ class Gateway:
                 f"the request has {len(images)} images; at most {self.settings.max_images} are taken",
                 stage="admission",
             )
-        self._has_read(context)
+        self.journal.has_read(context)
         return await self._routed(
             ref, context, lambda model: self._classify_with(model, images, top_k, context)
         )
-
-    def _has_read(self, context: RequestContext) -> None:
-        """The body is here; a request whose images are classified in parts is read once."""
-        if "read" not in context.stages_s:
-            admitted = context.started + context.stages_s.get("admission", 0.0)
-            self.journal.stage(context, "read", self._clock() - admitted)
 
     async def classify_in_parts(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -232,7 +212,7 @@ class Gateway:
         for spec in model_specs(request):
             spec.name = model.name
             spec.version.value = model.version
-        self._has_read(context)
+        self.journal.has_read(context)
         started = self._clock()
         response = await self._call(
             LaneKey(model.name, model.version),

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +17,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from serving import supervisor
+from serving import observed, stacks, supervisor
 from serving.backends import discovery
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
@@ -120,6 +118,7 @@ async def gateway_up(
     catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
     with contextlib.closing(listen(settings.http_host, settings.http_port)) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
+        observed.watch(gateway, observed.Rollouts(settings.rollout_store))
         rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port)
         http = HttpServer(app.build(gateway), settings)
         running = Running(
@@ -255,13 +254,14 @@ async def _until_signalled(work: Awaitable[None]) -> None:
     task = asyncio.ensure_future(work)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel, f"{number.name} came")
+    loop.add_signal_handler(signal.SIGUSR1, stacks.dump_to_stderr)
     try:
         await task
     except asyncio.CancelledError:
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a coroutine runs in a task
             raise
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             loop.remove_signal_handler(number)
 
 
@@ -272,21 +272,3 @@ def _in_url(host: str) -> str:
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run the whole program on uvloop."""
     uvloop.run(work)
-
-
-def configure_logging() -> None:
-    """Log to stderr: readable in a terminal, a JSON object a line elsewhere."""
-    terminal = sys.stderr.isatty()
-    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

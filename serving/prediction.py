@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from serving.errors import SluiceError
-from serving.routing import Route
+from serving.routing import Arm, Route
+from serving.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,14 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What came of one image: its classes, best first, or the error that it met."""
+    """What came of one image: its classes, best first, or the error that it met.
+
+    `prediction_id` is what feedback on it names; empty where no feedback is taken.
+    """
 
     classes: tuple[ClassScore, ...] = ()
     error: SluiceError | None = None
+    prediction_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,11 @@ class RequestContext:
         deadline: when the answer is of no more use, on `time.monotonic`'s clock, in seconds.
         routing_key: what keeps a caller on one arm of a rollout; the request's id by default.
         credential: the API key or token as the caller sent it; never shown.
-        traceparent: the W3C trace context of this request, made here or the child of the caller's.
+        trace: where this request stands in a trace, the caller's or its own.
         started: when it arrived, on the same clock.
         answered_by: the model and version that it was routed to, once it was; for metrics.
         route: where a rollout sent it; None if the caller named a version, or the model has none.
+        stages_s: seconds spent in each stage of its path so far, by the stage's name.
     """
 
     request_id: str
@@ -69,10 +76,16 @@ class RequestContext:
     deadline: float
     routing_key: str = ""
     credential: str | None = field(default=None, repr=False)
-    traceparent: str = ""
+    trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.monotonic)
     answered_by: tuple[str, str] | None = None
     route: Route | None = None
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def arm(self) -> Arm | Literal[""]:
+        """Which arm of a rollout answers it; empty where none chose."""
+        return "" if self.route is None else self.route.arm
 
     @property
     def keyed(self) -> bool:

@@ -27,6 +27,7 @@ CONFIG_FILE = "sluice.toml"
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Positive = Annotated[float, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -119,12 +120,24 @@ class Settings(BaseSettings):
     decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """Threads that decode images. The decoders release the interpreter lock: one a core."""
 
+    access_log_share: Share = 0.01
+    """How many answered requests get a line in the log; the others get one each, up to 20 a second."""
+    traces_endpoint: str | None = None
+    """Where traces go, by OTLP over gRPC, such as `http://collector:4317`. None: none are made."""
+    traces_share: Share = 0.1
+    """How many of the traces that begin here are recorded; of callers' traces those that they record."""
+
     discovery_interval_s: Positive = 5.0
     """How often `dns:` names are resolved anew; Kubernetes' DNS lets an answer live for 5 s."""
     status_interval_s: Positive = 1.0
     """How often replicas are asked which versions they have; TensorFlow Serving polls its folder as often."""
     drain_timeout_s: Positive = 30.0
     """How long requests in flight may take to finish after SIGTERM; Kubernetes allows 30 by default."""
+
+    @property
+    def recorded_share(self) -> float:
+        """How many of the traces that begin here are recorded: none without somewhere to send them."""
+        return 0.0 if self.traces_endpoint is None else self.traces_share
 
     @classmethod
     def settings_customise_sources(

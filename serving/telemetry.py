@@ -1,20 +1,31 @@
 """What Sluice measures: one object with every metric, made for a registry that the caller gives.
 
 Label values are bounded: a model or version that a caller merely *names* is counted under the empty
-label, so that nobody can grow the number of series from outside.
+label, so that nobody can grow the number of series from outside, and of many classes the rare ones are
+counted as `other`. `docs/metrics.md` is written from what is here.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version as distribution_version
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from serving.drift import OTHER, PredictedClasses
+from serving.snapshot import Snapshot
+
+# When each series began: Prometheus 2 stores it as a series of its own, which doubles the counters.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 # From a cache hit of a tiny model to the default deadline; about a factor of two between neighbours.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# Stages go down to tens of microseconds; beyond a second one in three is enough.
+_STAGE_SECONDS = (0.0001, 0.0003, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -23,6 +34,9 @@ class Metrics:
 
     Args:
         registry: where they are registered; each test has its own.
+
+    Attributes:
+        snapshot: the metrics that are read at a scrape.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -31,10 +45,18 @@ class Metrics:
         PlatformCollector(registry=registry)
         self.build = Info("sluice_build", "What is running.", registry=registry)
         self.build.info({"version": distribution_version("sluice"), "python": platform.python_version()})
+        self._add_requests(registry)
+        self._add_work(registry)
+        self._add_replicas(registry)
+        self.snapshot = Snapshot(registry)
+        self._classes: dict[tuple[str, str], PredictedClasses] = {}
+
+    def _add_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "sluice_requests",
-            "Requests that ended, by outcome: `ok` or the kind of error.",
-            ("protocol", "model", "version", "outcome"),
+            "Requests that ended, by outcome: `ok` or the kind of error. The arm is empty where no rollout "
+            "chose, model and version where none was reached.",
+            ("protocol", "model", "version", "arm", "outcome"),
             registry=registry,
         )
         self.request_seconds = Histogram(
@@ -44,11 +66,23 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.in_flight = Gauge(
+            "sluice_requests_in_flight", "Requests that are admitted and not answered.", registry=registry
+        )
+        self.refused = Counter(
+            "sluice_requests_refused",
+            "Requests refused by admission, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+
+    def _add_work(self, registry: CollectorRegistry) -> None:
         self.stage_seconds = Histogram(
             "sluice_stage_duration_seconds",
-            "Time in one stage of a request's path: decode, queue (waiting for a batch to leave), backend.",
+            "Time in one stage of a request's path: admission, read (of the body), decode, queue (of each "
+            "image, until its batch leaves), backend (of each call to a replica).",
             ("stage",),
-            buckets=_SECONDS,
+            buckets=_STAGE_SECONDS,
             registry=registry,
         )
         self.images = Counter(
@@ -61,15 +95,21 @@ class Metrics:
             buckets=_BATCH_SIZES,
             registry=registry,
         )
-        self.in_flight = Gauge(
-            "sluice_requests_in_flight", "Requests that are admitted and not answered.", registry=registry
-        )
-        self.refused = Counter(
-            "sluice_requests_refused",
-            "Requests refused by admission, by reason.",
-            ("reason",),
+        self.batches = Counter(
+            "sluice_batches",
+            "Batches that left, by why: `idle` (a replica was free as the image came), `freed` (a call "
+            "ended), `full`.",
+            ("model", "reason"),
             registry=registry,
         )
+        self.predictions = Counter(
+            "sluice_predictions",
+            f"Images by the class that a version put first; beyond 20 classes the rarer ones are `{OTHER}`.",
+            ("model", "version", "class"),
+            registry=registry,
+        )
+
+    def _add_replicas(self, registry: CollectorRegistry) -> None:
         self.replica_up = Gauge(
             "sluice_replica_up",
             "Whether a replica answered when last asked (1) or not (0).",
@@ -87,3 +127,43 @@ class Metrics:
             "How often the model server that runs as a child had to be started again.",
             registry=registry,
         )
+
+    def predicted(
+        self, model: str, version: int, labels: Sequence[str], card: Mapping[str, Any], indices: Iterable[int]
+    ) -> None:
+        """Count what a version predicted.
+
+        Args:
+            model: the model.
+            version: its version.
+            labels: its classes' labels, [K].
+            card: what it says of itself; its training data's class distribution is compared with.
+            indices: the class that it put first, for each image.
+        """
+        key = model, str(version)
+        classes = self._classes.get(key)
+        if classes is None or classes.labels is not labels:
+            classes = self._classes[key] = PredictedClasses(labels, _shares(card))
+        named = list(indices)
+        classes.add(named)
+        for index in named:
+            self.predictions.labels(*key, classes.group_of[index]).inc()
+
+    def drift(self) -> dict[tuple[str, str], float]:
+        """The stability index of each model and version of which there are enough predictions."""
+        found = {key: classes.index() for key, classes in list(self._classes.items())}
+        return {key: index for key, index in found.items() if index is not None}
+
+    def class_group(self, model: str, version: str, label: str) -> str:
+        """Under which name a class of a version is counted."""
+        classes = self._classes.get((model, version))
+        return OTHER if classes is None else classes.group(label)
+
+
+def _shares(card: Mapping[str, Any]) -> Sequence[float] | None:
+    """The class distribution of the training data, if the card has one."""
+    training = card.get("training")
+    shares = training.get("class_distribution") if isinstance(training, Mapping) else None
+    if not isinstance(shares, list) or not all(isinstance(each, int | float) for each in shares):
+        return None
+    return shares

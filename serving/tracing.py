@@ -5,13 +5,37 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
+from dataclasses import dataclass
 
 # What may be taken from a caller into logs and answers as it stands.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # W3C Trace Context, 3.2: version, trace id, parent id, flags.
 _TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?"
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
+_TWO_TO_64 = 2.0**64
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One request's place in a trace: hexadecimal ids, as W3C Trace Context has them.
+
+    Attributes:
+        trace_id: 32 digits.
+        span_id: 16 digits; this request's own.
+        parent_id: the caller's span, or empty where the trace begins here.
+        sampled: whether it is recorded.
+    """
+
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str = ""
+    sampled: bool = False
+
+    @property
+    def traceparent(self) -> str:
+        """The header that hands this trace on."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
 
 
 def request_id_from(given: str) -> str:
@@ -19,8 +43,18 @@ def request_id_from(given: str) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def child_of(traceparent: str) -> str:
-    """A `traceparent` for this request: in the caller's trace if that is valid, else in a new one."""
+def child_of(traceparent: str, share: float = 0.0) -> Trace:
+    """This request's trace: the caller's if its `traceparent` is valid, else a new one.
+
+    Args:
+        traceparent: the header, or an empty text.
+        share: how many of the traces that begin here are recorded, 0 to 1. A caller's trace is recorded if
+            the caller records it.
+    """
     found = _TRACEPARENT.fullmatch(traceparent)
-    trace_id, flags = (found[1], found[2]) if found else (secrets.token_hex(16), "00")
-    return f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"
+    if found:
+        return Trace(found[1], secrets.token_hex(8), found[2], bool(int(found[3], 16) & 1))
+    trace_id = secrets.token_hex(16)
+    # As OpenTelemetry's TraceIdRatioBased does it: every program that sees the id decides alike.
+    sampled = int(trace_id[16:], 16) < share * _TWO_TO_64
+    return Trace(trace_id, secrets.token_hex(8), "", sampled)

@@ -25,6 +25,10 @@ class Breaker:
         """Whether the replica may get a call: it is healthy, or its pause is over and nobody tries it yet."""
         return self.failures < THRESHOLD or (now >= self.closed_at and not self.probing)
 
+    def open(self, now: float) -> bool:
+        """Whether the replica is left alone at `now`."""
+        return self.failures >= THRESHOLD and now < self.closed_at
+
     def start(self) -> None:
         """A call is about to be made."""
         self.probing = self.failures >= THRESHOLD
@@ -41,6 +45,10 @@ class Breaker:
         if self.failures >= THRESHOLD:
             pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.failures - THRESHOLD, 10))
             self.closed_at = now + pause_s
+
+    def trip(self) -> None:
+        """A call got no answer at all: its failure, which is told next, is enough."""
+        self.failures = max(self.failures, THRESHOLD - 1)
 
     def abandon(self) -> None:
         """The caller went away before the call ended: nothing was learned."""

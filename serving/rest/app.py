@@ -6,7 +6,6 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp
 
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
+from serving.observed import exposition
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import credential
@@ -70,7 +70,7 @@ def build(gateway: Gateway) -> ASGIApp:
     _add_routes(app, gateway)
     app.include_router(rollouts.router(gateway))
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    return Boundary(Doors(gateway, app), lambda: gateway.draining)
+    return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
 
 
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -93,8 +93,9 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
 
     @app.get("/metrics", tags=["operate"], summary="Metrics for Prometheus", response_class=Response)
-    async def metrics() -> Response:
-        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        page, content_type = exposition(gateway.metrics, request.headers.get("accept", ""))
+        return Response(page, media_type=content_type)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -30,11 +30,13 @@ class Boundary:
     Args:
         app: the app.
         draining: whether the gateway is shutting down; connections are then closed after their answer.
+        traces_share: how many of the traces that begin here are recorded, 0 to 1.
     """
 
-    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool], traces_share: float = 0.0) -> None:
         self._app = app
         self._draining = draining
+        self._traces_share = traces_share
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; every exception becomes an answer."""
@@ -43,7 +45,7 @@ class Boundary:
             return
         state = scope.setdefault("state", {})
         request_id = state["request_id"] = request_id_from(_header(scope, b"x-request-id"))
-        traceparent = state["traceparent"] = child_of(_header(scope, b"traceparent"))
+        trace = state["trace"] = child_of(_header(scope, b"traceparent"), self._traces_share)
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -53,7 +55,7 @@ class Boundary:
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
-                    (b"traceparent", traceparent.encode()),
+                    (b"traceparent", trace.traceparent.encode()),
                 ]
                 if self._draining():
                     message["headers"].append((b"connection", b"close"))

@@ -21,7 +21,7 @@ from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rest import uploads
 from serving.rest.body import read_body, read_chunks
-from serving.rest.context import request_context
+from serving.rest.context import request_context, server_timing
 from serving.rest.errors import plain_error
 from serving.rest.tfserving import TensorFlowServingRest
 from serving.rest.uploads import Upload, Uploads
@@ -91,7 +91,10 @@ class ClassifyEndpoint:
         first = results[0].error
         if first is not None and all(result.error for result in results):
             raise first
-        return Response(orjson.dumps(_body(prediction, results, found.images)), media_type="application/json")
+        body = orjson.dumps(_body(prediction, results, found.images))
+        return Response(
+            body, headers={"server-timing": server_timing(context)}, media_type="application/json"
+        )
 
     async def _stream(
         self,

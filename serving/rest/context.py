@@ -17,21 +17,31 @@ _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
 def request_context(scope: Scope, default_timeout_s: float) -> RequestContext:
-    """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default."""
+    """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default.
+
+    It is kept in the scope, too: with it, the request is the gateway's to count.
+    """
     headers = Headers(scope=scope)
     timeout_s = default_timeout_s
     asked = headers.get("x-request-timeout")
     if asked is not None:
         timeout_s = min(_positive_seconds(asked), default_timeout_s)
     request_id = scope["state"]["request_id"]
-    return RequestContext(
+    context = scope["state"]["context"] = RequestContext(
         request_id=request_id,
         protocol="http",
         deadline=time.monotonic() + timeout_s,
         routing_key=headers.get("x-routing-key", request_id),
         credential=credential(headers.get("authorization"), headers.get("x-api-key")),
-        traceparent=scope["state"]["traceparent"],
+        trace=scope["state"]["trace"],
     )
+    return context
+
+
+def server_timing(context: RequestContext) -> str:
+    """Where the time went so far, in milliseconds, for a `Server-Timing` header (W3C Server Timing)."""
+    spent = {**context.stages_s, "total": time.monotonic() - context.started}
+    return ", ".join(f"{name};dur={duration_s * 1000:.3f}" for name, duration_s in spent.items())
 
 
 def credential(authorization: str | None, api_key: str | None) -> str | None:

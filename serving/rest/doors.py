@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.errors import InvalidInput
+from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import ModelRef
 from serving.rest.classify import ClassifyEndpoint
@@ -48,6 +48,7 @@ class Doors:
 
     def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
         self._app = app
+        self._gateway = gateway
         self._tensorflow = TensorFlowServingRest(gateway)
         self._classify = ClassifyEndpoint(gateway, self._tensorflow)
         self._open_inference = OpenInferenceRest(gateway)
@@ -65,7 +66,12 @@ class Doors:
         if serve is None:
             await _method_not_allowed(scope, door)(scope, receive, send)
             return
-        await serve(scope, receive, send)
+        try:
+            await serve(scope, receive, send)
+        except SluiceError as error:
+            if "context" not in scope["state"]:  # else the gateway has counted it
+                self._gateway.journal.refused_early("http", scope["state"]["request_id"], error)
+            raise
 
     def _door(self, path: str) -> Door | None:
         if path.startswith("/v2"):

@@ -16,6 +16,7 @@ from serving.gateway import Gateway
 from serving.prediction import RequestContext
 from serving.rest.context import credential
 from serving.rpc.errors import rich_status
+from serving.settings import Settings
 from serving.tracing import child_of, request_id_from
 
 _log = structlog.get_logger()
@@ -52,7 +53,7 @@ def service(
 
 def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[Any]]:
     async def handle(request: Any, call: Call) -> Any:
-        context = request_context(call, gateway.settings.request_timeout_s)
+        context = request_context(call, gateway.settings)
         response = None
         try:
             response = await answer(request, context)
@@ -68,7 +69,7 @@ def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[A
 
 def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], Call], AsyncIterator[Any]]:
     async def handle(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-        context = request_context(call, gateway.settings.request_timeout_s)
+        context = request_context(call, gateway.settings)
         failure = None
         try:
             async for response in answers(requests, context):
@@ -95,22 +96,24 @@ async def _abort(call: Call, error: SluiceError, context: RequestContext) -> Non
 
 
 def _trailing(context: RequestContext) -> tuple[tuple[str, str], ...]:
-    return ("x-request-id", context.request_id), ("traceparent", context.traceparent)
+    return ("x-request-id", context.request_id), ("traceparent", context.trace.traceparent)
 
 
-def request_context(call: Call, default_timeout_s: float) -> RequestContext:
+def request_context(call: Call, settings: Settings) -> RequestContext:
     """Who asks, and until when: the call's deadline, at most the default."""
     metadata = {str(key): str(value) for key, value in call.invocation_metadata() or ()}
     request_id = request_id_from(metadata.get("x-request-id", ""))
     remaining_s = call.time_remaining()
-    timeout_s = default_timeout_s if remaining_s is None else min(remaining_s, default_timeout_s)
+    timeout_s = settings.request_timeout_s
+    if remaining_s is not None:
+        timeout_s = min(remaining_s, timeout_s)
     return RequestContext(
         request_id=request_id,
         protocol="grpc",
         deadline=time.monotonic() + timeout_s,
         routing_key=metadata.get("x-routing-key", request_id),
         credential=credential(metadata.get("authorization"), metadata.get("x-api-key")),
-        traceparent=child_of(metadata.get("traceparent", "")),
+        trace=child_of(metadata.get("traceparent", ""), settings.recorded_share),
     )
 
 
@@ -123,6 +126,6 @@ def next_message(context: RequestContext, timeout_s: float) -> RequestContext:
         deadline=now + timeout_s,
         routing_key=context.routing_key,
         credential=context.credential,
-        traceparent=context.traceparent,
+        trace=context.trace,
         started=now,
     )

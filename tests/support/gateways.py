@@ -31,6 +31,10 @@ async def gateway_over(
 
 
 def counted(running: Running, name: str, **labels: str) -> float:
-    """The value of one series of the gateway's metrics; 0 if there is none."""
-    value = running.gateway.metrics.registry.get_sample_value(name, labels)
-    return 0.0 if value is None else value
+    """The sum over the gateway's series of this name that have these labels, whatever else they have."""
+    return sum(
+        sample.value
+        for family in running.gateway.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )

@@ -1,0 +1,167 @@
+"""What is written down of each request as it ends: metrics, a line in the log, the refusals, a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from serving.errors import Cancelled, Internal, SluiceError
+from serving.logs import AccessLog
+from serving.prediction import RequestContext
+from serving.settings import Settings
+from serving.telemetry import Metrics
+
+if TYPE_CHECKING:  # OpenTelemetry is there only where traces are wanted
+    from serving.spans import Spans
+
+# What a page can show at a glance.
+_MOST_REFUSALS = 30
+_MOST_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that was not answered: when (Unix seconds), what was asked, and why not."""
+
+    at: float
+    protocol: str
+    model: str
+    version: str
+    outcome: str
+    text: str
+    request_id: str
+
+
+class Journal:
+    """Writes down what becomes of requests.
+
+    Args:
+        metrics: where they are counted.
+        log: which of them get a line.
+        spans: where traces go; None: none are made.
+        clock: the monotonic clock, in seconds; contexts are on it.
+        wall: the time of day, in Unix seconds.
+
+    Attributes:
+        refusals: the latest requests that were not answered, oldest first.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        log: AccessLog,
+        spans: Spans | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._spans = spans
+        self._clock = clock
+        self._wall = wall
+        self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Self:
+        """A journal that logs and traces as the settings say."""
+        spans = None
+        if settings.traces_endpoint is not None:
+            from serving.spans import Spans
+
+            spans = Spans(settings.traces_endpoint)
+        return cls(metrics, AccessLog(settings.access_log_share), spans, clock)
+
+    @contextmanager
+    def recorded(self, context: RequestContext, model: Callable[[], str | None]) -> Iterator[None]:
+        """The span of one request, which is written down as it ends.
+
+        Args:
+            context: the request's.
+            model: the model that was asked for, if it is one of ours.
+        """
+        failure: SluiceError | None = None
+        try:
+            yield
+        except SluiceError as error:
+            failure = error
+            raise
+        except asyncio.CancelledError:
+            failure = Cancelled("the caller went away before the answer")
+            raise
+        except BaseException:
+            failure = Internal("the request failed in an unforeseen way")
+            raise
+        finally:
+            self._ended(context, model() or "", failure, self._clock() - context.started)
+
+    def admitted(self, context: RequestContext) -> None:
+        """The request was let in."""
+        self.stage(context, "admission", self._clock() - context.started)
+
+    def has_read(self, context: RequestContext) -> None:
+        """The body is here; a request that is answered in parts has one body."""
+        if "read" not in context.stages_s:
+            admitted = context.started + context.stages_s.get("admission", 0.0)
+            self.stage(context, "read", self._clock() - admitted)
+
+    def refused_early(self, protocol: str, request_id: str, error: SluiceError) -> None:
+        """A request was refused by its headers or path alone, before anything was made of it."""
+        context = RequestContext(request_id, protocol, deadline=0.0, started=self._clock())
+        self._ended(context, "", error, 0.0)
+
+    def stage(self, context: RequestContext | None, name: str, duration_s: float) -> None:
+        """A stage took this long; of several at once the longest counts for the request."""
+        self._metrics.stage_seconds.labels(name).observe(duration_s)
+        self.spent(context, name, duration_s)
+
+    @staticmethod
+    def spent(context: RequestContext | None, name: str, duration_s: float) -> None:
+        """Note a stage for the request alone, where the stage was measured for several together."""
+        if context is not None:
+            context.stages_s[name] = max(duration_s, context.stages_s.get(name, 0.0))
+
+    def _ended(
+        self, context: RequestContext, model: str, error: SluiceError | None, duration_s: float
+    ) -> None:
+        name, version = context.answered_by or (model, "")
+        outcome = "ok" if error is None else error.kind
+        exemplar = {"trace_id": context.trace.trace_id} if context.trace.sampled else None
+        self._metrics.requests.labels(context.protocol, name, version, context.arm, outcome).inc(1, exemplar)
+        self._metrics.request_seconds.labels(context.protocol, name, version).observe(duration_s, exemplar)
+        now = self._wall()
+        if error is not None:
+            text = error.message[:_MOST_TEXT]
+            self.refusals.append(
+                Refusal(now, context.protocol, name, version, outcome, text, context.request_id)
+            )
+        self._log.ended(context, name, version, error, duration_s)
+        if self._spans is not None and context.trace.sampled:
+            self._spans.request(context, name, version, outcome, now - duration_s, now)
+
+    def batch_left(self, model: str, size: int, reason: str) -> None:
+        """A batch of images left for a replica, and why then."""
+        self._metrics.batches.labels(model, reason).inc()
+        self._metrics.batch_size.labels(model).observe(size)
+
+    def called(
+        self, model: str, version: int, contexts: Sequence[RequestContext | None], duration_s: float
+    ) -> None:
+        """A replica answered one call, for these requests."""
+        self._metrics.stage_seconds.labels("backend").observe(duration_s)
+        for context in contexts:
+            self.spent(context, "backend", duration_s)
+        if self._spans is not None:
+            traced = [each for each in contexts if each is not None and each.trace.sampled]
+            if traced:
+                now = self._wall()
+                self._spans.batch(traced, model, version, len(contexts), now - duration_s, now)
+
+    def close(self) -> None:
+        """Send what traces are left."""
+        if self._spans is not None:
+            self._spans.close()

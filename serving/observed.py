@@ -1,0 +1,185 @@
+"""Reads the gateway's parts into metrics, when somebody scrapes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client.exposition import choose_encoder
+
+from serving.backends.pool import Pool
+from serving.gateway import Gateway
+from serving.settings import Settings
+from serving.snapshot import Readings
+from serving.telemetry import Metrics
+
+if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
+    from serving.rollout.record import Rollout
+
+STATES = ("START", "LOADING", "AVAILABLE", "UNLOADING", "END")
+
+# Steering's counts: the kind of a key -> the counter.
+_COUNTS = {
+    "calls": "sluice_version_calls",
+    "failed": "sluice_version_calls_failed",
+    "requests": "sluice_version_answers",
+    "slow": "sluice_version_answers_slow",
+    "labelled": "sluice_feedback",
+    "wrong": "sluice_feedback_wrong",
+    "copies": "sluice_shadow_copies",
+}
+_BY_CLASS = {"compared": "sluice_shadow_compared", "agreed": "sluice_shadow_agreed"}
+_FAILED_ALONE = {"candidate-failed": "candidate", "stable-failed": "stable"}
+
+
+def watch(gateway: Gateway, rollouts: Callable[[], list[Rollout]]) -> None:
+    """Have every scrape read this gateway.
+
+    Args:
+        gateway: the gateway; its metrics show it from now on.
+        rollouts: the newest rollout of each model.
+    """
+    snapshot = gateway.metrics.snapshot
+    snapshot.read_by(lambda readings: _read_room(readings, gateway))
+    snapshot.read_by(lambda readings: _read_replicas(readings, gateway.pool, time.monotonic()))
+    snapshot.read_by(lambda readings: _read_versions(readings, gateway))
+    snapshot.read_by(lambda readings: _read_counts(readings, gateway))
+    snapshot.read_by(lambda readings: _read_rollouts(readings, rollouts()))
+    expiry = _certificate_expiry(gateway.settings)
+    if expiry is not None:
+        snapshot.read_by(
+            lambda readings: readings.add("sluice_tls_certificate_expiry_timestamp_seconds", expiry)
+        )
+
+
+def _read_room(readings: Readings, gateway: Gateway) -> None:
+    most, most_bytes = gateway.admission.limits
+    readings.add("sluice_requests_in_flight_limit", most)
+    readings.add("sluice_request_body_bytes", gateway.admission.held_bytes)
+    readings.add("sluice_request_body_limit_bytes", most_bytes)
+    depths = gateway.batcher.depths()
+    for name in gateway.catalog.names():
+        readings.add("sluice_queue_depth", depths.get(name, 0), name)
+
+
+def _read_replicas(readings: Readings, pool: Pool, now: float) -> None:
+    for replica in pool.replicas:
+        readings.add("sluice_replica_calls_in_flight", replica.in_flight, replica.address)
+        readings.add("sluice_replica_latency_seconds", replica.latency_s, replica.address)
+        readings.add("sluice_replica_breaker_open", replica.breaker.open(now), replica.address)
+
+
+def _read_versions(readings: Readings, gateway: Gateway) -> None:
+    for name in gateway.catalog.names():
+        for each in gateway.catalog.states(name):
+            for state in STATES:
+                labels = name, str(each.version), state
+                readings.add("sluice_model_version_state", state == each.state, *labels)
+    for (name, version), index in gateway.metrics.drift().items():
+        readings.add("sluice_prediction_drift", index, name, version)
+
+
+def _read_counts(readings: Readings, gateway: Gateway) -> None:
+    for model in gateway.catalog.names():
+        by_class: dict[tuple[str, str, str], float] = {}
+        for key, count in gateway.steering.counts(model).items():
+            kind, version, *more = key.split("/", 2)
+            if kind in _COUNTS:
+                readings.add(_COUNTS[kind], count, model, version)
+            elif kind in _FAILED_ALONE:
+                readings.add("sluice_shadow_failures", count, model, version, _FAILED_ALONE[kind])
+            elif kind in _BY_CLASS:
+                group = gateway.metrics.class_group(model, version, more[0])
+                place = _BY_CLASS[kind], version, group
+                by_class[place] = by_class.get(place, 0.0) + count
+        for (name, version, group), count in by_class.items():
+            readings.add(name, count, model, version, group)
+
+
+def _read_rollouts(readings: Readings, rollouts: list[Rollout]) -> None:
+    for rollout in rollouts:
+        _read_rollout(readings, rollout)
+
+
+def _read_rollout(readings: Readings, rollout: Rollout) -> None:
+    from serving.rollout.judge import alphas, signals
+
+    model, state, split = rollout.model, rollout.state, rollout.split()
+    versions = str(rollout.stable), str(rollout.candidate)
+    readings.add("sluice_rollout_info", 1, model, state.phase.value, *versions)
+    readings.add("sluice_rollout_step", state.step, model)
+    share = 1.0 if split.stable == rollout.candidate else split.weight
+    readings.add("sluice_rollout_traffic_share", share, model, "candidate")
+    readings.add("sluice_rollout_traffic_share", 1.0 - share, model, "stable")
+    moved_at = rollout.events[-1].at if rollout.events else rollout.started_at
+    readings.add("sluice_rollout_moved_timestamp_seconds", moved_at, model)
+    readings.add("sluice_rollout_seen_timestamp_seconds", rollout.seen_at or rollout.started_at, model)
+    found = signals(rollout.plan, rollout.evidence, shadow=False).criteria
+    levels = alphas(rollout.plan)
+    for name, signal in found.items():
+        limits = {"worse": -math.log(levels[name]), "good": -math.log(rollout.plan.alpha_promote)}
+        for verdict, log_e in (("worse", signal.log_worse), ("good", signal.log_good)):
+            readings.add("sluice_rollout_evidence", float(log_e), model, name, verdict)
+            readings.add("sluice_rollout_evidence_limit", limits[verdict], model, name, verdict)
+        for (arm, kind), count in observed(rollout, name).items():
+            readings.add("sluice_rollout_observed", count, model, name, arm, kind)
+
+
+def observed(rollout: Rollout, criterion: str) -> Mapping[tuple[str, str], float]:
+    """What a rollout has counted under a criterion: (arm, `all` or `bad`) -> requests."""
+    counts = rollout.evidence.criteria[criterion]
+    return {
+        ("candidate", "all"): float(counts.candidate_n),
+        ("candidate", "bad"): float(counts.candidate_bad),
+        ("stable", "all"): float(counts.stable_n),
+        ("stable", "bad"): float(counts.stable_bad),
+    }
+
+
+class Rollouts:
+    """The newest rollout of each model, read from the store at most once in `MAX_AGE_S`.
+
+    Args:
+        folder: the store's; None: there are none.
+        clock: the monotonic clock, in seconds.
+    """
+
+    MAX_AGE_S = 0.5
+
+    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._found: list[Rollout] = []
+        self._read_at = -math.inf
+
+    def __call__(self) -> list[Rollout]:
+        """The rollouts, by model."""
+        if self._folder is None:
+            return []
+        if self._clock() - self._read_at >= self.MAX_AGE_S:
+            from serving.rollout.store import FileStore
+
+            store = FileStore(self._folder)
+            loaded = (store.load(model) for model in store.models())
+            self._found = [rollout for rollout in loaded if rollout is not None]
+            self._read_at = self._clock()
+        return self._found
+
+
+def _certificate_expiry(settings: Settings) -> float | None:
+    """When the certificate with which the gateway was started ends, in Unix seconds."""
+    if settings.tls_certificate is None:
+        return None
+    from cryptography import x509  # a tenth of a second, for those with TLS only
+
+    certificate = x509.load_pem_x509_certificate(settings.tls_certificate.read_bytes())
+    return certificate.not_valid_after_utc.timestamp()
+
+
+def exposition(metrics: Metrics, accept: str) -> tuple[bytes, str]:
+    """The metrics page in the format that the scraper prefers (OpenMetrics has exemplars), and its type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(metrics.registry), content_type
