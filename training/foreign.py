@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,11 @@ def load_archive(path: Path) -> keras.Model:
                 f"{path} has a Lambda layer that carries Python code, and loading would run it; register the"
                 " function with @keras.saving.register_keras_serializable and save the model again"
             ) from error
-        reason = text.strip().partition("\n")[0]
+        unknown = re.search(r"Could not locate (class|function) '([^']+)'", text)
+        if unknown:
+            reason = f"it needs the {unknown[1]} {unknown[2]}, which is not registered here"
+        else:
+            reason = text.strip().partition("\n")[0]
         raise BadInput(f"{path} cannot be loaded: {reason}") from error
 
 
@@ -110,10 +115,9 @@ def _load(path: Path) -> _Model:
 def _keras_interface(model: keras.Model, path: Path) -> Interface:
     """Names, shapes and types of a Keras model's inputs, and names of its outputs."""
     if hasattr(model, "inputs") and model.inputs:
-        structure = model.input
-        if isinstance(structure, (list, tuple)) and len(model.inputs) > 1:
+        named = {model.inputs[0].name: model.inputs[0]} if len(model.inputs) == 1 else model.input
+        if not isinstance(named, dict):
             raise BadInput(f"{path} takes a list of inputs; several inputs must be a dictionary, by name")
-        named = structure if isinstance(structure, dict) else {model.inputs[0].name: model.inputs[0]}
         specs = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in named.items()}
     else:
         shape = (model.get_build_config() or {}).get("input_shape")

@@ -63,9 +63,15 @@ def compiled(
         loss=variant.loss,
         loss_weights=variant.loss_weights,
         metrics=variant.metrics,
+        jit_compile=False,  # on a processor XLA's convolutions take twice as long
     )
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _make_metrics(model: keras.Model, strategy: tf.distribute.Strategy, batch: Any) -> None:
+    """Makes the metrics' variables by one eager validation step: a distributed graph cannot make them."""
+    strategy.run(_without_result(model.test_step), (batch,))
 
 
 def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -> tuple[keras.Model, History]:
@@ -120,6 +126,8 @@ def _epochs(
     validation = evaluation_batches(
         _divisible(problem.validation, spread.replicas), _VALIDATION_BATCH * spread.replicas
     ).map(as_called)
+    if spread.strategy is not None:
+        _make_metrics(model, spread.strategy, next(iter(validation)))
     steps = _Steps(model, spread)
     feed, validation = iter(spread.shared(batches)), spread.shared(validation)
     started = time.monotonic() - state.history.seconds
@@ -144,10 +152,7 @@ def _epochs(
 
 
 class _Steps:
-    """Training and validation steps of a compiled model on all replicas; metrics are those of them together.
-
-    Graphs without XLA: on a processor its convolutions take twice as long.
-    """
+    """Training and validation steps of a compiled model on all replicas, with the metrics of all together."""
 
     def __init__(self, model: keras.Model, distribution: Distribution) -> None:
         strategy = distribution.strategy or tf.distribute.get_strategy()

@@ -89,13 +89,13 @@ def test_it_stops_early_and_keeps_the_best_epoch() -> None:
 
 @pytest.mark.parametrize("killed_in", [0, 2])
 def test_a_resumed_run_ends_where_it_would_have(killed_in: int, tmp_path: Path) -> None:
-    plan = small_plan("resnet", augment="shift-flip", examples=150)
+    plan = small_plan("vgg", augment="shift-flip", examples=150)
     whole, history, _ = run_of(plan)
     checkpoint = Checkpoint(tmp_path / "run.npz", {"epochs": 4})
     with pytest.raises(Killed):
         fit(
             plan.problem,
-            plan.variants["resnet"],
+            plan.variants["vgg"],
             plan.hyperparameters,
             Run(killed_after(killed_in), checkpoint),
         )
@@ -114,11 +114,11 @@ def test_a_resumed_run_ends_where_it_would_have(killed_in: int, tmp_path: Path) 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     plan = small_plan(epochs=1)
-    run_of(plan, checkpoint=Checkpoint(tmp_path / "run.npz", {"epochs": 1, "seed": 7}))
-    other = Checkpoint(tmp_path / "run.npz", {"epochs": 2, "seed": 7})
+    run_of(plan, checkpoint=Checkpoint(tmp_path / "runs" / "run.npz", {"epochs": 1, "seed": 7}))
+    other = Checkpoint(tmp_path / "runs" / "run.npz", {"epochs": 2, "seed": 7})
     with pytest.raises(BadInput, match="is of other settings: epochs was 1 and is now 2"):
         run_of(plan, checkpoint=other, resume=True)
-    (tmp_path / "run.npz").write_bytes(b"half a file")
+    (tmp_path / "runs" / "run.npz").write_bytes(b"half a file")
     with pytest.raises(BadInput, match="is no checkpoint"):
         run_of(plan, checkpoint=other, resume=True)
     other.remove()
@@ -162,8 +162,12 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
     moved = shift(images, [1, 2], 1).numpy()
     assert moved.shape == images.shape
     assert moved.dtype == np.uint8
-    inner = {tuple((image[1:3, 1:3, 0] - image.min()).reshape(-1)) for image in moved}
-    assert len(inner) >= 5  # of the nine moves by at most one pixel each way
+    offsets = [
+        int(image[1, 1, 0]) - int(before[1, 1, 0]) for image, before in zip(moved, images, strict=True)
+    ]
+    assert set(offsets) == {-5, -4, -3, -1, 0, 1, 3, 4, 5}  # by a pixel or none, down and across
+    for image, offset in zip(moved, offsets, strict=True):
+        assert (image[1:3, 1:3, 0] - int(image[1, 1, 0]) == [[0, 1], [4, 5]]).all(), offset
     mirrored = flip(images, [1, 2]).numpy()
     kept = (mirrored == images).all(axis=(1, 2, 3))
     assert 10 < kept.sum() < 50

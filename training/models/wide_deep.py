@@ -39,7 +39,7 @@ class WideDeep(keras.Model):
         self.scale = keras.layers.Rescaling(_SCALE, dtype=dtype)
         self.hidden1 = keras.layers.Dense(units, activation="relu", dtype=dtype)
         self.hidden2 = keras.layers.Dense(units, activation="relu", dtype=dtype)
-        self.auxiliary = keras.layers.Dense(1, dtype="float32")  # a functional model sorts its outputs by name
+        self.auxiliary = keras.layers.Dense(1, dtype="float32")  # first, as functional models sort outputs
         self.main = keras.layers.Dense(1, dtype="float32")
 
     def call(self, inputs: dict[str, Any]) -> dict[str, Any]:
