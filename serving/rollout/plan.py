@@ -78,6 +78,8 @@ class Latency(Criterion):
     """Slower than a limit: the one given, or the stable version's own 99th percentile before the rollout."""
 
     limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    # Of stable's requests, by the limit's own making, one in a hundred was slow before the rollout.
+    acceptable_rate: Rate | None = 0.01
     max_overall_rate: Rate | None = 0.5
 
 
