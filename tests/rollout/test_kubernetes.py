@@ -50,14 +50,12 @@ def until(condition: Callable[[], bool]) -> None:
 def followed(server: ApiServer) -> Iterator[KubernetesStore]:
     store = KubernetesStore(client_of(server))
     store.pin("digits", 1)
-    thread = threading.Thread(target=store.follow, daemon=True)
-    thread.start()
+    # It ends when the server, which outlives the block, is gone.
+    threading.Thread(target=store.follow, daemon=True).start()
     try:
         yield store
     finally:
         store.close()
-        server.drop_watches()
-        thread.join(10)
 
 
 def asked_for(server: ApiServer, name: str = "digits-2", version: int = 2, **plan: Any) -> None:

@@ -1,0 +1,261 @@
+"""The controller's parts: quiet hours, preflight, holdings, counts, and Prometheus as their source."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from serving import errors, protos, tensors
+from serving.backends.tfserving import VersionStatus
+from serving.errors import Unavailable
+from serving.rollout.counts import grown
+from serving.rollout.fleet import Seen, holdings, replicas_verdict
+from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
+from serving.rollout.preflight import incompatible, preflight_verdict, relabelled
+from serving.rollout.prometheus import PrometheusCounts, SteeringCollector
+from serving.rollout.quiet import is_quiet
+from serving.rollout.record import Rollout
+from serving.rollout.steering import Steering
+from serving.rollout.verdict import Outcome, Reason
+from serving.routing import Route, Split
+from tests.rollout.stored import new_rollout
+
+
+@pytest.mark.parametrize(
+    ("at", "quiet"),
+    [
+        ("2026-11-20T21:59", False),  # a Friday, in Berlin an hour later
+        ("2026-11-20T22:30", True),
+        ("2026-11-21T04:59", True),  # the morning after still is Friday's night
+        ("2026-11-21T05:01", False),
+        ("2026-11-21T22:30", False),  # Saturday's night is not named
+    ],
+)
+def test_quiet_hours_over_midnight(at: str, quiet: bool) -> None:
+    hours = {"days": ["fri"], "start": "23:00", "end": "06:00", "timezone": "Europe/Berlin"}
+    plan = Plan.model_validate({"quiet_hours": [hours]})
+    assert is_quiet(plan, datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp()) == quiet
+
+
+def signature(**changes: Any) -> dict[str, Any]:
+    """`serving_default` of an image classifier, with changes: name -> dtype and shape of an input or output."""
+    found = protos.SignatureDef()
+    sides = {"images": found.inputs, "scores": found.outputs}
+    tensors_ = {"images": (np.uint8, (-1, 8, 8, 1)), "scores": (np.float32, (-1, 10))} | changes
+    for name, (dtype, shape) in tensors_.items():
+        info = sides.get(name, found.outputs)[name]
+        info.dtype = tensors.data_type_of(np.dtype(dtype))
+        for size in shape:
+            info.tensor_shape.dim.add(size=size)
+    return {"serving_default": found}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "fault"),
+    [
+        (signature(), None),
+        (signature(extra=(np.float32, (-1, 3))), None),
+        ({}, 'it has no signature "serving_default"'),
+        (signature(images=(np.float32, (-1, 8, 8, 1))), '"images" has another type'),
+        (signature(images=(np.uint8, (-1, 9, 9, 1))), "has shape [-1, 9, 9, 1] instead of [-1, 8, 8, 1]"),
+        (signature(scores=(np.float32, (-1, 11))), '"scores" has shape'),
+    ],
+)
+def test_signatures_that_callers_of_stable_can_or_cannot_use(
+    candidate: dict[str, Any], fault: str | None
+) -> None:
+    found = incompatible(signature(), candidate)
+    if fault is None:
+        assert found == []
+    else:
+        assert fault in found[0]
+
+
+def test_labels() -> None:
+    assert relabelled(["a", "b"], ["a", "b"]) is None
+    assert relabelled(["a", "b"], ["b", "a"]) == "it names the same classes in another order"
+    assert relabelled(["a", "b"], ["a", "c"]) == "it does not name the classes b"
+
+
+def test_a_preflight_waits_for_replicas_and_fails_for_one() -> None:
+    away = errors.Unavailable("away")
+    assert preflight_verdict({}, 1).outcome is Outcome.WAIT
+    assert preflight_verdict({"a": away}, 1).outcome is Outcome.WAIT
+    assert preflight_verdict({"a": [], "b": away}, 1).outcome is Outcome.PASSED
+    assert preflight_verdict({"a": [], "b": away}, 2).outcome is Outcome.WAIT
+    assert preflight_verdict({"a": [], "b": [Reason("preflight.slow", "slow")]}, 1).outcome is Outcome.FAIL
+
+
+def replicas(*holding: set[int], failed: frozenset[int] = frozenset()) -> list[Seen]:
+    return [
+        Seen(
+            f"replica-{index}",
+            True,
+            {version: VersionStatus("AVAILABLE") for version in versions}
+            | {version: VersionStatus("END", "damaged") for version in failed},
+        )
+        for index, versions in enumerate(holding)
+    ]
+
+
+def in_phase(phase: Phase, **plan: Any) -> Rollout:
+    rollout = new_rollout()
+    return replace(rollout, state=State(phase), plan=rollout.plan.model_copy(update=plan))
+
+
+@pytest.mark.parametrize(
+    ("phase", "spent_s", "held"),
+    [
+        (Phase.PENDING, 0.0, {1}),
+        (Phase.LOADING, 0.0, {1, 2}),
+        (Phase.CANARY, 0.0, {1, 2}),
+        (Phase.PROMOTING, 1.0, {1, 2}),
+        (Phase.PROMOTING, 60.0, {2}),
+        (Phase.PROMOTED, 0.0, {2}),
+        (Phase.ROLLING_BACK, 1.0, {1, 2}),
+        (Phase.ROLLING_BACK, 60.0, {1}),
+        (Phase.ROLLED_BACK, 0.0, {1}),
+    ],
+)
+def test_the_order_of_versions_beside_each_other(phase: Phase, spent_s: float, held: set[int]) -> None:
+    seen = replicas({1, 2}, {1, 2})
+    assert holdings(in_phase(phase), seen, spent_s) == dict.fromkeys(
+        ("replica-0", "replica-1"), frozenset(held)
+    )
+
+
+def test_no_replica_lets_a_version_go_before_it_has_the_other() -> None:
+    seen = replicas({1, 2}, {1})
+    assert holdings(in_phase(Phase.PROMOTING), seen, 60.0) == {
+        "replica-0": frozenset({2}),
+        "replica-1": frozenset({1, 2}),
+    }
+
+
+def test_memory_tight_fleets_swap_one_replica_at_a_time() -> None:
+    def held(phase: Phase, *having: set[int]) -> list[set[int]]:
+        found = holdings(in_phase(phase, max_unavailable=1), replicas(*having), 60.0)
+        return [set(found[f"replica-{index}"]) for index in range(len(having))]
+
+    assert held(Phase.CANARY, {1}, {1}, {1}) == [{2}, {1}, {1}]
+    assert held(Phase.PROMOTING, {2}, {1}, {1}) == [{2}, {2}, {1}]
+    assert held(Phase.PROMOTING, {2}, set(), {1}) == [{2}, {2}, {1}], "one is under way"
+    assert held(Phase.PROMOTING, {2}, {2}, {1}) == [{2}, {2}, {2}]
+    assert held(Phase.ROLLING_BACK, {2}, {1}, {1}) == [{1}, {1}, {1}]
+    alone = replicas_verdict(in_phase(Phase.PENDING, max_unavailable=1), replicas({1}))
+    assert alone is not None
+    assert alone.outcome is Outcome.FAIL
+
+
+def test_replicas_that_cannot_load_fail_the_rollout_when_too_few_are_left() -> None:
+    loading = in_phase(Phase.LOADING)
+    some = [*replicas({1, 2}), *replicas({1}, failed=frozenset({2}))]
+    enough, too_few = replicas_verdict(loading, some), replicas_verdict(loading, some[1:])
+    assert enough is not None
+    assert enough.outcome is Outcome.PASSED
+    assert too_few is not None
+    assert (too_few.outcome, too_few.reason.code) == (Outcome.FAIL, "replicas.cannot-load")
+    assert "damaged" in too_few.reason.text
+
+
+def test_counts_of_gateways_that_come_go_and_start_again() -> None:
+    before = {"a": {"x": 5.0, "y": 1.0}, "gone": {"x": 9.0}}
+    now = {"a": {"x": 7.0, "y": 1.0}, "new": {"x": 1.0}}
+    assert grown(now, before) == {"x": 3.0}
+    assert grown({"a": {"x": 2.0}}, before) == {"x": 2.0}, "started again: all it has counted is new"
+
+
+async def test_steering_counts_calls_once_however_often_they_are_tried() -> None:
+    steering = Steering()
+    steering.set_split("digits", Split(1, 2, 0.5, salt="x"), 0.1)
+
+    async def answer(api: object, timeout_s: float) -> str:
+        return "answer"
+
+    async def fail(api: object, timeout_s: float) -> str:
+        raise errors.Internal("the model failed")
+
+    async def away(api: object, timeout_s: float) -> str:
+        raise errors.Unavailable("away")
+
+    async def twice(call: Any) -> str:
+        for _ in range(2):
+            try:
+                return str(await call(None, 1.0))
+            except errors.SluiceError as error:
+                last = error
+        raise last
+
+    assert await steering.call("digits", 1, answer, twice) == "answer"
+    with pytest.raises(errors.Internal):
+        await steering.call("digits", 2, fail, twice)
+    with pytest.raises(errors.Unavailable):
+        await steering.call("digits", 2, away, twice)
+    steering.answered("digits", Route(2, "candidate", None), 0.2, late=False)
+    steering.answered("digits", None, 9.0, late=False)
+    assert steering.counts("digits") == {
+        "calls/1": 1.0,
+        "calls/2": 1.0,
+        "failed/2": 1.0,
+        "requests/2": 1.0,
+        "slow/2": 1.0,
+    }
+    registry = CollectorRegistry()
+    registry.register(SteeringCollector(steering))
+    text = generate_latest(registry).decode()
+    assert 'sluice_rollout_events_total{model="digits",name="failed/2"} 1.0' in text
+
+
+@contextmanager
+def prometheus(answer: Any, status: int = 200) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers queries so; its address, and the queries that came."""
+    queries: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            queries.append(parse_qs(urlsplit(self.path).query)["query"][0])
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", queries
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_counts_come_from_prometheus_by_gateway() -> None:
+    series = [
+        {"metric": {"instance": "a:8080", "name": "calls/2"}, "value": [1.0, "7"]},
+        {"metric": {"instance": "b:8080", "name": "calls/2"}, "value": [1.0, "3"]},
+    ]
+    with prometheus({"data": {"result": series}}) as (url, queries):
+        found = PrometheusCounts(url).collect('di"gits')
+    assert found == {"a:8080": {"calls/2": 7.0}, "b:8080": {"calls/2": 3.0}}
+    assert queries == ['sum by (instance, name) (sluice_rollout_events_total{model="di\\"gits"})']
+
+
+@pytest.mark.parametrize(("answer", "status"), [({}, 200), ({"data": 3}, 200), ({}, 503)])
+def test_a_prometheus_that_does_not_answer_is_unavailable(answer: Any, status: int) -> None:
+    with prometheus(answer, status) as (url, _), pytest.raises(Unavailable, match="cannot be asked"):
+        PrometheusCounts(url).collect("digits")
