@@ -50,7 +50,7 @@ def test_quiet_hours_over_midnight(at: str, quiet: bool) -> None:
 
 
 def signature(**changes: Any) -> dict[str, Any]:
-    """An image classifier's `serving_default`, with changes: name -> dtype and shape of an input or output."""
+    """An image classifier's `serving_default` with changes: name -> dtype and shape of an input or output."""
     found = protos.SignatureDef()
     sides = {"images": found.inputs, "scores": found.outputs}
     tensors_ = {"images": (np.uint8, (-1, 8, 8, 1)), "scores": (np.float32, (-1, 10))} | changes
