@@ -195,7 +195,7 @@ def _choose_signature(model: ModelVersion, request: InferRequest) -> str:
     given = {each.name for each in request.inputs}
     if len(given) != len(request.inputs):
         raise InvalidInput("an input is given more than once")
-    takes = {name: set(signature.inputs) for name, signature in model.signatures.items()}
+    takes = {name: set(signature.inputs) for name, signature in model.signatures.items() if signature.inputs}
     asked = request.signature_name
     if asked and asked not in takes:
         there = ", ".join(sorted(takes))

@@ -37,6 +37,20 @@ def their_words(ref: ModelRef) -> Iterator[None]:
         raise NotFound(f"Servable not found for request: {asked}", stage=error.stage) from error
 
 
+def check_signature_name(name: str) -> None:
+    """Refuse what is no signature to be served: a SavedModel's own, such as `__saved_model_init_op`.
+
+    A replica answers INTERNAL to it, which would tell against the replica.
+
+    Raises:
+        InvalidInput: it is one of these; worded as for a signature that is not there.
+    """
+    if name.startswith("__"):
+        raise InvalidInput(
+            f'Serving signature name: "{name[:100]}" not found in signature def', stage="routing"
+        )
+
+
 def input_types(model: ModelVersion, signature_name: str) -> dict[str, int]:
     """The inputs of a signature (empty: the default one): alias -> `tensorflow.DataType`.
 
@@ -44,6 +58,7 @@ def input_types(model: ModelVersion, signature_name: str) -> dict[str, int]:
         InvalidInput: there is no such signature.
     """
     name = signature_name or DEFAULT_SIGNATURE
+    check_signature_name(name)
     signature = model.signatures.get(name)
     if signature is None:
         raise InvalidInput(f'Serving signature name: "{name}" not found in signature def', stage="routing")

@@ -1,4 +1,4 @@
-"""What OpenAPI cannot read off plain ASGI routes: the classify operations, with real examples."""
+"""What OpenAPI cannot read off plain ASGI routes: the operations of the doors, with real examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from fastapi.openapi.utils import get_openapi
 
 from serving.images import CONTENT_TYPES
 from serving.rest.errors import PROBLEM_JSON
-from serving.rest.uploads import MULTIPART, OCTET_STREAM
+from serving.rest.openapi_doors import DOOR_SCHEMAS, PARAMETERS, PLAIN_ERROR, door_paths
+from serving.rest.uploads import JSON, MULTIPART, OCTET_STREAM
 
 CLASSIFY_PATHS = (
     "/v1/classify",
@@ -89,74 +90,105 @@ _SCHEMAS = {
         },
     },
 }
-_PARAMETERS: dict[str, dict[str, Any]] = {
-    "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
-    "version": {
-        "name": "version",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "integer", "minimum": 0},
-    },
-    "top_k": {
-        "name": "top_k",
-        "in": "query",
-        "description": "How many classes to return for each image; at most as many as the model has.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    "timeout": {
-        "name": "X-Request-Timeout",
-        "in": "header",
-        "description": "Seconds after which the answer is of no more use.",
-        "schema": {"type": "number", "exclusiveMinimum": 0},
+_TOP_K = {
+    "name": "top_k",
+    "in": "query",
+    "description": "How many classes to return for each image; at most as many as the model has.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_TIMEOUT = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds after which the answer is of no more use.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+_JSON_IMAGES = {
+    "type": "object",
+    "required": ["images"],
+    "additionalProperties": False,
+    "properties": {
+        "images": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["b64"],
+                "additionalProperties": False,
+                "properties": {"b64": {"type": "string", "format": "byte"}},
+            },
+        },
+        "top_k": {"type": "integer", "minimum": 1},
     },
 }
 _STATUSES = {
     "400": "The request, or its image, is not valid",
+    "401": "The API key is missing or not valid",
+    "403": "The API key does not allow this",
     "404": "No such model or version",
     "413": "The body or the image is too large",
     "415": "The content type is not taken",
+    "429": "This caller is over its limits; see Retry-After",
     "503": "No replica can answer now, or the gateway is full; see Retry-After",
     "504": "It could not be done in time",
 }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The whole OpenAPI document of `app`, the classify operations included."""
+    """The whole OpenAPI document of `app`, the doors' operations included."""
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path in CLASSIFY_PATHS:
         found["paths"][path] = {"post": _operation(path)}
-    found.setdefault("components", {}).setdefault("schemas", {}).update(_SCHEMAS)
+    found["paths"] |= door_paths()
+    components = found.setdefault("components", {})
+    components.setdefault("schemas", {}).update(_SCHEMAS | DOOR_SCHEMAS)
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a token."},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    # The empty one: a gateway without keys asks for none.
+    found["security"] = [{}, {"bearer": []}, {"apiKey": []}]
+    _give_problems(found["paths"])
     return found
 
 
+def _give_problems(paths: dict[str, Any]) -> None:
+    """Say of FastAPI's own operations that they are refused with problem documents, as all others are."""
+    for path, operations in paths.items():
+        for operation in operations.values():
+            answers = operation["responses"]
+            answers.pop("422", None)  # FastAPI's; here it is a 400
+            if path.startswith("/v1/") and "default" not in answers and "400" not in answers:
+                answers |= {status: _problem(text) for status, text in _STATUSES.items()}
+
+
 def _operation(path: str) -> dict[str, Any]:
-    names = [name for name in ("model", "version") if f"{{{name}}}" in path]
+    names = [name for name in ("model", "version", "label") if f"{{{name}}}" in path]
     binary = {"schema": {"type": "string", "format": "binary"}}
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
     content: dict[str, Any] = dict.fromkeys((*CONTENT_TYPES, OCTET_STREAM), binary)
-    content[MULTIPART] = {"schema": {"type": "object", "properties": {"images": files}}}
-    answer = {
-        "description": "The classes of each image",
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/Prediction"},
-                "example": EXAMPLE_ANSWER,
-            }
-        },
+    content[MULTIPART] = {
+        "schema": {"type": "object", "required": ["images"], "properties": {"images": files}}
     }
+    content[JSON] = {"schema": _JSON_IMAGES}
+    schema = {"$ref": "#/components/schemas/Prediction"}
+    answer = {
+        "description": "The classes of each image; with `Accept: application/x-ndjson` a line for each",
+        "content": {JSON: {"schema": schema, "example": EXAMPLE_ANSWER}},
+    }
+    refusals = {status: _problem(text) for status, text in _STATUSES.items()}
+    # JSON without images is TensorFlow Serving's classify, whose refusals look like TensorFlow Serving's.
+    refusals["400"]["content"] |= {JSON: {"schema": PLAIN_ERROR}}
+    refusals["404"]["content"] |= {JSON: {"schema": PLAIN_ERROR}}
     return {
         "tags": ["classify"],
         "operationId": "classify" + "".join(f"_{name}" for name in names),
-        "summary": "Classify " + ("with one version" if "version" in names else "images"),
-        "parameters": [_PARAMETERS[name] for name in (*names, "top_k", "timeout")],
+        "summary": "Classify images" + "".join(f" by {name}" for name in names),
+        "parameters": [*(PARAMETERS[name] for name in names), _TOP_K, _TIMEOUT],
         "requestBody": {"required": True, "content": content},
-        "responses": {
-            "200": answer,
-            **{status: _problem(text) for status, text in _STATUSES.items()},
-        },
+        "responses": {"200": answer, **refusals},
     }
 
 
 def _problem(text: str) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": text, "content": {PROBLEM_JSON: {"schema": schema, "example": EXAMPLE_PROBLEM}}}
+    return {"description": text, "content": {PROBLEM_JSON: {"schema": schema}}}

@@ -13,7 +13,7 @@ from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.prediction import ModelRef, RequestContext
 from serving.rpc.call import Unary, service
-from serving.tensorflow_api import ref_of, status_response, their_words
+from serving.tensorflow_api import check_signature_name, ref_of, status_response, their_words
 
 _log = structlog.get_logger()
 
@@ -43,6 +43,7 @@ class TensorFlowServingRpc:
         async def ask(request: Any, context: RequestContext) -> Any:
             if not request.HasField("model_spec"):
                 raise InvalidInput("Missing ModelSpec")
+            check_signature_name(request.model_spec.signature_name)
             return await self._ask(method, ref_of(request.model_spec), request, context)
 
         return ask
@@ -51,6 +52,8 @@ class TensorFlowServingRpc:
         """MultiInferenceRequest -> MultiInferenceResponse; all tasks are of one model."""
         if not request.tasks:
             raise InvalidInput("Inference request must contain at least one task.")
+        for task in request.tasks:
+            check_signature_name(task.model_spec.signature_name)
         refs = {ref_of(task.model_spec) for task in request.tasks}
         if len(refs) != 1:
             raise InvalidInput("all ModelSpecs in a MultiInferenceRequest must access the same model.")

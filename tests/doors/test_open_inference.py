@@ -159,6 +159,11 @@ def test_classes_are_the_best_of_the_last_dimension() -> None:
 @pytest.mark.parametrize(
     ("change", "status", "says"),
     [
+        (
+            {"inputs": [], "parameters": {"signature_name": "__saved_model_init_op"}},
+            400,
+            'no signature "__saved_model_init_op"',
+        ),
         ({"inputs": []}, 400, "the inputs are none; the model takes: describe"),
         ({"inputs": [image_input(), image_input()]}, 400, "given more than once"),
         ({"inputs": [image_input(datatype="FP32", data=[1.0] * 64)]}, 400, "is FP32; the model takes UINT8"),

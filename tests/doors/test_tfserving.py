@@ -100,6 +100,8 @@ async def test_missing_things_are_named_in_the_originals_words(stub: Stub) -> No
         "Unrecognized servable version label: x",
     )
     assert (await fails(stub, "Predict", protos.PredictRequest()))[1] == "Missing ModelSpec"
+    internal = await fails(stub, "Predict", predict_request(signature_name="__saved_model_init_op"))
+    assert internal[0] is grpc.StatusCode.INVALID_ARGUMENT
     long_name = await fails(stub, "Predict", predict_request(name="é" * 6000))
     assert long_name[0] is grpc.StatusCode.NOT_FOUND
     assert long_name[1].endswith("...TRUNCATED")

@@ -1,0 +1,112 @@
+"""The Python client: the same over HTTP and gRPC, sync and async; and when it tries again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from serving.client import AsyncClient, AsyncGrpcClient, Client, GrpcClient, Retries
+from serving.errors import BadImage, InvalidInput, NotFound, Overloaded, RateLimited, SluiceError, Unavailable
+from serving.main import Running
+from tests.doors.conftest import Live
+from tests.doors.replica import ScriptedReplica, grey_png
+from tests.support.fake_replica import Refusal
+
+
+def test_the_sync_clients_agree(live: Live, photograph: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "seven.png"
+    file.write_bytes(photograph)
+    with Client(live.http_url) as http, GrpcClient(live.grpc_address) as rpc:
+        for client in (http, rpc):
+            one = client.classify(file, model="digits", top_k=2)
+            assert (one.version, one.results[0].classes[0].label) == (live.version, live.label)
+            assert len(one.results[0].classes) == 2
+            many = client.classify([file, photograph, b"no image"], model="digits", label="stable")
+            assert [len(each.classes) for each in many.results] == [5, 5, 0]
+            assert isinstance(many.results[2].error, BadImage)
+            with pytest.raises(NotFound, match="there are: digits"):
+                client.classify(file, model="nope")
+            with pytest.raises(NotFound, match="has no version 99"):
+                client.classify(file, model="digits", version=99)
+            with pytest.raises(InvalidInput):
+                client.classify(file, model="digits", version=1, label="x")
+            with pytest.raises(FileNotFoundError):
+                client.classify(tmp_path / "none.png")
+        # Over HTTP a request of which every image failed fails; over gRPC each result says so.
+        with pytest.raises(BadImage):
+            http.classify(b"no image")
+        assert isinstance(rpc.classify(b"no image").results[0].error, BadImage)
+
+
+async def test_the_async_clients_try_again_while_it_may_help(
+    replica: ScriptedReplica, gateway: tuple[Running, httpx.AsyncClient]
+) -> None:
+    running, _ = gateway
+    failures = 0
+
+    async def fail_twice(_request: Any) -> None:
+        nonlocal failures
+        failures += 1
+        if failures <= 2:
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    quick = Retries(first_pause_s=0.01)
+    replica.before_predict = fail_twice
+    for client in (
+        AsyncClient(running.http_url, retries=quick),
+        AsyncGrpcClient(running.grpc_address, retries=quick),
+    ):
+        failures = 0
+        found = await client.classify(grey_png(200))
+        assert found.results[0].classes[0].label == "class-7"
+        assert failures == 3
+        await client.aclose()
+    failures = -1000
+    replica.before_predict = lambda _: refuse()
+    for once in (
+        AsyncClient(running.http_url, retries=Retries(attempts=1)),
+        AsyncGrpcClient(running.grpc_address, retries=Retries(attempts=1)),
+    ):
+        with pytest.raises(Overloaded) as refused:
+            await once.classify(grey_png(1))
+        assert refused.value.retry_after_s
+        await once.aclose()
+
+
+async def refuse() -> None:
+    await asyncio.sleep(0)
+    raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+
+async def test_nobody_there_is_said_in_time() -> None:
+    started = time.monotonic()
+    for client in (
+        AsyncClient("http://127.0.0.1:1", retries=Retries(attempts=2, first_pause_s=0.01)),
+        AsyncGrpcClient("127.0.0.1:1", retries=Retries(attempts=2, first_pause_s=0.01)),
+    ):
+        with pytest.raises(Unavailable):
+            await client.classify(b"x", timeout_s=5)
+        await client.aclose()
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "left_s", "pause_s"),
+    [
+        (Unavailable("x"), 1, 60, 0.2),
+        (Unavailable("x"), 3, 60, 0.8),
+        (Unavailable("x"), 4, 60, None),
+        (RateLimited("x", retry_after_s=3), 1, 60, 3),
+        (RateLimited("x", retry_after_s=3), 1, 2, None),
+        (RateLimited("x", retry_after_s=3600), 1, 9999, None),
+        (NotFound("x"), 1, 60, None),
+    ],
+)
+def test_when_to_try_again(error: SluiceError, attempt: int, left_s: float, pause_s: float | None) -> None:
+    assert Retries().pause_s(error, attempt, left_s) == pause_s
