@@ -29,7 +29,7 @@ SCRATCH = K8S.parent / "build" / "manifests"
 COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "local": ("overlays/local",),
     "production": ("overlays/production",),
-    "local with a rollout": ("overlays/local", "canary-demo"),
+    "production with a rollout": ("overlays/production", "canary-demo"),
     "local with TLS": ("overlays/local", "tls"),
     "GPUs, models from GCS": ("base", "gpu", "store-gcs", "network-policies"),
     "GPUs, models from S3": ("base", "gpu", "store-s3", "network-policies"),

@@ -73,7 +73,7 @@ def test_model_and_version_are_required() -> None:
 
 
 def test_the_demo_is_a_plan_that_the_program_reads(tmp_path: Path) -> None:
-    documents = manifests.build(check.folder_of("local with a rollout", check.K8S, tmp_path))
+    documents = manifests.build(check.folder_of("production with a rollout", check.K8S, tmp_path))
     (demo,) = manifests.of_kind(documents, "ModelRollout")
     plan = Plan.model_validate(demo["spec"]["plan"])
     assert [step.weight for step in plan.canary] == [0.05, 0.25, 0.5]
