@@ -12,12 +12,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import structlog
+
 from serving import errors
+from serving.backends.budget import RetryBudget
+from serving.backends.outliers import is_outlier
 from serving.backends.replica import Answer, Call, Replica
+
+_log = structlog.get_logger()
 
 # What another replica may well do: the first was unreachable, full, broken, or lost the version just now.
 RETRYABLE = (errors.Unavailable, errors.Overloaded, errors.Internal, errors.NotFound)
 MAX_ATTEMPTS = 3
+# After so long the same replica is tried again, where there is no other: it may have closed a connection.
+SAME_REPLICA_PAUSE_S = 0.05
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
 STATUS_TIMEOUT_S = 2.0
@@ -25,12 +33,34 @@ STATUS_TIMEOUT_S = 2.0
 LEAVE_TIMEOUT_S = 30.0
 
 
+class Slot:
+    """One batch's place at a replica, taken before the batch is made; None: nobody could be reached."""
+
+    def __init__(self, replica: Replica | None) -> None:
+        self.replica = replica
+        if replica is not None:
+            replica.booked += 1
+
+    def move(self, replica: Replica) -> None:
+        """Take the place at another replica, which the batch is sent to instead."""
+        if self.replica is not replica:
+            self.release()
+            self.replica = replica
+            replica.booked += 1
+
+    def release(self) -> None:
+        """Give the place back."""
+        if self.replica is not None:
+            self.replica.booked -= 1
+            self.replica = None
+
+
 class Pool:
     """A set of replicas, which may change by `join` and `leave`.
 
     Args:
         replicas: the replicas to begin with; the pool closes them.
-        calls_per_replica: calls that one replica is given at once.
+        calls_per_replica: batches that one replica is given at once.
         clock: the monotonic clock, in seconds.
         rng: what chooses the two replicas that are compared.
     """
@@ -48,6 +78,7 @@ class Pool:
         self._calls_per_replica = calls_per_replica
         self._clock = clock
         self._rng = rng or random.Random()
+        self._budget = RetryBudget()
 
     def join(self, replica: Replica) -> None:
         """Take a replica in. It gets calls once it has been asked what it serves."""
@@ -60,10 +91,31 @@ class Pool:
         self.replicas = tuple(replica for replica in self.replicas if replica.address != address)
 
     def capacity(self, model: str, version: int) -> int:
-        """How many calls for this version the usable replicas take at once."""
+        """How many batches for this version the usable replicas take at once."""
+        return sum(self._slots(self._usable(model, version, self._clock())).values())
+
+    def book(self, model: str, version: int) -> Slot | None:
+        """A place for a batch for this version; None while every usable replica has all it takes at once.
+
+        If none is usable there is a place all the same, so that the batch's callers hear why.
+        """
         now = self._clock()
-        usable = sum(replica.usable(model, version, now) for replica in self.replicas)
-        return usable * self._calls_per_replica
+        usable = self._usable(model, version, now)
+        if not usable:
+            return Slot(None)
+        free = [replica for replica, slots in self._slots(usable).items() if replica.booked < slots]
+        chosen = choose(free, self._rng, now)
+        return None if chosen is None else Slot(chosen)
+
+    def _slots(self, usable: Sequence[Replica]) -> dict[Replica, int]:
+        """How many batches each takes at once: fewer while it is newer than the others."""
+        now = self._clock()
+        weights = {replica: replica.weight(now) for replica in usable}
+        most = max(weights.values(), default=1.0)
+        return {
+            replica: max(1, round(self._calls_per_replica * weight / most))
+            for replica, weight in weights.items()
+        }
 
     def reachable(self) -> bool:
         """Whether any replica answered when it was last asked."""
@@ -85,8 +137,18 @@ class Pool:
         call: Call[Answer],
         *,
         deadline: float,
+        slot: Slot | None = None,
+        patience_s: float | None = None,
     ) -> Answer:
         """Make `call(api, timeout_s)` on a replica that has the version; retry elsewhere what may be retried.
+
+        Args:
+            model: the model.
+            version: its version.
+            call: what to do; it may be done more than once.
+            deadline: when its answer is of no more use.
+            slot: the place that was booked for it; it moves along with retries.
+            patience_s: after how long another replica is asked if this one has not answered; None: never.
 
         Raises:
             Unavailable: no replica that has this version can be reached.
@@ -95,29 +157,63 @@ class Pool:
         """
         tried: list[Replica] = []
         last: errors.SluiceError | None = None
+        self._budget.earn()
         while len(tried) < MAX_ATTEMPTS:
             now = self._clock()
-            replica = choose(self._usable(model, version, now, tried), self._rng)
-            if replica is None or now >= deadline:
+            replica = self._pick(model, version, now, tried, last, slot)
+            if replica is None or now >= deadline or (tried and not self._budget.spend(now)):
                 break
+            if replica in tried:
+                await asyncio.sleep(SAME_REPLICA_PAUSE_S)
+            if slot is not None:
+                slot.move(replica)
             tried.append(replica)
+            alone = not self._usable(model, version, now, tried)
             try:
-                return await replica.run(call, deadline, self._clock)
+                return await replica.run(call, deadline, self._clock, None if alone else patience_s)
             except RETRYABLE as error:
                 last = error
                 if isinstance(error, errors.NotFound):
                     replica.forget(model, version)
+                self._judge(replica)
         if last is None and self._clock() >= deadline:
             raise errors.DeadlineExceeded("the deadline passed before a replica was free", stage="backend")
         if last is None and self.reachable() and not self._held(model, version):
             raise errors.NotFound(f'no replica has version {version} of model "{model}"', stage="backend")
         raise _with_advice(last, model, version)
 
+    def _pick(
+        self,
+        model: str,
+        version: int,
+        now: float,
+        tried: Sequence[Replica],
+        last: errors.SluiceError | None,
+        slot: Slot | None,
+    ) -> Replica | None:
+        """The replica for the next attempt: the booked one, one that was not tried, or the same again."""
+        usable = self._usable(model, version, now, tried)
+        if not tried and slot is not None and slot.replica in usable:
+            return slot.replica
+        if not usable and isinstance(last, errors.Unavailable):
+            usable = self._usable(model, version, now)
+        return choose(usable, self._rng, now)
+
+    def _judge(self, replica: Replica) -> None:
+        """Leave a replica alone that fails much more often than the others."""
+        now = self._clock()
+        others = [other.outcomes for other in self.replicas if other is not replica and other.reachable]
+        if is_outlier(replica.outcomes, others, now):
+            replica.outcomes.eject(now)
+            _log.warning(
+                "a replica fails more often than the others; it is left alone", replica=replica.address
+            )
+
     def _held(self, model: str, version: int) -> bool:
         """Whether any reachable replica has the version, be it well or not."""
         return any(replica.reachable and replica.has(model, version) for replica in self.replicas)
 
-    def _usable(self, model: str, version: int, now: float, tried: Iterable[Replica]) -> list[Replica]:
+    def _usable(self, model: str, version: int, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
         return [
             replica
             for replica in self.replicas
@@ -145,10 +241,11 @@ class Pool:
             for model in models:
                 replica.versions[model] = await replica.api.status(model, STATUS_TIMEOUT_S)
         except errors.SluiceError:
-            replica.reachable = False
-            replica.versions.clear()
+            replica.went()
+            if self.reachable():
+                replica.give_up()
         else:
-            replica.reachable = True
+            replica.came(self._clock())
 
     async def reload_config(self, config: Any, timeout_s: float) -> None:
         """Give every replica a new model configuration (ModelServerConfig), one after the other.
@@ -165,14 +262,14 @@ class Pool:
             await replica.api.close()
 
 
-def choose(usable: Sequence[Replica], rng: random.Random) -> Replica | None:
+def choose(usable: Sequence[Replica], rng: random.Random, now: float) -> Replica | None:
     """The less loaded of two random ones: fewer calls in flight, then lower latency. None of none."""
     if not usable:
         return None
     if len(usable) == 1:
         return usable[0]
     first, second = rng.sample(usable, 2)
-    return min(first, second, key=lambda replica: (replica.in_flight, replica.latency_s))
+    return min(first, second, key=lambda replica: replica.load(now))
 
 
 def _with_advice(error: errors.SluiceError | None, model: str, version: int) -> errors.SluiceError:

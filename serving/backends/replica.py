@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from serving import errors
 from serving.backends.breaker import Breaker
+from serving.backends.outliers import Outcomes
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 
 Answer = TypeVar("Answer")
@@ -16,6 +19,13 @@ Call = Callable[[TensorFlowServing, float], Awaitable[Answer]]
 
 # Weight of the newest call in the moving average of latency: about the last twenty calls count.
 _LATENCY_WEIGHT = 0.1
+
+# A replica that comes (back) gets its full share of calls after this long: it may have to warm up.
+RAMP_S = 3.0
+_LEAST_WEIGHT = 0.1
+
+# A call that was given less time than this and did not make it tells of its caller's haste.
+FAIR_TIME_S = 1.0
 
 # Kinds that tell of the replica's health; every other error is the caller's or the model's.
 REPLICA_FAULTS = (errors.Unavailable, errors.Internal, errors.DeadlineExceeded)
@@ -27,7 +37,9 @@ class Replica:
     Attributes:
         versions: model -> version -> status, as of the last time the replica was asked.
         reachable: whether it answered the last time it was asked.
+        reachable_since: when it began to be so.
         in_flight: calls that have not ended.
+        booked: batches that it computes, or that are on their way to it.
         latency_s: moving average of successful calls' duration; 0 before the first.
     """
 
@@ -35,10 +47,14 @@ class Replica:
         self.api = api
         self.address = api.address
         self.breaker = Breaker()
+        self.outcomes = Outcomes()
         self.versions: dict[str, dict[int, VersionStatus]] = {}
         self.reachable = False
+        self.reachable_since = -math.inf
         self.in_flight = 0
+        self.booked = 0
         self.latency_s = 0.0
+        self._limits: set[asyncio.Timeout] = set()
 
     def has(self, model: str, version: int) -> bool:
         """Whether `version` of `model` is AVAILABLE here."""
@@ -47,21 +63,72 @@ class Replica:
 
     def usable(self, model: str, version: int, now: float) -> bool:
         """Whether a call for `version` of `model` may be sent here at `now`."""
-        return self.reachable and self.has(model, version) and self.breaker.allows(now)
+        return (
+            self.reachable
+            and self.outcomes.ejected_until <= now
+            and self.has(model, version)
+            and self.breaker.allows(now)
+        )
+
+    def weight(self, now: float) -> float:
+        """Its share of calls, compared with one that has been there for long: up to 1, from when it came."""
+        ready_for_s = now - max(self.reachable_since, self.outcomes.ejected_until)
+        return min(1.0, max(_LEAST_WEIGHT, ready_for_s / RAMP_S))
+
+    def load(self, now: float) -> tuple[float, float]:
+        """What is compared in choosing a replica: calls in flight with one more, for its weight; latency."""
+        return (self.in_flight + 1) / self.weight(now), self.latency_s
 
     def forget(self, model: str, version: int) -> None:
         """The replica said that it does not have this version: do not send more until it says otherwise."""
         self.versions.get(model, {}).pop(version, None)
 
-    async def run(self, call: Call[Answer], deadline: float, clock: Callable[[], float]) -> Answer:
-        """Make a call and learn from how it goes. Cancellation leaves the counters right."""
+    def came(self, now: float) -> None:
+        """It answered when it was asked what it has."""
+        if not self.reachable:
+            self.reachable = True
+            self.reachable_since = now
+
+    def went(self) -> None:
+        """It did not answer when it was asked what it has."""
+        self.reachable = False
+        self.versions.clear()
+
+    def give_up(self) -> None:
+        """End every call in flight as if its time was over; others can answer what they asked."""
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(0.0)
+
+    async def run(
+        self,
+        call: Call[Answer],
+        deadline: float,
+        clock: Callable[[], float],
+        patience_s: float | None = None,
+    ) -> Answer:
+        """Make a call and learn from how it goes. Cancellation leaves the counters right.
+
+        Args:
+            call: the call.
+            deadline: when its answer is of no more use.
+            clock: the monotonic clock.
+            patience_s: after how long the replica is given up; None: at the deadline.
+
+        Raises:
+            Unavailable: the replica was given up.
+            SluiceError: what `call` raises.
+        """
         self.breaker.start()
         self.in_flight += 1
         started = clock()
         try:
-            answer = await call(self.api, deadline - started)
-        except REPLICA_FAULTS:
-            self.breaker.fail(clock())
+            answer = await self._limited(call, deadline - started, patience_s)
+        except REPLICA_FAULTS as error:
+            if isinstance(error, errors.DeadlineExceeded) and clock() - started < FAIR_TIME_S:
+                self.breaker.abandon()
+            else:
+                self._failed(clock())
             raise
         except errors.SluiceError:
             self.breaker.succeed()
@@ -70,11 +137,30 @@ class Replica:
             self.breaker.abandon()
             raise
         else:
+            now = clock()
             self.breaker.succeed()
-            self._learn(clock() - started)
+            self.outcomes.add(failed=False, now=now)
+            self._learn(now - started)
             return answer
         finally:
             self.in_flight -= 1
+
+    async def _limited(self, call: Call[Answer], left_s: float, patience_s: float | None) -> Answer:
+        limit = asyncio.timeout(patience_s)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                try:
+                    return await call(self.api, left_s)
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError:
+            self.breaker.trip()
+            raise errors.Unavailable(f"the replica {self.address} does not answer", stage="backend") from None
+
+    def _failed(self, now: float) -> None:
+        self.breaker.fail(now)
+        self.outcomes.add(failed=True, now=now)
 
     def _learn(self, latency_s: float) -> None:
         if self.latency_s == 0.0:

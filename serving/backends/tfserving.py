@@ -105,7 +105,7 @@ class TensorFlowServing:
         return dict(unpacked.signature_def)
 
     async def labelled(self, model: str, label: str, timeout_s: float) -> int:
-        """The version for which a label stands; raises InvalidInput or FailedPrecondition if it is unknown."""
+        """The version that a label stands for; raises InvalidInput or FailedPrecondition if it is unknown."""
         request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = model
         request.model_spec.version_label = label

@@ -62,11 +62,11 @@ def unconnected(address: str) -> Replica:
 async def test_choice_is_the_less_loaded_of_two() -> None:
     busy, idle = unconnected("localhost:1"), unconnected("localhost:2")
     busy.in_flight = 3
-    assert choose([busy, idle], random.Random(1)) is idle
+    assert choose([busy, idle], random.Random(1), now=0.0) is idle
     busy.in_flight = 0
     idle.latency_s = 0.2
-    assert choose([busy, idle], random.Random(1)) is busy
-    assert choose([], random.Random(1)) is None
+    assert choose([busy, idle], random.Random(1), now=0.0) is busy
+    assert choose([], random.Random(1), now=0.0) is None
 
 
 async def test_availability_and_capacity_count_reachable_replicas_with_the_version() -> None:

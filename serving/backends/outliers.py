@@ -1,0 +1,67 @@
+"""Replicas that answer, but fail much more often than the others: left alone for a while.
+
+After Envoy's outlier detection by success rate. The breaker sees failures in a row; this sees a replica that
+fails every other call. Fleets here are small, so the comparison is with the rest of the fleet and not with a
+standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+WINDOW_S = 10.0
+# Fewer calls in a window say nothing.
+LEAST_CALLS = 20
+# A replica is an outlier if its success rate is below this multiple of the others'.
+TOLERANCE = 0.85
+FIRST_EJECTION_S = 5.0
+MAX_EJECTION_S = 60.0
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """The calls of one replica in the current window and the one before; when it may be used again."""
+
+    ejected_until: float = 0.0
+    ejections: int = 0
+    _window: int = 0
+    _counts: list[list[int]] = field(default_factory=lambda: [[0, 0], [0, 0]])
+
+    def add(self, *, failed: bool, now: float) -> None:
+        """A call ended at `now`."""
+        self._turn(now)
+        self._counts[0][failed] += 1
+
+    def success_rate(self, now: float) -> float | None:
+        """The share of calls that were answered; None if there were too few to tell."""
+        self._turn(now)
+        answered = sum(counts[False] for counts in self._counts)
+        calls = answered + sum(counts[True] for counts in self._counts)
+        return None if calls < LEAST_CALLS else answered / calls
+
+    def eject(self, now: float) -> None:
+        """Leave the replica alone, longer each time, and judge it afresh afterwards."""
+        self.ejections += 1
+        self.ejected_until = now + min(MAX_EJECTION_S, FIRST_EJECTION_S * self.ejections)
+        self._counts = [[0, 0], [0, 0]]
+
+    def _turn(self, now: float) -> None:
+        window = int(now / WINDOW_S)
+        if window == self._window:
+            return
+        self._counts = [[0, 0], self._counts[0] if window == self._window + 1 else [0, 0]]
+        self._window = window
+
+
+def is_outlier(replica: Outcomes, others: Sequence[Outcomes], now: float) -> bool:
+    """Whether to leave `replica` alone, given the other replicas that may be used now.
+
+    At most half of a fleet is ever left alone: those that remain would drown.
+    """
+    in_use = [each for each in others if each.ejected_until <= now]
+    if len(in_use) < len(others) - len(in_use) + 1:
+        return False
+    rate = replica.success_rate(now)
+    rates = [found for each in in_use if (found := each.success_rate(now)) is not None]
+    return rate is not None and bool(rates) and rate < TOLERANCE * (sum(rates) / len(rates))

@@ -1,0 +1,256 @@
+"""What a pool does about replicas that are new, silent, flaky or gone; how many retries that may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import pytest
+
+from serving import errors
+from serving.backends import budget, outliers
+from serving.backends.breaker import THRESHOLD
+from serving.backends.budget import RetryBudget
+from serving.backends.outliers import Outcomes, is_outlier
+from serving.backends.pool import Pool, choose
+from serving.backends.replica import RAMP_S, Replica
+from serving.backends.tfserving import TensorFlowServing, VersionStatus
+
+
+def replica(address: str = "127.0.0.1:1") -> Replica:
+    made = Replica(TensorFlowServing(address))
+    made.reachable = True
+    made.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
+    return made
+
+
+async def answered(_api: Any, _timeout_s: float) -> str:
+    return "answer"
+
+
+async def call(pool: Pool, what: Any, **options: Any) -> Any:
+    return await pool.call("digits", 1, what, deadline=time.monotonic() + 20, **options)
+
+
+def test_retries_are_a_share_of_calls_and_a_reserve_for_rare_ones() -> None:
+    funds = RetryBudget()
+    reserve = sum(funds.spend(now=0.0) for _ in range(1000))
+    assert reserve == budget.RESERVE_PER_S
+    for _ in range(50):
+        funds.earn()
+    earned = sum(funds.spend(now=0.0) for _ in range(1000))
+    assert earned == pytest.approx(50 * budget.SHARE, abs=1)
+    assert sum(funds.spend(now=0.5) for _ in range(1000)) == budget.RESERVE_PER_S / 2
+    for _ in range(100_000):
+        funds.earn()
+    assert sum(funds.spend(now=0.5) for _ in range(1000)) == budget.MOST
+
+
+async def test_a_sick_fleet_gets_few_more_calls_than_callers_make() -> None:
+    attempts = 0
+
+    async def full(_api: Any, _timeout_s: float) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise errors.Overloaded("full")
+
+    pool = Pool([replica(f"127.0.0.1:{port}") for port in (1, 2, 3)], calls_per_replica=2, clock=lambda: 7.0)
+    for _ in range(500):
+        with pytest.raises(errors.Overloaded):
+            await pool.call("digits", 1, full, deadline=8.0)
+    assert 500 + 100 <= attempts <= 500 * (1 + budget.SHARE) + budget.RESERVE_PER_S + 1
+    await pool.aclose()
+
+
+def outcomes(good: int, bad: int) -> Outcomes:
+    made = Outcomes()
+    for index in range(good + bad):
+        made.add(failed=index < bad, now=1.0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("counts", "others", "found"),
+    [
+        ((50, 50), [(100, 0)], True),
+        ((50, 50), [(100, 0), (98, 2)], True),
+        ((95, 5), [(100, 0)], False),  # a little worse is not an outlier
+        ((50, 50), [(50, 50)], False),  # everybody fails: it is not the replica
+        ((5, 10), [(100, 0)], False),  # too few calls
+        ((50, 50), [(5, 0)], False),  # nobody to compare with
+        ((50, 50), [], False),
+    ],
+)
+def test_an_outlier_fails_much_more_often_than_the_others(
+    counts: tuple[int, int], others: list[tuple[int, int]], found: bool
+) -> None:
+    assert is_outlier(outcomes(*counts), [outcomes(*each) for each in others], now=2.0) is found
+
+
+def test_most_of_a_fleet_stays_in_use_whatever_happens() -> None:
+    ejected = outcomes(0, 100)
+    ejected.eject(now=1.0)
+    assert not is_outlier(outcomes(50, 50), [ejected, outcomes(100, 0)], now=2.0)
+    assert is_outlier(outcomes(50, 50), [ejected, outcomes(100, 0), outcomes(100, 0)], now=2.0)
+
+
+def test_old_outcomes_are_forgotten_and_ejections_grow() -> None:
+    found = outcomes(0, 100)
+    assert found.success_rate(now=2.0) == 0.0
+    assert found.success_rate(now=2.0 + outliers.WINDOW_S) == 0.0
+    assert found.success_rate(now=2.0 + 2 * outliers.WINDOW_S) is None
+    until = []
+    for _ in range(20):
+        found.eject(now=0.0)
+        until.append(found.ejected_until)
+    assert until[:2] == [outliers.FIRST_EJECTION_S, 2 * outliers.FIRST_EJECTION_S]
+    assert until[-1] == outliers.MAX_EJECTION_S
+
+
+async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_back() -> None:
+    now = 100.0
+    flaky, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([flaky, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    turns = {flaky.address: 0, good.address: 0}
+
+    async def sometimes(api: TensorFlowServing, _timeout_s: float) -> None:
+        turns[api.address] += 1
+        if api.address == flaky.address and turns[api.address] % 2:
+            raise errors.Internal("wrong")
+
+    while flaky.outcomes.ejected_until == 0.0:
+        now += 0.1
+        await pool.call("digits", 1, sometimes, deadline=now + 1)
+        flaky.latency_s, good.latency_s = random.Random(sum(turns.values())).sample([0.001, 0.002], 2)
+        assert sum(turns.values()) < 200
+    assert flaky.outcomes.ejected_until > now
+    assert flaky.breaker.failures < THRESHOLD
+    assert pool.capacity("digits", 1) == 2
+    now += outliers.FIRST_EJECTION_S + RAMP_S
+    assert pool.capacity("digits", 1) == 4
+    await pool.aclose()
+
+
+async def test_a_replica_that_comes_gets_its_share_little_by_little() -> None:
+    now = 100.0
+    old, new = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([old, new], calls_per_replica=10, clock=lambda: now)
+    assert pool.capacity("digits", 1) == 20
+    new.went()
+    new.came(now)
+    new.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
+    assert pool.capacity("digits", 1) == 11
+    old.in_flight = 5
+    assert choose([old, new], random.Random(1), now) is old
+    now += RAMP_S / 2
+    assert pool.capacity("digits", 1) == 15
+    assert choose([old, new], random.Random(1), now) is new
+    now += RAMP_S
+    assert pool.capacity("digits", 1) == 20
+    old.reachable_since = new.reachable_since  # nobody is new among those of one age
+    now = new.reachable_since
+    assert pool.capacity("digits", 1) == 20
+    await pool.aclose()
+
+
+async def test_places_are_booked_and_given_back() -> None:
+    one, two = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([one, two], calls_per_replica=2)
+    slots = [pool.book("digits", 1) for _ in range(4)]
+    assert [one.booked, two.booked] == [2, 2]
+    assert pool.book("digits", 1) is None
+    assert slots[0] is not None
+    slots[0].release()
+    slots[0].release()
+    assert one.booked + two.booked == 3
+    nowhere = pool.book("digits", 2)
+    assert nowhere is not None  # its callers must hear that nobody has the version
+    assert nowhere.replica is None
+    await pool.aclose()
+
+
+async def test_a_silent_replica_is_given_up_and_another_answers_in_its_place() -> None:
+    silent, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([silent, good], calls_per_replica=2)
+
+    async def hang(api: TensorFlowServing, _timeout_s: float) -> str:
+        if api.address == silent.address:
+            await asyncio.Event().wait()
+        return "answer"
+
+    good.in_flight = 5
+    slot = pool.book("digits", 1)
+    good.in_flight = 0
+    assert slot is not None
+    assert slot.replica is silent
+    assert await call(pool, hang, slot=slot, patience_s=0.05) == "answer"
+    assert slot.replica is good
+    assert [silent.booked, good.booked, silent.in_flight] == [0, 1, 0]
+    assert not silent.breaker.allows(time.monotonic())
+    await pool.aclose()
+
+
+async def test_the_only_replica_gets_the_time_that_it_needs() -> None:
+    only = replica()
+    pool = Pool([only], calls_per_replica=2)
+
+    async def slow(_api: Any, _timeout_s: float) -> str:
+        await asyncio.sleep(0.1)
+        return "answer"
+
+    assert await call(pool, slow, patience_s=0.01) == "answer"
+    assert only.breaker.failures == 0
+    await pool.aclose()
+
+
+async def test_calls_on_a_replica_that_stopped_answering_are_made_elsewhere() -> None:
+    silent, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([silent, good], calls_per_replica=2)
+    entered = asyncio.Event()
+
+    async def hang(api: TensorFlowServing, _timeout_s: float) -> str:
+        if api.address == silent.address:
+            entered.set()
+            await asyncio.Event().wait()
+        return "answer"
+
+    good.in_flight = 5
+    pending = asyncio.create_task(call(pool, hang))
+    await entered.wait()
+    silent.went()
+    silent.give_up()
+    assert await pending == "answer"
+    await pool.aclose()
+
+
+async def test_the_only_replica_is_asked_again_after_a_broken_connection() -> None:
+    only = replica()
+    pool = Pool([only], calls_per_replica=2)
+    attempts = 0
+
+    async def broken_once(_api: Any, _timeout_s: float) -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise errors.Unavailable("GOAWAY")
+        return "answer"
+
+    assert await call(pool, broken_once) == "answer"
+    assert attempts == 2
+    await pool.aclose()
+
+
+async def test_the_haste_of_callers_is_no_fault_of_a_replica() -> None:
+    only = replica()
+    pool = Pool([only], calls_per_replica=2)
+
+    async def late(_api: Any, _timeout_s: float) -> None:
+        raise errors.DeadlineExceeded("too little time")
+
+    for _ in range(2 * THRESHOLD):
+        with pytest.raises(errors.DeadlineExceeded):
+            await call(pool, late)
+    assert await call(pool, answered) == "answer"
+    await pool.aclose()
