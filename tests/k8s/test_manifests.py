@@ -64,8 +64,8 @@ MISTAKES = {
         "production", "PrometheusRule/sluice: SluiceReplicaDown: not PromQL",
     ),
     "field that ModelRollout does not have": Mistake(
-        "components/canary-demo/rollout.yaml", "on_inconclusive:", "on_undecided:", "production with a rollout",
-        "'on_undecided' was unexpected",
+        "components/canary-demo/rollout.yaml", "on_inconclusive:", "on_undecided:",
+        "production with a rollout", "'on_undecided' was unexpected",
     ),
     "canary whose weights fall": Mistake(
         "components/canary-demo/rollout.yaml", "weight: 0.25", "weight: 0.75", "production with a rollout",
