@@ -62,8 +62,7 @@ def test_messages_are_tritons() -> None:
             checked += len(ours)
     assert checked > 80
     service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    ours = protos.POOL.FindServiceByName(protos.OPEN_INFERENCE)
-    for method in ours.methods:
+    for method in protos.POOL.FindServiceByName(protos.OPEN_INFERENCE).methods:
         their = service.methods_by_name[method.name]
         assert method.input_type.full_name == their.input_type.full_name
         assert method.output_type.full_name == their.output_type.full_name

@@ -132,9 +132,9 @@ async def test_both_ports_speak_tls(replica: ScriptedReplica, papers: Papers, mu
                 with pytest.raises(Unavailable):
                     await client.classify(grey_png(1), timeout_s=5)
         plain = running.http_url.replace("https", "http")
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient() as unencrypted:
             with pytest.raises(httpx.TransportError):
-                await client.get(f"{plain}/healthz")
+                await unencrypted.get(f"{plain}/healthz")
 
 
 async def test_bad_papers_are_said_at_start(replica: ScriptedReplica, papers: Papers, tmp_path: Path) -> None:
