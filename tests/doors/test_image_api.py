@@ -88,9 +88,11 @@ async def test_a_form_carries_files_and_answers_by_their_names(client: httpx.Asy
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
 async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: str) -> None:
-    pack: Callable[[bytes], bytes] = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[
-        encoding
-    ]
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress,
+        "deflate": zlib.compress,
+        "identity": bytes,
+    }
     headers = {**PNG, "content-encoding": encoding}
     answer = await client.post(PATH, content=packers[encoding](grey_png(200)), headers=headers)
     assert labels_of(answer) == ["class-7"]
