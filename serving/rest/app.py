@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
+from serving.page import routes
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import credential
@@ -69,6 +70,7 @@ def build(gateway: Gateway) -> ASGIApp:
     _add_error_handlers(app)
     _add_routes(app, gateway)
     app.include_router(rollouts.router(gateway))
+    routes.add(app, gateway)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
 

@@ -1,0 +1,35 @@
+"""The page's routes: `/`, its files under `/page/`, and `/page/state`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.gateway import Gateway
+from serving.observed import Rollouts
+from serving.page import assets
+from serving.page.state import state
+from serving.rest.context import credential
+
+
+def add(app: FastAPI, gateway: Gateway) -> None:
+    """Serve the page over `gateway`; none of it is part of the documented API."""
+    rollouts = Rollouts(gateway.settings.rollout_store)
+
+    async def page_state(request: Request) -> Response:
+        headers = request.headers
+        gateway.admission.callers.authorize(
+            credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
+        )
+        found = await asyncio.to_thread(rollouts)
+        body = orjson.dumps(state(gateway, found))
+        return Response(body, headers={"cache-control": "no-store"}, media_type="application/json")
+
+    app.add_route("/", assets.serve, include_in_schema=False)
+    for name in assets.ASSETS:
+        app.add_route(f"/page/{name}", assets.serve, include_in_schema=False)
+    app.add_route("/page/state", page_state, include_in_schema=False)

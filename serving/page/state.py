@@ -1,0 +1,143 @@
+"""What the page shows: models and versions, rollouts with their evidence, the latest refusals."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from importlib.metadata import version as distribution_version
+from typing import TYPE_CHECKING, Any
+
+from serving.catalog import ModelReport, ModelVersion, VersionReport
+from serving.errors import SluiceError
+from serving.gateway import Gateway
+from serving.observed import observed
+from serving.prediction import ModelRef
+
+if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
+    from serving.rollout.ledger import Ledger
+    from serving.rollout.record import Rollout
+
+
+def state(gateway: Gateway, rollouts: list[Rollout], wall: Callable[[], float] = time.time) -> dict[str, Any]:
+    """Everything that the page shows but the answers themselves, as plain values; times in Unix seconds."""
+    most, _ = gateway.admission.limits
+    return {
+        "now": wall(),
+        "release": distribution_version("sluice"),
+        "in_flight": gateway.admission.in_flight,
+        "in_flight_limit": most,
+        "draining": gateway.draining,
+        "models": [_model(gateway, each) for each in gateway.catalog.report()],
+        "rollouts": [rollout_view(each) for each in rollouts],
+        "refusals": [
+            {
+                "at": each.at,
+                "protocol": each.protocol,
+                "model": each.model,
+                "version": each.version,
+                "outcome": each.outcome,
+                "text": each.text,
+                "request_id": each.request_id,
+            }
+            for each in reversed(gateway.journal.refusals)
+        ],
+    }
+
+
+def _model(gateway: Gateway, report: ModelReport) -> dict[str, Any]:
+    known = gateway.catalog.versions(report.name)
+    split = gateway.steering.splits().get(report.name)
+    serving = known.get(split.stable) if split is not None else _newest(gateway, report.name)
+    image = None if serving is None else serving.image
+    return {
+        "name": report.name,
+        "default": report.default,
+        "serving": None if serving is None else serving.version,
+        "classes": None if image is None else image.classes,
+        "input": None
+        if image is None
+        else {"height": image.spec.height, "width": image.spec.width, "channels": image.spec.channels},
+        "versions": [_version(each, known.get(each.version)) for each in report.versions],
+    }
+
+
+def _newest(gateway: Gateway, name: str) -> ModelVersion | None:
+    try:
+        return gateway.catalog.resolve(ModelRef(name))
+    except SluiceError:
+        return None
+
+
+def _version(report: VersionReport, known: ModelVersion | None) -> dict[str, Any]:
+    metrics = known.card.get("metrics") if known is not None else None
+    accuracy = metrics.get("held_out_accuracy") if isinstance(metrics, dict) else None
+    return {
+        "version": report.version,
+        "state": report.state,
+        "available_on": report.available_on,
+        "error": report.error,
+        "accuracy": accuracy if isinstance(accuracy, int | float) else None,
+    }
+
+
+def rollout_view(rollout: Rollout) -> dict[str, Any]:
+    """One rollout: its traffic, its counts, and its evidence now and at each of its moves."""
+    split = rollout.split()
+    shown = rollout.state
+    now = {"clock_s": rollout.clock_s, "evidence": evidence_of(rollout, rollout.evidence)}
+    return {
+        "id": rollout.id,
+        "model": rollout.model,
+        "stable": rollout.stable,
+        "candidate": rollout.candidate,
+        "phase": shown.phase.value,
+        "finished": rollout.finished,
+        "step": shown.step,
+        "steps": len(rollout.plan.canary),
+        "share": 1.0 if split.stable == rollout.candidate else split.weight,
+        "shadow": split.shadow,
+        "reason": shown.reason.text,
+        "counts": [
+            {
+                "criterion": name,
+                **{f"{arm}_{kind}": count for (arm, kind), count in observed(rollout, name).items()},
+            }
+            for name in rollout.evidence.criteria
+        ],
+        "compared": float(rollout.evidence.compared.sum()),
+        "agreed": float(rollout.evidence.agreed.sum()),
+        "moves": [
+            {"at": each.at, "phase": each.after.phase.value, "reason": each.after.reason.text}
+            for each in rollout.events
+        ],
+        "curve": [
+            {"clock_s": each.clock_s, "evidence": evidence_of(rollout, each.ledger)}
+            for each in rollout.events
+            if each.ledger is not None
+        ]
+        + [now],
+    }
+
+
+def evidence_of(rollout: Rollout, ledger: Ledger) -> dict[str, dict[str, float]]:
+    """By criterion, how far the evidence is on the way to a decision: log e over the log of its limit.
+
+    `worse` and `good` are 1 where the rollout decides, 0 where nothing is known, negative where the evidence
+    speaks against it.
+    """
+    from serving.rollout.judge import alphas, signals
+
+    levels = alphas(rollout.plan)
+    found = signals(rollout.plan, ledger, shadow=False).criteria
+    return {
+        name: {
+            "worse": _finite(float(signal.log_worse) / -math.log(levels[name])),
+            "good": _finite(float(signal.log_good) / -math.log(rollout.plan.alpha_promote)),
+        }
+        for name, signal in found.items()
+    }
+
+
+def _finite(number: float) -> float:
+    return max(-10.0, min(10.0, number))

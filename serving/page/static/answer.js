@@ -1,0 +1,52 @@
+// The answer to one picture: classes with bars, the version, and where the time went.
+
+import { byId, element, milliseconds, percent, wide } from "./dom.js";
+
+function classRow(each) {
+  const fill = wide(element("span"), each.score);
+  return element(
+    "li",
+    {},
+    element("span", { title: each.label }, each.label),
+    element("span", { class: "bar", "aria-hidden": "true" }, fill),
+    element("span", { class: "number" }, percent(each.score, 1)),
+  );
+}
+
+function stages(timing, elapsed) {
+  const total = timing.find(([name]) => name === "total")?.[1] ?? 0;
+  const parts = timing.filter(([name]) => name !== "total");
+  const spent = parts.reduce((sum, [, duration]) => sum + duration, 0);
+  const bar = element("div", { class: "stages", "aria-hidden": "true" });
+  const legend = element("ul", { class: "legend" });
+  parts.forEach(([name, duration], index) => {
+    bar.append(wide(element("span", { class: `s${index % 6}` }), duration / Math.max(total, spent)));
+    legend.append(
+      element("li", {}, element("i", { class: `s${index % 6}` }), `${name} `, element("span", { class: "number" }, milliseconds(duration))),
+    );
+  });
+  const text = `${milliseconds(total)} in the gateway, ${milliseconds(elapsed)} from here`;
+  return element("div", {}, bar, legend, element("p", { class: "quiet number" }, text));
+}
+
+export function showAnswer(prediction, timing, elapsed) {
+  const result = prediction.results[0];
+  const [first] = result.classes;
+  byId("answer").replaceChildren(
+    element(
+      "div",
+      {},
+      element("p", { class: "first", "data-label": first.label }, first.label),
+      element("p", { class: "quiet" }, `${percent(first.score, 1)}, says ${prediction.model} version `, element("span", { id: "by-version" }, String(prediction.version))),
+    ),
+    element("ol", { class: "classes" }, ...result.classes.map(classRow)),
+    stages(timing, elapsed),
+  );
+}
+
+export function showProblem(text) {
+  byId("answer").replaceChildren(element("p", { class: "error" }, text));
+}
+
+export const showWaiting = () => byId("answer").setAttribute("aria-busy", "true");
+export const showDone = () => byId("answer").removeAttribute("aria-busy");

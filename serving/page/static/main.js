@@ -1,0 +1,156 @@
+// Ties the page together: what a person does becomes a request, and every second the state is looked at.
+
+import { showAnswer, showDone, showProblem, showWaiting } from "./answer.js";
+import { call, serverTiming, useKey } from "./api.js";
+import { byId, element, show } from "./dom.js";
+import { Drawing } from "./draw.js";
+import { showModels, showRefusals } from "./models.js";
+import { showRollouts } from "./rollouts.js";
+
+const LOOK_EVERY_MS = 1000;
+let models = [];
+let shownPicture = "";
+let latest = 0;
+
+const chosen = () => models.find((model) => model.name === byId("model").value);
+
+async function classify(picture) {
+  const model = chosen();
+  if (!model) {
+    showProblem("There is no model that takes images yet.");
+    return;
+  }
+  latest += 1;
+  const mine = latest;
+  showWaiting();
+  const began = performance.now();
+  try {
+    const { body, headers } = await call(`v1/models/${encodeURIComponent(model.name)}:classify`, {
+      method: "POST",
+      headers: { "content-type": picture.type || "application/octet-stream" },
+      body: picture,
+    });
+    // Of two pictures in quick succession the first answer may come last.
+    if (mine === latest) showAnswer(body, serverTiming(headers.get("server-timing")), performance.now() - began);
+  } catch (error) {
+    if (mine === latest) showProblem(error.message);
+    if (error.status === 401) askForKey();
+  }
+  if (mine === latest) showDone();
+  look();
+}
+
+function take(file) {
+  if (!file) return;
+  const preview = byId("preview");
+  URL.revokeObjectURL(shownPicture);
+  shownPicture = URL.createObjectURL(file);
+  preview.onload = () => preview.classList.toggle("small", preview.naturalWidth < 64);
+  preview.onerror = () => hidePreview();
+  preview.src = shownPicture;
+  preview.alt = "The picture that was sent";
+  preview.hidden = false;
+  byId("invite").hidden = true;
+  classify(file);
+}
+
+function hidePreview() {
+  byId("preview").hidden = true;
+  byId("invite").hidden = false;
+}
+
+function listen() {
+  const choose = byId("choose");
+  byId("file").addEventListener("change", (event) => {
+    take(event.target.files[0]);
+    event.target.value = "";
+  });
+  for (const name of ["dragenter", "dragover"]) {
+    document.addEventListener(name, (event) => {
+      event.preventDefault();
+      choose.classList.add("over");
+    });
+  }
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) choose.classList.remove("over");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    choose.classList.remove("over");
+    take(event.dataTransfer.files[0]);
+  });
+  document.addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+    if (file) take(file);
+  });
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    useKey(byId("key").value);
+    byId("key-box").open = false;
+    look();
+  });
+  byId("model").addEventListener("change", fitDrawing);
+}
+
+const drawing = new Drawing(byId("canvas"), (picture) => {
+  hidePreview();
+  classify(picture);
+});
+byId("clear").addEventListener("click", () => drawing.clear());
+
+function fitDrawing() {
+  const input = chosen()?.input;
+  byId("draw").hidden = input?.channels !== 1;
+  if (input) drawing.fit(input);
+}
+
+function askForKey() {
+  byId("health").textContent = "This gateway asks for a key.";
+  byId("key-box").open = true;
+}
+
+function showChoice(state) {
+  models = state.models.filter((model) => model.input);
+  const before = byId("model").value;
+  const names = models.map((model) => model.name);
+  byId("model-choice").hidden = names.length < 2;
+  show(byId("model"), names, () => names.map((name) => element("option", { value: name }, name)));
+  const fallback = models.find((model) => model.default) ?? models[0];
+  if (names.includes(before)) byId("model").value = before;
+  else if (fallback) byId("model").value = fallback.name;
+  fitDrawing();
+}
+
+function showHealth(state) {
+  const missing = state.models.filter((model) => !model.versions.some((each) => each.state === "AVAILABLE"));
+  const words = missing.length ? `${missing.map((model) => model.name).join(", ")}: no version available` : "All models answer";
+  const load = `${state.in_flight} of ${state.in_flight_limit} requests in flight`;
+  byId("health").textContent = `${state.draining ? "Shutting down" : words} · ${load}`;
+  byId("release").textContent = `Sluice ${state.release}`;
+}
+
+let looking = false;
+
+async function look() {
+  if (looking) return;
+  looking = true;
+  try {
+    const { body } = await call("page/state");
+    showHealth(body);
+    showChoice(body);
+    showModels(body.models);
+    showRefusals(body.refusals);
+    showRollouts(body.rollouts);
+  } catch (error) {
+    if (error.status === 401) askForKey();
+    else byId("health").textContent = error.message;
+  } finally {
+    looking = false;
+  }
+}
+
+listen();
+await look();
+setInterval(() => {
+  if (!document.hidden) look();
+}, LOOK_EVERY_MS);

@@ -1,0 +1,125 @@
+// Rollouts as they go: the traffic, the evidence against its limits, the counts, and what an admin may do.
+
+import { call, hasKey } from "./api.js";
+import { byId, element, percent, show, svg, wide } from "./dom.js";
+
+const COMMANDS = { pause: "Pause", resume: "Resume", promote: "Promote now", abort: "Roll back" };
+const MOST_POINTS = 400;
+const curves = new Map();
+
+// Evidence between moves is known only from looking: what was seen is kept while the page is open.
+function remember(rollout) {
+  const known = curves.get(rollout.id) ?? new Map();
+  for (const point of rollout.curve) known.set(point.clock_s, point.evidence);
+  const points = [...known].sort(([a], [b]) => a - b).slice(-MOST_POINTS);
+  curves.set(rollout.id, new Map(points));
+  return points;
+}
+
+const worded = (phase) => phase.replace("_", " ");
+
+function traffic(rollout) {
+  const stable = wide(element("span", { class: "stable" }), 1 - rollout.share);
+  const candidate = wide(element("span", { class: "candidate" }), rollout.share);
+  const copied = rollout.shadow ? `; ${percent(rollout.shadow)} copied to it` : "";
+  return element(
+    "div",
+    {},
+    element("div", { class: "traffic", "aria-hidden": "true" }, stable, candidate),
+    element(
+      "p",
+      { class: "quiet number" },
+      element("i", { class: "key stable" }),
+      `version ${rollout.stable} answers ${percent(1 - rollout.share)} `,
+      element("i", { class: "key candidate" }),
+      `version ${rollout.candidate} answers ${percent(rollout.share)}${copied}`,
+    ),
+  );
+}
+
+function curve(name, points) {
+  const last = points.at(-1)[1][name];
+  const [from, to] = [points[0][0], Math.max(points.at(-1)[0], points[0][0] + 1)];
+  const height = (value) => 90 - Math.max(-0.25, Math.min(1.15, value)) * 70;
+  const line = (which) =>
+    svg("polyline", {
+      class: which,
+      points: points.map(([at, evidence]) => `${(((at - from) / (to - from)) * 300).toFixed(1)},${height(evidence[name]?.[which] ?? 0).toFixed(1)}`).join(" "),
+    });
+  const text = `${name}: ${percent(Math.max(0, last.worse))} of the way to worse, ${percent(Math.max(0, last.good))} of the way to good`;
+  return element(
+    "figure",
+    {},
+    element("figcaption", { class: "number" }, text),
+    svg(
+      "svg",
+      { class: "curve", viewBox: "0 0 300 110", preserveAspectRatio: "none", role: "img", "aria-label": text },
+      svg("line", { class: "zero", x1: 0, x2: 300, y1: height(0), y2: height(0) }),
+      svg("line", { class: "limit", x1: 0, x2: 300, y1: height(1), y2: height(1) }),
+      line("worse"),
+      line("good"),
+    ),
+  );
+}
+
+function counts(rollout) {
+  const head = ["criterion", `bad by ${rollout.candidate}`, `bad by ${rollout.stable}`];
+  const rows = rollout.counts.map((each) =>
+    element(
+      "tr",
+      {},
+      element("td", {}, each.criterion),
+      element("td", { class: "number" }, `${each.candidate_bad} of ${each.candidate_all}`),
+      element("td", { class: "number" }, `${each.stable_bad} of ${each.stable_all}`),
+    ),
+  );
+  const table = element(
+    "table",
+    {},
+    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
+    element("tbody", {}, ...rows),
+  );
+  const agreement = rollout.compared ? `Of ${rollout.compared} copies both named ${percent(rollout.agreed / rollout.compared, 1)} alike.` : null;
+  return element("div", { class: "scroll" }, table, agreement ? element("p", { class: "quiet number" }, agreement) : null);
+}
+
+function buttons(rollout, told) {
+  if (rollout.finished || !hasKey()) return null;
+  const offered = ["promoting", "rolling_back"].includes(rollout.phase) ? ["abort"] : [rollout.phase === "paused" ? "resume" : "pause", "promote", "abort"];
+  const made = offered.map((name) => {
+    const style = name === "abort" ? "stop" : name === "promote" ? "main" : "";
+    const button = element("button", { type: "button", class: style, "data-focus": `${rollout.model} ${name}` }, COMMANDS[name]);
+    button.addEventListener("click", async () => {
+      try {
+        await call(`v1/rollouts/${encodeURIComponent(rollout.model)}/${name}`, { method: "POST" });
+        told.textContent = `${COMMANDS[name]}: done.`;
+      } catch (error) {
+        told.textContent = error.message;
+      }
+    });
+    return button;
+  });
+  return element("div", { class: "buttons", role: "group", "aria-label": `Steer the rollout of ${rollout.model}` }, ...made);
+}
+
+function view(rollout) {
+  const points = remember(rollout);
+  const where = rollout.phase === "canary" ? `canary, step ${rollout.step + 1} of ${rollout.steps}` : worded(rollout.phase);
+  const told = element("p", { role: "status", class: "quiet" });
+  return element(
+    "article",
+    { class: "rollout", "data-phase": rollout.phase, "aria-label": `Rollout of ${rollout.model}` },
+    element("div", { class: "row" }, element("h3", {}, `${rollout.model} ${rollout.stable} → ${rollout.candidate}`), element("span", { class: `phase phase-${rollout.phase}` }, where)),
+    element("p", { class: "quiet" }, rollout.reason),
+    traffic(rollout),
+    element("div", { class: "curves" }, ...rollout.counts.map((each) => curve(each.criterion, points))),
+    counts(rollout),
+    buttons(rollout, told),
+    told,
+  );
+}
+
+export function showRollouts(rollouts) {
+  byId("rollouts-card").hidden = rollouts.length === 0;
+  show(byId("rollouts"), [rollouts, hasKey()], () => rollouts.map(view));
+}
