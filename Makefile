@@ -91,6 +91,14 @@ image-tree: install-dev ## Build the file tree of the gateway's image without an
 fleet: model ## Load 3 gateways and 3 model servers in network namespaces while they fail (as root, minutes)
 	$(BIN)/python -m k8s.tools.fleet --models $(MODELS)
 
+.PHONY: bench-model-server
+bench-model-server: install-dev ## Measure Predict through the model server against the same model in process
+	$(BIN)/python -m tests.bench.model_server
+
+.PHONY: rollout-figures
+rollout-figures: install-dev ## Simulate 10,000 rollouts of each kind: the figures that plans are held to (minutes)
+	$(BIN)/python -m tests.rollout.figures
+
 .PHONY: check
 check: lint test ## All that CI checks
 

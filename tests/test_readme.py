@@ -39,7 +39,7 @@ def test_make_targets_exist(command: str) -> None:
 
 
 async def test_every_other_command_runs(digits_models: Path, tmp_path: Path) -> None:
-    """In a folder like a clone, with the gateway of `make serve` up, one after the other as a reader would."""
+    """In a folder like a clone, with a gateway up, one after the other as a reader would."""
     (tmp_path / "serving" / "samples").mkdir(parents=True)
     shutil.copy(REPOSITORY / "serving" / "samples" / "seven.png", tmp_path / "serving" / "samples")
     async with started(["serve", f"--models={digits_models}"]) as live:
