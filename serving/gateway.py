@@ -38,6 +38,7 @@ from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.scores import best, checked_top_k, classify_request, model_specs, read_scores
 from serving.settings import Settings
 from serving.telemetry import Metrics
+from serving.tensorflow_api import check_shapes
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.desk import Desk
@@ -204,7 +205,10 @@ class Gateway:
 
         async def answer(model: ModelVersion) -> Any:
             context.answered_by = (model.name, str(model.version))
-            return await self._ask(method, model, await prepare(model), context)
+            request = await prepare(model)
+            if method == "Predict":
+                check_shapes(model, request)
+            return await self._ask(method, model, request, context)
 
         return await self._routed(ref, context, answer)
 

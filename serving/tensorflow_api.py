@@ -51,6 +51,33 @@ def check_signature_name(name: str) -> None:
         )
 
 
+def check_shapes(model: ModelVersion, request: Any) -> None:
+    """Refuse a PredictRequest whose tensors cannot be the signature's inputs.
+
+    TensorFlow does not check what is fed against the signature, and kernels may end the whole process on a
+    shape that the graph was not made for: a request that one caller can send must not take replicas down.
+
+    Raises:
+        InvalidInput: a tensor's shape is none that the signature takes.
+    """
+    signature = model.signatures.get(request.model_spec.signature_name or DEFAULT_SIGNATURE)
+    if signature is None:  # likewise the replica's to refuse
+        return
+    for name, tensor in request.inputs.items():
+        if name not in signature.inputs or signature.inputs[name].tensor_shape.unknown_rank:
+            continue  # an input that it does not have is the replica's to refuse, in its own words
+        taken = [dim.size for dim in signature.inputs[name].tensor_shape.dim]
+        given = [dim.size for dim in tensor.tensor_shape.dim]
+        fits = len(taken) == len(given) and all(
+            size in (-1, actual) for size, actual in zip(taken, given, strict=True)
+        )
+        if not fits or tensor.tensor_shape.unknown_rank:
+            raise InvalidInput(
+                f'input "{name}" has shape {given[:16]}; the signature takes {taken} (-1: any size)',
+                stage="routing",
+            )
+
+
 def input_types(model: ModelVersion, signature_name: str) -> dict[str, int]:
     """The inputs of a signature (empty: the default one): alias -> `tensorflow.DataType`.
 
