@@ -108,6 +108,20 @@ async def test_missing_things_are_named_in_the_originals_words(stub: Stub) -> No
     assert len(long_name[1].encode()) < 1100
 
 
+@pytest.mark.parametrize("shape", [(1, 0), (2, 9, 8, 1), (8, 8, 1), (1, 8, 8, 1, 1), ()])
+async def test_shapes_that_could_end_a_replica_never_reach_it(
+    replica: ScriptedReplica, stub: Stub, client: httpx.AsyncClient, shape: tuple[int, ...]
+) -> None:
+    request = predict_request()
+    request.inputs["images"].CopyFrom(tensors.to_proto(np.zeros(shape, np.uint8)))
+    code, text = await fails(stub, "Predict", request)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "the signature takes [-1, 8, 8, 1]" in text
+    answer = await client.post(MODEL + ":predict", json={"inputs": np.zeros(shape, np.uint8).tolist()})
+    assert answer.status_code == 400
+    assert replica.batches == []
+
+
 async def test_examples_are_classified_and_regressed(stub: Stub) -> None:
     for method, request in (
         ("Classify", protos.ClassificationRequest()),
