@@ -31,6 +31,9 @@ if [ "$target" = gateway ]; then
     find "$prefix/lib/pygments/lexers" -type f ! -name '_*' ! -name python.py ! -name special.py -delete
     # Of SciPy the gateway imports scipy.special alone, which imports nothing of these.
     find "$prefix/lib/scipy" -mindepth 1 -maxdepth 1 -type d ! -name special ! -name _lib -print0 | xargs -0 -r rm -rf
+    # For compiling against them.
+    rm -rf "$prefix/lib/numpy/f2py" "$prefix/lib/numpy/distutils"
+    rm -f "$prefix/lib/scipy/special/"cython_special.*
 fi
 
 # The root file system is read-only, so the byte code is written now; by hash, so that builds agree.

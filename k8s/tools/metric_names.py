@@ -12,6 +12,8 @@ import promql_parser
 from prometheus_client import CollectorRegistry
 
 from k8s.tools.manifests import Document, name_of, of_kind
+from serving.rollout.prometheus import METRIC as ROLLOUT_EVENTS
+from serving.snapshot import Readings
 from serving.telemetry import Metrics
 
 # What others export, and these manifests may name: TensorFlow Serving, NVIDIA's exporter, Prometheus itself.
@@ -38,7 +40,7 @@ class Series(NamedTuple):
 
 @cache
 def exported() -> Mapping[str, Series]:
-    """Every name that the gateway's metrics page can have, from the object that makes the page."""
+    """Every name that the gateway's metrics page can have, from the objects that make the page."""
     registry = CollectorRegistry()
     Metrics(registry)
     found: dict[str, Series] = {}
@@ -48,6 +50,10 @@ def exported() -> Mapping[str, Series]:
             labels_of = labels | {label for sample in family.samples for label in sample.labels}
             for suffix in _SUFFIXES.get(family.type, ("",)):
                 found[family.name + suffix] = Series(family.type, labels_of)
+    for family in Readings().families.values():
+        labels = frozenset(getattr(family, "_labelnames", ()))
+        found |= {family.name + suffix: Series(family.type, labels) for suffix in _SUFFIXES[family.type]}
+    found[ROLLOUT_EVENTS + "_total"] = Series("counter", frozenset({"model", "name"}))
     return found
 
 

@@ -155,6 +155,9 @@ def test_recorded_series_and_those_of_others_may_be_named() -> None:
         "rate(:tensorflow:serving:request_count[5m])",
         "rate(sluice_requests_total{outcome='ok',pod=~'$pod'}[$__rate_interval])",
         "sluice_build_info",
+        "sum by (model) (sluice_queue_depth{model='digits'})",
+        "rate(sluice_shadow_compared_total{class='7'}[5m])",
+        "sluice_rollout_events_total",
     ):
         assert list(metric_names.check_expression(expression, recorded)) == []
     assert list(metric_names.check_expression("sluice:other", recorded)) == [

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from k8s.tools import check, manifests, metric_names
-from serving import capacity, cli, rollout_commands
+from serving import capacity, cli
 from serving.settings import Settings
 
 REPOSITORY = check.K8S.parent
@@ -37,10 +37,7 @@ def invocations(program: str) -> list[list[str]]:
 
 
 def test_every_command_line_of_sluice_is_one_that_it_takes() -> None:
-    commands = {
-        **getattr(typer.main.get_command(cli.build()), "commands", {}),
-        "rollout": typer.main.get_command(rollout_commands.rollout),
-    }
+    commands = getattr(typer.main.get_command(cli.build()), "commands", {})
     given = [each for each in invocations("sluice") if each[0] != "model-server"]
     assert len(given) >= 8
     for name, *arguments in given:
