@@ -33,6 +33,14 @@ Keys = Annotated[
     Path | None,
     typer.Option("--keys", help="File of API keys (see `sluice keys`).", show_default="no key is asked for"),
 ]
+Rollouts = Annotated[
+    Path | None,
+    typer.Option(
+        "--rollouts",
+        help="Folder of rollouts (see `sluice rollout`).",
+        show_default="the newest version serves",
+    ),
+]
 ApiKey = Annotated[
     str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
 ]
@@ -47,6 +55,7 @@ def serve(
     grpc_host: GrpcHost = None,
     grpc_port: GrpcPort = None,
     keys: Keys = None,
+    rollouts: Rollouts = None,
 ) -> None:
     """Serve a folder of models on this machine: a model server, and the gateway in front.
 
@@ -64,6 +73,7 @@ def serve(
             grpc_host=grpc_host,
             grpc_port=grpc_port,
             keys_file=keys,
+            rollout_store=rollouts,
         )
         _run(main.run_serve(loaded, _announce))
 
@@ -78,6 +88,7 @@ def gateway(
     grpc_host: GrpcHost = None,
     grpc_port: GrpcPort = None,
     keys: Keys = None,
+    rollouts: Rollouts = None,
 ) -> None:
     """Run the gateway in front of TensorFlow Serving replicas that run elsewhere."""
     with user_errors():
@@ -91,6 +102,7 @@ def gateway(
             grpc_host=grpc_host,
             grpc_port=grpc_port,
             keys_file=keys,
+            rollout_store=rollouts,
         )
         _run(main.run_gateway(loaded, _announce))
 
