@@ -142,9 +142,9 @@ def _epochs(
         state.history.seconds = time.monotonic() - started
         state.finished = epoch + 1 == values.epochs or state.history.should_stop(values.patience)
         if spread.chief:
-            run.report(epoch, metrics)
             if run.checkpoint:
                 run.checkpoint.save(model, state.history, state.best, state.finished)
+            run.report(epoch, metrics)  # what was reported is on the disk
         if logs is not None:
             logs.write(epoch, metrics)
         if state.finished:
@@ -192,7 +192,11 @@ def _without_result(step: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 
 class _TensorBoard:
-    """Each epoch's metrics as TensorBoard's event files."""
+    """Each epoch's metrics as TensorBoard's event files; needs no TensorBoard to be written."""
+
+    _SCALAR = tf.compat.v1.SummaryMetadata(
+        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    )
 
     def __init__(self, folder: Path) -> None:
         self._writer = tf.summary.create_file_writer(str(folder))
@@ -201,7 +205,7 @@ class _TensorBoard:
         """One epoch's metrics, on the disk when this returns."""
         with self._writer.as_default():
             for name, value in metrics.items():
-                tf.summary.scalar(name, value, step=epoch)
+                tf.summary.write(name, tf.constant(value), step=epoch, metadata=self._SCALAR)
         self._writer.flush()
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from tests.training.conftest import Published
 
+pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
+
 APP = """
 import typer
 from training import cli
-
-pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
 app = typer.Typer()
 for name in ("train", "publish", "recipes", "evaluate", "compare", "inspect"):
     app.command(name)(getattr(cli, name))
@@ -68,6 +68,8 @@ def test_recipes_lists_them_all() -> None:
 
 
 def test_train_publishes_and_says_where(tmp_path: Path) -> None:
+    from tensorflow.compat.v1.train import summary_iterator as read_events
+
     options = ("--epochs", "2", "--examples", "300", "--out", tmp_path, "--tensorboard", tmp_path / "logs")
     code, out, err = run("train", "sequential", *options)
     assert (code, err) == (0, "")
@@ -77,7 +79,10 @@ def test_train_publishes_and_says_where(tmp_path: Path) -> None:
     assert lines[2].startswith("held-out accuracy 0.")
     assert lines[-2:] == [f"published {tmp_path / 'digits' / '1'}", f"next: sluice serve --models {tmp_path}"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["digits", "logs"]
-    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+    (events,) = (tmp_path / "logs" / "sequential").glob("events.out.tfevents.*")
+    written = {(event.step, value.tag) for event in read_events(str(events)) for value in event.summary.value}
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    assert written == {(step, name) for step in (0, 1) for name in names}
 
 
 @pytest.mark.parametrize(

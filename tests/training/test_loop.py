@@ -40,7 +40,7 @@ class Killed(Exception):
 
 def killed_after(epoch: int) -> Any:
     def report(number: int, _: Metrics) -> None:
-        if number > epoch:
+        if number == epoch:
             raise Killed
 
     return report
