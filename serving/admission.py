@@ -6,16 +6,18 @@ before a request is admitted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from serving.callers import Callers
-from serving.errors import Overloaded, RateLimited, SluiceError
+from serving.concurrency import ConcurrencyLimit
+from serving.errors import DeadlineExceeded, Overloaded, RateLimited, SluiceError
 from serving.keys import Caller, Scope
 from serving.telemetry import Metrics
 
@@ -45,6 +47,8 @@ class Admission:
         max_in_flight_bytes: bytes of bodies held at once.
         metrics: where refusals and requests in flight are counted.
         callers: who may come in; None: anyone.
+        limit: how many requests may be in progress, with their bodies read; None: `max_in_flight`.
+        clock: the monotonic clock, in seconds.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Admission:
         max_in_flight_bytes: int,
         metrics: Metrics,
         callers: Callers | None = None,
+        limit: ConcurrencyLimit | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
@@ -63,6 +69,8 @@ class Admission:
         self._in_flight_of: Counter[str] = Counter()
         self.callers = callers or Callers()
         self.in_flight = 0
+        self.limit = limit or ConcurrencyLimit(math.inf, floor=lambda: 1, ceiling=max_in_flight)
+        self._clock = clock
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -100,6 +108,38 @@ class Admission:
             self._metrics.in_flight.dec()
             self._bytes -= ticket.held_bytes
 
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Room for the work on one request, whose body has been read, while the block runs.
+
+        Raises:
+            Overloaded: requests take too long already.
+        """
+        self._check_progress()
+        started = self._clock()
+        self.limit.in_progress += 1
+        try:
+            yield
+            now = self._clock()
+            self.limit.observe(now - started, now)
+        except DeadlineExceeded:
+            now = self._clock()
+            self.limit.observe(now - started, now)
+            raise
+        finally:
+            self.limit.in_progress -= 1
+
+    def _check_progress(self) -> None:
+        if self.limit.full:
+            raise self._refused(
+                "progress",
+                Overloaded(
+                    f"{self.limit.in_progress} requests are in progress, as many as get done in time",
+                    stage="admission",
+                    retry_after_s=RETRY_AFTER_S,
+                ),
+            )
+
     def take_bytes(self, size_bytes: int) -> None:
         """Take room for bytes of a body; the ticket of the request gives it back."""
         if self._bytes + size_bytes > self._max_in_flight_bytes:
@@ -129,6 +169,7 @@ class Admission:
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
+        self._check_progress()  # now, before the body is read; and again when its work begins
 
     def _check_limits(self, caller: Caller) -> None:
         most = caller.max_concurrent

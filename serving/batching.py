@@ -1,27 +1,32 @@
 """Work-conserving batches: an idle replica gets a request at once; while all are busy requests gather.
 
 There is no fixed wait. A lane is one queue, for one version of one model; whenever a request arrives or a
-call ends, the lane sends what has gathered, up to the largest batch, as long as there is a free slot at a
-replica. A request whose deadline has passed, or whose caller has left, is dropped before it costs compute.
+call ends, lanes take turns to send what has gathered, up to the largest batch, as long as there is a place
+at a replica. A request that its caller has left, or that cannot be answered before its deadline as calls have
+gone lately, is dropped before it costs compute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import structlog
 
 from serving.errors import DeadlineExceeded, Internal, SluiceError
+from serving.latency_profile import LatencyProfile, least_wait_s
 from serving.prediction import RequestContext
 
 _log = structlog.get_logger()
+
+# Latencies of versions that are long gone are forgotten beyond this many.
+_MOST_PROFILES = 256
 
 
 class LaneKey(NamedTuple):
@@ -65,36 +70,63 @@ class Taken(NamedTuple):
     expired: list[Entry]
 
 
-Send = Callable[[LaneKey, Sequence[Entry]], Awaitable[np.ndarray]]
-"""Sends a batch; returns scores, float32 [N, K], a row for each entry."""
+class Place(Protocol):
+    """Room for one batch at the replicas."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+
+AnyPlace = TypeVar("AnyPlace", bound=Place)
+
+Book = Callable[[LaneKey], AnyPlace | None]
+"""Takes a place for a batch of a lane, if there is one."""
+
+Send = Callable[[LaneKey, Sequence[Entry], AnyPlace, float | None], Awaitable[np.ndarray]]
+"""Sends a batch to its place; returns scores, float32 [N, K], a row for each entry. The last argument is
+after how many seconds the answer is overdue, None while that is unknown."""
 
 Reason = Literal["idle", "freed", "full"]
 """Why a batch left: a slot was free as its image came; a call ended; it was as large as it may be."""
 
 
-def take(queue: deque[Entry], *, free_slots: int, max_batch: int, now: float) -> Taken:
-    """Take the next batch off the front of `queue`, in order of arrival; empty if no slot is free.
+def take(
+    queue: deque[Entry], *, max_batch: int, now: float, least_s: Callable[[int], float] = lambda _size: 0.0
+) -> Taken:
+    """Take the next batch off the front of `queue`, in order of arrival.
 
-    Entries whose caller has left are dropped on the way, entries whose deadline has passed come back apart.
+    Entries whose caller has left are dropped on the way; entries that cannot be answered in time come back
+    apart. A batch stays as small as the most urgent entry in it needs.
+
+    Args:
+        queue: who waits.
+        max_batch: entries in one batch.
+        now: the time.
+        least_s: how long a batch of this size takes even if all goes well.
     """
     taken = Taken([], [])
-    if free_slots <= 0:
-        return taken
+    most_urgent = float("inf")
     while queue and len(taken.batch) < max_batch:
-        entry = queue.popleft()
+        entry = queue[0]
+        urgent = min(most_urgent, entry.deadline)
         if entry.future.done():
-            continue
-        (taken.batch if now < entry.deadline else taken.expired).append(entry)
+            queue.popleft()
+        elif now + least_s(1) >= entry.deadline:
+            taken.expired.append(queue.popleft())
+        elif taken.batch and now + least_s(len(taken.batch) + 1) >= urgent:
+            break
+        else:
+            taken.batch.append(queue.popleft())
+            most_urgent = urgent
     return taken
 
 
-class Batcher:
+class Batcher(Generic[AnyPlace]):
     """Gathers images into batches and hands each caller its own row. Use as an async context manager.
 
     Args:
         send: sends a batch.
-        slots: calls that the replicas take at once for a lane. Zero means that none can be reached: one
-            call is made all the same, so that callers hear why.
+        book: takes a place for a batch; gives one, too, if nobody can be reached, so that callers hear why.
         max_batch: images in one batch.
         left: is told of each batch that leaves: its lane, its size, and why it left then.
         clock: the monotonic clock, in seconds.
@@ -102,8 +134,8 @@ class Batcher:
 
     def __init__(
         self,
-        send: Send,
-        slots: Callable[[LaneKey], int],
+        send: Send[AnyPlace],
+        book: Book[AnyPlace],
         *,
         max_batch: int,
         left: Callable[[LaneKey, int, Reason], None] = lambda _lane, _size, _reason: None,
@@ -111,10 +143,11 @@ class Batcher:
     ) -> None:
         self._send = send
         self._left = left
-        self._slots = slots
+        self._book = book
         self._max_batch = max_batch
         self._clock = clock
-        self._lanes: dict[LaneKey, Lane] = {}
+        self._lanes: OrderedDict[LaneKey, Lane] = OrderedDict()  # whose turn is next comes first
+        self._profiles: dict[LaneKey, LatencyProfile] = {}
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -129,6 +162,21 @@ class Batcher:
     ) -> None:
         await self._tasks.__aexit__(kind, error, traceback)
 
+    def check(self, key: LaneKey, deadline: float) -> None:
+        """Refuse what cannot be done in time, before anything is done; raises DeadlineExceeded."""
+        profile = self._profiles.get(key)
+        if profile is None:
+            return
+        now, lane = self._clock(), self._lanes.get(key, _IDLE)
+        wait_s = least_wait_s(
+            profile, queued=len(lane.queue), slots=lane.in_flight, max_batch=self._max_batch, now=now
+        )
+        if now + wait_s > deadline:
+            left_s = max(deadline - now, 0.0)
+            raise DeadlineExceeded(
+                f"it would take at least {wait_s:.3f} s, and the deadline is in {left_s:.3f} s", stage="queue"
+            )
+
     def enqueue(
         self, key: LaneKey, pixels: np.ndarray, deadline: float, context: RequestContext | None = None
     ) -> asyncio.Future[np.ndarray]:
@@ -137,9 +185,12 @@ class Batcher:
         Cancelling the future takes this image out, and no other.
         """
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        lane = self._lanes.setdefault(key, Lane())
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane()
         lane.queue.append(Entry(pixels, deadline, self._clock(), future, context))
-        self._pump(key, lane, "idle")
+        while self._send_next(key, lane, "idle"):
+            pass
         return future
 
     def depth(self) -> int:
@@ -153,28 +204,50 @@ class Batcher:
             found[key.model] = found.get(key.model, 0) + len(lane.queue)
         return found
 
-    def _pump(self, key: LaneKey, lane: Lane, why: Reason) -> None:
-        """Send what can be sent now, `why` it can be."""
-        while lane.queue:
-            free_slots = max(self._slots(key), 1) - lane.in_flight
-            taken = take(lane.queue, free_slots=free_slots, max_batch=self._max_batch, now=self._clock())
-            for entry in taken.expired:
-                entry.future.set_exception(
-                    DeadlineExceeded("the deadline passed while waiting for a replica", stage="queue")
-                )
-            if not taken.batch:
-                if free_slots <= 0:
-                    break
-                continue
-            lane.in_flight += 1
-            self._left(key, len(taken.batch), "full" if len(taken.batch) == self._max_batch else why)
-            self._tasks.create_task(self._run(key, lane, taken.batch))
-        if not lane.queue and not lane.in_flight:
-            self._lanes.pop(key, None)
+    def _take_turns(self) -> None:
+        """Send what can be sent after a call has ended: a batch of each lane in turn."""
+        turns = deque(self._lanes.items())
+        while turns:
+            key, lane = turns.popleft()
+            if self._send_next(key, lane, "freed"):
+                turns.append((key, lane))
 
-    async def _run(self, key: LaneKey, lane: Lane, batch: list[Entry]) -> None:
+    def _send_next(self, key: LaneKey, lane: Lane, why: Reason) -> bool:
+        """Send a lane's next batch, if one waits and there is a place for it; whether it was sent."""
+        place = self._book(key) if lane.queue else None
+        if place is None:
+            return False
+        now, profile = self._clock(), self._profile(key)
+        taken = take(
+            lane.queue, max_batch=self._max_batch, now=now, least_s=lambda size: profile.least_s(size, now)
+        )
+        for entry in taken.expired:
+            entry.future.set_exception(
+                DeadlineExceeded("the deadline passed, or could not be kept, in the queue", stage="queue")
+            )
+        if not taken.batch:
+            place.release()
+            return False
+        lane.in_flight += 1
+        self._lanes.move_to_end(key)
+        self._left(key, len(taken.batch), "full" if len(taken.batch) == self._max_batch else why)
+        self._tasks.create_task(self._run(key, lane, taken.batch, place))
+        return True
+
+    def _profile(self, key: LaneKey) -> LatencyProfile:
+        found = self._profiles.get(key)
+        if found is None:
+            while len(self._profiles) >= _MOST_PROFILES:
+                del self._profiles[next(iter(self._profiles))]
+            found = self._profiles[key] = LatencyProfile()
+        return found
+
+    async def _run(self, key: LaneKey, lane: Lane, batch: list[Entry], place: AnyPlace) -> None:
+        profile, started = self._profile(key), self._clock()
         try:
-            rows = await self._send(key, batch)
+            rows = await self._send(key, batch, place, profile.patience_s(len(batch)))
+            now = self._clock()
+            profile.learn(len(batch), now - started, now)
             for entry, row in zip(batch, rows, strict=True):
                 if not entry.future.done():
                     entry.future.set_result(row)
@@ -191,4 +264,10 @@ class Batcher:
                     entry.future.set_exception(error)
         finally:
             lane.in_flight -= 1
-            self._pump(key, lane, "freed")
+            place.release()
+            self._take_turns()
+            if not lane.queue and not lane.in_flight:
+                self._lanes.pop(key, None)
+
+
+_IDLE = Lane()

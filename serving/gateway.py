@@ -18,24 +18,24 @@ import numpy as np
 from serving.admission import Admission, Ticket
 from serving.arms import choose_version, measured, receipted
 from serving.backends.pool import Pool
-from serving.backends.replica import Call
-from serving.batching import Batcher, Entry, LaneKey
+from serving.batching import Batcher, LaneKey
 from serving.callers import Callers
 from serving.catalog import Catalog, ModelVersion
+from serving.concurrency import ConcurrencyLimit
+from serving.decoding import Decoded, Decoders
+from serving.dispatch import Dispatcher
 from serving.errors import (
     DeadlineExceeded,
     Internal,
     InvalidInput,
     NotFound,
-    SluiceError,
     Unavailable,
 )
-from serving.images import decode
 from serving.journal import Journal
 from serving.keys import Scope
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
-from serving.rollout.steering import MODEL_FAULTS, Steering
-from serving.scores import best, checked_top_k, classify_request, model_specs, read_scores
+from serving.rollout.steering import Steering
+from serving.scores import best, checked_top_k, model_specs
 from serving.settings import Settings
 from serving.telemetry import Metrics
 from serving.tensorflow_api import check_shapes
@@ -81,6 +81,12 @@ class Gateway:
             max_in_flight_bytes=settings.max_in_flight_bytes,
             metrics=metrics,
             callers=callers,
+            limit=ConcurrencyLimit(
+                settings.target_latency_s,
+                floor=lambda: 2 * settings.max_batch * max(1, len(pool.replicas)),
+                ceiling=settings.max_in_flight,
+            ),
+            clock=clock,
         )
         self.journal = Journal.from_settings(settings, metrics, clock)
         self.draining = False
@@ -88,10 +94,12 @@ class Gateway:
         self.desk: Desk | None = None
         self.pool = pool
         self._clock = clock
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = Decoders(settings.decode_threads)
+        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="parse")
+        self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal, clock)
         self.batcher = Batcher(
-            self._send,
-            lambda lane: pool.capacity(*lane),
+            self._dispatcher.send,
+            lambda lane: pool.book(*lane),
             max_batch=settings.max_batch,
             left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
             clock=clock,
@@ -111,7 +119,8 @@ class Gateway:
     ) -> None:
         await self.steering.__aexit__(kind, error, traceback)
         await self.batcher.__aexit__(kind, error, traceback)
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.close()
+        self._threads.shutdown(cancel_futures=True)
         await asyncio.to_thread(self.journal.close)
 
     @contextmanager
@@ -150,6 +159,12 @@ class Gateway:
                 stage="admission",
             )
         self.journal.has_read(context)
+        with self.admission.progress():
+            return await self._classify(ref, images, top_k, context)
+
+    async def _classify(
+        self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
+    ) -> Prediction:
         return await self._routed(
             ref, context, lambda model: self._classify_with(model, images, top_k, context)
         )
@@ -167,7 +182,7 @@ class Gateway:
         pinned = ModelRef(first.model, first.version)
 
         async def part(start: int) -> tuple[int, Prediction]:
-            return start, await self.classify(pinned, images[start : start + size], top_k, context)
+            return start, await self._classify(pinned, images[start : start + size], top_k, context)
 
         parts = [asyncio.ensure_future(part(start)) for start in range(size, len(images), size)]
         try:
@@ -210,7 +225,8 @@ class Gateway:
                 check_shapes(model, request)
             return await self._ask(method, model, request, context)
 
-        return await self._routed(ref, context, answer)
+        with self.admission.progress():
+            return await self._routed(ref, context, answer)
 
     async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
         for spec in model_specs(request):
@@ -218,7 +234,7 @@ class Gateway:
             spec.version.value = model.version
         self.journal.has_read(context)
         started = self._clock()
-        response = await self._call(
+        response = await self._dispatcher.call(
             LaneKey(model.name, model.version),
             lambda api, timeout_s: api.ask(method, request, timeout_s),
             deadline=context.deadline,
@@ -228,28 +244,9 @@ class Gateway:
         self.journal.called(model.name, model.version, [context], self._clock() - started)
         return response
 
-    async def _call(
-        self,
-        lane: LaneKey,
-        call: Call[Result],
-        *,
-        deadline: float,
-        faults: tuple[type[SluiceError], ...] | None,
-    ) -> Result:
-        """Make a call on a replica; if `faults` are given it is a rollout's evidence, bad if it meets one."""
-        if faults is None:
-            return await self.pool.call(lane.model, lane.version, call, deadline=deadline)
-        return await self.steering.call(
-            lane.model,
-            lane.version,
-            call,
-            lambda attempt: self.pool.call(lane.model, lane.version, attempt, deadline=deadline),
-            faults=faults,
-        )
-
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
         """Do work that takes a while, such as parsing a large body, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def resolve(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """What is known of the version that `ref` is routed to; raises as `ask` does."""
@@ -312,6 +309,7 @@ class Gateway:
         context.answered_by = (model.name, str(model.version))
         count = checked_top_k(top_k, model, self.settings.default_top_k)
         with measured(self.steering, model, context, self._clock):
+            self.batcher.check(LaneKey(model.name, model.version), context.deadline)
             decoded = await self._decode(images, model, context)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = iter(await self._score(model, pixels_of, context))
@@ -342,56 +340,19 @@ class Gateway:
             if images and (rows is not None or failed):
                 named = None if rows is None else [model.labels[int(row.argmax())] for row in rows]
                 self.steering.copy(
-                    model.name, context.route, named, lambda version: self._name(model.name, version, images)
+                    model.name,
+                    context.route,
+                    named,
+                    lambda version: self._dispatcher.name(model.name, version, images),
                 )
         return rows
 
-    async def _name(self, name: str, version: int, images: Sequence[np.ndarray]) -> list[str]:
-        """The label that a version gives each image, straight from a replica: for comparison only."""
-        model = self.catalog.version(name, version)
-        image, request = classify_request(model, images)
-        response = await self.pool.call(
-            name,
-            version,
-            lambda api, timeout_s: api.predict(request, timeout_s),
-            deadline=self._clock() + self.settings.request_timeout_s,
-        )
-        scores = read_scores(response, image.output_name, (len(images), image.classes))
-        return [model.labels[int(row.argmax())] for row in scores]
-
     async def _decode(
         self, images: Sequence[bytes], model: ModelVersion, context: RequestContext
-    ) -> list[np.ndarray | SluiceError]:
-        """Each image as uint8 [H,W,C], or the error that it met. Runs on the decoding threads."""
-        loop = asyncio.get_running_loop()
+    ) -> list[Decoded]:
+        """Each image as uint8 [H,W,C], or the error that it met."""
         spec = model.require_image().spec
-        max_pixels = self.settings.max_image_pixels
-
-        def one(data: bytes) -> np.ndarray | SluiceError:
-            try:
-                return decode(data, spec, max_pixels=max_pixels)
-            except SluiceError as error:
-                return error
-
         started = self._clock()
-        decoded = await asyncio.gather(*(loop.run_in_executor(self._decoders, one, data) for data in images))
+        decoded = await self._decoders.decode(images, spec, max_pixels=self.settings.max_image_pixels)
         self.journal.stage(context, "decode", self._clock() - started)
         return decoded
-
-    async def _send(self, lane: LaneKey, batch: Sequence[Entry]) -> np.ndarray:
-        """Ask a replica for the scores of a batch: float32 [N,K]."""
-        started = self._clock()
-        for entry in batch:
-            self.journal.stage(entry.context, "queue", started - entry.enqueued)
-        model = self.catalog.version(lane.model, lane.version)
-        image, request = classify_request(model, [entry.pixels for entry in batch])
-        response = await self._call(
-            lane,
-            lambda api, timeout_s: api.predict(request, timeout_s),
-            deadline=max(entry.deadline for entry in batch),
-            faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
-        )
-        self.journal.called(
-            lane.model, lane.version, [entry.context for entry in batch], self._clock() - started
-        )
-        return read_scores(response, image.output_name, (len(batch), image.classes))

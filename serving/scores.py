@@ -31,6 +31,12 @@ def classify_request(model: ModelVersion, images: Sequence[np.ndarray]) -> tuple
     return image, request
 
 
+def padded(images: list[np.ndarray], sizes: Sequence[int]) -> list[np.ndarray]:
+    """The images, the last of them repeated until there are as many as the next of `sizes`."""
+    size = min((size for size in sizes if size >= len(images)), default=len(images))
+    return images + images[-1:] * (size - len(images))
+
+
 def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:
     """Write images of one shape, uint8 [H,W,C], into a TensorProto as [N,H,W,C], with one copy in Python."""
     proto.dtype = tensors.data_type_of(images[0].dtype)

@@ -113,8 +113,15 @@ class Settings(BaseSettings):
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
     """Bodies held at once: what bounds memory when bodies are large."""
 
+    target_latency_s: Positive = 2.0
+    """Requests that take longer than this, their bodies read, make the gateway take fewer at once, down to
+    two full batches a replica: people give up after a few seconds, and a longer queue answers no more."""
+
     max_batch: AtLeastOne = 32
     """Images in one call to a replica. Beyond 32 throughput hardly grows, and latency does."""
+    batch_sizes: tuple[AtLeastOne, ...] = ()
+    """Batches are filled up to the next of these sizes, for a replica that compiles each size anew, as XLA
+    does. Empty: they leave as they are."""
     calls_per_replica: AtLeastOne = 2
     """Calls in flight to one replica: one that computes, and one ready behind it."""
     decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))

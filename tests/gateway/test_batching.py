@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from serving.batching import Batcher, Entry, LaneKey, take
+from serving.batching import Batcher, Entry, LaneKey, Place, take
 from serving.errors import DeadlineExceeded, Internal, Unavailable
+from serving.latency_profile import LEAST_PATIENCE_S
 from tests.support.fake_replica import until
 
 LANE = LaneKey("digits", 1)
@@ -29,12 +30,30 @@ class ScriptedSend:
         self.gate = asyncio.Event()
         self.error: Exception | None = None
 
-    async def __call__(self, _lane: LaneKey, batch: Sequence[Entry]) -> np.ndarray:
+    async def __call__(
+        self, _lane: LaneKey, batch: Sequence[Entry], _place: Place, _patience_s: float | None
+    ) -> np.ndarray:
         self.batches.append([int(entry.pixels[0, 0, 0]) for entry in batch])
         await self.gate.wait()
         if self.error is not None:
             raise self.error
         return np.array([[entry.pixels[0, 0, 0]] for entry in batch], np.float32)
+
+
+class Places:
+    """So many calls at once, whatever the lane."""
+
+    def __init__(self, count: int) -> None:
+        self.free = count
+
+    def __call__(self, _lane: LaneKey) -> Place | None:
+        if not self.free:
+            return None
+        self.free -= 1
+        return self
+
+    def release(self) -> None:
+        self.free += 1
 
 
 def entry(deadline: float, *, left: bool = False) -> Entry:
@@ -44,26 +63,30 @@ def entry(deadline: float, *, left: bool = False) -> Entry:
     return Entry(pixels(0), deadline, 0.0, future)
 
 
-@pytest.mark.parametrize(
-    ("free_slots", "max_batch", "taken", "remaining"),
-    [(0, 4, 0, 6), (1, 4, 4, 2), (1, 6, 6, 0), (1, 32, 6, 0), (-1, 4, 0, 6)],
-)
-async def test_take_fills_a_batch_if_a_slot_is_free(
-    free_slots: int, max_batch: int, taken: int, remaining: int
-) -> None:
+@pytest.mark.parametrize(("max_batch", "taken"), [(4, 4), (6, 6), (32, 6)])
+async def test_take_fills_a_batch_in_order_of_arrival(max_batch: int, taken: int) -> None:
     queue = deque(entry(FAR) for _ in range(6))
     order = list(queue)
-    found = take(queue, free_slots=free_slots, max_batch=max_batch, now=0.0)
+    found = take(queue, max_batch=max_batch, now=0.0)
     assert found.batch == order[:taken]
     assert list(queue) == order[taken:]
-    assert len(queue) == remaining
     assert found.expired == []
+
+
+async def test_a_batch_is_as_small_as_its_most_urgent_image_needs() -> None:
+    """A call takes a second an image: who has three seconds left gets a batch of two."""
+    easy, urgent, hopeless, last = entry(FAR), entry(3.5), entry(0.5), entry(FAR)
+    queue = deque([easy, urgent, hopeless, last, entry(FAR)])
+    found = take(queue, max_batch=8, now=0.0, least_s=float)
+    assert found.batch == [easy, urgent, last]
+    assert found.expired == [hopeless]
+    assert len(queue) == 1
 
 
 async def test_take_drops_who_left_and_sets_apart_who_is_late() -> None:
     late, left, good, more = entry(1.0), entry(FAR, left=True), entry(FAR), entry(FAR)
     queue = deque([late, left, good, more])
-    found = take(queue, free_slots=1, max_batch=1, now=1.0)
+    found = take(queue, max_batch=1, now=1.0)
     assert found.batch == [good]
     assert found.expired == [late]
     assert list(queue) == [more]
@@ -71,7 +94,7 @@ async def test_take_drops_who_left_and_sets_apart_who_is_late() -> None:
 
 async def test_an_idle_replica_gets_a_request_at_once_and_a_busy_one_a_batch() -> None:
     send = ScriptedSend()
-    async with Batcher(send, lambda _: 1, max_batch=8) as batcher:
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
         futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(5)]
         await until(lambda: len(send.batches) == 1)
         assert send.batches == [[0]]
@@ -84,7 +107,7 @@ async def test_an_idle_replica_gets_a_request_at_once_and_a_busy_one_a_batch() -
 
 async def test_batches_are_no_larger_than_the_limit_and_slots_run_beside_each_other() -> None:
     send = ScriptedSend()
-    async with Batcher(send, lambda _: 2, max_batch=3) as batcher:
+    async with Batcher(send, Places(2), max_batch=3) as batcher:
         futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(10)]
         await until(lambda: len(send.batches) == 2)
         send.gate.set()
@@ -95,7 +118,7 @@ async def test_batches_are_no_larger_than_the_limit_and_slots_run_beside_each_ot
 async def test_lanes_do_not_mix() -> None:
     send = ScriptedSend()
     send.gate.set()
-    async with Batcher(send, lambda _: 1, max_batch=8) as batcher:
+    async with Batcher(send, Places(2), max_batch=8) as batcher:
         futures = [batcher.enqueue(LaneKey("digits", value % 2), pixels(value), FAR) for value in range(6)]
         await asyncio.gather(*futures)
     assert sorted(map(sorted, send.batches)) == [[0], [1], [2, 4], [3, 5]]
@@ -103,7 +126,7 @@ async def test_lanes_do_not_mix() -> None:
 
 async def test_who_leaves_takes_nobody_along() -> None:
     send = ScriptedSend()
-    async with Batcher(send, lambda _: 1, max_batch=8) as batcher:
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
         first = batcher.enqueue(LANE, pixels(0), FAR)
         waiting = [batcher.enqueue(LANE, pixels(value), FAR) for value in (1, 2, 3)]
         await until(lambda: len(send.batches) == 1)
@@ -118,7 +141,7 @@ async def test_who_leaves_takes_nobody_along() -> None:
 async def test_who_is_late_hears_so_and_costs_nothing() -> None:
     now = 100.0
     send = ScriptedSend()
-    async with Batcher(send, lambda _: 1, max_batch=8, clock=lambda: now) as batcher:
+    async with Batcher(send, Places(1), max_batch=8, clock=lambda: now) as batcher:
         first = batcher.enqueue(LANE, pixels(0), FAR)
         late = batcher.enqueue(LANE, pixels(1), 101.0)
         good = batcher.enqueue(LANE, pixels(2), FAR)
@@ -136,7 +159,7 @@ async def test_without_a_replica_callers_hear_why() -> None:
     send = ScriptedSend()
     send.gate.set()
     send.error = Unavailable("nobody there")
-    async with Batcher(send, lambda _: 0, max_batch=8) as batcher:
+    async with Batcher(send, Places(100), max_batch=8) as batcher:
         futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(3)]
         found = await asyncio.gather(*futures, return_exceptions=True)
     assert [str(each) for each in found] == ["nobody there"] * 3
@@ -146,8 +169,67 @@ async def test_an_unforeseen_failure_reaches_callers_as_an_internal_error() -> N
     send = ScriptedSend()
     send.gate.set()
     send.error = ZeroDivisionError("a bug")
-    async with Batcher(send, lambda _: 1, max_batch=8) as batcher:
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
         with pytest.raises(Internal, match="unforeseen"):
             await batcher.enqueue(LANE, pixels(0), FAR)
         send.error = None
         assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
+
+
+async def test_lanes_take_turns_at_a_place_that_they_share() -> None:
+    order: list[int] = []
+
+    async def send(
+        lane: LaneKey, batch: Sequence[Entry], _place: Place, _patience_s: float | None
+    ) -> np.ndarray:
+        order.append(lane.version)
+        await asyncio.sleep(0)
+        return np.zeros((len(batch), 1), np.float32)
+
+    async with Batcher(send, Places(1), max_batch=2) as batcher:
+        busy = [batcher.enqueue(LaneKey("busy", 1), pixels(0), FAR) for _ in range(20)]
+        rare = [batcher.enqueue(LaneKey("rare", 2), pixels(0), FAR) for _ in range(4)]
+        await asyncio.gather(*busy, *rare)
+    assert order[:6] == [1, 1, 2, 1, 2, 1]
+    assert order.count(1) == 11
+
+
+async def test_what_cannot_be_done_in_time_is_refused_before_it_costs_anything() -> None:
+    now = 100.0
+
+    async def send(
+        _lane: LaneKey, batch: Sequence[Entry], _place: Place, _patience_s: float | None
+    ) -> np.ndarray:
+        nonlocal now
+        now += 1.0
+        return np.zeros((len(batch), 1), np.float32)
+
+    places = Places(1)
+    async with Batcher(send, places, max_batch=8, clock=lambda: now) as batcher:
+        batcher.check(LANE, now + 0.01)  # nothing is known yet
+        for _ in range(20):
+            await batcher.enqueue(LANE, pixels(0), FAR)
+        with pytest.raises(DeadlineExceeded, match="would take at least"):
+            batcher.check(LANE, now + 0.5)
+        batcher.check(LANE, now + 1.5)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.enqueue(LANE, pixels(0), now + 0.5)
+        now += 60.0  # refusing for ever would mean never to learn better
+        batcher.check(LANE, now + 0.5)
+    assert places.free == 1
+
+
+async def test_a_call_without_answer_is_overdue_once_latencies_are_known() -> None:
+    seen: list[float | None] = []
+
+    async def send(
+        _lane: LaneKey, batch: Sequence[Entry], _place: Place, patience_s: float | None
+    ) -> np.ndarray:
+        seen.append(patience_s)
+        return np.zeros((len(batch), 1), np.float32)
+
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
+        for _ in range(10):
+            await batcher.enqueue(LANE, pixels(0), FAR)
+    assert seen[0] is None
+    assert seen[-1] == LEAST_PATIENCE_S

@@ -1,0 +1,115 @@
+"""Takes batches of images, and whole calls, to the replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from serving.backends.pool import Pool, Slot
+from serving.backends.replica import Call
+from serving.backends.tfserving import TensorFlowServing
+from serving.batching import Entry, LaneKey
+from serving.catalog import Catalog
+from serving.errors import SluiceError
+from serving.journal import Journal
+from serving.rollout.steering import MODEL_FAULTS, Steering
+from serving.scores import classify_request, padded, read_scores
+from serving.settings import Settings
+
+Result = TypeVar("Result")
+
+
+class Dispatcher:
+    """Makes calls on replicas, and has rollouts and the journal know of them.
+
+    Args:
+        settings: sizes and times.
+        pool: the replicas.
+        catalog: what is known of their models.
+        steering: what counts calls as evidence in rollouts.
+        journal: where stages are written down.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        catalog: Catalog,
+        steering: Steering,
+        journal: Journal,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._catalog = catalog
+        self._steering = steering
+        self._journal = journal
+        self._clock = clock
+
+    async def call(
+        self,
+        lane: LaneKey,
+        call: Call[Result],
+        *,
+        deadline: float,
+        faults: tuple[type[SluiceError], ...] | None,
+        slot: Slot | None = None,
+        patience_s: float | None = None,
+    ) -> Result:
+        """Make a call on a replica, as `Pool.call` does.
+
+        If `faults` are given it is a rollout's evidence, bad if it meets one.
+        """
+
+        def make(attempt: Call[Result]) -> Awaitable[Result]:
+            return self._pool.call(*lane, attempt, deadline=deadline, slot=slot, patience_s=patience_s)
+
+        if faults is None:
+            return await make(call)
+        return await self._steering.call(*lane, call, make, faults=faults)
+
+    async def send(
+        self, lane: LaneKey, batch: Sequence[Entry], slot: Slot, patience_s: float | None
+    ) -> np.ndarray:
+        """Ask a replica for the scores of a batch: float32 [N,K].
+
+        An answer that cannot be read is a fault of the replica, and another one is asked.
+        """
+        started = self._clock()
+        for entry in batch:
+            self._journal.stage(entry.context, "queue", started - entry.enqueued)
+        model = self._catalog.version(lane.model, lane.version)
+        images = padded([entry.pixels for entry in batch], self._settings.batch_sizes)
+        image, request = classify_request(model, images)
+
+        async def ask(api: TensorFlowServing, timeout_s: float) -> np.ndarray:
+            response = await api.predict(request, timeout_s)
+            return read_scores(response, image.output_name, (len(images), image.classes))
+
+        scores = await self.call(
+            lane,
+            ask,
+            deadline=max(entry.deadline for entry in batch),
+            faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
+            slot=slot,
+            patience_s=patience_s,
+        )
+        contexts = [entry.context for entry in batch]
+        self._journal.called(lane.model, lane.version, contexts, self._clock() - started)
+        return scores[: len(batch)]
+
+    async def name(self, name: str, version: int, images: Sequence[np.ndarray]) -> list[str]:
+        """The label that a version gives each image, straight from a replica: for comparison only."""
+        model = self._catalog.version(name, version)
+        image, request = classify_request(model, images)
+        response = await self._pool.call(
+            name,
+            version,
+            lambda api, timeout_s: api.predict(request, timeout_s),
+            deadline=self._clock() + self._settings.request_timeout_s,
+        )
+        scores = read_scores(response, image.output_name, (len(images), image.classes))
+        return [model.labels[int(row.argmax())] for row in scores]

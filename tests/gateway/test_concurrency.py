@@ -1,0 +1,87 @@
+"""The limit on what is in progress: pure, and in a gateway that is offered ten times what it can do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from serving.concurrency import ConcurrencyLimit
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.gateways import counted, gateway_over
+from tests.support.pictures import encoded, gradient
+
+PNG = {"content-type": "image/png"}
+
+
+def limit_of(floor: int = 8, ceiling: int = 1000, target_s: float = 1.0) -> ConcurrencyLimit:
+    return ConcurrencyLimit(target_s, floor=lambda: floor, ceiling=ceiling)
+
+
+def test_the_limit_falls_to_what_is_done_in_time_and_grows_back() -> None:
+    """Closed loop: a server that does a hundred a second, and as many callers as are let in."""
+    found, now = limit_of(), 0.0
+    for _ in range(100):
+        found.in_progress = found.limit
+        latency_s = found.in_progress / 100
+        now += latency_s
+        for _ in range(found.in_progress):
+            found.observe(latency_s, now)
+    assert 80 <= found.limit <= 110
+    for _ in range(2000):  # the server is ten times as fast now
+        found.in_progress = found.limit
+        now += 0.1
+        for _ in range(found.in_progress):
+            found.observe(found.in_progress / 1000, now)
+    assert found.limit > 700
+
+
+def test_one_slow_batch_cuts_once_and_never_below_the_floor() -> None:
+    found = limit_of(floor=64)
+    found.in_progress = 200
+    for _ in range(32):
+        found.observe(1.5, now=10.0)
+    assert 120 < found.limit < 200
+    for second in range(20, 60):
+        found.observe(100.0, now=float(100 * second))
+    assert found.limit == 64
+
+
+def test_a_limit_that_is_not_used_does_not_grow() -> None:
+    found = limit_of(floor=8)
+    found.in_progress = 100
+    found.observe(2.0, now=1.0)
+    before = found.limit
+    found.in_progress = 1
+    for _ in range(10_000):
+        found.observe(0.01, now=2.0)
+    assert found.limit == before
+
+
+async def test_ten_times_overload_is_refused_and_what_is_admitted_is_answered_in_time() -> None:
+    async def slow(_request: Any) -> None:
+        await asyncio.sleep(0.02)
+
+    picture = encoded(gradient(), "PNG")
+    statuses: dict[int, int] = {}
+
+    async def post(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/models/digits:classify", content=picture, headers=PNG)
+        statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["retryable"]
+
+    async with (
+        running(FakeReplica(before_predict=slow)) as fake,
+        gateway_over(fake, max_batch=2, calls_per_replica=1, target_latency_s=0.1) as (up, client),
+    ):
+        for _ in range(4):
+            await asyncio.gather(*(post(client) for _ in range(100)))
+        assert set(statuses) == {200, 503}
+        assert counted(up, "sluice_requests_refused_total", reason="progress") == statuses[503]
+        assert up.gateway.admission.limit.in_progress == 0
+        assert up.gateway.admission.limit.limit < 50
+        await post(client)
+        assert statuses[200] >= 4 * 4
