@@ -1,8 +1,8 @@
 """How much may be in progress at once, learned from how long it takes.
 
 Additive increase and multiplicative decrease, after Netflix's concurrency-limits (its AIMDLimit) and
-TCP's congestion avoidance (RFC 5681). Latency below the target and a limit in use let the limit grow by one in
-about the time of one request; latency above the target cuts it, at most once in that time, since what is in
+TCP's congestion avoidance (RFC 5681). Latency below the target and a limit in use let the limit grow by one
+in about the time of one request; latency above the target cuts it, at most once in that time, since what is in
 progress was let in under the old limit.
 
 A gradient of latency against its own minimum, the library's other way, does not fit a gateway that batches:
@@ -47,7 +47,7 @@ class ConcurrencyLimit:
 
     def observe(self, latency_s: float, now: float) -> None:
         """Something that was in progress ended well after `latency_s`."""
-        limit = float(self.limit)
+        limit = min(float(self._ceiling), max(self._limit, float(self._floor())))
         if latency_s <= self._target_s:
             if 2 * self.in_progress >= limit:
                 self._limit = min(float(self._ceiling), limit + 1 / limit)
