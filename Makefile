@@ -100,7 +100,7 @@ rollout-figures: install-dev ## Simulate 10,000 rollouts of each kind: the figur
 	$(BIN)/python -m tests.rollout.figures
 
 .PHONY: check
-check: lint test ## All that CI checks
+check: lint manifests test ## All that CI checks
 
 # Dev is compiled first; the others are held to its pins, so that every environment agrees.
 .PHONY: lock
