@@ -1,0 +1,31 @@
+"""Half precision is published only if it costs next to nothing, with both accuracies in the card."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from training import job, recipes
+from training.config import Options
+from training.errors import PublishFailed
+
+
+def test_a_bfloat16_model_carries_both_accuracies(tmp_path: Path) -> None:
+    options = Options(out=tmp_path, epochs=2, examples=300, precision="bfloat16", name="half")
+    published = job.train("functional", options, Console(quiet=True))
+    assert published is not None
+    card = json.loads((published.folder / "assets.extra" / "card.json").read_text())
+    both = card["metrics"]["precision"]
+    assert card["precision"] == "bfloat16"
+    assert set(both) == {"metric", "float32", "bfloat16"}
+    assert both["bfloat16"] == card["metrics"]["held_out_accuracy"]
+    assert both["bfloat16"] >= both["float32"] - 0.002
+
+
+def test_a_precision_that_costs_too_much_is_refused() -> None:
+    plan = recipes.plan("sequential", Options())
+    kept = job._allowed(plan, {"held_out_accuracy": 0.98}, {"held_out_accuracy": 0.979}, "float16")
+    assert kept["precision"] == {"metric": "held_out_accuracy", "float32": 0.98, "float16": 0.979}
+    with pytest.raises(PublishFailed, match=r"takes held_out_accuracy from 0\.98 to 0\.977"):
+        job._allowed(plan, {"held_out_accuracy": 0.98}, {"held_out_accuracy": 0.977}, "float16")
