@@ -97,6 +97,11 @@ const drawing = new Drawing(byId("canvas"), (picture) => {
   classify(picture);
 });
 byId("clear").addEventListener("click", () => drawing.clear());
+for (const name of ["pointerdown", "keydown"]) {
+  byId("canvas").addEventListener(name, (event) => {
+    if (event.key !== "Tab") byId("draw-invite").hidden = true;
+  });
+}
 
 function fitDrawing() {
   const input = chosen()?.input;

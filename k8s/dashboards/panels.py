@@ -1,0 +1,90 @@
+"""What the dashboards' panels have in common."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable
+from grafana_foundation_sdk.models.common import (
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+    TooltipDisplayMode,
+)
+from grafana_foundation_sdk.models.dashboard import DataSourceRef
+
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+# Grafana's grid is 24 wide: two panels in a row.
+WIDE, HIGH = 12, 8
+
+
+def board(uid: str, title: str, description: str) -> Dashboard:
+    """An empty dashboard that asks for the data source, and for models."""
+    models = (
+        QueryVariable("model")
+        .datasource(SOURCE)
+        .query("label_values(sluice_queue_depth, model)")
+        .multi(True)
+        .include_all(True)
+    )
+    return (
+        Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags(["sluice"])
+        .refresh("15s")
+        .time("now-1h", "now")
+        .with_variable(DatasourceVariable("datasource").type("prometheus"))
+        .with_variable(models)
+    )
+
+
+def query(expression: str, legend: str) -> prometheus.Dataquery:
+    """One PromQL expression, and how its series are called."""
+    return prometheus.Dataquery().expr(expression).legend_format(legend)
+
+
+def lines(
+    title: str,
+    description: str,
+    *queries: prometheus.Dataquery,
+    unit: str = "short",
+    stacked: bool = False,
+) -> timeseries.Panel:
+    """Curves over time."""
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(SOURCE)
+        .unit(unit)
+        .span(WIDE)
+        .height(HIGH)
+        .fill_opacity(25 if stacked else 5)
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(True)
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
+        )
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
+    )
+    if stacked:
+        panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+    for each in queries:
+        panel = panel.with_target(each)
+    return panel
+
+
+def number(title: str, description: str, value: prometheus.Dataquery, unit: str = "short") -> stat.Panel:
+    """One figure."""
+    return (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(SOURCE)
+        .unit(unit)
+        .span(6)
+        .height(4)
+        .with_target(value)
+    )

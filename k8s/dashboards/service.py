@@ -1,0 +1,184 @@
+"""The service: rate, errors and duration, by version; where the time goes; what the models predict."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+
+from k8s.dashboards.panels import board, lines, number, query
+
+_M = '{model=~"$model"}'
+_FAILED = 'outcome=~"internal|unavailable|deadline-exceeded|overloaded"'
+
+
+def dashboard() -> Dashboard:
+    """The dashboard."""
+    return _work(_requests(board("sluice-service", "Sluice: service", "Rate, errors, duration; by version.")))
+
+
+def _requests(made: Dashboard) -> Dashboard:
+    return (
+        made.with_row(Row("At a glance"))
+        .with_panel(
+            number(
+                "Requests a second",
+                "All of them, refused ones included.",
+                query("sum(rate(sluice_requests_total[$__rate_interval]))", ""),
+                "reqps",
+            )
+        )
+        .with_panel(
+            number(
+                "Failed",
+                "Of all requests those that the service could have answered and did not.",
+                query(
+                    f"(sum(rate(sluice_requests_total{{{_FAILED}}}[$__rate_interval])) or vector(0)) "
+                    "/ sum(rate(sluice_requests_total[$__rate_interval]))",
+                    "",
+                ),
+                "percentunit",
+            )
+        )
+        .with_panel(
+            number(
+                "99th percentile",
+                "Of the duration of a request.",
+                query(
+                    "histogram_quantile(0.99, sum by (le) "
+                    "(rate(sluice_request_duration_seconds_bucket[$__rate_interval])))",
+                    "",
+                ),
+                "s",
+            )
+        )
+        .with_panel(
+            number(
+                "Room",
+                "How full the fullest gateway is.",
+                query("max(sluice_requests_in_flight / sluice_requests_in_flight_limit)", ""),
+                "percentunit",
+            )
+        )
+        .with_row(Row("Requests"))
+        .with_panel(
+            lines(
+                "Requests by version and arm",
+                "Which version answers, and as which arm of a rollout.",
+                query(
+                    f"sum by (model, version, arm) (rate(sluice_requests_total{_M}[$__rate_interval]))",
+                    "{{model}} {{version}} {{arm}}",
+                ),
+                unit="reqps",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Requests by outcome",
+                "`ok`, or the kind of error.",
+                query(
+                    "sum by (protocol, outcome) (rate(sluice_requests_total[$__rate_interval]))",
+                    "{{protocol}} {{outcome}}",
+                ),
+                unit="reqps",
+            )
+        )
+        .with_panel(
+            lines(
+                "Duration by version",
+                "50th and 99th percentile.",
+                *(
+                    query(
+                        f"histogram_quantile({quantile}, sum by (model, version, le) "
+                        f"(rate(sluice_request_duration_seconds_bucket{_M}[$__rate_interval])))",
+                        "{{model}} {{version}} " + name,
+                    )
+                    for quantile, name in (("0.5", "p50"), ("0.99", "p99"))
+                ),
+                unit="s",
+            )
+        )
+        .with_panel(
+            lines(
+                "Refusals",
+                "By reason: no credentials, over a limit, no room.",
+                query(
+                    "sum by (reason) (rate(sluice_requests_refused_total[$__rate_interval]))", "{{reason}}"
+                ),
+                unit="reqps",
+            )
+        )
+    )
+
+
+def _work(made: Dashboard) -> Dashboard:
+    return (
+        made.with_row(Row("Where the time goes"))
+        .with_panel(
+            lines(
+                "Stages",
+                "Mean time in each stage of a request's path.",
+                query(
+                    "sum by (stage) (rate(sluice_stage_duration_seconds_sum[$__rate_interval])) "
+                    "/ sum by (stage) (rate(sluice_stage_duration_seconds_count[$__rate_interval]))",
+                    "{{stage}}",
+                ),
+                unit="s",
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Stages, 99th percentile",
+                "The slow ones.",
+                query(
+                    "histogram_quantile(0.99, sum by (stage, le) "
+                    "(rate(sluice_stage_duration_seconds_bucket[$__rate_interval])))",
+                    "{{stage}}",
+                ),
+                unit="s",
+            )
+        )
+        .with_panel(
+            lines(
+                "Images in a batch",
+                "Mean size of a call to a replica, and why batches leave.",
+                query(
+                    f"sum by (model) (rate(sluice_batch_size_sum{_M}[$__rate_interval])) "
+                    f"/ sum by (model) (rate(sluice_batch_size_count{_M}[$__rate_interval]))",
+                    "{{model}} mean size",
+                ),
+                query(
+                    f"sum by (reason) (rate(sluice_batches_total{_M}[$__rate_interval]))",
+                    "{{reason}}, a second",
+                ),
+            )
+        )
+        .with_panel(
+            lines(
+                "Queue and room",
+                "Images that wait, and requests in flight with their limit.",
+                query(f"sum by (model) (sluice_queue_depth{_M})", "{{model}} waiting"),
+                query("sum(sluice_requests_in_flight)", "in flight"),
+                query("sum(sluice_requests_in_flight_limit)", "limit"),
+            )
+        )
+        .with_row(Row("Predictions"))
+        .with_panel(
+            lines(
+                "Predicted classes",
+                "Images by the class that was put first; a shift shows here first.",
+                query(
+                    f"sum by (model, class) (rate(sluice_predictions_total{_M}[$__rate_interval]))",
+                    "{{model}} {{class}}",
+                ),
+                stacked=True,
+            )
+        )
+        .with_panel(
+            lines(
+                "Drift",
+                "Population stability index against the training data; 0.25 is far.",
+                query(f"max by (model, version) (sluice_prediction_drift{_M})", "{{model}} {{version}}"),
+            )
+        )
+    )
