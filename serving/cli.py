@@ -18,7 +18,7 @@ GROUP = "sluice.commands"
 # In the order in which people meet them; commands that are not named here follow, sorted.
 _ORDER = (
     "recipes", "train", "publish", "inspect", "evaluate", "compare",
-    "serve", "classify", "models", "rollout", "gateway", "model-server", "keys", "demo",
+    "serve", "classify", "models", "top", "rollout", "gateway", "model-server", "keys", "demo",
 )  # fmt: skip
 
 
