@@ -26,6 +26,7 @@ from serving.callers import Callers
 from serving.catalog import Catalog
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
+from serving.memory import give_back_memory
 from serving.rest import app
 from serving.rest.server import HttpServer, listen
 from serving.rpc.server import RpcServer
@@ -271,4 +272,5 @@ def _in_url(host: str) -> str:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run the whole program on uvloop."""
+    give_back_memory()
     uvloop.run(work)
