@@ -91,6 +91,10 @@ image-tree: install-dev ## Build the file tree of the gateway's image without an
 fleet: model ## Load 3 gateways and 3 model servers in network namespaces while they fail (as root, minutes)
 	$(BIN)/python -m k8s.tools.fleet --models $(MODELS)
 
+.PHONY: bench
+bench: install-dev ## Measure the gateway against its parts and a hand-written server (minutes; needs wrk)
+	$(BIN)/python -m tests.bench
+
 .PHONY: bench-model-server
 bench-model-server: install-dev ## Measure Predict through the model server against the same model in process
 	$(BIN)/python -m tests.bench.model_server

@@ -1,9 +1,9 @@
 """How much may be in progress at once, learned from how long it takes.
 
 Additive increase and multiplicative decrease, after Netflix's concurrency-limits (its AIMDLimit) and
-TCP's congestion avoidance (RFC 5681). Latency below the target and a limit in use let the limit grow by one
-in about the time of one request; latency above the target cuts it, at most once in that time, since what is in
-progress was let in under the old limit.
+TCP's congestion avoidance (RFC 5681). Latency below the target and a limit in use let the limit grow by
+one in about the time of one request; latency above the target cuts it, at most once in that time, since
+what is in progress was let in under the old limit.
 
 A gradient of latency against its own minimum, the library's other way, does not fit a gateway that batches:
 latency grows with every batch that fills, which is what is wanted.

@@ -1,0 +1,49 @@
+"""What one writes by hand in an afternoon: FastAPI, Pillow, a thread pool, the model in the same process.
+
+`python -m tests.bench.fastapi_baseline FOLDER_OF_A_SAVED_MODEL SIDE`; prints its port.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image
+
+
+def build(model: Any, side: int) -> FastAPI:
+    """The app."""
+    app = FastAPI()
+    predict = model.signatures["serving_default"]
+
+    def classify(body: bytes) -> list[dict[str, float]]:
+        image = Image.open(io.BytesIO(body)).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+        scores = predict(images=tf.constant(np.asarray(image)[None]))["scores"].numpy()[0]
+        return [{"index": int(index), "score": float(scores[index])} for index in np.argsort(-scores)[:5]]
+
+    @app.post("/classify")
+    async def post(request: Request) -> dict[str, Any]:
+        return {"classes": await run_in_threadpool(classify, await request.body())}
+
+    return app
+
+
+def main() -> None:
+    """Serve until killed."""
+    folder, side = sys.argv[1:]
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    app = build(tf.saved_model.load(folder), int(side))
+    print(listener.getsockname()[1], flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
