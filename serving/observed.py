@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.exposition import choose_encoder
 
 from serving.backends.pool import Pool
+from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.settings import Settings
 from serving.snapshot import Readings
@@ -175,7 +176,10 @@ def _certificate_expiry(settings: Settings) -> float | None:
         return None
     from cryptography import x509  # a tenth of a second, for those with TLS only
 
-    certificate = x509.load_pem_x509_certificate(settings.tls_certificate.read_bytes())
+    try:
+        certificate = x509.load_pem_x509_certificate(settings.tls_certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot use the certificate {settings.tls_certificate}: {error}") from error
     return certificate.not_valid_after_utc.timestamp()
 
 

@@ -191,4 +191,4 @@ def _operation(path: str) -> dict[str, Any]:
 
 def _problem(text: str) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": text, "content": {PROBLEM_JSON: {"schema": schema}}}
+    return {"description": text, "content": {PROBLEM_JSON: {"schema": schema, "example": EXAMPLE_PROBLEM}}}

@@ -236,6 +236,8 @@ async def test_five_hundred_slow_connections_hurt_nobody(
         for index in range(500):
             tasks.create_task(slow(HEAD if index % 2 else b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 99))
         await until(lambda: opened == 500)
-        results = await asyncio.gather(*(classified(client) for _ in range(200)))
+        results = []
+        for _ in range(25):
+            results += await asyncio.gather(*(classified(client) for _ in range(8)))
         stopped.set()
     assert results == [True] * 200
