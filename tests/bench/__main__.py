@@ -1,7 +1,7 @@
 """The benchmark: Sluice against its parts, a hand-written server, and itself without a gateway.
 
-`python -m tests.bench` (`make bench`). Everything runs on this machine, one load at a time, round after round,
-so that a slow minute slows all alike; what counts are ratios within one run. Writes `bench.json` and
+`python -m tests.bench` (`make bench`). Everything runs on this machine, one load at a time, round after
+round, so that a slow minute slows all alike; what counts are ratios within one run. Writes `bench.json` and
 `bench.png` into the folder that `--out` names.
 """
 
@@ -36,7 +36,7 @@ START_TIMEOUT_S = 120.0
 
 @contextlib.contextmanager
 def process(*arguments: str, pattern: str = r"(.+)") -> Iterator[tuple[str, int]]:
-    """A program while the block runs: what the first group of `pattern` matched in its output, and its pid."""
+    """A program while the block runs: the first group of `pattern` in its output, and its pid."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
         [sys.executable, *arguments],
@@ -162,19 +162,27 @@ def measure_model(bench: Bench, model: str, photos: list[bytes], work: Path, rou
                 for name, target in posts.items():
                     found = post_photos(target, work, clients=clients, seconds=bench.seconds)
                     bench.load(f"{name}, {clients} clients", found)
-            for name, address in addresses.items():
-                full = dict(rows=32, size=SIDES[model], clients=2, seconds=bench.seconds)
-                bench.load(f"{name}, tensors, batch 32", call_predict(address, model, **full))  # type: ignore[arg-type]
-            half = bench.rounds["direct, tensors, batch 32"][-1].per_s / 32 / 4
-            for name, address in addresses.items():
-                lone = dict(rows=8, size=SIDES[model], clients=2, seconds=bench.seconds, per_s=half)
-                bench.load(f"{name}, tensors, half load", call_predict(address, model, **lone))  # type: ignore[arg-type]
+            measure_tensors(bench, model, addresses)
         pids = {"gateway": gateway_pid, "model server": server_pid, "hand-written FastAPI": baseline_pid}
         return {name: psutil.Process(pid).memory_info().rss / 1e6 for name, pid in pids.items()}
 
 
+def measure_tensors(bench: Bench, model: str, addresses: dict[str, str]) -> None:
+    """Predict over gRPC, straight and through the gateway: as much as goes, and half of that."""
+    side, seconds = SIDES[model], bench.seconds
+    for name, address in addresses.items():
+        found = call_predict(address, model, rows=32, size=side, clients=2, seconds=seconds)
+        bench.load(f"{name}, tensors, batch 32", found)
+    calls_per_s = bench.rounds["direct, tensors, batch 32"][-1].per_s / 32 / 2
+    for name, address in addresses.items():
+        found = call_predict(
+            address, model, rows=32, size=side, clients=2, seconds=seconds, calls_per_s=calls_per_s
+        )
+        bench.load(f"{name}, tensors, half load", found)
+
+
 def measure_fast_replica(bench: Bench, work: Path) -> None:
-    """The gateway in front of a replica that answers a batch of 32 in 5 ms: HTTP and decode are all there is."""
+    """The gateway in front of a replica that answers a batch in 5 ms: HTTP and decode are all there is."""
     with (
         process("-m", "tests.bench.ceilings", "fast-replica", "32") as (port, _),
         gateway(f"127.0.0.1:{port}", "model") as (url, _, _),

@@ -1,4 +1,4 @@
-"""Load: wrk over HTTP, which costs the machine little; an asyncio client over gRPC, which wrk cannot speak."""
+"""Load: wrk over HTTP, which costs little; an asyncio client over gRPC, which wrk cannot speak."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def post_photos(
 
 
 def call_predict(
-    address: str, model: str, *, rows: int, size: int, clients: int, seconds: float, per_s: float = 0.0
+    address: str, model: str, *, rows: int, size: int, clients: int, seconds: float, calls_per_s: float = 0.0
 ) -> Load:
-    """Predict with random images, in a process of its own; `per_s` 0: as fast as answers come."""
+    """Predict with random images, in a process of its own; `calls_per_s` 0: as fast as answers come."""
     about = {"address": address, "model": model, "rows": rows, "size": size, "clients": clients}
-    about |= {"seconds": seconds, "per_s": per_s}
+    about |= {"seconds": seconds, "calls_per_s": calls_per_s}
     output = subprocess.run(
         [sys.executable, "-m", "tests.bench.load", json.dumps(about)],
         check=True,
@@ -100,8 +100,8 @@ async def _predict(about: dict[str, Any]) -> Load:
                     continue
                 took_s = time.perf_counter() - before
                 times.append(took_s)
-                if about["per_s"]:
-                    await asyncio.sleep(max(0.0, about["clients"] / about["per_s"] - took_s))
+                if about["calls_per_s"]:
+                    await asyncio.sleep(max(0.0, about["clients"] / about["calls_per_s"] - took_s))
 
         await asyncio.gather(*(client() for _ in range(about["clients"])))
         duration_s = time.perf_counter() - started

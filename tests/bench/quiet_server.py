@@ -1,4 +1,4 @@
-"""Sluice's model server, which prints a line once it takes calls: `python -m tests.bench.quiet_server FLAGS`."""
+"""Sluice's model server, which prints a line once it takes calls; for the benchmark."""
 
 from __future__ import annotations
 
