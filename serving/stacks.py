@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 
 def dump() -> str:
-    """The stacks of the running loop's tasks, innermost call last, and of all threads."""
-    text = io.StringIO()
+    """The stacks of the running loop's tasks and of all threads, innermost call last."""
+    return "\n".join([*_tasks(), *_threads()])
+
+
+def _tasks() -> Iterator[str]:
     tasks = sorted(asyncio.all_tasks(), key=lambda task: task.get_name())
-    print(f"{len(tasks)} tasks", file=text)
+    yield f"{len(tasks)} tasks"
     for task in tasks:
-        task.print_stack(file=text)
+        coroutine = task.get_coro()
+        yield f"Task {task.get_name()}: {getattr(coroutine, '__qualname__', coroutine)}"
+        for frame in _frames(coroutine):
+            code = frame.f_code
+            yield f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}'
+
+
+def _frames(awaited: Any) -> Iterator[FrameType]:
+    """The frames of a coroutine and of those that it awaits; `Task.get_stack` knows the outermost only."""
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            yield frame
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+
+
+def _threads() -> Iterator[str]:
     frames = sys._current_frames()
-    print(f"{len(frames)} threads", file=text)
+    yield f"{len(frames)} threads"
     for thread in threading.enumerate():
-        print(f"Thread {thread.name}:", file=text)
+        yield f"Thread {thread.name}:"
         if thread.ident in frames:
-            traceback.print_stack(frames[thread.ident], file=text)
-    return text.getvalue()
+            yield "".join(traceback.format_stack(frames[thread.ident])).rstrip()
 
 
 def dump_to_stderr() -> None:

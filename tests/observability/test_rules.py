@@ -1,0 +1,69 @@
+"""The alerting rules by promtool's own checks and tests, and the runbook's sections."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.tools.check import K8S
+from tests.observability.scene import RULES, have_prometheus, write_rules
+
+RUNBOOK = (K8S.parent / "docs" / "runbook.md").read_text()
+CASES = Path(__file__).with_name("rules_test.yml")
+needs_promtool = pytest.mark.skipif(not have_prometheus(), reason="promtool is not installed: make test-deps")
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(RULES.read_text())["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@needs_promtool
+def test_promtool_finds_no_fault(tmp_path: Path) -> None:
+    assert f"{len(alerts()) + 9} rules found" in promtool(
+        "check", "rules", "--lint=all", str(write_rules(tmp_path / "rules.yml"))
+    )
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    write_rules(tmp_path / "rules.yml")
+    cases = tmp_path / "cases.yml"
+    cases.write_text(CASES.read_text())
+    assert "SUCCESS" in promtool("test", "rules", str(cases))
+
+
+def test_every_alert_is_tested_both_ways() -> None:
+    expected: dict[str, set[bool]] = {}
+    for test in yaml.safe_load(CASES.read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            expected.setdefault(case["alertname"], set()).add(bool(case.get("exp_alerts")))
+    assert expected.keys() == {alert["alert"] for alert in alerts()}
+    assert [name for name, seen in expected.items() if seen != {True, False}] == []
+
+
+def test_every_alert_has_a_section_in_the_runbook_and_no_section_is_left_over() -> None:
+    sections = set(re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE))
+    assert sections == {alert["alert"] for alert in alerts()}
+    for alert in alerts():
+        assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert alert["annotations"]["summary"]
+
+
+def test_links_within_the_runbook_lead_somewhere() -> None:
+    anchors = {name.lower() for name in re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)}
+    linked = set(re.findall(r"\]\(#(\w+)\)", RUNBOOK))
+    assert linked
+    assert linked <= anchors
