@@ -1,7 +1,7 @@
 """The model server that `sluice serve` runs as a child: started, kept alive, ended.
 
 Any program that takes `tensorflow_model_server`'s flags will do. The gateway reaches it over a unix
-socket; the TCP port, which TensorFlow Serving cannot do without, is a free one.
+socket.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class ModelServerProcess:
     async def _run_once(self) -> int:
         self._socket_path.unlink(missing_ok=True)
         flags = [
-            f"--port={_free_port()}",
+            # Sluice's own needs no TCP port beside the socket; the original may not start without one, and
+            # opens it on every interface.
+            f"--port={0 if tuple(self._command) == OWN_PROGRAM else _free_port()}",
             f"--grpc_socket_path={self._socket_path}",
             f"--model_config_file={self._config_path}",
             "--file_system_poll_wait_seconds=1",
