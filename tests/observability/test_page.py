@@ -1,0 +1,172 @@
+"""The page at `/` in a real browser, over a live gateway, model server and rollout."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Browser, Page
+
+from serving.commands import SAMPLE
+from serving.page.assets import ASSETS
+from tests.observability import browser as browsers
+from tests.observability.browser import ONE, PHONE, SEVEN, ZERO, answer, draw, keep, opened
+from tests.observability.scene import Scene, until
+
+pytestmark = [
+    pytest.mark.xdist_group("observability"),
+    pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make test-deps"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsers.chromium() as made:
+        yield made
+
+
+@pytest.fixture
+def page(browser: Browser, scene: Scene) -> Iterator[Page]:
+    """The page with an admin's key. Nothing may go wrong in its console, and no other host may be asked."""
+    made = opened(browser, scene.http_url, scene.key)
+    complaints: list[str] = []
+    strangers: list[str] = []
+    made.on("pageerror", lambda error: complaints.append(str(error)))
+    made.on(
+        "console",
+        lambda said: complaints.append(said.text) if "Content Security Policy" in said.text else None,
+    )
+    made.on(
+        "request",
+        lambda asked: (
+            None
+            if asked.url.startswith((scene.http_url, "blob:" + scene.http_url))
+            else strangers.append(asked.url)
+        ),
+    )
+    yield made
+    made.close()
+    assert complaints == []
+    assert strangers == []
+
+
+def serious(page: Page) -> list[str]:
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{each['id']}: {node['html']}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
+DROP = """
+([text]) => {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "seven.png", {type: "image/png"}));
+  document.querySelector("#choose").dispatchEvent(
+    new EVENT("TYPE", {DATA: transfer, bubbles: true, cancelable: true}));
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "data"),
+    [("DragEvent", "drop", "dataTransfer"), ("ClipboardEvent", "paste", "clipboardData")],
+)
+def test_a_picture_dropped_or_pasted_is_named(page: Page, event: str, kind: str, data: str) -> None:
+    script = DROP.replace("EVENT", event).replace("TYPE", kind).replace("DATA", data)
+    page.evaluate(script, [base64.b64encode(SAMPLE.read_bytes()).decode()])
+    assert answer(page) == "7"
+    assert page.inner_text("#by-version") in ("1", "2")
+    stages = page.inner_text("#answer .legend")
+    assert all(stage in stages for stage in ("admission", "read", "decode", "queue", "backend"))
+    assert page.locator("ol.classes li").count() == 5
+    widths = page.eval_on_selector_all("ol.classes .bar > span", "all => all.map(e => e.offsetWidth)")
+    assert widths[0] > 5 * max(widths[1:])
+
+
+def test_a_chosen_file_is_named_and_screenshots_are_kept(page: Page) -> None:
+    page.set_input_files("#file", SAMPLE)
+    assert answer(page) == "7"
+    assert serious(page) == []
+    keep(page, "page-light.png")
+    page.emulate_media(color_scheme="dark")
+    assert serious(page) == []
+    keep(page, "page-dark.png")
+    page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a plain dict has these keys
+    assert serious(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    keep(page, "page-phone.png")
+
+
+@pytest.mark.parametrize(("digit", "stroke"), [("0", ZERO), ("1", ONE), ("7", SEVEN)])
+def test_a_drawn_digit_is_read(page: Page, digit: str, stroke: list[browsers.Point]) -> None:
+    assert draw(page, stroke) == digit
+
+
+def test_a_digit_drawn_by_keyboard_is_read(page: Page) -> None:
+    canvas = page.locator("#canvas")
+    canvas.focus()
+    for _ in range(10):
+        canvas.press("ArrowUp")
+    canvas.press(" ")
+    for _ in range(20):
+        canvas.press("ArrowDown")
+    with page.expect_response("**:classify"):
+        canvas.press(" ")
+    assert answer(page) == "1"
+
+
+def test_what_is_no_picture_is_refused_in_words_and_listed(page: Page) -> None:
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"nonsense"})
+    page.wait_for_selector("#answer .error")
+    assert "image" in page.inner_text("#answer .error")
+    page.wait_for_function("document.querySelector('#refusals li strong')?.textContent === 'bad-image'")
+
+
+def test_a_rollout_is_watched_and_promoted_by_an_admin(page: Page, scene: Scene) -> None:
+    until(lambda: scene.rollout()["state"]["phase"] in ("canary", "promoted"), "the canary begins")
+    page.wait_for_selector(".rollout")
+    assert "digits 1 → 2" in page.inner_text(".rollout h3")
+    assert page.locator("svg.curve polyline").count() >= 4
+    assert "40 %" in page.inner_text(".rollout")
+    keep(page, "page-rollout.png")
+    assert serious(page) == []
+    page.click("text=Pause")
+    page.wait_for_selector("text=Resume")
+    page.click("text=Resume")
+    page.wait_for_selector(".rollout[data-phase=canary]")
+    page.click("text=Promote now")
+    page.wait_for_selector(".rollout[data-phase=promoted]")
+    assert page.locator(".rollout button").count() == 0
+    page.set_input_files("#file", SAMPLE)
+    assert answer(page) == "7"
+    assert page.inner_text("#by-version") == "2"
+
+
+def test_without_a_key_the_page_asks_for_one(browser: Browser, scene: Scene) -> None:
+    page = browser.new_page()
+    page.goto(scene.http_url)
+    page.wait_for_selector("#key-box[open]")
+    assert "asks for a key" in page.inner_text("#health")
+    assert serious(page) == []
+    page.close()
+
+
+def test_files_come_with_a_strict_policy_and_from_the_cache(scene: Scene) -> None:
+    for path in ("/", *(f"/page/{name}" for name in ASSETS)):
+        got = httpx.get(scene.http_url + path, timeout=60)
+        assert got.status_code == 200
+        policy = got.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        again = httpx.get(scene.http_url + path, headers={"if-none-match": got.headers["etag"]}, timeout=60)
+        assert (again.status_code, again.content) == (304, b"")
+    assert sum(len(asset.content) for asset in ASSETS.values()) < 60_000
+    assert httpx.get(f"{scene.http_url}/page/state", timeout=60).status_code == 401
+    assert httpx.get(f"{scene.http_url}/page/../settings.py", timeout=60).status_code == 404
