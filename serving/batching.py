@@ -106,14 +106,15 @@ def take(
     """
     taken = Taken([], [])
     most_urgent = float("inf")
+    soonest, full = now + least_s(1), now + least_s(max_batch)
     while queue and len(taken.batch) < max_batch:
         entry = queue[0]
         urgent = min(most_urgent, entry.deadline)
         if entry.future.done():
             queue.popleft()
-        elif now + least_s(1) >= entry.deadline:
+        elif soonest >= entry.deadline:
             taken.expired.append(queue.popleft())
-        elif taken.batch and now + least_s(len(taken.batch) + 1) >= urgent:
+        elif taken.batch and full >= urgent and now + least_s(len(taken.batch) + 1) >= urgent:
             break
         else:
             taken.batch.append(queue.popleft())

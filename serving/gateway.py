@@ -338,14 +338,22 @@ class Gateway:
                 future.cancel()
             failed = any(each.done() and not each.cancelled() and each.exception() for each in pending)
             if images and (rows is not None or failed):
-                named = None if rows is None else [model.labels[int(row.argmax())] for row in rows]
                 self.steering.copy(
                     model.name,
                     context.route,
-                    named,
+                    self._named(model, rows, context),
                     lambda version: self._dispatcher.name(model.name, version, images),
                 )
         return rows
+
+    @staticmethod
+    def _named(
+        model: ModelVersion, rows: list[np.ndarray] | None, context: RequestContext
+    ) -> list[str] | None:
+        """The labels to compare a candidate's with, if it gets a copy at all."""
+        if rows is None or context.route is None or context.route.shadow is None:
+            return None
+        return [model.labels[int(row.argmax())] for row in rows]
 
     async def _decode(
         self, images: Sequence[bytes], model: ModelVersion, context: RequestContext
