@@ -40,6 +40,7 @@ def main() -> None:
     folder, side = sys.argv[1:]
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
     app = build(tf.saved_model.load(folder), int(side))
     print(listener.getsockname()[1], flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
