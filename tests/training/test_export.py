@@ -20,6 +20,8 @@ from training.recipes.base import Interface
 from training.served import served
 from training.sources import digits as digits_data
 
+pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
+
 LABELS = tuple("abc")
 CARD: dict[str, Any] = {"schema": 1, "metrics": {}}
 
@@ -28,8 +30,6 @@ import sys
 import numpy as np
 import training.models.resnet  # registers the classes, nothing else of ours
 import keras
-
-pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
 model = keras.models.load_model(sys.argv[1])
 np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
 assert "training.loop" not in sys.modules

@@ -87,8 +87,7 @@ def test_it_stops_early_and_keeps_the_best_epoch() -> None:
     assert loss == pytest.approx(history.best_loss, abs=1e-4)
 
 
-@pytest.mark.parametrize("killed_in", [0, 2])
-def test_a_resumed_run_ends_where_it_would_have(killed_in: int, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_where_it_would_have(tmp_path: Path) -> None:
     plan = small_plan("vgg", augment="shift-flip", examples=150)
     whole, history, _ = run_of(plan)
     checkpoint = Checkpoint(tmp_path / "run.npz", {"epochs": 4})
@@ -97,10 +96,10 @@ def test_a_resumed_run_ends_where_it_would_have(killed_in: int, tmp_path: Path) 
             plan.problem,
             plan.variants["vgg"],
             plan.hyperparameters,
-            Run(killed_after(killed_in), checkpoint),
+            Run(killed_after(1), checkpoint),
         )
     resumed, continued, reported = run_of(plan, checkpoint=checkpoint, resume=True)
-    assert reported == list(range(killed_in + 1, 4))
+    assert reported == [2, 3]
     assert [epoch["loss"] for epoch in continued.epochs] == pytest.approx(
         [epoch["loss"] for epoch in history.epochs], rel=1e-3
     )
