@@ -22,6 +22,8 @@ from serving.tracing import Trace, child_of
 # The stages in the order of a request's path.
 _STAGES = ("admission", "read", "decode", "queue", "backend")
 _NS = 1_000_000_000
+# A collector that is away must not hold up the end of the process.
+_EXPORT_TIMEOUT_S = 2
 Attributes = Mapping[str, str | int]
 
 
@@ -37,7 +39,9 @@ class Spans:
         self._resource = Resource.create({"service.name": "sluice", "service.version": version})
         self._scope = InstrumentationScope("sluice", version)
         self._processor = BatchSpanProcessor(
-            OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
+            OTLPSpanExporter(
+                endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=_EXPORT_TIMEOUT_S
+            )
         )
 
     def request(

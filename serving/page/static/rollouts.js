@@ -16,6 +16,8 @@ function remember(rollout) {
   return points;
 }
 
+// How far evidence is on the way to a decision.
+const way = (share) => (share >= 1 ? "reached" : percent(Math.max(0, share)));
 const worded = (phase) => phase.replace("_", " ");
 
 function traffic(rollout) {
@@ -46,11 +48,18 @@ function curve(name, points) {
       class: which,
       points: points.map(([at, evidence]) => `${(((at - from) / (to - from)) * 300).toFixed(1)},${height(evidence[name]?.[which] ?? 0).toFixed(1)}`).join(" "),
     });
-  const text = `${name}: ${percent(Math.max(0, last.worse))} of the way to worse, ${percent(Math.max(0, last.good))} of the way to good`;
+  const words = { worse: way(last.worse), good: way(last.good) };
+  const text = `${name}: shown to be worse: ${words.worse}; shown to be good enough: ${words.good}`;
   return element(
     "figure",
     {},
-    element("figcaption", { class: "number" }, text),
+    element(
+      "figcaption",
+      { class: "number" },
+      element("strong", {}, name),
+      element("span", { class: "worse" }, ` worse ${words.worse}`),
+      element("span", { class: "good" }, ` good ${words.good}`),
+    ),
     svg(
       "svg",
       { class: "curve", viewBox: "0 0 300 110", preserveAspectRatio: "none", role: "img", "aria-label": text },

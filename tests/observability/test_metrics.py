@@ -1,0 +1,257 @@
+"""What the metrics page says, how large it is, and what becomes of a request besides its answer."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as plain
+
+from serving import metrics_page
+from serving.commands import SAMPLE
+from serving.drift import (
+    LEAST_PREDICTIONS,
+    MOST_GROUPS,
+    OTHER,
+    PredictedClasses,
+    group_classes,
+    stability_index,
+)
+from serving.errors import Overloaded, all_kinds
+from serving.journal import Journal
+from serving.logs import MAX_FAILURES_PER_S, AccessLog
+from serving.observed import exposition
+from serving.prediction import RequestContext
+from serving.routing import Route, Split
+from serving.telemetry import Metrics
+from serving.tracing import child_of
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.gateways import counted, gateway_over
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+CARD = {"training": {"class_distribution": [0.5, 0.3, 0.2]}}
+LABELS = ("a", "b", "c")
+
+
+def test_the_page_of_docs_is_what_the_code_says() -> None:
+    assert metrics_page.TARGET.read_text() == metrics_page.page()
+
+
+def test_names_follow_the_conventions() -> None:
+    families = [family for family, _ in metrics_page.families() if family.name.startswith("sluice_")]
+    assert len(families) > 40
+    for family in families:
+        assert re.fullmatch(r"sluice(_[a-z]+)+", family.name)
+        assert family.documentation.endswith(".")
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_milliseconds", "_ms"))
+        if "duration" in family.name:
+            assert family.name.endswith("_seconds")
+
+
+async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        answer = await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)
+        assert answer.status_code == 200
+        timing = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
+        assert set(timing) == {"admission", "read", "decode", "queue", "backend", "total"}
+        parts = sum(float(spent) for name, spent in timing.items() if name != "total")
+        assert 0 < parts <= float(timing["total"]) * 1.05
+        for stage in ("admission", "read", "decode", "queue", "backend"):
+            assert counted(up, "sluice_stage_duration_seconds_count", stage=stage) == 1
+        assert counted(up, "sluice_batches_total", model="digits", reason="idle") == 1
+        best = answer.json()["results"][0]["classes"][0]["label"]
+        labels = {"model": "digits", "version": "1", "class": best}
+        assert counted(up, "sluice_predictions_total", **labels) == 1
+        assert counted(up, "sluice_requests_in_flight_limit") == up.gateway.settings.max_in_flight
+        assert counted(up, "sluice_model_version_state", model="digits", state="AVAILABLE") == 1
+        assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 0
+
+
+async def test_what_is_refused_by_its_headers_or_path_is_counted_once() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        for headers in ({"x-request-timeout": "soon"}, {"x-request-timeout": "-1"}):
+            assert (await client.post(PATH, content=b"x", headers=PNG | headers)).status_code == 400
+        assert (await client.post("/v1/models/digits:sing", content=b"x")).status_code == 400
+        assert (await client.get("/healthz")).status_code == 200
+        assert counted(up, "sluice_requests_total", outcome="invalid-input", protocol="http") == 3
+        assert counted(up, "sluice_requests_total") == 3
+        assert len(up.gateway.journal.refusals) == 3
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+async def test_the_page_parses_in_both_formats_and_has_exemplars_in_one(accept: str) -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (_, client):
+        trace_id = "0af7651916cd43dd8448eb211c80319c"
+        traced = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+        assert (await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG | traced)).status_code == 200
+        got = await client.get("/metrics", headers={"accept": accept})
+        parse = openmetrics if "openmetrics" in accept else plain
+        families = {family.name: family for family in parse(got.text)}
+        exemplars = [
+            sample.exemplar.labels if sample.exemplar else {}
+            for name in ("sluice_requests", "sluice_request_duration_seconds")
+            for sample in families[name].samples
+            if sample.exemplar
+        ]
+        assert exemplars == ([{"trace_id": trace_id}] * 2 if "openmetrics" in accept else [])
+        assert ("openmetrics" in got.headers["content-type"]) == ("openmetrics" in accept)
+        assert not any("_created" in line for line in got.text.splitlines())
+
+
+async def test_five_models_with_three_versions_of_a_thousand_classes_stay_small() -> None:
+    names = tuple(f"model-{index}" for index in range(5))
+    labels = tuple(f"class-{index}" for index in range(1000))
+    card = {"training": {"class_distribution": [0.001] * 1000}}
+    replica = FakeReplica(versions={name: {1, 2, 3} for name in names})
+    async with running(replica), gateway_over(replica, models=names) as (up, client):
+        gateway = up.gateway
+        journal = Journal(gateway.metrics, AccessLog(0.0, clock=lambda: 0.0))
+        for name in names:
+            gateway.steering.set_split(name, Split(1, 2, 0.5, 1.0, "salt"), 0.1)
+            for version in (1, 2, 3):
+                gateway.metrics.predicted(name, version, labels, card, range(1000))
+                gateway.metrics.images.labels(name, str(version)).inc()
+                end_requests(journal, name, version)
+            for label in labels:
+                found = gateway.steering._models[name]
+                gateway.steering._add(found, f"compared/2/{label}")
+                gateway.steering._add(found, f"agreed/2/{label}")
+            for reason in ("idle", "freed", "full"):
+                journal.batch_left(name, 3, reason)
+        spent_s = []
+        for _ in range(5):
+            began = time.perf_counter()
+            page, _ = exposition(gateway.metrics, "")
+            spent_s.append(time.perf_counter() - began)
+        assert (await client.get("/metrics")).status_code == 200
+    series = [line for line in page.decode().splitlines() if not line.startswith("#")]
+    print(f"{len(series)} series in {min(spent_s) * 1000:.0f} ms")
+    assert 1000 < len(series) <= 3000
+    of_one = [line for line in series if re.match(r'sluice_predictions_total.*"model-0",version="1"', line)]
+    assert len(of_one) == MOST_GROUPS
+    compared = [line for line in series if line.startswith("sluice_shadow_compared_total")]
+    assert len(compared) == 5 * MOST_GROUPS
+
+
+def end_requests(journal: Journal, name: str, version: int) -> None:
+    """Requests of a version that end in five ways, over both protocols."""
+    for protocol in ("http", "grpc"):
+        for kind in (None, *all_kinds()[:4]):
+            context = RequestContext("id", protocol, 0.0, answered_by=(name, str(version)))
+            context.route = Route(version, "stable", None)
+            journal._ended(context, name, None if kind is None else kind("no"), 0.1)
+            journal.stage(context, "decode", 0.01)
+
+
+def test_classes_are_grouped_alike_everywhere() -> None:
+    labels = tuple(map(str, range(100)))
+    shares = [0.0] * 100
+    shares[70], shares[30] = 0.6, 0.4
+    groups = group_classes(labels, shares)
+    assert groups == group_classes(labels, list(shares))
+    assert (groups[70], groups[30], groups[99]) == ("70", "30", OTHER)
+    assert len(set(groups)) == MOST_GROUPS
+    assert group_classes(labels[:20], None) == labels[:20]
+
+
+def test_a_shift_shows_and_chance_does_not() -> None:
+    rng = random.Random(3)
+    expected = [0.5, 0.3, 0.2]
+    same, shifted = PredictedClasses(LABELS, expected), PredictedClasses(LABELS, expected)
+    for _ in range(3000):
+        same.add(rng.choices(range(3), expected))
+        shifted.add(rng.choices(range(3), [0.1, 0.2, 0.7]))
+    assert (same.index() or 0) < 0.02
+    assert (shifted.index() or 0) > 0.25
+    # By hand: (0.4 - 0.5) ln(0.4 / 0.5) + (0.6 - 0.5) ln(0.6 / 0.5), with half a prediction in each group.
+    assert stability_index([0.5, 0.5], [400_000, 600_000]) == pytest.approx(0.040547, abs=1e-4)
+
+
+def test_nothing_is_said_of_too_few_predictions_or_without_a_card() -> None:
+    few, blind = PredictedClasses(LABELS, [0.5, 0.3, 0.2]), PredictedClasses(LABELS, None)
+    few.add([0] * (LEAST_PREDICTIONS - 1))
+    blind.add([0] * 5000)
+    assert few.index() is None
+    assert blind.index() is None
+    few.add([0])
+    assert (few.index() or 0) > 0.25
+    assert PredictedClasses(LABELS, [1.0]).index() is None
+
+
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=25))
+def test_the_index_is_never_negative(counts: list[int]) -> None:
+    expected = [1 / len(counts)] * len(counts)
+    assert stability_index(expected, counts) >= 0
+
+
+def test_the_index_forgets() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.predicted("m", 1, LABELS, CARD, [2] * 3000)
+    assert metrics.drift()["m", "1"] > 0.25
+    for _ in range(300):
+        metrics.predicted("m", 1, LABELS, CARD, [0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
+    assert metrics.drift()["m", "1"] < 0.02
+
+
+def logged(log: AccessLog, failures: int, answers: int) -> list[Any]:
+    context = RequestContext("id-1", "http", 0.0, credential="sluice_secret", trace=child_of("", 1.0))
+    context.stages_s["decode"] = 0.002
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(failures):
+            log.ended(context, "digits", "1", Overloaded("full", stage="admission"), 0.1)
+        for _ in range(answers):
+            log.ended(context, "digits", "1", None, 0.1)
+    return lines
+
+
+def test_the_log_takes_a_share_of_answers_and_bounds_failures() -> None:
+    now = 100.0
+    log = AccessLog(0.1, clock=lambda: now, rng=random.Random(1))
+    lines = logged(log, failures=50, answers=1000)
+    failed = [line for line in lines if line["outcome"] == "overloaded"]
+    assert len(failed) == MAX_FAILURES_PER_S
+    assert 70 <= len(lines) - len(failed) <= 130
+    now = 101.0
+    (later,) = logged(log, failures=1, answers=0)
+    assert later["suppressed"] == 50 - MAX_FAILURES_PER_S
+    assert later["decode_s"] == 0.002
+    assert re.fullmatch(r"[0-9a-f]{32}", later["trace_id"])
+    assert "sluice_secret" not in json.dumps(lines)
+
+
+def test_no_answer_is_logged_where_none_is_wanted() -> None:
+    assert logged(AccessLog(0.0), failures=0, answers=100) == []
+    assert len(logged(AccessLog(1.0), failures=0, answers=100)) == 100
+
+
+async def test_the_page_shows_the_latest_refusals_newest_first() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (_, client):
+        for name in ("a", "b"):
+            await client.post(f"/v1/models/{name}:classify", content=b"x", headers=PNG)
+        state: dict[str, Any] = (await client.get("/page/state")).json()
+        first, second = state["refusals"]
+        assert (first["outcome"], first["model"]) == ("not-found", "")
+        assert first["at"] >= second["at"]
+        assert '"b"' in first["text"]
+        (model,) = state["models"]
+        assert model["serving"] == 1
+        assert model["input"]["channels"] in (1, 3)
+
+
+async def test_an_address_that_is_no_page_is_a_problem_document() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (_, client):
+        assert (await client.get("/")).headers["content-type"].startswith("text/html")
+        missing: httpx.Response = await client.get("/page/none.js")
+        assert missing.status_code == 404
+        assert missing.json()["type"] == "urn:sluice:problem:not-found"

@@ -1,0 +1,127 @@
+"""Traces as a collector receives them, over OTLP and a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from serving.commands import SAMPLE
+from serving.tracing import child_of
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import gateway_over
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+
+
+@dataclass
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans in and keeps them."""
+
+    spans: list[Any] = field(default_factory=list)
+    service_names: set[str] = field(default_factory=set)
+    endpoint: str = ""
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        for resource in request.resource_spans:
+            self.service_names |= {
+                each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
+            }
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def named(self, name: str) -> list[Any]:
+        """The spans of this name."""
+        return [span for span in self.spans if span.name == name]
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[Collector]:
+    server, collector = grpc.aio.server(), Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
+    collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield collector
+    finally:
+        await server.stop(None)
+
+
+def attributes(span: Any) -> dict[str, str]:
+    return {each.key: each.value.string_value for each in span.attributes}
+
+
+async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
+    async with collecting() as collector, running(FakeReplica()) as replica:
+        settings: dict[str, Any] = {"traces_endpoint": collector.endpoint, "traces_share": 0.0}
+        async with gateway_over(replica, **settings) as (_, client):
+            sent = PNG | {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "job-1"}
+            answer = await client.post(PATH, content=SAMPLE.read_bytes(), headers=sent)
+            assert answer.status_code == 200
+            # Neither a caller that does not record, nor a share of 0, makes a span.
+            unrecorded = PNG | {"traceparent": f"00-{TRACE}-{PARENT}-00"}
+            for headers in (PNG, unrecorded):
+                await client.post(PATH, content=SAMPLE.read_bytes(), headers=headers)
+        await until(lambda: bool(collector.named("request")))
+        (request,) = collector.named("request")
+        assert request.trace_id.hex() == TRACE
+        assert request.parent_span_id.hex() == PARENT
+        assert request.span_id.hex() == answer.headers["traceparent"].split("-")[2]
+        about = attributes(request)
+        assert about["sluice.model"] == "digits"
+        assert about["sluice.outcome"] == "ok"
+        assert about["sluice.request_id"] == "job-1"
+        for stage in ("admission", "read", "decode", "queue", "backend"):
+            (span,) = collector.named(stage)
+            assert span.parent_span_id == request.span_id
+            assert request.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+        (batch,) = collector.named("batch")
+        assert [link.span_id for link in batch.links] == [request.span_id]
+        assert collector.service_names == {"sluice"}
+
+
+async def test_a_batch_is_linked_to_every_request_in_it() -> None:
+    async with collecting() as collector, running(FakeReplica()) as replica:
+        settings: dict[str, Any] = {
+            "traces_endpoint": collector.endpoint,
+            "traces_share": 1.0,
+            "calls_per_replica": 1,
+        }
+        async with gateway_over(replica, **settings) as (_, client):
+            posts = [client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG) for _ in range(12)]
+            assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
+            bad = await client.post(PATH, content=b"nonsense", headers=PNG)
+            assert bad.status_code == 400
+        await until(lambda: len(collector.named("request")) == 13)
+        requests = {span.span_id for span in collector.named("request")}
+        batches = collector.named("batch")
+        linked = [link.span_id for batch in batches for link in batch.links]
+        assert len(linked) == 12
+        assert set(linked) < requests
+        outcomes = [attributes(span)["sluice.outcome"] for span in collector.named("request")]
+        assert sorted(set(outcomes)) == ["bad-image", "ok"]
+
+
+async def test_a_collector_that_is_away_costs_no_answer() -> None:
+    async with running(FakeReplica()) as replica:
+        settings: dict[str, Any] = {"traces_endpoint": "http://127.0.0.1:9", "traces_share": 1.0}
+        async with gateway_over(replica, **settings) as (_, client):
+            answer = await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)
+            assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_a_share_of_new_traces_is_recorded(share: float) -> None:
+    recorded = sum(child_of("", share).sampled for _ in range(2000))
+    assert abs(recorded - 2000 * share) <= 100

@@ -1,0 +1,58 @@
+"""What traces cost: `python -m tests.observability.trace_overhead`.
+
+Gateways without traces and with a tenth of them recorded, over one replica, answer rounds of requests that
+follow one another, so that a busy machine slows both; the figure is the median of the rounds' ratios. HTTP
+is left out: with it the share of the traces would be smaller still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from typing import Any
+
+from serving.commands import SAMPLE
+from serving.gateway import Gateway
+from serving.prediction import ModelRef, RequestContext
+from serving.tracing import child_of
+from tests.observability.test_traces import collecting
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.gateways import gateway_over
+
+ROUNDS = 21
+REQUESTS = 600
+AT_ONCE = 8
+
+
+async def rate(gateway: Gateway, image: bytes) -> float:
+    """Requests a second of one round."""
+
+    async def client() -> None:
+        for _ in range(REQUESTS // AT_ONCE):
+            trace = child_of("", gateway.settings.recorded_share)
+            context = RequestContext("id", "http", time.monotonic() + 30, trace=trace)
+            with gateway.request(context, ModelRef("digits")):
+                await gateway.classify(ModelRef("digits"), [image], None, context)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(AT_ONCE)))
+    return REQUESTS / (time.perf_counter() - began)
+
+
+async def main() -> None:
+    """Measure and print."""
+    image = SAMPLE.read_bytes()
+    async with collecting() as collector, running(FakeReplica()) as replica:
+        traced: dict[str, Any] = {"traces_endpoint": collector.endpoint, "traces_share": 0.1}
+        async with gateway_over(replica) as (off, _), gateway_over(replica, **traced) as (on, _):
+            for up in (off, on):
+                await rate(up.gateway, image)
+            pairs = [(await rate(off.gateway, image), await rate(on.gateway, image)) for _ in range(ROUNDS)]
+    ratios = [with_traces / without for without, with_traces in pairs]
+    print(f"without traces {statistics.median(without for without, _ in pairs):.0f} requests/s")
+    print(f"a tenth recorded: {statistics.median(ratios):.3f} of that ({len(collector.spans)} spans)")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
