@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import grpc
 import grpc.aio
@@ -103,10 +104,12 @@ def _add_port(server: grpc.aio.Server, address: str, settings: Settings) -> int:
     if settings.tls_certificate is None or settings.tls_key is None:
         return server.add_insecure_port(address)
     try:
+        # gRPC says nothing but that it cannot listen; this says what is wrong with the files.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
         key, chain = settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes()
         client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-    except OSError as error:
-        raise InvalidInput(f"cannot read {error.filename}: {error.strerror}") from error
+    except OSError as error:  # SSLError is one
+        raise InvalidInput(f"cannot use {settings.tls_certificate} and its key: {error}") from error
     credentials = grpc.ssl_server_credentials(
         [(key, chain)], root_certificates=client_ca, require_client_auth=client_ca is not None
     )
