@@ -91,6 +91,10 @@ image-tree: install-dev ## Build the file tree of the gateway's image without an
 fleet: model ## Load 3 gateways and 3 model servers in network namespaces while they fail (as root, minutes)
 	$(BIN)/python -m k8s.tools.fleet --models $(MODELS)
 
+.PHONY: chaos
+chaos: install-dev ## Kill, stop and cut off replicas under load, and see that no caller notices
+	$(BIN)/pytest tests/chaos
+
 .PHONY: bench
 bench: install-dev ## Measure the gateway against its parts and a hand-written server (minutes; needs wrk)
 	$(BIN)/python -m tests.bench

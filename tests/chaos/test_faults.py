@@ -1,0 +1,232 @@
+"""Replicas and clients that misbehave while there is load: what callers see of it.
+
+Replicas are processes of their own, so that they can be killed and stopped; others are scripted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import httpx
+
+from serving.main import Running
+from tests.support.fake_replica import FakeReplica, Refusal, running, until
+from tests.support.gateways import gateway_over
+from tests.support.pictures import encoded, gradient
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+PICTURE = encoded(gradient(), "PNG")
+
+
+class ReplicaProcess(FakeReplica):
+    """A scripted replica in a process of its own, on a fixed port."""
+
+    process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        """Run it; returns once it takes calls."""
+        port = self.address.rpartition(":")[2] or "0"
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.chaos.replica_process", port, stdout=asyncio.subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        self.address = (await self.process.stdout.readline()).decode().strip()
+
+    async def kill(self) -> None:
+        """End it at once, whatever it does."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def two_replicas(
+    **settings: Any,
+) -> AsyncIterator[tuple[Running, httpx.AsyncClient, list[ReplicaProcess]]]:
+    """A gateway in front of two replicas that are processes."""
+    replicas = [ReplicaProcess(), ReplicaProcess()]
+    try:
+        await asyncio.gather(*(each.start() for each in replicas))
+        async with gateway_over(*replicas, **settings) as (up, client):
+            await until(lambda: up.pool.availability("digits") == {1: 2})
+            yield up, client, replicas
+    finally:
+        for each in replicas:
+            await each.kill()
+
+
+@contextlib.asynccontextmanager
+async def load(url: str, clients: int = 32) -> AsyncIterator[Counter[str]]:
+    """So many clients that post without pause while the block runs; what became of each request."""
+    seen: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def post(client: httpx.AsyncClient) -> None:
+        while not stop.is_set():
+            answer = await client.post(PATH, content=PICTURE, headers=PNG)
+            seen[str(answer.status_code) if answer.status_code == 200 else answer.text] += 1
+
+    limits = httpx.Limits(max_connections=clients)
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client,
+        asyncio.TaskGroup() as tasks,
+    ):
+        for _ in range(clients):
+            tasks.create_task(post(client))
+        try:
+            yield seen
+        finally:
+            stop.set()
+
+
+async def until_more(seen: Counter[str], count: int) -> None:
+    """Wait for so many further answers."""
+    goal = seen["200"] + count
+    await until(lambda: seen["200"] >= goal, timeout_s=60)
+
+
+async def test_nobody_notices_that_one_of_two_replicas_is_killed_and_comes_back() -> None:
+    async with two_replicas() as (up, _, replicas), load(up.http_url) as seen:
+        await until_more(seen, 200)
+        await replicas[0].kill()
+        await until_more(seen, 300)
+        await until(lambda: up.pool.availability("digits") == {1: 1})
+        await replicas[0].start()
+        await until(lambda: up.pool.availability("digits") == {1: 2})
+        await until(lambda: up.pool.replicas[0].weight(time.monotonic()) == 1.0)
+        await until(lambda: up.pool.replicas[0].in_flight > 0)
+        await until_more(seen, 200)
+    assert set(seen) == {"200"}, seen
+
+
+async def test_calls_on_a_replica_that_is_stopped_are_answered_by_the_other() -> None:
+    async with two_replicas(status_interval_s=0.5) as (up, _, replicas), load(up.http_url) as seen:
+        await until_more(seen, 300)
+        os.kill(replicas[0].process.pid, signal.SIGSTOP)
+        try:
+            await until(lambda: up.pool.replicas[0].breaker.failures > 0 or not up.pool.replicas[0].reachable)
+            await until_more(seen, 200)
+            await until(lambda: up.pool.replicas[0].in_flight == 0)
+        finally:
+            os.kill(replicas[0].process.pid, signal.SIGCONT)
+        await until(lambda: up.pool.capacity("digits", 1) == 4)
+        await until_more(seen, 100)
+    assert set(seen) == {"200"}, seen
+
+
+async def test_a_replica_that_fails_now_and_then_costs_nobody_an_answer() -> None:
+    calls = 0
+
+    async def each_tenth_fails(_request: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 10 == 0:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "GOAWAY")
+        if calls % 10 == 5:
+            raise Refusal(grpc.StatusCode.INTERNAL, "wrong")
+
+    async with (
+        running(FakeReplica(before_predict=each_tenth_fails)) as sick,
+        running(FakeReplica()) as well,
+        gateway_over(sick, well) as (up, _),
+        load(up.http_url, clients=16) as seen,
+    ):
+        await until_more(seen, 1000)
+    assert calls > 20
+    assert set(seen) == {"200"}, seen
+
+
+async def test_a_replica_that_answers_nonsense_is_not_believed() -> None:
+    class Liar(FakeReplica):
+        """Says two classes where there are ten."""
+
+        def _answer(self, request: Any, **outputs: Any) -> Any:
+            shortened = {name: each[:, :2] if name == "scores" else each for name, each in outputs.items()}
+            return super()._answer(request, **shortened)
+
+    async with (
+        running(Liar()) as liar,
+        running(FakeReplica()) as honest,
+        gateway_over(liar, honest) as (up, _),
+        load(up.http_url, clients=8) as seen,
+    ):
+        await until_more(seen, 300)
+        assert liar.batches
+    assert set(seen) == {"200"}, seen
+
+
+async def test_a_connection_that_is_reset_in_the_middle_is_made_again() -> None:
+    """A proxy in front of the only replica that cuts its connection while there is load."""
+    open_pairs: set[asyncio.StreamWriter] = set()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async with running(FakeReplica()) as fake:
+
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            inner_reader, inner_writer = await asyncio.open_connection(*fake.address.split(":"))
+            open_pairs.add(writer)
+            await asyncio.gather(pipe(reader, inner_writer), pipe(inner_reader, writer))
+            open_pairs.discard(writer)
+
+        async with await asyncio.start_server(connect, "127.0.0.1", 0) as proxy:
+            behind = FakeReplica(address=f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+            async with gateway_over(behind) as (up, _), load(up.http_url, clients=8) as seen:
+                for _ in range(3):
+                    await until_more(seen, 100)
+                    for writer in list(open_pairs):
+                        linger = b"\1\0\0\0\0\0\0\0"  # on, for no time: a close resets
+                        writer.get_extra_info("socket").setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, linger
+                        )
+                        writer.transport.abort()
+                await until_more(seen, 100)
+    failed = sum(seen.values()) - seen["200"]
+    assert failed == 0, seen
+
+
+async def test_clients_that_come_and_leave_cost_nothing_that_lasts() -> None:
+    async def slow(_request: Any) -> None:
+        await asyncio.sleep(0.01)
+
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
+    head += f"content-length: {len(PICTURE)}\r\n\r\n"
+
+    async with (
+        running(FakeReplica(before_predict=slow)) as fake,
+        gateway_over(fake) as (up, _),
+        load(up.http_url, clients=4) as seen,
+    ):
+        port = int(up.http_url.rpartition(":")[2])
+
+        async def come_and_leave(index: int) -> None:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + PICTURE[: len(PICTURE) if index % 2 else 10])
+            await writer.drain()
+            writer.transport.abort()
+
+        for _ in range(5):
+            await asyncio.gather(*(come_and_leave(index) for index in range(100)))
+        await until_more(seen, 50)
+        await until(lambda: up.gateway.admission.in_flight <= 4)
+        await until(lambda: up.gateway.batcher.depth() <= 4)
+    assert set(seen) == {"200"}, seen
+    assert up.gateway.admission.in_flight == 0
+    assert up.gateway.admission.held_bytes == 0
+    assert up.gateway.admission.limit.in_progress == 0
