@@ -24,6 +24,11 @@ LINGER_S = 10.0
 LINGER_IDLE_S = 1.0
 
 
+# A refused body up to this size may come while the answer goes out, and the connection stays as it is:
+# closing it would cost both sides more, just when many are refused.
+SMALL_BYTES = 2**20
+
+
 class Boundary:
     """ASGI middleware around the whole app.
 
@@ -78,7 +83,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer in the form of the door that was taken, and let the client read it even while it still sends."""
-    unread = not scope["state"].get("body_read", False)
+    unread = not scope["state"].get("body_read", False) and not _is_small(scope)
 
     async def send_lingering(message: Message) -> None:
         if not unread:
@@ -92,6 +97,13 @@ async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Re
 
     in_form = scope["state"].get("error_form", problem)
     await in_form(error, request_id)(scope, receive, send_lingering)
+
+
+def _is_small(scope: Scope) -> bool:
+    """Whether the body is known to be small, and to be on its way."""
+    length = _header(scope, b"content-length")
+    known = length.isascii() and length.isdigit() and int(length) <= SMALL_BYTES
+    return known and not _header(scope, b"expect")
 
 
 async def _discard(receive: Receive) -> None:

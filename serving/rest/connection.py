@@ -37,6 +37,7 @@ class Connection(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = False
+        self._in_body = False
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,8 +56,9 @@ class Connection(HttpToolsProtocol):
             return
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()
+        in_body = self._in_body  # the rest of one that was answered early: in time, but of any length
         super().data_received(data)
-        if self._header_timer is not None and not self._refused:
+        if self._header_timer is not None and not self._refused and not in_body:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, _head_too_large())
@@ -73,7 +75,13 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
             raise HeadTooLarge
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body has come."""
+        self._in_body = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, of which some may be here already."""

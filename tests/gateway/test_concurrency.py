@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from serving.concurrency import ConcurrencyLimit
-from tests.support.fake_replica import FakeReplica, running
+from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.pictures import encoded, gradient
 
@@ -85,3 +85,34 @@ async def test_ten_times_overload_is_refused_and_what_is_admitted_is_answered_in
         assert up.gateway.admission.limit.limit < 50
         await post(client)
         assert statuses[200] >= 4 * 4
+
+
+async def test_a_refusal_of_a_small_body_is_quick_and_keeps_the_connection() -> None:
+    """Two requests on one connection; the first is refused before its body has come."""
+    hold = asyncio.Event()
+
+    async def wait(_request: Any) -> None:
+        await hold.wait()
+
+    picture = encoded(gradient(), "PNG")
+    head = b"POST /v1/models/digits:classify HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(picture)
+    async with (
+        running(FakeReplica(before_predict=wait)) as fake,
+        gateway_over(fake, max_in_flight=1) as (up, client),
+    ):
+        first = asyncio.create_task(client.post("/v1/models/digits:classify", content=picture, headers=PNG))
+        await until(lambda: up.gateway.admission.in_flight == 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(up.http_url.rpartition(":")[2]))
+        writer.write(head)
+        async with asyncio.timeout(20):
+            refused = await reader.readuntil(b"\r\n\r\n")
+            assert refused.startswith(b"HTTP/1.1 503")
+            assert b"connection: close" not in refused
+            await reader.readuntil(b"}")
+            hold.set()
+            assert (await first).status_code == 200
+            writer.write(picture)
+            writer.write(head + picture)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
