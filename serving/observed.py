@@ -75,6 +75,8 @@ def _read_replicas(readings: Readings, pool: Pool, now: float) -> None:
 
 def _read_versions(readings: Readings, gateway: Gateway) -> None:
     for name in gateway.catalog.names():
+        for number, known in gateway.catalog.versions(name).items():
+            gateway.metrics.know(name, number, known.labels, known.card)
         for each in gateway.catalog.states(name):
             for state in STATES:
                 labels = name, str(each.version), state

@@ -141,13 +141,21 @@ class Metrics:
             indices: the class that it put first, for each image.
         """
         key = model, str(version)
-        classes = self._classes.get(key)
-        if classes is None or classes.labels is not labels:
-            classes = self._classes[key] = PredictedClasses(labels, _shares(card))
+        classes = self.know(model, version, labels, card)
         named = list(indices)
         classes.add(named)
         for index in named:
             self.predictions.labels(*key, classes.group_of[index]).inc()
+
+    def know(
+        self, model: str, version: int, labels: Sequence[str], card: Mapping[str, Any]
+    ) -> PredictedClasses:
+        """The classes of a version, and how they are counted; see `predicted`."""
+        key = model, str(version)
+        classes = self._classes.get(key)
+        if classes is None or classes.labels is not labels:
+            classes = self._classes[key] = PredictedClasses(labels, _shares(card))
+        return classes
 
     def drift(self) -> dict[tuple[str, str], float]:
         """The stability index of each model and version of which there are enough predictions."""

@@ -64,8 +64,8 @@ def _evidence(made: Dashboard) -> Dashboard:
 def _way(verdict: str) -> str:
     of = f'{{model=~"$model",verdict="{verdict}"}}'
     return (
-        f"max by (model, criterion) (sluice_rollout_evidence{of}) "
-        f"/ max by (model, criterion) (sluice_rollout_evidence_limit{of})"
+        f"clamp(max by (model, criterion) (sluice_rollout_evidence{of}) "
+        f"/ max by (model, criterion) (sluice_rollout_evidence_limit{of}), -0.5, 1.5)"
     )
 
 

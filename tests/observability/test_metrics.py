@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -119,7 +120,9 @@ async def test_five_models_with_three_versions_of_a_thousand_classes_stay_small(
         journal = Journal(gateway.metrics, AccessLog(0.0, clock=lambda: 0.0))
         for name in names:
             gateway.steering.set_split(name, Split(1, 2, 0.5, 1.0, "salt"), 0.1)
+            known = gateway.catalog._known[name]
             for version in (1, 2, 3):
+                known[version] = replace(known[version], labels=labels, card=card)
                 gateway.metrics.predicted(name, version, labels, card, range(1000))
                 gateway.metrics.images.labels(name, str(version)).inc()
                 end_requests(journal, name, version)
