@@ -98,6 +98,7 @@ def feeds_of(signature: Any, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for alias, info in signature.inputs.items():
         if alias in given:
             feeds[info.name] = parse(alias, given[alias])
+            check_shape(alias, info.tensor_shape, feeds[info.name].shape)
         elif alias in signature.defaults:
             feeds[info.name] = parse(alias, signature.defaults[alias])
         else:
@@ -113,6 +114,22 @@ def feeds_of(signature: Any, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
             f"Inputs contains invalid name. Used request inputs: {used}, request input: {joined(given)[1:-1]}"
         )
     return feeds
+
+
+def check_shape(alias: str, taken: Any, given: tuple[int, ...]) -> None:
+    """Refuse a value whose shape the signature does not take.
+
+    The original leaves this to the kernels, some of which end the whole process on a shape that the graph
+    was not made for (an empty batch of the wrong rank into a fused kernel, for one).
+    """
+    sizes = [dim.size for dim in taken.dim]
+    fits = len(sizes) == len(given) and all(
+        size in (-1, actual) for size, actual in zip(sizes, given, strict=True)
+    )
+    if not taken.unknown_rank and not fits:
+        raise invalid_argument(
+            f"input {alias} has shape {list(given)}; the signature takes {sizes} (-1: any size)"
+        )
 
 
 def parse(alias: str, proto: Any) -> np.ndarray:

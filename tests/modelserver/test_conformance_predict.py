@@ -174,7 +174,7 @@ def test_wrong_inputs_are_invalid_arguments(
     assert all(part in text for part in parts), text
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 3, 3, 3)])
+@pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 3, 3, 3), (1, 0), (0,), ()])
 def test_wrong_sizes_and_ranks_are_invalid_arguments(server: ServerProcess, shape: tuple[int, ...]) -> None:
     code, _ = predict_refusal(server, request("kinds", "matrix", x=np.zeros(shape, np.float32)))
     assert code is Code.INVALID_ARGUMENT
