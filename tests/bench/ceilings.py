@@ -91,8 +91,9 @@ def serve_empty_post() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)
     print(listener.getsockname()[1], flush=True)
-    config = uvicorn.Config(empty_post, loop="uvloop", http="httptools", ws="none", lifespan="off")
-    config.access_log = False
+    config = uvicorn.Config(
+        empty_post, loop="uvloop", http="httptools", ws="none", lifespan="off", log_level="error"
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
