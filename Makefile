@@ -95,6 +95,10 @@ fleet: model ## Load 3 gateways and 3 model servers in network namespaces while 
 chaos: install-dev ## Kill, stop and cut off replicas under load, and see that no caller notices
 	$(BIN)/pytest tests/chaos
 
+.PHONY: profile
+profile: install-dev ## Show where the gateway's event loop spends its time under load (needs wrk)
+	$(BIN)/python -m tests.bench.profile_gateway
+
 .PHONY: bench
 bench: install-dev ## Measure the gateway against its parts and a hand-written server (minutes; needs wrk)
 	$(BIN)/python -m tests.bench

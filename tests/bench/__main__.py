@@ -164,7 +164,12 @@ def measure_model(bench: Bench, model: str, photos: list[bytes], work: Path, rou
                     bench.load(f"{name}, {clients} clients", found)
             measure_tensors(bench, model, addresses)
         pids = {"gateway": gateway_pid, "model server": server_pid, "hand-written FastAPI": baseline_pid}
-        return {name: psutil.Process(pid).memory_info().rss / 1e6 for name, pid in pids.items()}
+        return {name: memory_mb(psutil.Process(pid)) for name, pid in pids.items()}
+
+
+def memory_mb(process: psutil.Process) -> float:
+    """Resident memory of a process and its children."""
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 1e6
 
 
 def measure_tensors(bench: Bench, model: str, addresses: dict[str, str]) -> None:
