@@ -1,7 +1,7 @@
 """Where the event loop's time goes: `python -m tests.bench.profile_gateway` (`make profile`).
 
-A gateway in this process under cProfile, in front of a replica that costs nothing, with 32 clients. A function
-that waits for the interpreter lock shows up as slow: time in a call that gives it away is time for the decoders.
+A gateway in this process under cProfile, in front of a replica that costs nothing, with 32 clients. A call
+that gives the interpreter lock away shows up as slow: what it waits for is the decoders.
 """
 
 from __future__ import annotations
