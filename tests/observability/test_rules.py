@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from k8s.dashboards.__main__ import FOLDER, texts
 from k8s.tools.check import K8S
 from tests.observability.scene import RULES, have_prometheus, write_rules
 
@@ -60,6 +62,15 @@ def test_every_alert_has_a_section_in_the_runbook_and_no_section_is_left_over() 
         assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
         assert alert["labels"]["severity"] in {"critical", "warning"}
         assert alert["annotations"]["summary"]
+
+
+@pytest.mark.parametrize("name", sorted(texts()))
+def test_a_dashboard_is_what_the_code_says_and_each_panel_says_what_it_shows(name: str) -> None:
+    assert (FOLDER / name).read_text() == texts()[name]
+    board = json.loads(texts()[name])
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    assert len(panels) >= 9
+    assert all(panel["description"] and panel["targets"] for panel in panels)
 
 
 def test_links_within_the_runbook_lead_somewhere() -> None:
