@@ -119,7 +119,7 @@ async def gateway_up(
     catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
     with contextlib.closing(listen(settings.http_host, settings.http_port)) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
-        observed.watch(gateway, observed.Rollouts(settings.rollout_store))
+        observed.watch(gateway)
         rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port)
         http = HttpServer(app.build(gateway), settings)
         running = Running(

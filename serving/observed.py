@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
@@ -36,14 +35,9 @@ _BY_CLASS = {"compared": "sluice_shadow_compared", "agreed": "sluice_shadow_agre
 _FAILED_ALONE = {"candidate-failed": "candidate", "stable-failed": "stable"}
 
 
-def watch(gateway: Gateway, rollouts: Callable[[], list[Rollout]]) -> None:
-    """Have every scrape read this gateway.
-
-    Args:
-        gateway: the gateway; its metrics show it from now on.
-        rollouts: the newest rollout of each model.
-    """
-    snapshot = gateway.metrics.snapshot
+def watch(gateway: Gateway) -> None:
+    """Have every scrape of the gateway's metrics read it."""
+    snapshot, rollouts = gateway.metrics.snapshot, Rollouts(gateway)
     snapshot.read_by(lambda readings: _read_room(readings, gateway))
     snapshot.read_by(lambda readings: _read_replicas(readings, gateway.pool, time.monotonic()))
     snapshot.read_by(lambda readings: _read_versions(readings, gateway))
@@ -146,28 +140,24 @@ class Rollouts:
     """The newest rollout of each model, read from the store at most once in `MAX_AGE_S`.
 
     Args:
-        folder: the store's; None: there are none.
+        gateway: whose rollouts; it may run without any.
         clock: the monotonic clock, in seconds.
     """
 
     MAX_AGE_S = 0.5
 
-    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder = folder
+    def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gateway = gateway
         self._clock = clock
         self._found: list[Rollout] = []
         self._read_at = -math.inf
 
     def __call__(self) -> list[Rollout]:
         """The rollouts, by model."""
-        if self._folder is None:
+        if self._gateway.desk is None:
             return []
         if self._clock() - self._read_at >= self.MAX_AGE_S:
-            from serving.rollout.store import FileStore
-
-            store = FileStore(self._folder)
-            loaded = (store.load(model) for model in store.models())
-            self._found = [rollout for rollout in loaded if rollout is not None]
+            self._found = self._gateway.desk.newest()
             self._read_at = self._clock()
         return self._found
 

@@ -18,7 +18,7 @@ from serving.rest.context import credential
 
 def add(app: FastAPI, gateway: Gateway) -> None:
     """Serve the page over `gateway`; none of it is part of the documented API."""
-    rollouts = Rollouts(gateway.settings.rollout_store)
+    rollouts = Rollouts(gateway)
 
     async def page_state(request: Request) -> Response:
         headers = request.headers

@@ -55,12 +55,12 @@ class Desk:
 
     async def all(self) -> list[dict[str, Any]]:
         """The newest rollout of each model, in short."""
+        return [summary(rollout) for rollout in await asyncio.to_thread(self.newest)]
 
-        def load() -> list[Rollout]:
-            found = (self._store.load(model) for model in self._store.models())
-            return [rollout for rollout in found if rollout is not None]
-
-        return [summary(rollout) for rollout in await asyncio.to_thread(load)]
+    def newest(self) -> list[Rollout]:
+        """The newest rollout of each model; reads the store, in the caller's thread."""
+        found = (self._store.load(model) for model in self._store.models())
+        return [rollout for rollout in found if rollout is not None]
 
     async def whole(self, model: str) -> dict[str, Any]:
         """The newest rollout of a model as it is stored, and its story in words; raises NotFound."""
