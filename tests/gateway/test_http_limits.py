@@ -1,0 +1,191 @@
+"""The HTTP API at its limits: full, late, left by its client, without replicas, shutting down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.main import Running
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import counted, gateway_over
+from tests.support.http import PATH, PNG, grey_png, refused
+
+
+@pytest.fixture
+async def replica() -> AsyncIterator[FakeReplica]:
+    async with running(FakeReplica()) as fake:
+        yield fake
+
+
+async def test_too_many_images_are_refused(replica: FakeReplica) -> None:
+    async with gateway_over(replica, max_images=3) as (_, client):
+        files = [("images", (f"{n}.png", grey_png(n), "image/png")) for n in range(4)]
+        detail = refused(await client.post(PATH, files=files), 400, "invalid-input")
+        assert "at most 3" in detail
+
+
+async def send_raw(url: httpx.URL, head: str, chunks: list[bytes]) -> tuple[bytes, int]:
+    """Send a request by hand, stopping as soon as an answer comes; the answer, and the chunks sent."""
+    assert url.port is not None
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(head.encode() + b"\r\n")
+    answer = asyncio.create_task(reader.read())
+    sent = 0
+    try:
+        for chunk in chunks:
+            await asyncio.wait([answer], timeout=0)
+            if reader.at_eof() or answer.done():
+                break
+            writer.write(chunk)
+            await writer.drain()
+            sent += 1
+    except ConnectionError:
+        pass
+    found = await answer
+    writer.close()
+    return found, sent
+
+
+async def test_a_body_over_the_limit_is_refused_from_its_claimed_length(replica: FakeReplica) -> None:
+    async with gateway_over(replica, max_body_bytes=10_000) as (_, client):
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99999999999\r\n"
+        )
+        answer, _ = await send_raw(client.base_url, head, [])
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"99,999,999,999 bytes; at most 10,000" in answer
+
+
+async def test_a_body_over_the_limit_is_refused_while_it_comes(replica: FakeReplica) -> None:
+    """Chunked, so that no length is claimed, and without an end: only a refusal can end it."""
+    async with gateway_over(replica, max_body_bytes=100_000) as (running_gateway, client):
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n"
+        chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
+        answer, _ = await send_raw(client.base_url, head, [chunk] * 11)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"over 100,000 bytes" in answer
+        assert running_gateway.gateway.admission.in_flight == 0
+        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+
+
+async def test_a_full_gateway_refuses_at_once(replica: FakeReplica) -> None:
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Any) -> None:
+        entered.set()
+        await gate.wait()
+
+    async with gateway_over(replica, max_in_flight=1) as (running_gateway, client):
+        replica.before_predict = wait
+        first = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
+        await entered.wait()
+        answer = await client.post(PATH, content=grey_png(0), headers=PNG)
+        refused(answer, 503, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+        gate.set()
+        assert (await first).status_code == 200
+        assert counted(running_gateway, "sluice_requests_refused_total", reason="requests") == 1
+
+
+async def test_bytes_in_flight_are_bounded(replica: FakeReplica) -> None:
+    async with gateway_over(replica, max_in_flight_bytes=1000) as (running_gateway, client):
+        answer = await client.post(PATH, content=b"x" * 2000, headers=PNG)
+        refused(answer, 503, "overloaded")
+        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+        assert counted(running_gateway, "sluice_requests_refused_total", reason="bytes") == 1
+
+
+async def test_a_deadline_is_kept(replica: FakeReplica) -> None:
+    async def hang(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with gateway_over(replica) as (running_gateway, client):
+        replica.before_predict = hang
+        headers = PNG | {"x-request-timeout": "0.2"}
+        refused(await client.post(PATH, content=grey_png(0), headers=headers), 504, "deadline-exceeded")
+        assert running_gateway.gateway.admission.in_flight == 0
+        for wrong in ("soon", "0", "-1", "nan", "inf"):
+            answer = await client.post(PATH, content=grey_png(0), headers=PNG | {"x-request-timeout": wrong})
+            assert "X-Request-Timeout" in refused(answer, 400, "invalid-input")
+
+
+async def test_a_client_that_leaves_gives_back_its_room(replica: FakeReplica) -> None:
+    entered = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with gateway_over(replica) as (running_gateway, client):
+        replica.before_predict = hang
+        url = client.base_url
+        assert url.port is not None
+        data = grey_png(0)
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n"
+        )
+        writer.write(head.encode() + b"X-Request-Timeout: 0.3\r\n\r\n" + data)
+        await entered.wait()
+        writer.close()
+        await until(lambda: running_gateway.gateway.admission.in_flight == 0)
+
+
+async def test_without_a_replica_the_answer_is_503_with_when_to_come_back() -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake, status_interval_s=3600.0) as (_, client),
+    ):
+        assert (await client.get("/readyz")).status_code == 200
+    async with gateway_over(fake, wait=False) as (_, client):
+        answer = await client.post(PATH, content=grey_png(0), headers=PNG)
+        refused(answer, 503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await client.get("/readyz")).json() == {"ready": False, "missing": ["digits"]}
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+
+
+async def test_a_port_that_is_taken_is_a_clear_error(replica: FakeReplica) -> None:
+    async with gateway_over(replica) as (running_gateway, client):
+        taken_http, taken_grpc = client.base_url.port, int(running_gateway.grpc_address.split(":")[-1])
+        for ports in ({"http_port": taken_http}, {"grpc_port": taken_grpc}):
+            with pytest.raises(Exception, match=r"cannot listen on 127\.0\.0\.1") as caught:
+                async with gateway_over(replica, **ports):
+                    pass
+            assert "Traceback" not in str(caught.value)
+
+
+async def test_draining_asks_clients_to_leave_and_answers_what_is_in_flight(replica: FakeReplica) -> None:
+    entered, gate, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Any) -> None:
+        entered.set()
+        await gate.wait()
+
+    up: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
+
+    async def live() -> None:
+        async with gateway_over(replica) as (running_gateway, _):
+            up.set_result(running_gateway)
+            await leave.wait()
+
+    living = asyncio.create_task(live())
+    running_gateway = await up
+    replica.before_predict = wait
+    async with httpx.AsyncClient(base_url=running_gateway.http_url, timeout=30) as client:
+        in_flight = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
+        await entered.wait()
+        leave.set()
+        await until(lambda: running_gateway.gateway.draining)
+        gate.set()
+        answer = await in_flight
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+        await living
+        with pytest.raises(httpx.TransportError):
+            await client.get("/healthz")
