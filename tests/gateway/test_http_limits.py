@@ -25,7 +25,7 @@ async def test_too_many_images_are_refused(replica: FakeReplica) -> None:
     async with gateway_over(replica, max_images=3) as (_, client):
         files = [("images", (f"{n}.png", grey_png(n), "image/png")) for n in range(4)]
         detail = refused(await client.post(PATH, files=files), 400, "invalid-input")
-        assert "at most 3" in detail
+        assert "Maximum number of files is 3" in detail
 
 
 async def send_raw(url: httpx.URL, head: str, chunks: list[bytes]) -> tuple[bytes, int]:
