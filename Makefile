@@ -51,7 +51,7 @@ demo: model ## Serve, post a sample image, print the answer, stop
 
 .PHONY: test
 test: install-dev ## Run the tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: test-deps
 test-deps: ## Install the system packages that some tests need (as root, Debian)
