@@ -95,7 +95,8 @@ async def test_a_broken_version_is_rolled_back_for_the_right_reason(
         replica.broken.add(2)
     shadow = {"min_agreement": 0.5, "min_samples": 400} if harm == "one class" else {}
     plan = FAST | {"shadow": FAST["shadow"] | shadow}
-    async with scene_over(tmp_path, replica) as scene:
+    # With a place for every caller, a slow candidate cannot make the stable version wait and look slow, too.
+    async with scene_over(tmp_path, replica, calls_per_replica=8) as scene:
         scene.begin(plan)
         rollout = await scene.until_finished()
         assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, code), (
