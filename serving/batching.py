@@ -2,8 +2,9 @@
 
 There is no fixed wait. A lane is one queue, for one version of one model; whenever a request arrives or a
 call ends, lanes take turns to send what has gathered, up to the largest batch, as long as there is a place
-at a replica. A request that its caller has left, or that cannot be answered before its deadline as calls have
-gone lately, is dropped before it costs compute.
+at a replica. Within a lane callers take turns, so that one who floods it delays itself only. A request that
+its caller has left, or that cannot be answered before its deadline as calls have gone lately, is dropped
+before it costs compute; a call that all its callers have left is cancelled.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import structlog
 from serving.errors import DeadlineExceeded, Internal, SluiceError
 from serving.latency_profile import LatencyProfile, least_wait_s
 from serving.prediction import RequestContext
+from serving.turns import TurnQueue
 
 _log = structlog.get_logger()
 
@@ -59,7 +61,7 @@ class Entry:
 class Lane:
     """One queue and the calls it has in flight."""
 
-    queue: deque[Entry] = field(default_factory=deque)
+    queue: TurnQueue[Entry] = field(default_factory=TurnQueue)
     in_flight: int = 0
 
 
@@ -91,9 +93,13 @@ Reason = Literal["idle", "freed", "full"]
 
 
 def take(
-    queue: deque[Entry], *, max_batch: int, now: float, least_s: Callable[[int], float] = lambda _size: 0.0
+    queue: TurnQueue[Entry],
+    *,
+    max_batch: int,
+    now: float,
+    least_s: Callable[[int], float] = lambda _size: 0.0,
 ) -> Taken:
-    """Take the next batch off the front of `queue`, in order of arrival.
+    """Take the next batch off the front of `queue`.
 
     Entries whose caller has left are dropped on the way; entries that cannot be answered in time come back
     apart. A batch stays as small as the most urgent entry in it needs.
@@ -108,7 +114,7 @@ def take(
     most_urgent = float("inf")
     soonest, full = now + least_s(1), now + least_s(max_batch)
     while queue and len(taken.batch) < max_batch:
-        entry = queue[0]
+        entry = queue.first()
         urgent = min(most_urgent, entry.deadline)
         if entry.future.done():
             queue.popleft()
@@ -163,15 +169,14 @@ class Batcher(Generic[AnyPlace]):
     ) -> None:
         await self._tasks.__aexit__(kind, error, traceback)
 
-    def check(self, key: LaneKey, deadline: float) -> None:
+    def check(self, key: LaneKey, deadline: float, caller: str = "") -> None:
         """Refuse what cannot be done in time, before anything is done; raises DeadlineExceeded."""
         profile = self._profiles.get(key)
         if profile is None:
             return
         now, lane = self._clock(), self._lanes.get(key, _IDLE)
-        wait_s = least_wait_s(
-            profile, queued=len(lane.queue), slots=lane.in_flight, max_batch=self._max_batch, now=now
-        )
+        ahead = lane.queue.ahead_of(caller)
+        wait_s = least_wait_s(profile, queued=ahead, slots=lane.in_flight, max_batch=self._max_batch, now=now)
         if now + wait_s > deadline:
             left_s = max(deadline - now, 0.0)
             raise DeadlineExceeded(
@@ -189,7 +194,8 @@ class Batcher(Generic[AnyPlace]):
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane()
-        lane.queue.append(Entry(pixels, deadline, self._clock(), future, context))
+        caller = "" if context is None else context.caller
+        lane.queue.append(caller, Entry(pixels, deadline, self._clock(), future, context))
         while self._send_next(key, lane, "idle"):
             pass
         return future
@@ -232,7 +238,8 @@ class Batcher(Generic[AnyPlace]):
         lane.in_flight += 1
         self._lanes.move_to_end(key)
         self._left(key, len(taken.batch), "full" if len(taken.batch) == self._max_batch else why)
-        self._tasks.create_task(self._run(key, lane, taken.batch, place))
+        call = self._tasks.create_task(self._run(key, lane, taken.batch, place))
+        _end_if_unwanted(taken.batch, call)
         return True
 
     def _profile(self, key: LaneKey) -> LatencyProfile:
@@ -269,6 +276,17 @@ class Batcher(Generic[AnyPlace]):
             self._take_turns()
             if not lane.queue and not lane.in_flight:
                 self._lanes.pop(key, None)
+
+
+def _end_if_unwanted(batch: Sequence[Entry], call: asyncio.Task[None]) -> None:
+    """Cancel a call once the last of its callers has left; one of those who wait is watched at a time."""
+    if call.done():
+        return
+    for entry in batch:
+        if not entry.future.done():
+            entry.future.add_done_callback(lambda _: _end_if_unwanted(batch, call))
+            return
+    call.cancel()
 
 
 _IDLE = Lane()

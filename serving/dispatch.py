@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from serving.backends.hedging import HedgeTimes
 from serving.backends.pool import Pool, Slot
 from serving.backends.replica import Call
 from serving.backends.tfserving import TensorFlowServing
@@ -48,6 +49,7 @@ class Dispatcher:
         self._steering = steering
         self._journal = journal
         self._clock = clock
+        self._hedges = HedgeTimes() if settings.hedge else None
 
     async def call(
         self,
@@ -58,6 +60,7 @@ class Dispatcher:
         faults: tuple[type[SluiceError], ...] | None,
         slot: Slot | None = None,
         patience_s: float | None = None,
+        hedge_after_s: float | None = None,
     ) -> Result:
         """Make a call on a replica, as `Pool.call` does.
 
@@ -65,7 +68,14 @@ class Dispatcher:
         """
 
         def make(attempt: Call[Result]) -> Awaitable[Result]:
-            return self._pool.call(*lane, attempt, deadline=deadline, slot=slot, patience_s=patience_s)
+            return self._pool.call(
+                *lane,
+                attempt,
+                deadline=deadline,
+                slot=slot,
+                patience_s=patience_s,
+                hedge_after_s=hedge_after_s,
+            )
 
         if faults is None:
             return await make(call)
@@ -89,6 +99,7 @@ class Dispatcher:
             response = await api.predict(request, timeout_s)
             return read_scores(response, image.output_name, (len(images), image.classes))
 
+        kind = lane, len(images)
         scores = await self.call(
             lane,
             ask,
@@ -96,9 +107,13 @@ class Dispatcher:
             faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
             slot=slot,
             patience_s=patience_s,
+            hedge_after_s=None if self._hedges is None else self._hedges.after_s(kind),
         )
+        took_s = self._clock() - started
+        if self._hedges is not None:
+            self._hedges.learn(kind, took_s)
         contexts = [entry.context for entry in batch]
-        self._journal.called(lane.model, lane.version, contexts, self._clock() - started)
+        self._journal.called(lane.model, lane.version, contexts, took_s)
         return scores[: len(batch)]
 
     async def name(self, name: str, version: int, images: Sequence[np.ndarray]) -> list[str]:

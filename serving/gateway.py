@@ -135,6 +135,7 @@ class Gateway:
             self.journal.recorded(context, lambda: ref.name if ref.name in self.catalog.names() else ""),
             self.admission.admit(context.credential, scope) as ticket,
         ):
+            context.caller = ticket.caller.name
             self.journal.admitted(context)
             yield ticket
 
@@ -290,12 +291,13 @@ class Gateway:
     async def _resolved(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """The version that `ref` is routed to now.
 
-        If there is none although replicas answer, they may have swapped versions since they were asked.
+        If there is none although replicas answer, they may have swapped versions since they were asked; and a
+        gateway that has only just started has not asked them yet.
         """
         try:
             return self._choose(ref, context)
         except Unavailable:
-            if not self.pool.reachable():
+            if self.catalog.asked and not self.pool.reachable():
                 raise
         await self.catalog.refreshed()
         return self._choose(ref, context)
@@ -309,7 +311,7 @@ class Gateway:
         context.answered_by = (model.name, str(model.version))
         count = checked_top_k(top_k, model, self.settings.default_top_k)
         with measured(self.steering, model, context, self._clock):
-            self.batcher.check(LaneKey(model.name, model.version), context.deadline)
+            self.batcher.check(LaneKey(model.name, model.version), context.deadline, context.caller)
             decoded = await self._decode(images, model, context)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = iter(await self._score(model, pixels_of, context))
@@ -338,7 +340,7 @@ class Gateway:
                 future.cancel()
             failed = any(each.done() and not each.cancelled() and each.exception() for each in pending)
             if images and (rows is not None or failed):
-                self.steering.copy(
+                context.copied = self.steering.copy(
                     model.name,
                     context.route,
                     self._named(model, rows, context),

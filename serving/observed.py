@@ -53,6 +53,8 @@ def watch(gateway: Gateway) -> None:
 def _read_room(readings: Readings, gateway: Gateway) -> None:
     most, most_bytes = gateway.admission.limits
     readings.add("sluice_requests_in_flight_limit", most)
+    readings.add("sluice_requests_in_progress", gateway.admission.limit.in_progress)
+    readings.add("sluice_requests_in_progress_limit", gateway.admission.limit.limit)
     readings.add("sluice_request_body_bytes", gateway.admission.held_bytes)
     readings.add("sluice_request_body_limit_bytes", most_bytes)
     depths = gateway.batcher.depths()
@@ -61,6 +63,8 @@ def _read_room(readings: Readings, gateway: Gateway) -> None:
 
 
 def _read_replicas(readings: Readings, pool: Pool, now: float) -> None:
+    readings.add("sluice_replica_calls_retried", pool.retries)
+    readings.add("sluice_replica_calls_hedged", pool.hedges)
     for replica in pool.replicas:
         readings.add("sluice_replica_calls_in_flight", replica.in_flight, replica.address)
         readings.add("sluice_replica_latency_seconds", replica.latency_s, replica.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,10 +65,12 @@ class RequestContext:
         deadline: when the answer is of no more use, on `time.monotonic`'s clock, in seconds.
         routing_key: what keeps a caller on one arm of a rollout; the request's id by default.
         credential: the API key or token as the caller sent it; never shown.
+        caller: whose it is, once it was admitted; empty before.
         trace: where this request stands in a trace, the caller's or its own.
         started: when it arrived, on the same clock.
         answered_by: the model and version that it was routed to, once it was; for metrics.
         route: where a rollout sent it; None if the caller named a version, or the model has none.
+        copied: a name for each of its images that the candidate gets a copy of, in their order.
         stages_s: seconds spent in each stage of its path so far, by the stage's name.
     """
 
@@ -76,10 +79,12 @@ class RequestContext:
     deadline: float
     routing_key: str = ""
     credential: str | None = field(default=None, repr=False)
+    caller: str = ""
     trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.monotonic)
     answered_by: tuple[str, str] | None = None
     route: Route | None = None
+    copied: Iterator[str] = field(default_factory=lambda: iter(()))
     stages_s: dict[str, float] = field(default_factory=dict)
 
     @property

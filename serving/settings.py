@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     """Threads that decode images. The decoders release the interpreter lock: one a core."""
 
     access_log_share: Share = 0.01
+    hedge: bool = False
+    """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one has
+    a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of retries,
+    and helps where single replicas are slow now and then, not where all are busy."""
     """How many answered requests get a line in the log; the others get one each, up to 20 a second."""
     traces_endpoint: str | None = None
     """Where traces go, by OTLP over gRPC, such as `http://collector:4317`. None: none are made."""

@@ -17,6 +17,11 @@ Family = CounterMetricFamily | GaugeMetricFamily
 
 _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sluice_requests_in_flight_limit": ("Requests that are admitted at once at most.", ()),
+    "sluice_requests_in_progress": ("Requests whose body was read and which are not answered.", ()),
+    "sluice_requests_in_progress_limit": (
+        "How many of them are taken at once: it falls while they take longer than the target.",
+        (),
+    ),
     "sluice_request_body_bytes": ("Bytes of requests' bodies that are held.", ()),
     "sluice_request_body_limit_bytes": ("Bytes of requests' bodies that are held at most.", ()),
     "sluice_queue_depth": ("Images that wait for a replica.", ("model",)),
@@ -60,6 +65,8 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sluice_tls_certificate_expiry_timestamp_seconds": ("Unix time at which the certificate ends.", ()),
 }  # fmt: skip
 _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "sluice_replica_calls_retried": ("Calls that were made once more after one failed.", ()),
+    "sluice_replica_calls_hedged": ("Calls that were made beside one that was late.", ()),
     "sluice_version_calls": ("Calls to replicas for a version under a rollout.", ("model", "version")),
     "sluice_version_calls_failed": ("Of these, calls that the version failed.", ("model", "version")),
     "sluice_version_answers": ("Routed requests that a version answered, late or not.", ("model", "version")),

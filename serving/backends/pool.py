@@ -7,15 +7,17 @@ version is AVAILABLE (Mitzenmacher, "The Power of Two Choices in Randomized Load
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import structlog
 
 from serving import errors
 from serving.backends.budget import RetryBudget
+from serving.backends.hedging import first_good
 from serving.backends.outliers import is_outlier
 from serving.backends.replica import Answer, Call, Replica
 
@@ -63,6 +65,10 @@ class Pool:
         calls_per_replica: batches that one replica is given at once.
         clock: the monotonic clock, in seconds.
         rng: what chooses the two replicas that are compared.
+
+    Attributes:
+        retries: calls that were made once more after a failure.
+        hedges: calls that were made beside one that was late.
     """
 
     def __init__(
@@ -79,6 +85,8 @@ class Pool:
         self._clock = clock
         self._rng = rng or random.Random()
         self._budget = RetryBudget()
+        self.retries = 0
+        self.hedges = 0
 
     def join(self, replica: Replica) -> None:
         """Take a replica in. It gets calls once it has been asked what it serves."""
@@ -103,9 +111,11 @@ class Pool:
         usable = self._usable(model, version, now)
         if not usable:
             return Slot(None)
-        free = [replica for replica, slots in self._slots(usable).items() if replica.booked < slots]
-        chosen = choose(free, self._rng, now)
+        chosen = choose(self._free(usable), self._rng, now)
         return None if chosen is None else Slot(chosen)
+
+    def _free(self, usable: Sequence[Replica]) -> list[Replica]:
+        return [replica for replica, slots in self._slots(usable).items() if replica.booked < slots]
 
     def _slots(self, usable: Sequence[Replica]) -> dict[Replica, int]:
         """How many batches each takes at once: fewer while it is newer than the others."""
@@ -139,6 +149,7 @@ class Pool:
         deadline: float,
         slot: Slot | None = None,
         patience_s: float | None = None,
+        hedge_after_s: float | None = None,
     ) -> Answer:
         """Make `call(api, timeout_s)` on a replica that has the version; retry elsewhere what may be retried.
 
@@ -149,6 +160,7 @@ class Pool:
             deadline: when its answer is of no more use.
             slot: the place that was booked for it; it moves along with retries.
             patience_s: after how long another replica is asked if this one has not answered; None: never.
+            hedge_after_s: after how long another one is asked, too, if it has a free place; None: never.
 
         Raises:
             Unavailable: no replica that has this version can be reached.
@@ -167,20 +179,57 @@ class Pool:
                 await asyncio.sleep(SAME_REPLICA_PAUSE_S)
             if slot is not None:
                 slot.move(replica)
+            self.retries += bool(tried)
             tried.append(replica)
             alone = not self._usable(model, version, now, tried)
+            attempt = functools.partial(self._attempt, model, version, call, deadline)
+            first = attempt(replica, None if alone else patience_s)
             try:
-                return await replica.run(call, deadline, self._clock, None if alone else patience_s)
+                if alone or hedge_after_s is None:
+                    return await first
+                hedge = functools.partial(self._hedge, model, version, attempt, tried)
+                return await first_good(first, hedge_after_s, hedge, retryable=RETRYABLE)
             except RETRYABLE as error:
                 last = error
-                if isinstance(error, errors.NotFound):
-                    replica.forget(model, version)
-                self._judge(replica)
         if last is None and self._clock() >= deadline:
             raise errors.DeadlineExceeded("the deadline passed before a replica was free", stage="backend")
         if last is None and self.reachable() and not self._held(model, version):
             raise errors.NotFound(f'no replica has version {version} of model "{model}"', stage="backend")
         raise _with_advice(last, model, version)
+
+    async def _attempt(
+        self,
+        model: str,
+        version: int,
+        call: Call[Answer],
+        deadline: float,
+        replica: Replica,
+        patience_s: float | None = None,
+    ) -> Answer:
+        """Make a call on one replica, and learn about it."""
+        try:
+            return await replica.run(call, deadline, self._clock, patience_s)
+        except RETRYABLE as error:
+            if isinstance(error, errors.NotFound):
+                replica.forget(model, version)
+            self._judge(replica)
+            raise
+
+    def _hedge(
+        self,
+        model: str,
+        version: int,
+        attempt: Callable[[Replica], Coroutine[Any, Any, Answer]],
+        tried: list[Replica],
+    ) -> Coroutine[Any, Any, Answer] | None:
+        """The same call on a replica that was not tried and has a free place, if the budget has it."""
+        now = self._clock()
+        replica = choose(self._free(self._usable(model, version, now, tried)), self._rng, now)
+        if replica is None or not self._budget.spend(now):
+            return None
+        self.hedges += 1
+        tried.append(replica)
+        return _in_a_place(attempt, replica)
 
     def _pick(
         self,
@@ -260,6 +309,14 @@ class Pool:
         """Close every connection."""
         for replica in (*self.replicas, *(replica for replica, _ in self._leaving)):
             await replica.api.close()
+
+
+async def _in_a_place(attempt: Callable[[Replica], Coroutine[Any, Any, Answer]], replica: Replica) -> Answer:
+    slot = Slot(replica)
+    try:
+        return await attempt(replica)
+    finally:
+        slot.release()
 
 
 def choose(usable: Sequence[Replica], rng: random.Random, now: float) -> Replica | None:

@@ -26,6 +26,8 @@ _LEAST_WEIGHT = 0.1
 
 # A call that was given less time than this and did not make it tells of its caller's haste.
 FAIR_TIME_S = 1.0
+# Callers' timers and the call's own end at the deadline, in any order: so close to it one is like the other.
+_TIMER_SLACK_S = 0.01
 
 # Kinds that tell of the replica's health; every other error is the caller's or the model's.
 REPLICA_FAULTS = (errors.Unavailable, errors.Internal, errors.DeadlineExceeded)
@@ -109,6 +111,9 @@ class Replica:
     ) -> Answer:
         """Make a call and learn from how it goes. Cancellation leaves the counters right.
 
+        A call that is cancelled at its deadline has failed; one that is cancelled before tells at least that
+        it would have taken longer.
+
         Args:
             call: the call.
             deadline: when its answer is of no more use.
@@ -134,7 +139,12 @@ class Replica:
             self.breaker.succeed()
             raise
         except BaseException:
-            self.breaker.abandon()
+            now = clock()
+            if now - started >= FAIR_TIME_S and now >= deadline - _TIMER_SLACK_S:
+                self._failed(now)
+            else:
+                self.breaker.abandon()
+                self._learn(max(self.latency_s, now - started))
             raise
         else:
             now = clock()

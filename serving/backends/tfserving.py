@@ -14,7 +14,18 @@ import grpc.aio
 
 from serving import errors, protos
 
+# A path that is cut without a word is found out by the kernel: gRPC sets TCP_USER_TIMEOUT (RFC 5482) to the
+# keepalive's time-out wherever keepalive is on, and the replica is asked for its versions about once a
+# second, so that something always waits to be acknowledged. Without it a cut connection is kept through TCP's
+# retransmissions, a quarter of an hour, and after a cut that has ended until the next of them.
+_CUT_AFTER_MS = 5_000
+# Pings are not needed for that, and a server that gets them more often than every five minutes while it sends
+# nothing ends the connection: GOAWAY, ENHANCE_YOUR_CALM (grpc's default, which TensorFlow Serving keeps).
+_PING_INTERVAL_MS = 330_000
+
 _CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", _PING_INTERVAL_MS),
+    ("grpc.keepalive_timeout_ms", _CUT_AFTER_MS),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     # A replica that restarts is back within seconds; the default backs off to two minutes.

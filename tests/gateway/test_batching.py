@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,8 @@ import pytest
 from serving.batching import Batcher, Entry, LaneKey, Place, take
 from serving.errors import DeadlineExceeded, Internal, Unavailable
 from serving.latency_profile import LEAST_PATIENCE_S
+from serving.prediction import RequestContext
+from serving.turns import TurnQueue
 from tests.support.fake_replica import until
 
 LANE = LaneKey("digits", 1)
@@ -63,20 +64,27 @@ def entry(deadline: float, *, left: bool = False) -> Entry:
     return Entry(pixels(0), deadline, 0.0, future)
 
 
+def queue_of(*entries: Entry) -> TurnQueue[Entry]:
+    queue: TurnQueue[Entry] = TurnQueue()
+    for each in entries:
+        queue.append("", each)
+    return queue
+
+
 @pytest.mark.parametrize(("max_batch", "taken"), [(4, 4), (6, 6), (32, 6)])
 async def test_take_fills_a_batch_in_order_of_arrival(max_batch: int, taken: int) -> None:
-    queue = deque(entry(FAR) for _ in range(6))
-    order = list(queue)
+    order = [entry(FAR) for _ in range(6)]
+    queue = queue_of(*order)
     found = take(queue, max_batch=max_batch, now=0.0)
     assert found.batch == order[:taken]
-    assert list(queue) == order[taken:]
+    assert [queue.popleft() for _ in range(len(queue))] == order[taken:]
     assert found.expired == []
 
 
 async def test_a_batch_is_as_small_as_its_most_urgent_image_needs() -> None:
     """A call takes a second an image: who has three seconds left gets a batch of two."""
     easy, urgent, hopeless, last = entry(FAR), entry(3.5), entry(0.5), entry(FAR)
-    queue = deque([easy, urgent, hopeless, last, entry(FAR)])
+    queue = queue_of(easy, urgent, hopeless, last, entry(FAR))
     found = take(queue, max_batch=8, now=0.0, least_s=float)
     assert found.batch == [easy, urgent, last]
     assert found.expired == [hopeless]
@@ -85,11 +93,12 @@ async def test_a_batch_is_as_small_as_its_most_urgent_image_needs() -> None:
 
 async def test_take_drops_who_left_and_sets_apart_who_is_late() -> None:
     late, left, good, more = entry(1.0), entry(FAR, left=True), entry(FAR), entry(FAR)
-    queue = deque([late, left, good, more])
+    queue = queue_of(late, left, good, more)
     found = take(queue, max_batch=1, now=1.0)
     assert found.batch == [good]
     assert found.expired == [late]
-    assert list(queue) == [more]
+    assert len(queue) == 1
+    assert queue.popleft() is more
 
 
 async def test_an_idle_replica_gets_a_request_at_once_and_a_busy_one_a_batch() -> None:
@@ -136,6 +145,80 @@ async def test_who_leaves_takes_nobody_along() -> None:
         rows = await asyncio.gather(waiting[0], waiting[2])
     assert send.batches == [[0], [1, 3]]
     assert [float(row[0]) for row in rows] == [1, 3]
+
+
+async def test_a_call_ends_with_the_last_of_its_callers_and_not_before() -> None:
+    send = ScriptedSend()
+    places = Places(1)
+    async with Batcher(send, places, max_batch=8) as batcher:
+        first = batcher.enqueue(LANE, pixels(0), FAR)
+        second, third = (batcher.enqueue(LANE, pixels(value), FAR) for value in (1, 2))
+        await until(lambda: len(send.batches) == 1)
+        first.cancel()
+        await until(lambda: len(send.batches) == 2)  # its place is free: the others have been sent
+        second.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not places.free
+        third.cancel()
+        await until(lambda: places.free == 1)
+        assert not batcher.depths()
+        send.gate.set()
+        assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
+
+
+async def test_a_caller_who_stays_gets_its_answer_when_the_others_leave() -> None:
+    send = ScriptedSend()
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
+        busy = batcher.enqueue(LANE, pixels(9), FAR)
+        leaving = [batcher.enqueue(LANE, pixels(value), FAR) for value in (0, 1)]
+        staying = batcher.enqueue(LANE, pixels(2), FAR)
+        await until(lambda: len(send.batches) == 1)
+        busy.cancel()
+        await until(lambda: len(send.batches) == 2)
+        for each in leaving:
+            each.cancel()
+        await asyncio.sleep(0)
+        send.gate.set()
+        assert float((await staying)[0]) == 2
+
+
+def context_of(caller: str) -> RequestContext:
+    return RequestContext("id", "http", FAR, caller=caller)
+
+
+async def test_who_floods_a_lane_waits_behind_itself() -> None:
+    """A key has queued a hundred images; another's four leave in the first batch that has room for them."""
+    send = ScriptedSend()
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
+        flood = [batcher.enqueue(LANE, pixels(1), FAR, context_of("flood")) for _ in range(101)]
+        rare = [batcher.enqueue(LANE, pixels(2), FAR, context_of("rare")) for _ in range(4)]
+        send.gate.set()
+        await asyncio.gather(*rare, *flood)
+    assert sorted(send.batches[1]) == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+async def test_what_a_flood_has_queued_does_not_count_against_others() -> None:
+    now = 100.0
+
+    async def send(
+        _lane: LaneKey, batch: Sequence[Entry], _place: Place, _patience_s: float | None
+    ) -> np.ndarray:
+        nonlocal now
+        now += 1.0
+        if batch[0].pixels[0, 0, 0]:
+            await asyncio.Event().wait()
+        return np.zeros((len(batch), 1), np.float32)
+
+    async with Batcher(send, Places(1), max_batch=1, clock=lambda: now) as batcher:
+        for _ in range(20):
+            await batcher.enqueue(LANE, pixels(0), FAR)
+        flood = [batcher.enqueue(LANE, pixels(1), FAR, context_of("flood")) for _ in range(50)]
+        batcher.check(LANE, now + 3.5, "rare")
+        with pytest.raises(DeadlineExceeded):
+            batcher.check(LANE, now + 3.5, "flood")
+        for each in flood:
+            each.cancel()
 
 
 async def test_who_is_late_hears_so_and_costs_nothing() -> None:

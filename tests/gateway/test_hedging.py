@@ -1,0 +1,179 @@
+"""Calls that are late are made a second time, where that is wanted: when, and what it may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import httpx
+import pytest
+
+from serving import errors
+from serving.backends import budget
+from serving.backends.hedging import HedgeTimes, first_good
+from serving.backends.pool import RETRYABLE, Pool
+from serving.backends.replica import Replica
+from serving.backends.tfserving import TensorFlowServing, VersionStatus
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import gateway_over
+from tests.support.http import PATH, PNG, grey_png
+
+
+def test_a_call_is_late_beyond_about_the_95th_percentile_of_its_kind() -> None:
+    times, rng = HedgeTimes(), random.Random(5)
+    assert times.after_s("batches of 8") is None
+    late = calls = 0
+    for _ in range(4000):
+        latency_s = rng.lognormvariate(-3.0, 0.4)
+        after_s = times.after_s("batches of 8")
+        if after_s is not None:
+            calls += 1
+            late += latency_s > after_s
+        times.learn("batches of 8", latency_s)
+    assert calls > 3900
+    assert 0.03 < late / calls < 0.07
+    assert times.after_s("batches of 16") is None
+
+
+class Scripted:
+    """A call that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.cancelled = False
+
+    async def __call__(self) -> str:
+        try:
+            return await self.end
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+async def raced(first: Scripted, second: Scripted | None) -> str:
+    hedge = None if second is None else second()
+    return await first_good(first(), 0.001, lambda: hedge, retryable=RETRYABLE)
+
+
+async def test_the_first_good_answer_wins_and_the_other_call_is_cancelled() -> None:
+    first, second = Scripted(), Scripted()
+    race = asyncio.create_task(raced(first, second))
+    second.end.set_result("second")
+    assert await race == "second"
+    assert first.cancelled
+    first, second = Scripted(), Scripted()
+    first.end.set_exception(errors.Unavailable("gone"))
+    with pytest.raises(errors.Unavailable, match="gone"):  # at once: it is a retry's turn, not a hedge's
+        await raced(first, None)
+    first, second = Scripted(), Scripted()
+    race = asyncio.create_task(raced(first, second))
+    await asyncio.sleep(0.01)
+    second.end.set_exception(errors.Internal("broken"))
+    await asyncio.sleep(0)
+    first.end.set_result("first")
+    assert await race == "first"
+
+
+async def test_a_failure_that_a_retry_cannot_mend_ends_both() -> None:
+    first, second = Scripted(), Scripted()
+    race = asyncio.create_task(raced(first, second))
+    await asyncio.sleep(0.01)
+    second.end.set_exception(errors.InvalidInput("wrong shape"))
+    with pytest.raises(errors.InvalidInput, match="wrong shape"):
+        await race
+    assert first.cancelled
+
+
+async def test_who_leaves_a_race_ends_both_calls() -> None:
+    first, second = Scripted(), Scripted()
+    race = asyncio.create_task(raced(first, second))
+    await asyncio.sleep(0.01)
+    race.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await race
+    assert first.cancelled
+    assert second.cancelled
+
+
+def replica(port: int) -> Replica:
+    made = Replica(TensorFlowServing(f"127.0.0.1:{port}"))
+    made.reachable = True
+    made.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
+    return made
+
+
+async def test_hedges_come_out_of_the_budget_of_retries_and_need_a_free_place() -> None:
+    """Nobody answers until all have waited: each call is late, and still few are made twice."""
+    pool = Pool([replica(1), replica(2), replica(3)], calls_per_replica=400, clock=lambda: 7.0)
+    release, begun = asyncio.Event(), 0
+
+    async def late(_api: Any, _left_s: float) -> str:
+        nonlocal begun
+        begun += 1
+        await release.wait()
+        return "answer"
+
+    calls = [
+        asyncio.create_task(pool.call("digits", 1, late, deadline=60.0, hedge_after_s=0.0))
+        for _ in range(300)
+    ]
+    most = 300 * budget.SHARE + budget.RESERVE_PER_S
+    await until(lambda: begun >= 300 + most - 1)
+    release.set()
+    assert await asyncio.gather(*calls) == ["answer"] * 300
+    assert most - 1 <= pool.hedges <= most
+    assert begun == 300 + pool.hedges
+    assert [each.in_flight for each in pool.replicas] == [each.booked for each in pool.replicas] == [0] * 3
+    before = pool.hedges
+    places = [pool.book("digits", 1) for _ in range(1200)]  # every place is taken
+    assert await pool.call("digits", 1, late, deadline=60.0, hedge_after_s=0.0) == "answer"
+    assert pool.hedges == before
+    for place in places:
+        assert place is not None
+        place.release()
+    await pool.aclose()
+
+
+async def taken_s(client: httpx.AsyncClient, count: int) -> list[float]:
+    """How long so many requests took, made four at a time."""
+    picture = grey_png(100)
+    taken: list[float] = []
+
+    async def post() -> None:
+        while len(taken) < count:
+            answer = await client.post(PATH, content=picture, headers=PNG)
+            assert answer.status_code == 200
+            taken.append(answer.elapsed.total_seconds())
+
+    await asyncio.gather(*(post() for _ in range(4)))
+    return taken
+
+
+@pytest.mark.parametrize("hedge", [False, True])
+async def test_hedging_takes_the_tail_of_slow_replicas_away(hedge: bool) -> None:
+    """Every twentieth call takes half a second, whoever makes it."""
+    calls, slow_s = 0, 0.5
+
+    async def now_and_then(_request: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 20 == 0:
+            await asyncio.sleep(slow_s)
+
+    async with (
+        running(FakeReplica(before_predict=now_and_then)) as one,
+        running(FakeReplica(before_predict=now_and_then)) as two,
+        gateway_over(one, two, hedge=hedge, calls_per_replica=8) as (up, client),
+    ):
+        await taken_s(client, 60)  # so that latencies are known
+        before, hedged = calls, up.pool.hedges
+        slow = sum(each >= slow_s for each in await taken_s(client, 120))
+        made = calls - before
+        hedged = up.pool.hedges - hedged
+    if hedge:
+        assert slow <= 2
+        assert 1 <= hedged <= made * budget.SHARE + budget.RESERVE_PER_S
+    else:
+        assert slow >= made // 20 - 1
+        assert hedged == 0
