@@ -137,6 +137,9 @@ class Catalog:
         default_model: the model of requests that name none; None: the only one, if there is one only.
         metrics: where the versions that are available are shown.
         clock: the monotonic clock, in seconds.
+
+    Attributes:
+        asked: whether the replicas have been asked what they have, ever.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class Catalog:
         self._default = default_model
         self._metrics = metrics
         self._clock = clock
+        self.asked = False
         self._known: dict[str, dict[int, ModelVersion]] = {name: {} for name in sorted(set(models))}
         self._labels: dict[tuple[str, str], tuple[int, float]] = {}
         self._waiters: list[asyncio.Future[None]] = []
@@ -290,6 +294,7 @@ class Catalog:
             self._wanted.clear()
             waiters, self._waiters = self._waiters, []
             await self.refresh()
+            self.asked = True
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.errors import InvalidInput, SluiceError
+from serving.errors import InvalidInput, SluiceError, innermost
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
-    from serving.main import Running
+    from serving.main import Up
 
 SAMPLE = Path(__file__).parent / "samples" / "seven.png"
 
@@ -41,6 +41,10 @@ Rollouts = Annotated[
         show_default="the newest version serves",
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Gateway processes on the same ports, for more cores.", show_default="1"),
+]
 ApiKey = Annotated[
     str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
 ]
@@ -56,6 +60,7 @@ def serve(
     grpc_port: GrpcPort = None,
     keys: Keys = None,
     rollouts: Rollouts = None,
+    workers: Workers = None,
 ) -> None:
     """Serve a folder of models on this machine: a model server, and the gateway in front.
 
@@ -74,6 +79,7 @@ def serve(
             grpc_port=grpc_port,
             keys_file=keys,
             rollout_store=rollouts,
+            workers=workers,
         )
         _run(main.run_serve(loaded, _announce))
 
@@ -89,6 +95,7 @@ def gateway(
     grpc_port: GrpcPort = None,
     keys: Keys = None,
     rollouts: Rollouts = None,
+    workers: Workers = None,
 ) -> None:
     """Run the gateway in front of TensorFlow Serving replicas that run elsewhere."""
     with user_errors():
@@ -103,6 +110,7 @@ def gateway(
             grpc_port=grpc_port,
             keys_file=keys,
             rollout_store=rollouts,
+            workers=workers,
         )
         _run(main.run_gateway(loaded, _announce))
 
@@ -151,12 +159,12 @@ def demo(models: ModelsDir = None, model_server: ModelServer = None) -> None:
         _run(main.run_serve(loaded, _post_sample))
 
 
-async def _post_sample(running: Running) -> None:
+async def _post_sample(running: Up) -> None:
     import httpx
 
     print(f"posting {SAMPLE.name} to {running.http_url}/v1/classify …", flush=True)
     async with httpx.AsyncClient(base_url=running.http_url, timeout=60) as client:
-        await running.catalog.ready()
+        await running.ready()
         answer = await client.post(
             "/v1/models/digits:classify",
             content=SAMPLE.read_bytes(),
@@ -172,17 +180,16 @@ async def _post_sample(running: Running) -> None:
     )
 
 
-async def _announce(running: Running) -> None:
+async def _announce(running: Up) -> None:
     """Say where to look, and when the models are there; then run until a signal comes."""
     import asyncio
 
     print(f"HTTP   {running.http_url}   (API: {running.http_url}/openapi.json)")
     print(f"gRPC   {running.grpc_address}   (sluice.v1.ImageClassification, with reflection)", flush=True)
-    await running.catalog.ready()
-    for name in running.catalog.names():
-        versions = ", ".join(map(str, sorted(running.catalog.versions(name))))
-        print(f"model  {name}, version {versions}")
-    first = running.catalog.names()[0]
+    models = await running.ready()
+    for name, versions in models.items():
+        print(f"model  {name}, version {', '.join(map(str, versions))}")
+    first = next(iter(models))
     print("\nTry it:")
     print(
         f"  curl --data-binary @{_from_here(SAMPLE)} -H 'Content-Type: image/png' "
@@ -230,15 +237,8 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (SluiceError, OSError, ExceptionGroup) as error:
-        first = _first(error)
+        first = innermost(error)
         if not isinstance(first, SluiceError | OSError):
             raise
         print(f"error: {first}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(first, InvalidInput) else 1) from None
-
-
-def _first(error: BaseException) -> BaseException:
-    """What went wrong, out of the groups in which task groups wrap it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

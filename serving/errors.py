@@ -157,3 +157,10 @@ def all_kinds() -> list[type[SluiceError]]:
         return found
 
     return [kind for kind in walk(SluiceError) if kind is not SluiceError]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What went wrong, out of the groups in which task groups wrap it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from serving import observed, stacks, supervisor
+from serving import observed, stacks, supervisor, workers
 from serving.backends import discovery
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
@@ -27,12 +27,15 @@ from serving.catalog import Catalog
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.memory import give_back_memory
+from serving.page.state import of_one_worker
+from serving.peers import Peers, samples
 from serving.rest import app
 from serving.rest.server import HttpServer, listen
 from serving.rpc.server import RpcServer
 from serving.settings import Settings
 from serving.supervisor import ModelServerProcess
 from serving.telemetry import Metrics
+from serving.upstream import ConfigFile, Upstream, model_config
 
 _log = structlog.get_logger()
 
@@ -49,8 +52,28 @@ class Running:
     http_url: str
     grpc_address: str
 
+    async def ready(self) -> dict[str, list[int]]:
+        """The versions of each model, as soon as there are any of each."""
+        await self.catalog.ready()
+        return {name: sorted(self.catalog.versions(name)) for name in self.catalog.names()}
 
-WhileUp = Callable[[Running], Awaitable[None]]
+
+class Up(Protocol):
+    """A gateway, of one process or of several, whose ports are open."""
+
+    @property
+    def http_url(self) -> str:
+        """Where it serves HTTP."""
+
+    @property
+    def grpc_address(self) -> str:
+        """Where it serves gRPC."""
+
+    async def ready(self) -> dict[str, list[int]]:
+        """The versions of each model, as soon as there are any of each."""
+
+
+WhileUp = Callable[[Up], Awaitable[None]]
 """What to do while the gateway is up; when it returns, the gateway is drained."""
 
 
@@ -64,11 +87,9 @@ async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
         raise InvalidInput("no replica is named; pass --replica HOST:PORT, or use `sluice serve`")
     if not settings.models:
         raise InvalidInput("no model is named; pass --model NAME for each model that the replicas have")
-    async with (
-        gateway_up(settings, settings.replicas, settings.models, new_metrics()) as running,
-        _rollouts_of(settings, running, Path(settings.replica_models_dir)),
-    ):
-        await _until_signalled(while_up(running))
+    upstream = Upstream(settings.replicas, settings.models, Path(settings.replica_models_dir))
+    with tempfile.TemporaryDirectory(prefix="sluice-") as work_dir:
+        await _run(settings, upstream, Path(work_dir), new_metrics(), while_up)
 
 
 async def run_serve(settings: Settings, while_up: WhileUp) -> None:
@@ -79,26 +100,56 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
         FailedPrecondition: the model server is not a program that can be found.
     """
     command = supervisor.find_program(settings.model_server)
-    models = settings.models or supervisor.find_models(settings.models_dir)
+    models = settings.models or tuple(supervisor.find_models(settings.models_dir))
     if not models:
         raise InvalidInput(
             f"{settings.models_dir} holds no model; train one: "
             f"sluice train resnet --data digits --out {settings.models_dir}"
         )
     metrics = new_metrics()
-    with tempfile.TemporaryDirectory(prefix="sluice-") as work_dir:
-        child = ModelServerProcess(
-            command, work_dir=Path(work_dir), models_dir=settings.models_dir, models=models, metrics=metrics
-        )
-        if settings.rollout_store is not None:
-            child.write(_pinned_config(settings, models))
-        async with (
-            _in_background(child.run()),
-            gateway_up(settings, (child.address,), models, metrics) as running,
-            _in_background(_follow_folder(running.catalog, running.pool, child, settings)),
-            _rollouts_of(settings, running, settings.models_dir, child),
-        ):
-            await _until_signalled(while_up(running))
+    with tempfile.TemporaryDirectory(prefix="sluice-") as name:
+        work_dir = Path(name)
+        config = ConfigFile(work_dir / "models.config", settings.models_dir)
+        config.write(_first_config(settings, models))
+        child = ModelServerProcess(command, work_dir=work_dir, config=config, metrics=metrics)
+        upstream = Upstream((child.address,), models, settings.models_dir, config)
+        async with _in_background(child.run()):
+            await _run(settings, upstream, work_dir, metrics, while_up)
+
+
+async def _run(
+    settings: Settings, upstream: Upstream, work_dir: Path, metrics: Metrics, while_up: WhileUp
+) -> None:
+    """Run one gateway in this process, or several as its children."""
+    if settings.workers == 1:
+        await run_one(settings, upstream, metrics, while_up)
+        return
+    parent = Peers(work_dir, "parent")
+    async with (
+        parent.answering({"metrics": lambda: samples(metrics.registry)}),
+        workers.up(settings, upstream, work_dir) as running,
+    ):
+        await _until_signalled(while_up(running), running.dump)
+
+
+async def run_one(
+    settings: Settings, upstream: Upstream, metrics: Metrics, while_up: WhileUp, peers: Peers | None = None
+) -> None:
+    """Run a gateway in this process until `while_up` returns, or SIGTERM or SIGINT comes.
+
+    Args:
+        settings: its settings.
+        upstream: what it is in front of.
+        metrics: what it measures with.
+        while_up: what to do while it is up.
+        peers: the other workers on its ports; None: it has them for itself.
+    """
+    async with (
+        gateway_up(settings, upstream.replicas, upstream.models, metrics, peers) as running,
+        _in_background(_follow_folder(running, upstream, settings)),
+        _rollouts_of(settings, running, upstream),
+    ):
+        await _until_signalled(while_up(running), stacks.dump_to_stderr)
 
 
 def new_metrics() -> Metrics:
@@ -108,7 +159,11 @@ def new_metrics() -> Metrics:
 
 @asynccontextmanager
 async def gateway_up(
-    settings: Settings, replicas: Sequence[str], models: Sequence[str], metrics: Metrics
+    settings: Settings,
+    replicas: Sequence[str],
+    models: Sequence[str],
+    metrics: Metrics,
+    peers: Peers | None = None,
 ) -> AsyncIterator[Running]:
     """A gateway with open ports while the block runs; drained at its end."""
     callers = Callers.from_settings(settings)
@@ -117,21 +172,24 @@ async def gateway_up(
     pool = Pool([_connect(address) for address in fixed], calls_per_replica=settings.calls_per_replica)
     following = discovery.Discovery(pool, names, _connect)
     catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
-    with contextlib.closing(listen(settings.http_host, settings.http_port)) as listener:
+    with contextlib.closing(
+        listen(settings.http_host, settings.http_port, shared=peers is not None)
+    ) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
         observed.watch(gateway)
-        rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port)
-        http = HttpServer(app.build(gateway), settings)
+        rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port, shared=peers is not None)
+        http = HttpServer(app.build(gateway, peers), settings)
         running = Running(
             gateway,
             catalog,
             pool,
-            f"{'https' if settings.tls_certificate else 'http'}://{_in_url(settings.http_host)}:{listener.getsockname()[1]}",
-            f"{_in_url(settings.grpc_host)}:{rpc.port}",
+            settings.http_url(listener.getsockname()[1]),
+            settings.grpc_address(rpc.port),
         )
         async with (
             contextlib.aclosing(pool),
             gateway,
+            _answering(gateway, peers),
             _in_background(
                 catalog.watch(settings.status_interval_s),
                 rpc.report_health(settings.status_interval_s),
@@ -172,21 +230,22 @@ def _connect(address: str) -> Replica:
     return Replica(TensorFlowServing(address))
 
 
-async def _follow_folder(catalog: Catalog, pool: Pool, child: ModelServerProcess, settings: Settings) -> None:
+async def _follow_folder(running: Running, upstream: Upstream, settings: Settings) -> None:
     """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is."""
-    if settings.models:
+    if settings.models or upstream.config is None:
         return
+    catalog = running.catalog
     while True:
         await asyncio.sleep(settings.status_interval_s)
-        found = supervisor.find_models(settings.models_dir)
+        found = supervisor.find_models(upstream.models_dir)
         if not found or found == catalog.names():
             continue
         if settings.rollout_store is not None:  # the controller tells the model server
             catalog.set_models(found)
             continue
-        child.write_config(found)
+        upstream.config.write_models(found)
         try:
-            await pool.reload_config(supervisor.model_config(settings.models_dir, found), RELOAD_TIMEOUT_S)
+            await running.pool.reload_config(model_config(upstream.models_dir, found), RELOAD_TIMEOUT_S)
         except SluiceError as error:  # the next round tries again
             _log.warning("the model server cannot take new models yet", error=error.message)
             continue
@@ -194,15 +253,16 @@ async def _follow_folder(catalog: Catalog, pool: Pool, child: ModelServerProcess
         _log.info("the models changed", models=found)
 
 
-def _pinned_config(settings: Settings, models: Sequence[str]) -> Any:
-    """The config with which a model server starts under rollouts: of each model the version that serves."""
+def _first_config(settings: Settings, models: Sequence[str]) -> Any:
+    """The config with which a model server starts: under rollouts, of each model the version that serves."""
+    config = model_config(settings.models_dir, models)
+    if settings.rollout_store is None:
+        return config
     from serving.rollout.assembly import published_in
     from serving.rollout.start import serving_version
     from serving.rollout.store import FileStore
 
-    assert settings.rollout_store is not None
     store, published = FileStore(settings.rollout_store), published_in(settings.models_dir)
-    config = supervisor.model_config(settings.models_dir, models)
     for entry in config.model_config_list.config:
         version = serving_version(store, entry.name) or max(published(entry.name))
         entry.model_version_policy.specific.versions.append(version)
@@ -210,9 +270,21 @@ def _pinned_config(settings: Settings, models: Sequence[str]) -> Any:
 
 
 @asynccontextmanager
-async def _rollouts_of(
-    settings: Settings, running: Running, models_dir: Path, child: ModelServerProcess | None = None
-) -> AsyncIterator[None]:
+async def _answering(gateway: Gateway, peers: Peers | None) -> AsyncIterator[None]:
+    """Answer the other workers' questions while the block runs."""
+    if peers is None:
+        yield
+        return
+    answers = {
+        "metrics": lambda: samples(gateway.metrics.registry),
+        "page": lambda: of_one_worker(gateway),
+    }
+    async with peers.answering(answers):
+        yield
+
+
+@asynccontextmanager
+async def _rollouts_of(settings: Settings, running: Running, upstream: Upstream) -> AsyncIterator[None]:
     """Let new versions in by rollouts while the block runs, if the settings say so."""
     if settings.rollout_store is None and settings.rollout_namespace is None:
         yield
@@ -228,9 +300,9 @@ async def _rollouts_of(
             gateway.steering,
             gateway.metrics,
             shared,
-            models_dir=models_dir,
-            published=assembly.published_in(models_dir),
-            on_config=None if child is None else child.write,
+            models_dir=upstream.models_dir,
+            published=assembly.published_in(upstream.models_dir),
+            on_config=None if upstream.config is None else upstream.config.write,
         )
         gateway.desk = shared.desk
         async with _in_background(controller.watch()):
@@ -249,13 +321,16 @@ async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None
                 task.cancel()
 
 
-async def _until_signalled(work: Awaitable[None]) -> None:
-    """Run `work` to its end, or until SIGTERM or SIGINT, which cancel it and count as a regular end."""
+async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> None:
+    """Run `work` to its end, or until SIGTERM or SIGINT, which cancel it and count as a regular end.
+
+    SIGUSR1 calls `dump`.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel, f"{number.name} came")
-    loop.add_signal_handler(signal.SIGUSR1, stacks.dump_to_stderr)
+    loop.add_signal_handler(signal.SIGUSR1, dump)
     try:
         await task
     except asyncio.CancelledError:
@@ -264,10 +339,6 @@ async def _until_signalled(work: Awaitable[None]) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             loop.remove_signal_handler(number)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from serving.backends.pool import Pool
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.settings import Settings
 from serving.snapshot import Readings
-from serving.telemetry import Metrics
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.record import Rollout
@@ -179,7 +179,7 @@ def _certificate_expiry(settings: Settings) -> float | None:
     return certificate.not_valid_after_utc.timestamp()
 
 
-def exposition(metrics: Metrics, accept: str) -> tuple[bytes, str]:
+def exposition(source: Collector, accept: str) -> tuple[bytes, str]:
     """The metrics page in the format that the scraper prefers (OpenMetrics has exemplars), and its type."""
     encode, content_type = choose_encoder(accept)
-    return encode(metrics.registry), content_type
+    return encode(source), content_type

@@ -8,6 +8,7 @@ default below.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +24,9 @@ from pydantic_settings import (
 from serving.errors import InvalidInput
 
 CONFIG_FILE = "sluice.toml"
+
+# What gRPC takes as a key of metadata; a header of HTTP may have more characters.
+_HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Positive = Annotated[float, Field(gt=0)]
@@ -88,8 +92,15 @@ class Settings(BaseSettings):
     feedback_key_file: Path | None = None
     """In a cluster: 32 random bytes that sign prediction ids, the same for every gateway. None: each has its
     own, and takes feedback on its own predictions only. With a folder of rollouts the key lies there."""
+    routing_header: str = "x-routing-key"
+    """Header of HTTP, and key of gRPC's metadata, whose value keeps a caller on one version while a new one is
+    let in, such as `x-user-id`; without it each request is on its own."""
     replica_models_dir: str = "/models"
     """`sluice gateway` with rollouts only: where the replicas find the models' folders."""
+
+    workers: AtLeastOne = 1
+    """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
+    `max_in_flight_bytes` and `decode_threads` are shared out among them, and keys' limits hold in each."""
 
     max_body_bytes: AtLeastOne = 32 * 2**20
     """One request's body. A 48-megapixel photograph as JPEG is about 25 MB."""
@@ -124,14 +135,14 @@ class Settings(BaseSettings):
     does. Empty: they leave as they are."""
     calls_per_replica: AtLeastOne = 2
     """Calls in flight to one replica: one that computes, and one ready behind it."""
-    decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
-    """Threads that decode images. The decoders release the interpreter lock: one a core."""
-
-    access_log_share: Share = 0.01
     hedge: bool = False
     """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one has
     a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of retries,
     and helps where single replicas are slow now and then, not where all are busy."""
+    decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
+    """Threads that decode images. The decoders release the interpreter lock: one a core."""
+
+    access_log_share: Share = 0.01
     """How many answered requests get a line in the log; the others get one each, up to 20 a second."""
     traces_endpoint: str | None = None
     """Where traces go, by OTLP over gRPC, such as `http://collector:4317`. None: none are made."""
@@ -144,6 +155,15 @@ class Settings(BaseSettings):
     """How often replicas are asked which versions they have; TensorFlow Serving polls its folder as often."""
     drain_timeout_s: Positive = 30.0
     """How long requests in flight may take to finish after SIGTERM; Kubernetes allows 30 by default."""
+
+    def http_url(self, port: int) -> str:
+        """Where HTTP is served, when the port has been chosen."""
+        scheme = "https" if self.tls_certificate else "http"
+        return f"{scheme}://{_in_url(self.http_host)}:{port}"
+
+    def grpc_address(self, port: int) -> str:
+        """Where gRPC is served, when the port has been chosen."""
+        return f"{_in_url(self.grpc_host)}:{port}"
 
     @property
     def recorded_share(self) -> float:
@@ -169,6 +189,17 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("routing_header")
+    @classmethod
+    def _header_of_both_protocols(cls, value: str) -> str:
+        name = value.lower()
+        if not _HEADER.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
+            raise ValueError(
+                f"{value[:100]!r} cannot be a header of HTTP and gRPC: letters, digits, `-`, `_` and `.`, neither "
+                "beginning with `grpc-` nor ending with `-bin`, such as x-user-id"
+            )
+        return name
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -184,6 +215,10 @@ class Settings(BaseSettings):
                 f"default_model {self.default_model!r} is not among models: {', '.join(self.models)}"
             )
         return self
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def load(**flags: Any) -> Settings:

@@ -7,30 +7,23 @@ socket.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
 import shutil
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
-from google.protobuf import text_format
 
-from serving import protos
+from serving import children
 from serving.errors import FailedPrecondition, InvalidInput
 from serving.telemetry import Metrics
+from serving.upstream import ConfigFile
 
 _log = structlog.get_logger()
 
-FIRST_PAUSE_S = 0.5
-MAX_PAUSE_S = 30.0
-# A child that lived this long was fine: the next pause starts from the first again.
-HEALTHY_AFTER_S = 60.0
 TERMINATE_TIMEOUT_S = 10.0
 LOAD_RETRY_INTERVAL_S = 1
 
@@ -69,24 +62,13 @@ def find_models(models_dir: Path) -> list[str]:
     )
 
 
-def model_config(models_dir: Path, names: Iterable[str]) -> Any:
-    """A ModelServerConfig that serves the latest version of each named model of a folder."""
-    config = protos.ModelServerConfig()
-    for name in names:
-        config.model_config_list.config.add(
-            name=name, base_path=str((models_dir / name).resolve()), model_platform="tensorflow"
-        )
-    return config
-
-
 class ModelServerProcess:
     """One model server, run as a child.
 
     Args:
         command: the program and its first arguments.
-        work_dir: a folder of the caller's for the socket and the configuration.
-        models_dir: the folder with a folder for each model.
-        models: the names of the models to start with.
+        work_dir: a folder of the caller's for the socket.
+        config: the models that it starts with.
         metrics: where restarts are counted.
         clock: the monotonic clock, in seconds.
     """
@@ -96,39 +78,21 @@ class ModelServerProcess:
         command: list[str],
         *,
         work_dir: Path,
-        models_dir: Path,
-        models: Iterable[str],
+        config: ConfigFile,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._command = command
         self._socket_path = work_dir / "model-server.sock"
-        self._config_path = work_dir / "models.config"
-        self._models_dir = models_dir
+        self._config = config
         self._metrics = metrics
         self._clock = clock
         self.address = f"unix:{self._socket_path}"
-        self.write_config(models)
-
-    def write_config(self, models: Iterable[str]) -> None:
-        """Write the configuration that the next start reads."""
-        self.write(model_config(self._models_dir, models))
-
-    def write(self, config: Any) -> None:
-        """Write this ModelServerConfig as the one that the next start reads."""
-        self._config_path.write_text(text_format.MessageToString(config))
 
     async def run(self) -> None:
         """Keep the child alive until cancelled, which ends it; one that dies is started again."""
-        pause_s = FIRST_PAUSE_S
-        while True:
-            started = self._clock()
-            code = await self._run_once()
-            pause_s = FIRST_PAUSE_S if self._clock() - started > HEALTHY_AFTER_S else pause_s
-            _log.warning("the model server ended; starting it again", why=_describe(code), after_s=pause_s)
-            self._metrics.model_server_restarts.inc()
-            await asyncio.sleep(pause_s)
-            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+        restarted = self._metrics.model_server_restarts.inc
+        await children.keep_alive(self._run_once, "the model server", restarted, self._clock)
 
     async def _run_once(self) -> int:
         self._socket_path.unlink(missing_ok=True)
@@ -137,7 +101,7 @@ class ModelServerProcess:
             # opens it on every interface.
             f"--port={0 if tuple(self._command) == OWN_PROGRAM else _free_port()}",
             f"--grpc_socket_path={self._socket_path}",
-            f"--model_config_file={self._config_path}",
+            f"--model_config_file={self._config.path}",
             "--file_system_poll_wait_seconds=1",
             # By default a version that does not load is tried again each minute, and says nothing before.
             f"--load_retry_interval_micros={LOAD_RETRY_INTERVAL_S * 1_000_000}",
@@ -150,23 +114,7 @@ class ModelServerProcess:
         try:
             return await child.wait()
         finally:
-            await _end(child)
-
-
-async def _end(child: asyncio.subprocess.Process) -> None:
-    """End a child that may have ended: politely, then after `TERMINATE_TIMEOUT_S` seconds for certain."""
-    if child.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        child.terminate()
-    try:
-        async with asyncio.timeout(TERMINATE_TIMEOUT_S):
-            await child.wait()
-    except TimeoutError:
-        _log.warning("the model server does not end; killing it", pid=child.pid)
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+            await children.end(child, "the model server", TERMINATE_TIMEOUT_S)
 
 
 def _free_port() -> int:
@@ -174,7 +122,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _describe(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

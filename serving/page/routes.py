@@ -12,11 +12,12 @@ from starlette.responses import Response
 from serving.gateway import Gateway
 from serving.observed import Rollouts
 from serving.page import assets
-from serving.page.state import state
+from serving.page.state import add_worker, state
+from serving.peers import Peers
 from serving.rest.context import credential
 
 
-def add(app: FastAPI, gateway: Gateway) -> None:
+def add(app: FastAPI, gateway: Gateway, peers: Peers | None = None) -> None:
     """Serve the page over `gateway`; none of it is part of the documented API."""
     rollouts = Rollouts(gateway)
 
@@ -26,7 +27,11 @@ def add(app: FastAPI, gateway: Gateway) -> None:
             credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
         )
         found = await asyncio.to_thread(rollouts)
-        body = orjson.dumps(state(gateway, found))
+        shown = state(gateway, found)
+        if peers is not None:
+            for other in (await peers.ask("page")).values():
+                add_worker(shown, other)
+        body = orjson.dumps(shown)
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/json")
 
     app.add_route("/", assets.serve, include_in_schema=False)

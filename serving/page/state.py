@@ -21,15 +21,22 @@ if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not
 
 def state(gateway: Gateway, rollouts: list[Rollout], wall: Callable[[], float] = time.time) -> dict[str, Any]:
     """Everything that the page shows but the answers themselves, as plain values; times in Unix seconds."""
-    most, _ = gateway.admission.limits
     return {
         "now": wall(),
         "release": distribution_version("sluice"),
-        "in_flight": gateway.admission.in_flight,
-        "in_flight_limit": most,
         "draining": gateway.draining,
         "models": [_model(gateway, each) for each in gateway.catalog.report()],
         "rollouts": [rollout_view(each) for each in rollouts],
+        **of_one_worker(gateway),
+    }
+
+
+def of_one_worker(gateway: Gateway) -> dict[str, Any]:
+    """What each worker of a gateway knows only of itself."""
+    most, _ = gateway.admission.limits
+    return {
+        "in_flight": gateway.admission.in_flight,
+        "in_flight_limit": most,
         "refusals": [
             {
                 "at": each.at,
@@ -43,6 +50,13 @@ def state(gateway: Gateway, rollouts: list[Rollout], wall: Callable[[], float] =
             for each in reversed(gateway.journal.refusals)
         ],
     }
+
+
+def add_worker(shown: dict[str, Any], other: dict[str, Any]) -> None:
+    """Add what `of_one_worker` gave of another worker to what is shown."""
+    for name in ("in_flight", "in_flight_limit"):
+        shown[name] += other[name]
+    shown["refusals"] = sorted([*shown["refusals"], *other["refusals"]], key=lambda each: -each["at"])
 
 
 def _model(gateway: Gateway, report: ModelReport) -> dict[str, Any]:

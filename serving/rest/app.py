@@ -15,6 +15,7 @@ from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
 from serving.page import routes
+from serving.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import credential
@@ -58,8 +59,13 @@ class Readiness(BaseModel):
     missing: list[str]
 
 
-def build(gateway: Gateway) -> ASGIApp:
-    """The whole HTTP API over `gateway`, as an ASGI app."""
+def build(gateway: Gateway, peers: Peers | None = None) -> ASGIApp:
+    """The whole HTTP API over `gateway`, as an ASGI app.
+
+    Args:
+        gateway: what answers.
+        peers: the other workers on its ports, for whom metrics and page speak, too.
+    """
     app = FastAPI(
         title="Sluice",
         version=version("sluice"),
@@ -68,14 +74,14 @@ def build(gateway: Gateway) -> ASGIApp:
         redoc_url=None,
     )
     _add_error_handlers(app)
-    _add_routes(app, gateway)
+    _add_routes(app, gateway, peers)
     app.include_router(rollouts.router(gateway))
-    routes.add(app, gateway)
+    routes.add(app, gateway, peers)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
 
 
-def _add_routes(app: FastAPI, gateway: Gateway) -> None:
+def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
     @app.get("/healthz", tags=["operate"], summary="Does the process live?")
     async def healthz() -> Health:
         return Health(status="ok")
@@ -96,7 +102,8 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/metrics", tags=["operate"], summary="Metrics for Prometheus", response_class=Response)
     async def metrics(request: Request) -> Response:
-        page, content_type = exposition(gateway.metrics, request.headers.get("accept", ""))
+        source = gateway.metrics.registry if peers is None else await peers.metrics(gateway.metrics.registry)
+        page, content_type = exposition(source, request.headers.get("accept", ""))
         return Response(page, media_type=content_type)
 
 

@@ -26,11 +26,15 @@ IDLE_GRACE_S = 1.0
 _TICK_S = 0.02
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises InvalidInput if the port is taken or the host is none of this machine's."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; several processes may listen on a port that is shared.
+
+    Raises:
+        InvalidInput: the port is taken, or the host is none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)

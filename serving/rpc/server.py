@@ -38,18 +38,19 @@ class RpcServer:
         gateway: what answers.
         host: the address to listen on.
         port: the port; 0 takes any free one.
+        shared: whether other processes may listen on it, too.
 
     Raises:
         InvalidInput: the port is taken, or a certificate cannot be read.
     """
 
-    def __init__(self, gateway: Gateway, host: str, port: int) -> None:
+    def __init__(self, gateway: Gateway, host: str, port: int, *, shared: bool = False) -> None:
         self._gateway = gateway
         limit = gateway.settings.max_body_bytes + _OVERHEAD_BYTES
         options = (
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # two servers on one port are an error, not a lottery
+            ("grpc.so_reuseport", int(shared)),  # else two servers on one port are an error, not a lottery
         )
         self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers(

@@ -1,0 +1,61 @@
+"""One of several workers: `python -m serving.worker`, run by `serving.workers` and by nobody else.
+
+Reads a line of JSON on stdin that says what to do, and writes a line on stdout once it can answer, or when it
+cannot start. When stdin ends its parent has died, and it drains as on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from serving import main
+from serving.errors import SluiceError, innermost
+from serving.logs import configure_logging
+from serving.peers import Peers
+from serving.settings import Settings
+from serving.upstream import Upstream
+
+
+async def run(about: dict[str, Any]) -> None:
+    """Be the worker that `about` describes, until the parent ends."""
+
+    async def while_up(running: main.Up) -> None:
+        _say({"listening": True})
+        _say({"models": await running.ready()})
+        await _end_of_stdin()
+
+    await main.run_one(
+        Settings(**about["settings"]),
+        Upstream.from_json(about["upstream"]),
+        main.new_metrics(),
+        while_up,
+        Peers(Path(about["folder"]), about["name"]),
+    )
+
+
+async def _end_of_stdin() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer
+    )
+    await reader.read()
+
+
+def _say(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    configure_logging()
+    try:
+        main.run(run(json.loads(sys.stdin.buffer.readline())))
+    except (SluiceError, ExceptionGroup) as error:
+        found = innermost(error)
+        if not isinstance(found, SluiceError):
+            raise
+        _say({"error": found.message})
+        sys.exit(1)
