@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ssl
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import orjson
 
+from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
-from serving.client.wire import DEFAULT_TIMEOUT_S, Image, as_error, check_version, read_all
+from serving.client.wire import Question, as_error
 from serving.errors import InvalidInput, SluiceError, Unavailable
 from serving.prediction import ClassScore, ImageResult, Prediction
 
@@ -47,14 +45,8 @@ class _Request:
         }
 
 
-def _classify_request(
-    images: Image | Sequence[Image],
-    model: str | None,
-    version: int | None,
-    label: str | None,
-    top_k: int | None,
-) -> _Request:
-    check_version(version, label)
+def _classify_request(question: Question) -> _Request:
+    model, version, label = question.model, question.version, question.label
     if model is None and (version is not None or label is not None):
         raise InvalidInput("a version or a label needs a model")
     path = "/v1/classify" if model is None else f"/v1/models/{quote(model, safe='')}"
@@ -64,14 +56,15 @@ def _classify_request(
         path += f"/labels/{quote(label, safe='')}"
     if model is not None:
         path += ":classify"
-    params = {} if top_k is None else {"top_k": str(top_k)}
-    contents = read_all(images)
-    if len(contents) == 1:
+    params = {} if question.top_k is None else {"top_k": str(question.top_k)}
+    if len(question.images) == 1:
         headers = {"content-type": "application/octet-stream"}
-        return _Request(path, params, headers, content=contents[0])
+        return _Request(path, params, headers, content=question.images[0])
     octets = "application/octet-stream"
     return _Request(
-        path, params, files=[("images", (f"{index}", data, octets)) for index, data in enumerate(contents)]
+        path,
+        params,
+        files=[("images", (f"{index}", data, octets)) for index, data in enumerate(question.images)],
     )
 
 
@@ -86,7 +79,8 @@ def _prediction(answer: httpx.Response) -> Prediction:
 def _result(found: Mapping[str, Any]) -> ImageResult:
     if "error" in found:
         return ImageResult(error=as_error(found["error"]["type"], found["error"]["detail"]))
-    return ImageResult(tuple(ClassScore(**each) for each in found["classes"]))
+    classes = tuple(ClassScore(**each) for each in found["classes"])
+    return ImageResult(classes, prediction_id=found.get("prediction_id", ""))
 
 
 def _failure(answer: httpx.Response) -> SluiceError:
@@ -112,8 +106,8 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
 
-class Client:
-    """A client over HTTP. Use as a context manager, or `close` it.
+class Client(BlockingClient[_Request]):
+    """A client over HTTP.
 
     Args:
         url: where the gateway is.
@@ -130,49 +124,15 @@ class Client:
         verify: Verify = True,
         retries: Retries | None = None,
     ) -> None:
-        self._retries = retries or Retries()
+        super().__init__(retries)
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), verify=verify)
 
-    def classify(
-        self,
-        images: Image | Sequence[Image],
-        *,
-        model: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        top_k: int | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> Prediction:
-        """Classify one image or several, with the default model or another, the routed version or another.
+    def _request(self, question: Question) -> _Request:
+        return _classify_request(question)
 
-        Args:
-            images: encoded files.
-            model: the model's name; None: the gateway's default.
-            version: which version of it; None: the one that the gateway routes to.
-            label: a label that stands for a version, instead of one.
-            top_k: how many classes for each image; None: the gateway's default.
-            timeout_s: how long to wait in all, retries included.
-
-        Raises:
-            SluiceError: one of the kinds of `serving.errors`.
-        """
-        request = _classify_request(images, model, version, label, top_k)
-        deadline = time.monotonic() + timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            left_s = deadline - time.monotonic()
-            try:
-                return _prediction(self._send(request, left_s))
-            except SluiceError as error:
-                pause_s = self._retries.pause_s(error, attempt, deadline - time.monotonic())
-                if pause_s is None:
-                    raise
-                time.sleep(pause_s)
-
-    def _send(self, request: _Request, left_s: float) -> httpx.Response:
+    def _send(self, request: _Request, timeout_s: float) -> Prediction:
         try:
-            return self._http.request(**request.arguments(max(left_s, 0.001)))
+            return _prediction(self._http.request(**request.arguments(timeout_s)))
         except httpx.TransportError as error:
             raise _unreachable(self._http.base_url, error) from error
 
@@ -180,20 +140,9 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncClient:
-    """The same for asyncio. Use as an async context manager, or `aclose` it. Arguments as `Client`'s."""
+class AsyncClient(AsyncioClient[_Request]):
+    """The same for asyncio. Arguments as `Client`'s."""
 
     def __init__(
         self,
@@ -203,51 +152,18 @@ class AsyncClient:
         verify: Verify = True,
         retries: Retries | None = None,
     ) -> None:
-        self._retries = retries or Retries()
+        super().__init__(retries)
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), verify=verify)
 
-    async def classify(
-        self,
-        images: Image | Sequence[Image],
-        *,
-        model: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        top_k: int | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> Prediction:
-        """Classify images; see `Client.classify`."""
-        request = await asyncio.to_thread(_classify_request, images, model, version, label, top_k)
-        deadline = time.monotonic() + timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            left_s = deadline - time.monotonic()
-            try:
-                return _prediction(await self._send(request, left_s))
-            except SluiceError as error:
-                pause_s = self._retries.pause_s(error, attempt, deadline - time.monotonic())
-                if pause_s is None:
-                    raise
-                await asyncio.sleep(pause_s)
+    def _request(self, question: Question) -> _Request:
+        return _classify_request(question)
 
-    async def _send(self, request: _Request, left_s: float) -> httpx.Response:
+    async def _send(self, request: _Request, timeout_s: float) -> Prediction:
         try:
-            return await self._http.request(**request.arguments(max(left_s, 0.001)))
+            return _prediction(await self._http.request(**request.arguments(timeout_s)))
         except httpx.TransportError as error:
             raise _unreachable(self._http.base_url, error) from error
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()

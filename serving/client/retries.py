@@ -1,10 +1,19 @@
-"""When a request is worth sending again: pure."""
+"""When a request is worth sending again: pure, but for the two loops at the end that wait in between."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from serving.errors import SluiceError
+
+Answer = TypeVar("Answer")
+
+# A deadline that has passed still gives the first attempt something to be refused with.
+_LEAST_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +43,46 @@ class Retries:
         backoff_s = min(self.first_pause_s * 2 ** (attempt - 1), self.longest_pause_s)
         pause_s = backoff_s if error.retry_after_s is None else error.retry_after_s
         return pause_s if pause_s <= self.longest_pause_s and pause_s < left_s else None
+
+
+class _Attempts:
+    """The attempts at one request: how long each may take, and what follows its failure."""
+
+    def __init__(self, retries: Retries, timeout_s: float) -> None:
+        self._retries = retries
+        self._deadline = time.monotonic() + timeout_s
+        self._made = 0
+
+    def next_s(self) -> float:
+        """Begin an attempt: how many seconds it may take."""
+        self._made += 1
+        return max(self._deadline - time.monotonic(), _LEAST_S)
+
+    def pause_s(self, error: SluiceError) -> float:
+        """How long to wait before the next one; raises the error if there is none."""
+        pause_s = self._retries.pause_s(error, self._made, self._deadline - time.monotonic())
+        if pause_s is None:
+            raise error
+        return pause_s
+
+
+def repeated(retries: Retries, timeout_s: float, send: Callable[[float], Answer]) -> Answer:
+    """What `send` returns, given the seconds that it may take; it is sent again while that may help."""
+    attempts = _Attempts(retries, timeout_s)
+    while True:
+        try:
+            return send(attempts.next_s())
+        except SluiceError as error:
+            time.sleep(attempts.pause_s(error))
+
+
+async def repeated_async(
+    retries: Retries, timeout_s: float, send: Callable[[float], Awaitable[Answer]]
+) -> Answer:
+    """The same for asyncio."""
+    attempts = _Attempts(retries, timeout_s)
+    while True:
+        try:
+            return await send(attempts.next_s())
+        except SluiceError as error:
+            await asyncio.sleep(attempts.pause_s(error))

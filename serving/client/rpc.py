@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,13 +11,18 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from serving import protos
+from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
-from serving.client.wire import DEFAULT_TIMEOUT_S, Image, as_error, check_version, read_all
+from serving.client.wire import Question, as_error
 from serving.errors import SluiceError
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
 _OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+_CODING: Any = {
+    "request_serializer": protos.ClassifyRequest.SerializeToString,
+    "response_deserializer": protos.ClassifyResponse.FromString,
+}
 # For errors that do not come from a gateway: from gRPC itself, or from a proxy.
 _KIND_OF_CODE = {
     grpc.StatusCode.UNAVAILABLE: "unavailable",
@@ -34,16 +35,13 @@ _KIND_OF_CODE = {
 }
 
 
-def _classify_request(
-    images: Image | Sequence[Image],
-    model: str | None,
-    version: int | None,
-    label: str | None,
-    top_k: int | None,
-) -> Any:
-    check_version(version, label)
+def _classify_request(question: Question) -> Any:
     return protos.ClassifyRequest(
-        model=model or "", version=version or 0, label=label or "", images=read_all(images), top_k=top_k
+        model=question.model or "",
+        version=question.version or 0,
+        label=question.label or "",
+        images=question.images,
+        top_k=question.top_k,
     )
 
 
@@ -54,7 +52,8 @@ def _prediction(response: Any) -> Prediction:
 def _result(found: Any) -> ImageResult:
     if found.HasField("error"):
         return ImageResult(error=as_error(found.error.kind, found.error.message))
-    return ImageResult(tuple(ClassScore(each.label, each.index, each.score) for each in found.classes))
+    classes = tuple(ClassScore(each.label, each.index, each.score) for each in found.classes)
+    return ImageResult(classes, prediction_id=found.prediction_id)
 
 
 def _failure(error: grpc.RpcError) -> SluiceError:
@@ -77,8 +76,8 @@ def _metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
     return () if api_key is None else (("authorization", f"Bearer {api_key}"),)
 
 
-class GrpcClient:
-    """A client over gRPC. Use as a context manager, or `close` it.
+class GrpcClient(BlockingClient[Any]):
+    """A client over gRPC.
 
     Args:
         target: where the gateway is: `host:port`.
@@ -95,62 +94,30 @@ class GrpcClient:
         credentials: grpc.ChannelCredentials | None = None,
         retries: Retries | None = None,
     ) -> None:
-        self._retries = retries or Retries()
+        super().__init__(retries)
         self._metadata = _metadata(api_key)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         else:
             self._channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
-        self._call = self._channel.unary_unary(
-            _METHOD,
-            request_serializer=protos.ClassifyRequest.SerializeToString,
-            response_deserializer=protos.ClassifyResponse.FromString,
-        )
+        self._call = self._channel.unary_unary(_METHOD, **_CODING)
 
-    def classify(
-        self,
-        images: Image | Sequence[Image],
-        *,
-        model: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        top_k: int | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> Prediction:
-        """Classify images; see `Client.classify`."""
-        request = _classify_request(images, model, version, label, top_k)
-        deadline = time.monotonic() + timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            left_s = max(deadline - time.monotonic(), 0.001)
-            try:
-                return _prediction(self._call(request, timeout=left_s, metadata=self._metadata))
-            except grpc.RpcError as error:
-                failure = _failure(error)
-                pause_s = self._retries.pause_s(failure, attempt, deadline - time.monotonic())
-                if pause_s is None:
-                    raise failure from error
-                time.sleep(pause_s)
+    def _request(self, question: Question) -> Any:
+        return _classify_request(question)
+
+    def _send(self, request: Any, timeout_s: float) -> Prediction:
+        try:
+            return _prediction(self._call(request, timeout=timeout_s, metadata=self._metadata))
+        except grpc.RpcError as error:
+            raise _failure(error) from error
 
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class AsyncGrpcClient:
-    """The same for asyncio. Use as an async context manager, or `aclose` it. Arguments as `GrpcClient`'s."""
+class AsyncGrpcClient(AsyncioClient[Any]):
+    """The same for asyncio. Arguments as `GrpcClient`'s."""
 
     def __init__(
         self,
@@ -160,55 +127,23 @@ class AsyncGrpcClient:
         credentials: grpc.ChannelCredentials | None = None,
         retries: Retries | None = None,
     ) -> None:
-        self._retries = retries or Retries()
+        super().__init__(retries)
         self._metadata = _metadata(api_key)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-        self._call: Any = self._channel.unary_unary(
-            _METHOD,
-            request_serializer=protos.ClassifyRequest.SerializeToString,
-            response_deserializer=protos.ClassifyResponse.FromString,
-        )
+        self._call: Any = self._channel.unary_unary(_METHOD, **_CODING)
 
-    async def classify(
-        self,
-        images: Image | Sequence[Image],
-        *,
-        model: str | None = None,
-        version: int | None = None,
-        label: str | None = None,
-        top_k: int | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> Prediction:
-        """Classify images; see `Client.classify`."""
-        request = await asyncio.to_thread(_classify_request, images, model, version, label, top_k)
-        deadline = time.monotonic() + timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            left_s = max(deadline - time.monotonic(), 0.001)
-            try:
-                return _prediction(await self._call(request, timeout=left_s, metadata=self._metadata))
-            except grpc.aio.AioRpcError as error:
-                failure = _failure(error)
-                pause_s = self._retries.pause_s(failure, attempt, deadline - time.monotonic())
-                if pause_s is None:
-                    raise failure from error
-                await asyncio.sleep(pause_s)
+    def _request(self, question: Question) -> Any:
+        return _classify_request(question)
+
+    async def _send(self, request: Any, timeout_s: float) -> Prediction:
+        try:
+            return _prediction(await self._call(request, timeout=timeout_s, metadata=self._metadata))
+        except grpc.aio.AioRpcError as error:
+            raise _failure(error) from error
 
     async def aclose(self) -> None:
         """Close the connection."""
         await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()

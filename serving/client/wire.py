@@ -1,10 +1,11 @@
-"""What the clients of all protocols share: images as they are given, and kinds of error by their names."""
+"""What the clients of all protocols share: what is asked, and kinds of error by their names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from serving import errors
 from serving.errors import InvalidInput, SluiceError
@@ -24,13 +25,33 @@ def as_error(
     return _KINDS.get(kind, errors.Internal)(message, stage=stage, retry_after_s=retry_after_s)
 
 
-def read_all(images: Image | Sequence[Image]) -> list[bytes]:
-    """The bytes of one image or of several; raises OSError for a file that cannot be read."""
-    several = [images] if isinstance(images, bytes | Path) else images
-    return [each.read_bytes() if isinstance(each, Path) else bytes(each) for each in several]
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a gateway: images as their bytes, and of which model, if not the default one."""
 
+    images: Sequence[bytes]
+    model: str | None
+    version: int | None
+    label: str | None
+    top_k: int | None
 
-def check_version(version: int | None, label: str | None) -> None:
-    """Raise InvalidInput if a version is given twice over."""
-    if version is not None and label is not None:
-        raise InvalidInput("a version and a label are given; give one of them")
+    @classmethod
+    def of(
+        cls,
+        images: Image | Sequence[Image],
+        model: str | None,
+        version: int | None,
+        label: str | None,
+        top_k: int | None,
+    ) -> Self:
+        """A question about one image or several.
+
+        Raises:
+            InvalidInput: a version is given twice over.
+            OSError: a file cannot be read.
+        """
+        if version is not None and label is not None:
+            raise InvalidInput("a version and a label are given; give one of them")
+        several = [images] if isinstance(images, bytes | Path) else images
+        read = [each.read_bytes() if isinstance(each, Path) else bytes(each) for each in several]
+        return cls(read, model, version, label, top_k)

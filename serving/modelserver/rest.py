@@ -16,7 +16,7 @@ from google.protobuf import json_format
 
 from serving import protos, tensor_json, tensor_json_writing, tensors
 from serving.errors import InvalidInput, Unimplemented
-from serving.modelserver.example_json import parse_examples
+from serving.example_json import parse_examples
 from serving.modelserver.predict import DEFAULT_SIGNATURE
 from serving.modelserver.services import SIGNATURE_DEF, Services
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument

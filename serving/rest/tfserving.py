@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope
 
 from serving import protos, tensor_json, tensor_json_writing, tensors
 from serving.catalog import ModelVersion
+from serving.example_json import parse_examples
 from serving.gateway import Gateway
-from serving.modelserver.example_json import parse_examples
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.body import read_body
 from serving.rest.context import request_context
@@ -39,7 +39,7 @@ class TensorFlowServingRest:
         self, scope: Scope, receive: Receive, ref: ModelRef, verb: str, body: bytes | None = None
     ) -> Response:
         """Answer `:predict`, `:classify` or `:regress`; `body` where it was read already."""
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
             if body is None:
                 body = await read_body(scope, receive, ticket, context, self._gateway.settings)
@@ -90,13 +90,13 @@ class TensorFlowServingRest:
 
     async def status(self, scope: Scope, ref: ModelRef) -> Response:
         """Answer a GET of a model or of a version; a label is ignored, as in the original."""
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref):
             return _json(_as_json(status_response(self._gateway.catalog, ref)).encode())
 
     async def metadata(self, scope: Scope, ref: ModelRef) -> Response:
         """Answer a GET of a version's signatures."""
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref), their_words(ref):
             model = await self._gateway.resolve(ref, context)
         spec = protos.ModelSpec(name=model.name)
