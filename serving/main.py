@@ -24,6 +24,7 @@ from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing
 from serving.callers import Callers
 from serving.catalog import Catalog
+from serving.certificates import Certificates
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.memory import give_back_memory
@@ -168,6 +169,7 @@ async def gateway_up(
     """A gateway with open ports while the block runs; drained at its end."""
     callers = Callers.from_settings(settings)
     _warn_if_open(settings, callers)
+    certificates = Certificates.from_settings(settings)
     fixed, names = discovery.split(replicas)
     pool = Pool([_connect(address) for address in fixed], calls_per_replica=settings.calls_per_replica)
     following = discovery.Discovery(pool, names, _connect)
@@ -176,9 +178,15 @@ async def gateway_up(
         listen(settings.http_host, settings.http_port, shared=peers is not None)
     ) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
-        observed.watch(gateway)
-        rpc = RpcServer(gateway, settings.grpc_host, settings.grpc_port, shared=peers is not None)
-        http = HttpServer(app.build(gateway, peers), settings)
+        observed.watch(gateway, certificates)
+        rpc = RpcServer(
+            gateway,
+            settings.grpc_host,
+            settings.grpc_port,
+            shared=peers is not None,
+            certificates=certificates,
+        )
+        http = HttpServer(app.build(gateway, peers), settings, certificates)
         running = Running(
             gateway,
             catalog,
@@ -196,6 +204,7 @@ async def gateway_up(
                 callers.watch(),
             ),
             _in_background(following.watch(settings.discovery_interval_s)),
+            _in_background(*(() if certificates is None else (certificates.watch(),))),
             asyncio.TaskGroup() as servers,
         ):
             await rpc.start()

@@ -11,9 +11,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from serving.backends.pool import Pool
-from serving.errors import InvalidInput
+from serving.certificates import Certificates
 from serving.gateway import Gateway
-from serving.settings import Settings
 from serving.snapshot import Readings
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
@@ -35,18 +34,19 @@ _BY_CLASS = {"compared": "sluice_shadow_compared", "agreed": "sluice_shadow_agre
 _FAILED_ALONE = {"candidate-failed": "candidate", "stable-failed": "stable"}
 
 
-def watch(gateway: Gateway) -> None:
-    """Have every scrape of the gateway's metrics read it."""
+def watch(gateway: Gateway, certificates: Certificates | None) -> None:
+    """Have every scrape of the gateway's metrics read it, and its certificate if it has one."""
     snapshot, rollouts = gateway.metrics.snapshot, Rollouts(gateway)
     snapshot.read_by(lambda readings: _read_room(readings, gateway))
     snapshot.read_by(lambda readings: _read_replicas(readings, gateway.pool, time.monotonic()))
     snapshot.read_by(lambda readings: _read_versions(readings, gateway))
     snapshot.read_by(lambda readings: _read_counts(readings, gateway))
     snapshot.read_by(lambda readings: _read_rollouts(readings, rollouts()))
-    expiry = _certificate_expiry(gateway.settings)
-    if expiry is not None:
+    if certificates is not None:
         snapshot.read_by(
-            lambda readings: readings.add("sluice_tls_certificate_expiry_timestamp_seconds", expiry)
+            lambda readings: readings.add(
+                "sluice_tls_certificate_expiry_timestamp_seconds", certificates.expires()
+            )
         )
 
 
@@ -164,19 +164,6 @@ class Rollouts:
             self._found = self._gateway.desk.newest()
             self._read_at = self._clock()
         return self._found
-
-
-def _certificate_expiry(settings: Settings) -> float | None:
-    """When the certificate with which the gateway was started ends, in Unix seconds."""
-    if settings.tls_certificate is None:
-        return None
-    from cryptography import x509  # a tenth of a second, for those with TLS only
-
-    try:
-        certificate = x509.load_pem_x509_certificate(settings.tls_certificate.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"cannot use the certificate {settings.tls_certificate}: {error}") from error
-    return certificate.not_valid_after_utc.timestamp()
 
 
 def exposition(source: Collector, accept: str) -> tuple[bytes, str]:

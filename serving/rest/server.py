@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import functools
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from serving.certificates import Certificates
 from serving.errors import InvalidInput
 from serving.rest.connection import Connection
 from serving.settings import Settings
@@ -47,25 +46,21 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 class HttpServer(uvicorn.Server):
     """Serves `app` on a listening socket that the caller has opened.
 
-    Raises:
-        InvalidInput: a certificate or a key cannot be read.
+    Args:
+        app: the app.
+        settings: times.
+        certificates: for HTTPS; None: plain HTTP.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, certificates: Certificates | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app, loop="none", ws="none", lifespan="off", log_config=None,
                 http=functools.partial(Connection, header_timeout_s=settings.header_timeout_s),  # type: ignore[arg-type]
                 access_log=False, backlog=BACKLOG, server_header=False, proxy_headers=False,
-                ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key,
-                ssl_ca_certs=_text(settings.tls_client_ca),
-                ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
+                ssl_context_factory=None if certificates is None else lambda *_: certificates.for_http(),
             )
         )  # fmt: skip
-        try:
-            self.config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidInput(f"cannot use {settings.tls_certificate} and its key: {error}") from error
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,7 +86,3 @@ class HttpServer(uvicorn.Server):
         left_s = timeout_s - (time.monotonic() - started)
         self.config.timeout_graceful_shutdown = max(1, round(left_s))
         self.should_exit = True
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

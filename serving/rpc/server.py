@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 
 import grpc
 import grpc.aio
@@ -11,13 +10,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving import protos
+from serving.certificates import Certificates
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.rpc.classification import ImageClassification
 from serving.rpc.openinference import OpenInferenceRpc
 from serving.rpc.rollouts import RolloutsRpc
 from serving.rpc.tfserving import TensorFlowServingRpc
-from serving.settings import Settings
 
 SERVICES = (
     protos.IMAGE_CLASSIFICATION,
@@ -39,12 +38,21 @@ class RpcServer:
         host: the address to listen on.
         port: the port; 0 takes any free one.
         shared: whether other processes may listen on it, too.
+        certificates: for TLS; None: none.
 
     Raises:
-        InvalidInput: the port is taken, or a certificate cannot be read.
+        InvalidInput: the port is taken.
     """
 
-    def __init__(self, gateway: Gateway, host: str, port: int, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        host: str,
+        port: int,
+        *,
+        shared: bool = False,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._gateway = gateway
         limit = gateway.settings.max_body_bytes + _OVERHEAD_BYTES
         options = (
@@ -65,7 +73,12 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _enable_reflection(self._server)
         try:
-            self.port = _add_port(self._server, f"{host}:{port}", gateway.settings)
+            address = f"{host}:{port}"
+            self.port = (
+                self._server.add_insecure_port(address)
+                if certificates is None
+                else self._server.add_secure_port(address, certificates.for_grpc())
+            )
         except RuntimeError as error:
             raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: the port is taken") from error
 
@@ -98,23 +111,6 @@ class RpcServer:
                     await self._health.set(service, state)
             told = current
             await asyncio.sleep(interval_s)
-
-
-def _add_port(server: grpc.aio.Server, address: str, settings: Settings) -> int:
-    """Open the port, with TLS if the settings have a certificate."""
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return server.add_insecure_port(address)
-    try:
-        # gRPC says nothing but that it cannot listen; this says what is wrong with the files.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
-        key, chain = settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes()
-        client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-    except OSError as error:  # SSLError is one
-        raise InvalidInput(f"cannot use {settings.tls_certificate} and its key: {error}") from error
-    credentials = grpc.ssl_server_credentials(
-        [(key, chain)], root_certificates=client_ca, require_client_auth=client_ca is not None
-    )
-    return server.add_secure_port(address, credentials)
 
 
 def _enable_reflection(server: grpc.aio.Server) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from serving.certificates import WATCH_INTERVAL_S
 from serving.client import AsyncClient, AsyncGrpcClient, Retries
 from serving.errors import InvalidInput, Unavailable
 from serving.main import gateway_up, new_metrics
 from serving.settings import Settings, load
 from tests.doors.replica import ScriptedReplica, grey_png
+from tests.support.gateways import counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,12 @@ class Issued:
     key: Path
 
 
-def issue(folder: Path, name: str, issuer: tuple[Any, Any] | None = None) -> tuple[Issued, tuple[Any, Any]]:
+def issue(
+    folder: Path,
+    name: str,
+    issuer: tuple[Any, Any] | None = None,
+    lifetime: datetime.timedelta = datetime.timedelta(hours=1),
+) -> tuple[Issued, tuple[Any, Any]]:
     """A certificate for 127.0.0.1, by `issuer` or by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -47,7 +55,7 @@ def issue(folder: Path, name: str, issuer: tuple[Any, Any] | None = None) -> tup
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .sign(by_key, hashes.SHA256())
@@ -135,6 +143,60 @@ async def test_both_ports_speak_tls(replica: ScriptedReplica, papers: Papers, mu
         async with httpx.AsyncClient() as unencrypted:
             with pytest.raises(httpx.TransportError):
                 await unencrypted.get(f"{plain}/healthz")
+
+
+async def test_new_papers_are_taken_without_a_restart(
+    replica: ScriptedReplica, papers: Papers, tmp_path: Path
+) -> None:
+    _, new_authority = issue(tmp_path, "new-authority")
+    renewed, _ = issue(tmp_path, "renewed", new_authority, datetime.timedelta(hours=2))
+    live = Issued(tmp_path / "live.pem", tmp_path / "live.key")
+    authorities = tmp_path / "authorities.pem"
+    live.certificate.write_bytes(papers.server.certificate.read_bytes())
+    live.key.write_bytes(papers.server.key.read_bytes())
+    authorities.write_bytes(papers.authority.certificate.read_bytes())
+    settings = Settings(
+        http_port=0,
+        grpc_port=0,
+        status_interval_s=0.05,
+        tls_certificate=live.certificate,
+        tls_key=live.key,
+        tls_client_ca=authorities,
+    )
+    renewed_papers = replace(papers, authority=Issued(tmp_path / "new-authority.pem", live.key))
+
+    async def answered(trusted: Papers, own: Issued) -> list[bool]:
+        """Whether new connections get through, over HTTP and over gRPC."""
+        once = Retries(attempts=1)
+        found = []
+        async with (
+            AsyncClient(running.http_url, verify=context(trusted, own), retries=once) as http,
+            AsyncGrpcClient(running.grpc_address, credentials=credentials(trusted, own), retries=once) as rpc,
+        ):
+            for client in (http, rpc):
+                try:
+                    found.append(bool((await client.classify(grey_png(200), timeout_s=5)).results))
+                except Unavailable:
+                    found.append(False)
+        return found
+
+    async with gateway_up(settings, [replica.address], ["digits"], new_metrics()) as running:
+        await running.catalog.ready()
+        assert await answered(papers, papers.client) == [True, True]
+        before = counted(running, "sluice_tls_certificate_expiry_timestamp_seconds")
+        # Half of a change, or nonsense, changes nothing.
+        live.certificate.write_bytes(renewed.certificate.read_bytes())
+        await asyncio.sleep(2 * WATCH_INTERVAL_S)
+        assert await answered(papers, papers.client) == [True, True]
+        live.key.write_bytes(renewed.key.read_bytes())
+        authorities.write_bytes((tmp_path / "new-authority.pem").read_bytes())
+        async with asyncio.timeout(20):
+            while await answered(renewed_papers, renewed) != [True, True]:
+                await asyncio.sleep(0.1)
+        # An authority that was taken away no longer lets its clients in.
+        assert await answered(renewed_papers, papers.client) == [False, False]
+        assert await answered(papers, papers.client) == [False, False]
+        assert counted(running, "sluice_tls_certificate_expiry_timestamp_seconds") > before
 
 
 async def test_bad_papers_are_said_at_start(replica: ScriptedReplica, papers: Papers, tmp_path: Path) -> None:
