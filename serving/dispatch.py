@@ -95,8 +95,11 @@ class Dispatcher:
         images = padded([entry.pixels for entry in batch], self._settings.batch_sizes)
         image, request = classify_request(model, images)
 
+        contexts = [entry.context for entry in batch]
+        trace = self._journal.calling(contexts)
+
         async def ask(api: TensorFlowServing, timeout_s: float) -> np.ndarray:
-            response = await api.predict(request, timeout_s)
+            response = await api.predict(request, timeout_s, trace)
             return read_scores(response, image.output_name, (len(images), image.classes))
 
         kind = lane, len(images)
@@ -112,8 +115,7 @@ class Dispatcher:
         took_s = self._clock() - started
         if self._hedges is not None:
             self._hedges.learn(kind, took_s)
-        contexts = [entry.context for entry in batch]
-        self._journal.called(lane.model, lane.version, contexts, took_s)
+        self._journal.called(lane.model, lane.version, contexts, took_s, trace)
         return scores[: len(batch)]
 
     async def name(self, name: str, version: int, images: Sequence[np.ndarray]) -> list[str]:

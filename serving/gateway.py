@@ -234,15 +234,15 @@ class Gateway:
             spec.name = model.name
             spec.version.value = model.version
         self.journal.has_read(context)
-        started = self._clock()
+        started, trace = self._clock(), self.journal.calling([context])
         response = await self._dispatcher.call(
             LaneKey(model.name, model.version),
-            lambda api, timeout_s: api.ask(method, request, timeout_s),
+            lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
             deadline=context.deadline,
             # What a caller put together may be the caller's own fault; only what no request excuses counts.
             faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
         )
-        self.journal.called(model.name, model.version, [context], self._clock() - started)
+        self.journal.called(model.name, model.version, [context], self._clock() - started, trace)
         return response
 
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:

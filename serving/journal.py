@@ -15,6 +15,7 @@ from serving.logs import AccessLog
 from serving.prediction import RequestContext
 from serving.settings import Settings
 from serving.telemetry import Metrics
+from serving.tracing import Trace, child_of
 
 if TYPE_CHECKING:  # OpenTelemetry is there only where traces are wanted
     from serving.spans import Spans
@@ -148,20 +149,36 @@ class Journal:
         self._metrics.batches.labels(model, reason).inc()
         self._metrics.batch_size.labels(model).observe(size)
 
+    def calling(self, contexts: Sequence[RequestContext | None]) -> Trace | None:
+        """The trace of a call that is about to be made for these requests; None if none of them is recorded.
+
+        It is the first recorded request's, and the call a span in it.
+        """
+        recorded = _recorded(contexts) if self._spans is not None else ()
+        return child_of(recorded[0].trace.traceparent) if recorded else None
+
     def called(
-        self, model: str, version: int, contexts: Sequence[RequestContext | None], duration_s: float
+        self,
+        model: str,
+        version: int,
+        contexts: Sequence[RequestContext | None],
+        duration_s: float,
+        trace: Trace | None,
     ) -> None:
-        """A replica answered one call, for these requests."""
+        """A replica answered one call, for these requests; `trace` is what `calling` gave."""
         self._metrics.stage_seconds.labels("backend").observe(duration_s)
         for context in contexts:
             self.spent(context, "backend", duration_s)
-        if self._spans is not None:
-            traced = [each for each in contexts if each is not None and each.trace.sampled]
-            if traced:
-                now = self._wall()
-                self._spans.batch(traced, model, version, len(contexts), now - duration_s, now)
+        if self._spans is not None and trace is not None:
+            now = self._wall()
+            about = model, version, len(contexts)
+            self._spans.batch(trace, _recorded(contexts), about, now - duration_s, now)
 
     def close(self) -> None:
         """Send what traces are left."""
         if self._spans is not None:
             self._spans.close()
+
+
+def _recorded(contexts: Sequence[RequestContext | None]) -> list[RequestContext]:
+    return [each for each in contexts if each is not None and each.trace.sampled]

@@ -75,18 +75,30 @@ class Spans:
 
     def batch(
         self,
+        trace: Trace,
         contexts: Sequence[RequestContext],
-        model: str,
-        version: int,
-        size: int,
+        about: tuple[str, int, int],
         started: float,
         ended: float,
     ) -> None:
-        """One call to a replica, in the first request's trace and linked to all; times in Unix seconds."""
+        """One call to a replica, in the first request's trace and linked to all.
+
+        Args:
+            trace: the call's own place, of which the replica was told.
+            contexts: the recorded requests that it was made for.
+            about: model, version, and how many images or requests went with it.
+            started: in Unix seconds.
+            ended: in Unix seconds.
+        """
         first = contexts[0].trace
-        about: Attributes = {"sluice.model": model, "sluice.version": str(version), "sluice.batch_size": size}
+        model, version, size = about
+        attributes: Attributes = {
+            "sluice.model": model,
+            "sluice.version": str(version),
+            "sluice.batch_size": size,
+        }
         links = [Link(_context(trace)) for trace in dict.fromkeys(each.trace for each in contexts)]
-        self._end("batch", _below(first), first, (started, ended), about, SpanKind.CLIENT, links)
+        self._end("batch", trace, first, (started, ended), attributes, SpanKind.CLIENT, links)
 
     def _end(
         self,

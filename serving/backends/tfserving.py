@@ -5,14 +5,14 @@ This is the boundary where gRPC errors become Sluice's kinds of error; nothing a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
 from serving import errors, protos
+from serving.tracing import Trace
 
 # A path that is cut without a word is found out by the kernel: gRPC sets TCP_USER_TIMEOUT (RFC 5482) to the
 # keepalive's time-out wherever keepalive is on, and the replica is asked for its versions about once a
@@ -64,6 +64,13 @@ class VersionStatus:
     error: str = ""
 
 
+class Unary(Protocol):
+    """One RPC: its request, the seconds that it may take, the trace that it is part of -> its response."""
+
+    async def __call__(self, message: Any, timeout_s: float, trace: Trace | None = None) -> Any:
+        """Make the call; raises SluiceErrors."""
+
+
 class TensorFlowServing:
     """A client of one replica. Every method takes a time limit in seconds and raises SluiceErrors.
 
@@ -81,7 +88,7 @@ class TensorFlowServing:
         self._status = self._unary(protos.MODEL_SERVICE, "GetModelStatus")
         self._reload = self._unary(protos.MODEL_SERVICE, "HandleReloadConfigRequest")
 
-    def _unary(self, service: str, method: str) -> Callable[[Any, float], Awaitable[Any]]:
+    def _unary(self, service: str, method: str) -> Unary:
         request, response = protos.methods(service)[method]
         call = self._channel.unary_unary(
             f"/{service}/{method}",
@@ -89,21 +96,25 @@ class TensorFlowServing:
             response_deserializer=response.FromString,
         )
 
-        async def invoke(message: Any, timeout_s: float) -> Any:
+        async def invoke(message: Any, timeout_s: float, trace: Trace | None = None) -> Any:
+            metadata = None if trace is None else (("traceparent", trace.traceparent),)
             try:
-                return await call(message, timeout=max(timeout_s, 0.0))
+                return await call(message, timeout=max(timeout_s, 0.0), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raise translate(error) from error
 
         return invoke
 
-    async def ask(self, method: str, request: Any, timeout_s: float) -> Any:
-        """Call one of PredictionService's methods, such as `Predict`: its request -> its response."""
-        return await self._prediction[method](request, timeout_s)
+    async def ask(self, method: str, request: Any, timeout_s: float, trace: Trace | None = None) -> Any:
+        """Call one of PredictionService's methods, such as `Predict`: its request -> its response.
 
-    async def predict(self, request: Any, timeout_s: float) -> Any:
+        The replica is told of the trace that the call is part of, if there is one.
+        """
+        return await self._prediction[method](request, timeout_s, trace)
+
+    async def predict(self, request: Any, timeout_s: float, trace: Trace | None = None) -> Any:
         """PredictRequest -> PredictResponse."""
-        return await self.ask("Predict", request, timeout_s)
+        return await self.ask("Predict", request, timeout_s, trace)
 
     async def signatures(self, model: str, version: int, timeout_s: float) -> dict[str, Any]:
         """The signatures of one version: name -> SignatureDef."""

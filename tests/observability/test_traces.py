@@ -62,8 +62,31 @@ def attributes(span: Any) -> dict[str, str]:
     return {each.key: each.value.string_value for each in span.attributes}
 
 
+class Listening(grpc.GenericRpcHandler):
+    """Serves nothing, and hears the `traceparent` of every call to PredictionService/Predict."""
+
+    def __init__(self) -> None:
+        self.heard: list[str | None] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> None:
+        if details.method.endswith("/Predict"):
+            metadata = {str(key): str(value) for key, value in details.invocation_metadata}
+            self.heard.append(metadata.get("traceparent"))
+
+
+@dataclass
+class ListeningReplica(FakeReplica):
+    """A replica that keeps the traces that it is told of."""
+
+    listening: Listening = field(default_factory=Listening)
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        return [self.listening, *super().handlers()]
+
+
 async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
-    async with collecting() as collector, running(FakeReplica()) as replica:
+    async with collecting() as collector, running(ListeningReplica()) as replica:
+        assert isinstance(replica, ListeningReplica)
         settings: dict[str, Any] = {"traces_endpoint": collector.endpoint, "traces_share": 0.0}
         async with gateway_over(replica, **settings) as (_, client):
             sent = PNG | {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "job-1"}
@@ -88,6 +111,10 @@ async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
             assert request.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
         (batch,) = collector.named("batch")
         assert [link.span_id for link in batch.links] == [request.span_id]
+        # The replica hears of the batch's span; of requests that are not recorded it hears nothing.
+        told = [each for each in replica.listening.heard if each is not None]
+        assert told == [f"00-{TRACE}-{batch.span_id.hex()}-01"]
+        assert len(replica.listening.heard) >= 3
         assert collector.service_names == {"sluice"}
 
 
