@@ -67,7 +67,11 @@ def receipted(
     """An image's classes as its result, with the id that feedback names where feedback is taken."""
     if desk is None:
         return ImageResult(classes)
-    routed, label = context.route is not None, classes[0].label
-    return ImageResult(
-        classes, prediction_id=desk.receipts.issue(model.name, model.version, label, routed=routed)
+    id_ = desk.receipts.issue(
+        model.name,
+        model.version,
+        classes[0].label,
+        routed=context.route is not None,
+        copied=next(context.copied, ""),
     )
+    return ImageResult(classes, prediction_id=id_)

@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     """In a cluster: 32 random bytes that sign prediction ids, the same for every gateway. None: each has its
     own, and takes feedback on its own predictions only. With a folder of rollouts the key lies there."""
     routing_header: str = "x-routing-key"
-    """Header of HTTP, and key of gRPC's metadata, whose value keeps a caller on one version while a new one is
-    let in, such as `x-user-id`; without it each request is on its own."""
+    """Header of HTTP, and key of gRPC's metadata, whose value keeps a caller on one version while a new one
+    is let in, such as `x-user-id`; without it each request is on its own."""
     replica_models_dir: str = "/models"
     """`sluice gateway` with rollouts only: where the replicas find the models' folders."""
 
@@ -195,7 +195,7 @@ class Settings(BaseSettings):
         name = value.lower()
         if not _HEADER.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
             raise ValueError(
-                f"{value[:100]!r} cannot be a header of HTTP and gRPC: letters, digits, `-`, `_` and `.`, neither "
+                f"{value[:100]!r} cannot be a header of HTTP and of gRPC: letters, digits, `-`, `_`, `.`; not "
                 "beginning with `grpc-` nor ending with `-bin`, such as x-user-id"
             )
         return name

@@ -40,7 +40,7 @@ class ClassifyEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
         """Serve one request; SluiceErrors are for the boundary."""
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         streams = NDJSON in Headers(scope=scope).get("accept", "").lower()
         with self._gateway.request(context, ref) as ticket:
             found = await self._read(scope, receive, ticket, context)

@@ -12,26 +12,27 @@ from starlette.types import Scope
 
 from serving.errors import InvalidInput
 from serving.prediction import ModelRef, RequestContext
+from serving.settings import Settings
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
-def request_context(scope: Scope, default_timeout_s: float) -> RequestContext:
+def request_context(scope: Scope, settings: Settings) -> RequestContext:
     """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default.
 
     It is kept in the scope, too: with it, the request is the gateway's to count.
     """
     headers = Headers(scope=scope)
-    timeout_s = default_timeout_s
+    timeout_s = settings.request_timeout_s
     asked = headers.get("x-request-timeout")
     if asked is not None:
-        timeout_s = min(_positive_seconds(asked), default_timeout_s)
+        timeout_s = min(_positive_seconds(asked), timeout_s)
     request_id = scope["state"]["request_id"]
     context = scope["state"]["context"] = RequestContext(
         request_id=request_id,
         protocol="http",
         deadline=time.monotonic() + timeout_s,
-        routing_key=headers.get("x-routing-key", request_id),
+        routing_key=headers.get(settings.routing_header, request_id),
         credential=credential(headers.get("authorization"), headers.get("x-api-key")),
         trace=scope["state"]["trace"],
     )

@@ -70,13 +70,13 @@ class OpenInferenceRest:
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def _model_ready(self, scope: Scope, _receive: Receive, ref: ModelRef) -> Response:
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref):
             ready = open_inference.is_ready(self._gateway.catalog, ref)
         return _json({"name": ref.name, "ready": ready}, 200 if ready else 503)
 
     async def _index(self, scope: Scope, receive: Receive, ref: ModelRef) -> Response:
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
             body = await read_body(scope, receive, ticket, context, self._gateway.settings)
             asked = _object(body) if body else {}
@@ -94,12 +94,12 @@ class OpenInferenceRest:
         return _json(open_inference.config(model, self._gateway.settings.max_batch))
 
     async def _model(self, scope: Scope, ref: ModelRef) -> ModelVersion:
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref):
             return await self._gateway.resolve(ref, context)
 
     async def _infer(self, scope: Scope, receive: Receive, ref: ModelRef) -> Response:
-        context = request_context(scope, self._gateway.settings.request_timeout_s)
+        context = request_context(scope, self._gateway.settings)
         header_length = Headers(scope=scope).get(HEADER_LENGTH)
         with self._gateway.request(context, ref) as ticket:
             body = await read_body(scope, receive, ticket, context, self._gateway.settings)

@@ -92,11 +92,11 @@ def _add_feedback(routes: APIRouter, gateway: Gateway) -> None:
         _authorize(gateway, request, "classify")
         receipts = require_desk(gateway).receipts
         if isinstance(body, Feedback):
-            return JSONResponse({"status": receipts.redeem(body.prediction_id, body.label)})
+            return JSONResponse({"status": await receipts.redeem(body.prediction_id, body.label)})
         results: list[dict[str, str]] = []
-        for each in body.feedback:
-            try:
-                results.append({"status": receipts.redeem(each.prediction_id, each.label)})
-            except SluiceError as error:
-                results.append({"status": "refused", "type": error.kind, "detail": error.message})
+        for found in await receipts.redeem_all([(each.prediction_id, each.label) for each in body.feedback]):
+            if isinstance(found, SluiceError):
+                results.append({"status": "refused", "type": found.kind, "detail": found.message})
+            else:
+                results.append({"status": found})
         return JSONResponse({"results": results})

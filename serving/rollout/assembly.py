@@ -18,8 +18,9 @@ from serving.errors import InvalidInput
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
 from serving.rollout.events import Announcer
-from serving.rollout.feedback import Receipts, shared_key
+from serving.rollout.feedback import TTL_S, Receipts, shared_key
 from serving.rollout.leader import CountSource, FolderCounts, FolderLeadership, Leadership
+from serving.rollout.memory import FolderMemory
 from serving.rollout.plan import Plan
 from serving.rollout.plan_file import load_plan
 from serving.rollout.reconcile import Reconciler
@@ -106,11 +107,12 @@ def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Itera
     if settings.rollout_namespace is None:
         assert settings.rollout_store is not None
         folder = settings.rollout_store
+        steering.memory = FolderMemory(folder, TTL_S)
         yield Shared(
             FileStore(folder),
             FolderLeadership(folder),
             FolderCounts(folder, identity),
-            Receipts(shared_key(folder), steering),
+            Receipts(shared_key(folder), steering, steering.memory),
             plan,
             starts_by_itself=True,
         )
@@ -142,7 +144,7 @@ def _in_cluster(
             store,
             LeaseLeadership(client, identity),
             PrometheusCounts(settings.prometheus_url),
-            Receipts(secret, steering),
+            Receipts(secret, steering, steering.memory),
             plan,
             starts_by_itself=False,
         )

@@ -99,6 +99,7 @@ class Controller:
         await asyncio.to_thread(
             around.source.publish, {model: around.steering.counts(model) for model in around.catalog.names()}
         )
+        await asyncio.to_thread(around.steering.memory.share)
         if not await asyncio.to_thread(around.leadership.held):
             return
         await asyncio.to_thread(around.store.obey)

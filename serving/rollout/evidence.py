@@ -153,9 +153,25 @@ def mcnemar_ratios(
 ) -> FloatArray:
     """The log likelihood ratio of one interval's pairs under each of the mixture's risks, [..., K].
 
-    Two answers to one request, both known to be good or bad: a sequential McNemar test. Of the pairs in which
-    exactly one is bad, the candidate's is it with probability ½ if both are alike (McNemar 1947), in general
-    r / (r + 1): the two-arm test with w = ½. So pairs and callers' requests may win the same wealth.
+    Two answers to one request, each known to be good or bad: a copy that failed, or a copy on which feedback
+    brought the true label, which judges both answers. Of the pairs in which exactly one is bad, the
+    candidate's is it with probability ½ if both are alike (McNemar 1947, Psychometrika 12), in general
+    θ(r) = r / (r + 1), whatever the difficulty of the images; pairs in which both are bad, or neither, say
+    nothing. The ratio is
+
+        ∏ [θ(r_k)/θ(r₀)]^c · [(1−θ(r_k))/(1−θ(r₀))]^(1−c),   c = 1 where only the candidate's is bad,
+
+    the two-arm test of Lindon & Malek (arXiv 2011.03567) with w = ½, so that pairs and callers' requests may
+    win the same wealth; a sequential McNemar test, valid at all times by Ville's inequality. r is the ratio
+    of the discordant pairs: if it is at most 1 + margin, so is the ratio of the error rates, which the
+    concordant pairs only bring nearer to 1.
+
+    Args:
+        mixture: The hypothesis and the alternatives.
+        candidate_only: Pairs in which only the candidate's answer was bad, [...].
+        stable_only: Pairs in which only the stable version's was, [...].
+        n: All pairs, [...].
+        most_events: As in `two_arm_ratios`.
     """
     return two_arm_ratios(mixture, candidate_only, stable_only, n, n, most_events)
 

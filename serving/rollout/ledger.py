@@ -23,11 +23,16 @@ _MOST_EVENTS_DEVIATIONS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """One criterion's two tests, and the limit on the rate of both arms together."""
+    """One criterion's two tests, the limit on the rate of both arms together, and whether incidents come.
+
+    Where bad events come by incidents, an interval with many of them counts for less. Feedback comes in
+    batches of any size, which says nothing of an incident: all of it counts.
+    """
 
     worse: RiskMixture
     within: RiskMixture
     max_overall_rate: float | None
+    incidents: bool
 
 
 def tests_of(plan: Plan) -> dict[str, Tests]:
@@ -37,6 +42,7 @@ def tests_of(plan: Plan) -> dict[str, Tests]:
             evidence.worse_than_stable(),
             evidence.within_margin(criterion.margin),
             criterion.max_overall_rate,
+            incidents=name != "accuracy",
         )
         for name, criterion in plan.criteria.named().items()
     }
@@ -206,7 +212,8 @@ def next_step(ledger: Ledger) -> Ledger:
 
 
 def _record_pairs(tests: Tests, before: CriterionLedger, pairs: Pairs) -> CriterionLedger:
-    after = _record_events(tests, before, Arms(pairs.n, pairs.candidate_only, pairs.n, pairs.stable_only))
+    both = Arms(pairs.n, pairs.candidate_only, pairs.n, pairs.stable_only)
+    after = _record_events(tests, before, both, paired=True)
     return dataclasses.replace(
         after,
         candidate_only=before.candidate_only + np.asarray(pairs.candidate_only),
@@ -235,7 +242,9 @@ def _record_arms(tests: Tests, before: CriterionLedger, arms: Arms) -> Criterion
     )
 
 
-def _record_events(tests: Tests, before: CriterionLedger, arms: Arms) -> CriterionLedger:
+def _record_events(
+    tests: Tests, before: CriterionLedger, arms: Arms, *, paired: bool = False
+) -> CriterionLedger:
     """Bets on an interval's bad events; the wealth of runs that had none stays as it is."""
     shape = before.intervals.shape
     n_c, bad_c, n_s, bad_s = (
@@ -246,13 +255,19 @@ def _record_events(tests: Tests, before: CriterionLedger, arms: Arms) -> Criteri
     events = np.where(both, bad_c + bad_s, 0.0)
     usual = before.counted / np.maximum(before.intervals, 1.0)
     most = np.maximum(1.0, usual + _MOST_EVENTS_DEVIATIONS * np.sqrt(usual))
+    if not tests.incidents:
+        most = np.full_like(most, np.inf)
     worse, within = before.worse, before.within
     rows = np.nonzero(events) if shape else (() if events else None)
     if rows is None or (shape and not len(rows[0])):
         return dataclasses.replace(before, intervals=before.intervals + both)
     wealth = []
     for mixture, log_wealth in ((tests.worse, worse), (tests.within, within)):
-        ratios = evidence.two_arm_ratios(mixture, bad_c[rows], bad_s[rows], n_c[rows], n_s[rows], most[rows])
+        bad = bad_c[rows], bad_s[rows]
+        if paired:
+            ratios = evidence.mcnemar_ratios(mixture, *bad, n_c[rows], most[rows])
+        else:
+            ratios = evidence.two_arm_ratios(mixture, *bad, n_c[rows], n_s[rows], most[rows])
         updated = log_wealth.copy()
         updated[rows] = evidence.two_arm_update(mixture, log_wealth[rows], ratios)
         wealth.append(updated)

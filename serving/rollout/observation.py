@@ -18,25 +18,31 @@ def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledge
     """The ledger, with room for classes that are new; and what the counts say of the two versions."""
     candidate, stable = rollout.candidate, rollout.stable
 
-    def arms(n: str, bad: str) -> Arms:
-        return Arms(
-            counts.get(key(n, candidate), 0.0),
-            counts.get(key(bad, candidate), 0.0),
-            counts.get(key(n, stable), 0.0),
-            counts.get(key(bad, stable), 0.0),
-        )
+    def count(kind: str, version: int) -> float:
+        return counts.get(key(kind, version), 0.0)
 
-    found = {
-        "errors": arms("calls", "failed"),
-        "latency": arms("requests", "slow"),
-        "accuracy": arms("labelled", "wrong"),
-    }
-    pairs = {
-        "errors": Pairs(
-            counts.get(key("copies", candidate), 0.0),
-            counts.get(key("candidate-failed", candidate), 0.0),
-            counts.get(key("stable-failed", candidate), 0.0),
-        )
+    def arms(n: str, bad: str) -> Arms:
+        return Arms(count(n, candidate), count(bad, candidate), count(n, stable), count(bad, stable))
+
+    def pairs(n: str, candidate_only: str, stable_only: str) -> Pairs:
+        return Pairs(*(count(kind, candidate) for kind in (n, candidate_only, stable_only)))
+
+    # Feedback on a copied image is counted for either version, too; each answer is evidence once.
+    paired = count("pairs", candidate)
+    candidate_bad, stable_bad = (
+        count("both-wrong", candidate) + count(only, candidate)
+        for only in ("candidate-wrong", "stable-wrong")
+    )
+    accuracy = Arms(
+        count("labelled", candidate) - paired,
+        count("wrong", candidate) - candidate_bad,
+        count("labelled", stable) - paired,
+        count("wrong", stable) - stable_bad,
+    )
+    found = {"errors": arms("calls", "failed"), "latency": arms("requests", "slow"), "accuracy": accuracy}
+    both = {
+        "errors": pairs("copies", "candidate-failed", "stable-failed"),
+        "accuracy": pairs("pairs", "candidate-wrong", "stable-wrong"),
     }
     for name in _new_classes(ledger, counts, candidate):
         ledger = ledgers.with_class(ledger, name)
@@ -48,7 +54,7 @@ def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledge
     compared, agreed = (_by_class(ledger, counts, kind, candidate) for kind in ("compared", "agreed"))
     return ledger, Interval(
         {name: each for name, each in found.items() if name in ledger.criteria},
-        {name: each for name, each in pairs.items() if name in ledger.criteria},
+        {name: each for name, each in both.items() if name in ledger.criteria},
         (compared, agreed),
         unkeyed,
         weight,

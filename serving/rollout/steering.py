@@ -7,8 +7,9 @@ Everything runs on the event loop, and nothing here awaits on a caller's path.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 
 from serving import errors
 from serving.rollout.counts import Counts, key, routed_key
+from serving.rollout.memory import Memory, Named, OwnMemory
 from serving.routing import Route, Split, choose
 
 Answer = TypeVar("Answer")
@@ -47,10 +49,14 @@ class Steering:
 
     Args:
         busy: Whether callers wait; copies are dropped then.
+
+    Attributes:
+        memory: Where it notes what candidates named copies, for feedback on them.
     """
 
     def __init__(self, busy: Callable[[], bool] = lambda: False) -> None:
         self.busy = busy
+        self.memory: Memory = OwnMemory()
         self._models: dict[str, _Model] = {}
         self._copies: set[asyncio.Task[None]] = set()
 
@@ -153,7 +159,7 @@ class Steering:
         route: Route | None,
         stable: Sequence[str] | None,
         ask: Callable[[int], Awaitable[Sequence[str]]],
-    ) -> None:
+    ) -> Iterator[str]:
         """Has the candidate answer a copy of a request, if this one is to be copied and there is room.
 
         Args:
@@ -161,15 +167,21 @@ class Steering:
             route: The request's route.
             stable: The labels that the stable version named, one an image; None if it failed.
             ask: Asks a version for its labels.
+
+        Returns:
+            A name for each copied image, in their order, by which feedback finds the candidate's answer.
         """
         if route is None or route.shadow is None or self.busy() or len(self._copies) >= _MOST_COPIES:
-            return
-        task = asyncio.create_task(self._compare(model, route.shadow, stable, ask))
+            return iter(())
+        name = secrets.token_hex(6)
+        task = asyncio.create_task(self._compare(name, model, route.shadow, stable, ask))
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
+        return (f"{name}-{place}" for place in range(len(stable or ())))
 
     async def _compare(
         self,
+        name: str,
         model: str,
         candidate: int,
         stable: Sequence[str] | None,
@@ -189,6 +201,7 @@ class Steering:
         if (named is None) != (stable is None):
             self._add(found, key("candidate-failed" if named is None else "stable-failed", candidate))
         if named is not None and stable is not None:
+            self.memory.note(name, Named(candidate, tuple(named)))
             for ours, theirs in zip(stable, named, strict=True):
                 self._add(found, key("compared", candidate, ours))
                 if ours == theirs:
@@ -201,6 +214,20 @@ class Steering:
             self._add(found, key("labelled", version))
             if wrong:
                 self._add(found, key("wrong", version))
+
+    def labelled_both(
+        self, model: str, stable: int, candidate: int, *, stable_wrong: bool, candidate_wrong: bool
+    ) -> None:
+        """Counts feedback on an image that both versions named: on each one's answer, and as a pair."""
+        self.labelled(model, stable, wrong=stable_wrong)
+        self.labelled(model, candidate, wrong=candidate_wrong)
+        found = self._models.get(model)
+        if found is None:
+            return
+        self._add(found, key("pairs", candidate))
+        if candidate_wrong or stable_wrong:
+            who = "both" if candidate_wrong and stable_wrong else "candidate" if candidate_wrong else "stable"
+            self._add(found, key(f"{who}-wrong", candidate))
 
     def counts(self, model: str) -> Counts:
         """All that was counted of a model so far."""

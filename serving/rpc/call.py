@@ -111,7 +111,7 @@ def request_context(call: Call, settings: Settings) -> RequestContext:
         request_id=request_id,
         protocol="grpc",
         deadline=time.monotonic() + timeout_s,
-        routing_key=metadata.get("x-routing-key", request_id),
+        routing_key=metadata.get(settings.routing_header, request_id),
         credential=credential(metadata.get("authorization"), metadata.get("x-api-key")),
         trace=child_of(metadata.get("traceparent", ""), settings.recorded_share),
     )

@@ -78,12 +78,13 @@ class RolloutsRpc:
             )
         receipts = require_desk(self._gateway).receipts
         response = protos.message("sluice.v1.FeedbackResponse")()
-        for each in request.predictions:
-            try:
-                response.results.add(status=receipts.redeem(each.prediction_id, each.label))
-            except SluiceError as error:
+        told = [(each.prediction_id, each.label) for each in request.predictions]
+        for found in await receipts.redeem_all(told):
+            if isinstance(found, SluiceError):
                 refused = response.results.add(status="refused")
-                refused.error.kind, refused.error.message = error.kind, error.message
+                refused.error.kind, refused.error.message = found.kind, found.message
+            else:
+                response.results.add(status=found)
         return response
 
 

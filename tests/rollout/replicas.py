@@ -20,6 +20,7 @@ from serving.rollout.record import Rollout
 from serving.rollout.start import start
 from serving.rollout.store import FileStore
 from serving.settings import Settings
+from serving.upstream import Upstream
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running
 from tests.support.gateways import gateway_over
 
@@ -194,7 +195,8 @@ async def scene_over(
         gateway, client = await stack.enter_async_context(gateway_over(*up, **values))
         client.headers.update(headers or {})
         loaded = Settings(http_port=0, grpc_port=0, **values)
-        await stack.enter_async_context(_rollouts_of(loaded, gateway, Path("/nowhere")))
+        upstream = Upstream(tuple(each.address for each in up), ("digits",), Path("/nowhere"))
+        await stack.enter_async_context(_rollouts_of(loaded, gateway, upstream))
         scene = Scene(gateway, client, list(replicas), FileStore(store))
         async with asyncio.timeout(20):
             while scene.store.pinned("digits") is None:

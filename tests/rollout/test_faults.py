@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
-
 from serving.errors import Conflict
-from serving.rollout.explain import replay
 from serving.rollout.machine import Phase
-from serving.rollout.plan import Plan
-from serving.rollout.start import order, start
-from serving.rollout.store import FileStore
-from tests.rollout.replicas import FAST, PICTURES, VersionedReplica, scene_over
-from tests.support.fake_replica import running
-from tests.support.processes import started
+from serving.rollout.start import order
+from tests.rollout.replicas import FAST, VersionedReplica, scene_over
 
 WAY = [
     Phase.LOADING,
@@ -29,66 +21,6 @@ WAY = [
     Phase.PROMOTING,
     Phase.PROMOTED,
 ]
-
-
-async def ask_for_ever(url: list[str]) -> None:
-    """Callers of whichever gateway is up; nobody minds a refused connection while there is none."""
-
-    async def caller(number: int) -> None:
-        async with httpx.AsyncClient(timeout=10) as client:
-            while True:
-                try:
-                    await client.post(
-                        f"{url[0]}/v1/models/digits:classify",
-                        content=PICTURES[number % 10],
-                        headers={"content-type": "image/png"},
-                    )
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-                number += 4
-
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(4):
-            tasks.create_task(caller(number))
-
-
-async def test_a_controller_that_is_killed_in_every_phase_ends_as_it_would_have(tmp_path: Path) -> None:
-    replica, store = VersionedReplica(), FileStore(tmp_path / "store")
-    environment = {
-        "SLUICE_ROLLOUT_STORE": str(tmp_path / "store"),
-        "SLUICE_ROLLOUT_INTERVAL_S": "0.05",
-        "SLUICE_STATUS_INTERVAL_S": "0.05",
-    }
-    url = ["http://127.0.0.1:9"]
-    begun, killed_in = False, list[Phase]()
-    async with running(replica), asyncio.timeout(200):
-        arguments = ["gateway", f"--replica={replica.address}", "--model=digits"]
-        asking = asyncio.create_task(ask_for_ever(url))
-        while True:
-            async with started(arguments, environment) as gateway:
-                url[0] = gateway.http_url
-                while store.pinned("digits") is None:
-                    await asyncio.sleep(0.01)
-                if not begun:
-                    start(store, "digits", 2, Plan.model_validate(FAST), 1e9)
-                    begun = True
-                while True:
-                    found = store.load("digits")
-                    assert found is not None
-                    if found.finished or found.state.phase not in killed_in:
-                        break
-                    await asyncio.sleep(0.005)
-                killed_in.append(found.state.phase)
-                if found.finished:
-                    break
-                await gateway.end(signal.SIGKILL)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-    assert found.state.phase is Phase.PROMOTED, found.state.reason
-    assert [event.after.phase for event in found.events] == WAY
-    assert len(killed_in) >= 4, "it was killed in the long phases at least"
-    assert all(each.same for each in replay(found))
-    assert replica.configs[-1] == [2]
 
 
 async def test_replicas_that_all_start_again_get_both_versions_back(tmp_path: Path) -> None:

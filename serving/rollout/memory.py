@@ -1,0 +1,194 @@
+"""What is remembered so that feedback can be used: ids that were redeemed, and what candidates named copies.
+
+Feedback on a prediction counts once, whichever gateway it comes to. Of a prediction that was copied to the
+candidate, the true label judges both answers; the id was given out before the candidate had answered, so its
+answer is kept here under the copy's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from serving.errors import Unavailable
+
+_log = structlog.get_logger()
+
+# In one process; the oldest are forgotten first.
+_MOST = 100_000
+_LOCK_TIMEOUT_S = 5.0
+_CLEAN_EVERY_S = 3600.0
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS taken (id BLOB PRIMARY KEY, at REAL)",
+    "CREATE TABLE IF NOT EXISTS copies (copy TEXT PRIMARY KEY, version INTEGER, labels TEXT, at REAL)",
+)
+_FORGET = ("DELETE FROM taken WHERE at < ?", "DELETE FROM copies WHERE at < ?")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a candidate named the images of one copied request, in their order."""
+
+    version: int
+    labels: tuple[str, ...]
+
+
+class Memory(Protocol):
+    """Remembers. Safe to use from several threads; all but `note` may wait for a disk."""
+
+    def take(self, ids: Sequence[bytes]) -> list[bool]:
+        """Whether each of these has not been taken before; from now on all of them have.
+
+        Raises:
+            Unavailable: It cannot be known at the moment, and nothing was taken.
+        """
+
+    def note(self, copy: str, named: Named) -> None:
+        """Remembers what the candidate named a copy."""
+
+    def named(self, copy: str) -> Named | None:
+        """What the candidate named a copy; None if it has not answered, or it is not known here.
+
+        Raises:
+            Unavailable: It cannot be known at the moment.
+        """
+
+    def share(self) -> None:
+        """Tells other gateways what was noted since the last time; called once in a while."""
+
+
+class OwnMemory:
+    """The memory of one process.
+
+    Where gateways share no disk (a cluster), a repeated message counts once at each gateway that it reaches,
+    and both answers are judged only by the gateway that made the copy.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: OrderedDict[bytes, None] = OrderedDict()
+        self._named: OrderedDict[str, Named] = OrderedDict()
+
+    def take(self, ids: Sequence[bytes]) -> list[bool]:
+        """See `Memory.take`."""
+        with self._lock:
+            return [self._take(each) for each in ids]
+
+    def _take(self, id_: bytes) -> bool:
+        if id_ in self._taken:
+            return False
+        self._taken[id_] = None
+        if len(self._taken) > _MOST:
+            self._taken.popitem(last=False)
+        return True
+
+    def note(self, copy: str, named: Named) -> None:
+        """See `Memory.note`."""
+        with self._lock:
+            self._named[copy] = named
+            if len(self._named) > _MOST:
+                self._named.popitem(last=False)
+
+    def named(self, copy: str) -> Named | None:
+        """See `Memory.named`."""
+        with self._lock:
+            return self._named.get(copy)
+
+    def share(self) -> None:
+        """See `Memory.share`: there is nobody to tell."""
+
+
+class FolderMemory(OwnMemory):
+    """The memory that gateways share in a folder, in a database file (SQLite).
+
+    A damaged file is told of, and feedback is refused until it is removed: rollouts go on without.
+
+    Args:
+        folder: Made if it is not there.
+        ttl_s: How long ids and copies are remembered: as long as feedback is taken.
+        wall: The time of day, in Unix seconds.
+    """
+
+    def __init__(self, folder: Path, ttl_s: float, wall: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "feedback.sqlite"
+        self._ttl_s = ttl_s
+        self._wall = wall
+        self._unshared: dict[str, Named] = {}
+        self._cleaned_at = 0.0
+
+    def take(self, ids: Sequence[bytes]) -> list[bool]:
+        """See `Memory.take`. One transaction: it counts before this returns, or never."""
+        at = self._wall()
+        with self._database() as database:
+            return [
+                database.execute("INSERT OR IGNORE INTO taken VALUES (?, ?)", (each, at)).rowcount == 1
+                for each in ids
+            ]
+
+    def note(self, copy: str, named: Named) -> None:
+        """See `Memory.note`."""
+        super().note(copy, named)
+        with self._lock:
+            self._unshared[copy] = named
+
+    def named(self, copy: str) -> Named | None:
+        """See `Memory.named`."""
+        own = super().named(copy)
+        if own is not None:
+            return own
+        with self._database() as database:
+            row = database.execute("SELECT version, labels FROM copies WHERE copy = ?", (copy,)).fetchone()
+        return None if row is None else Named(int(row[0]), tuple(json.loads(row[1])))
+
+    def share(self) -> None:
+        """See `Memory.share`."""
+        with self._lock:
+            unshared, self._unshared = self._unshared, {}
+        if not unshared:
+            return
+        at = self._wall()
+        rows = [(copy, each.version, json.dumps(each.labels), at) for copy, each in unshared.items()]
+        try:
+            with self._database() as database:
+                database.executemany("INSERT OR REPLACE INTO copies VALUES (?, ?, ?, ?)", rows)
+        except Unavailable as error:
+            _log.warning("other gateways cannot be told what a candidate named copies", error=error.message)
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """The database in a transaction of its own."""
+        try:
+            with (
+                contextlib.closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S)) as database,
+                database,
+            ):
+                # The lock is taken before anything is read: two gateways must not both find an id new.
+                database.execute("BEGIN IMMEDIATE")
+                self._prepare(database)
+                yield database
+        except sqlite3.Error as error:
+            raise Unavailable(f"what is known of feedback cannot be read or kept: {error}") from error
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        """Makes the tables if there are none, and forgets what is old now and then."""
+        for statement in _TABLES:
+            database.execute(statement)
+        now = self._wall()
+        if now - self._cleaned_at < _CLEAN_EVERY_S:
+            return
+        for statement in _FORGET:
+            database.execute(statement, (now - self._ttl_s,))
+        self._cleaned_at = now
