@@ -95,6 +95,10 @@ fleet: model ## Load 3 gateways and 3 model servers in network namespaces while 
 chaos: install-dev ## Kill, stop and cut off replicas under load, and see that no caller notices
 	$(BIN)/pytest tests/chaos
 
+.PHONY: soak
+soak: install-dev model ## Send mixed traffic for half an hour with a new version each minute; memory must stay (30 minutes)
+	$(BIN)/python -m tests.chaos.soak --models $(MODELS)
+
 .PHONY: profile
 profile: install-dev ## Show where the gateway's event loop spends its time under load (needs wrk)
 	$(BIN)/python -m tests.bench.profile_gateway

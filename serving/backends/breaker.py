@@ -2,10 +2,12 @@
 
 After `THRESHOLD` failures in a row the replica is left alone for a pause that doubles with each further
 failure, up to `MAX_PAUSE_S`; when the pause is over one call may try it, and a success closes the breaker.
+Calls that were under way together when a connection broke fail together, and count once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 THRESHOLD = 3
@@ -18,6 +20,7 @@ class Breaker:
     """The breaker of one replica. Times are on the monotonic clock and given by the caller."""
 
     failures: int = 0
+    failed_at: float = -math.inf
     closed_at: float = 0.0
     probing: bool = False
 
@@ -38,10 +41,13 @@ class Breaker:
         self.failures = 0
         self.probing = False
 
-    def fail(self, now: float) -> None:
-        """A call failed in a way that is the replica's fault."""
-        self.failures += 1
+    def fail(self, now: float, started: float) -> None:
+        """A call that began at `started` failed in a way that is the replica's fault."""
         self.probing = False
+        if started < self.failed_at:
+            return
+        self.failures += 1
+        self.failed_at = now
         if self.failures >= THRESHOLD:
             pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.failures - THRESHOLD, 10))
             self.closed_at = now + pause_s
@@ -49,6 +55,7 @@ class Breaker:
     def trip(self) -> None:
         """A call got no answer at all: its failure, which is told next, is enough."""
         self.failures = max(self.failures, THRESHOLD - 1)
+        self.failed_at = -math.inf
 
     def abandon(self) -> None:
         """The caller went away before the call ended: nothing was learned."""

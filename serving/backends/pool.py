@@ -287,14 +287,26 @@ class Pool:
 
     async def _refresh_one(self, replica: Replica, models: Sequence[str]) -> None:
         try:
-            for model in models:
-                replica.versions[model] = await replica.api.status(model, STATUS_TIMEOUT_S)
+            await self._ask_versions(replica, models)
         except errors.SluiceError:
             replica.went()
             if self.reachable():
                 replica.give_up()
         else:
             replica.came(self._clock())
+
+    async def _ask_versions(self, replica: Replica, models: Sequence[str]) -> None:
+        """Learn what the replica has; once more if its connection broke just then, as it may at any time."""
+        for again in (True, False) if replica.reachable else (False,):
+            try:
+                for model in models:
+                    replica.versions[model] = await replica.api.status(model, STATUS_TIMEOUT_S)
+            except errors.Unavailable:
+                if not again:
+                    raise
+                await asyncio.sleep(SAME_REPLICA_PAUSE_S)
+            else:
+                return
 
     async def reload_config(self, config: Any, timeout_s: float) -> None:
         """Give every replica a new model configuration (ModelServerConfig), one after the other.

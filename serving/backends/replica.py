@@ -133,7 +133,7 @@ class Replica:
             if isinstance(error, errors.DeadlineExceeded) and clock() - started < FAIR_TIME_S:
                 self.breaker.abandon()
             else:
-                self._failed(clock())
+                self._failed(started, clock())
             raise
         except errors.SluiceError:
             self.breaker.succeed()
@@ -141,7 +141,7 @@ class Replica:
         except BaseException:
             now = clock()
             if now - started >= FAIR_TIME_S and now >= deadline - _TIMER_SLACK_S:
-                self._failed(now)
+                self._failed(started, now)
             else:
                 self.breaker.abandon()
                 self._learn(max(self.latency_s, now - started))
@@ -168,8 +168,8 @@ class Replica:
             self.breaker.trip()
             raise errors.Unavailable(f"the replica {self.address} does not answer", stage="backend") from None
 
-    def _failed(self, now: float) -> None:
-        self.breaker.fail(now)
+    def _failed(self, started: float, now: float) -> None:
+        self.breaker.fail(now, started)
         self.outcomes.add(failed=True, now=now)
 
     def _learn(self, latency_s: float) -> None:

@@ -55,6 +55,10 @@ KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {
     grpc.StatusCode.DATA_LOSS: errors.Internal,
 }
 
+# How gRPC words the end of a stream that nobody answered, under several codes: it tells of the way to the
+# replica, and not of the model.
+_BROKEN_STREAM = ("RST_STREAM", "Stream removed")
+
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
@@ -99,9 +103,13 @@ class TensorFlowServing:
         async def invoke(message: Any, timeout_s: float, trace: Trace | None = None) -> Any:
             metadata = None if trace is None else (("traceparent", trace.traceparent),)
             try:
-                return await call(message, timeout=max(timeout_s, 0.0), metadata=metadata)
+                answer = await call(message, timeout=max(timeout_s, 0.0), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raise translate(error) from error
+            if answer is None:  # gRPC has logged why it could not be parsed
+                text = f"{self.address} answered {method} with bytes that are no {response.DESCRIPTOR.name}"
+                raise errors.Unavailable(text, stage="backend")
+            return answer
 
         return invoke
 
@@ -165,5 +173,8 @@ class TensorFlowServing:
 
 def translate(error: grpc.aio.AioRpcError) -> errors.SluiceError:
     """The SluiceError for an RPC error of a replica."""
+    details = error.details() or f"the replica answered {error.code().name}"
     kind = KIND_OF_STATUS.get(error.code(), errors.Internal)
-    return kind(error.details() or f"the replica answered {error.code().name}", stage="backend")
+    if any(text in details for text in _BROKEN_STREAM):
+        kind = errors.Unavailable
+    return kind(details, stage="backend")

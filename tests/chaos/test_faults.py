@@ -9,17 +9,18 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import httpx
+import pytest
 
 from serving.main import Running
+from tests.chaos.http2_proxy import Harm, HarmfulProxy
 from tests.support.fake_replica import FakeReplica, Refusal, running, until
 from tests.support.gateways import gateway_over
 from tests.support.pictures import encoded, gradient
@@ -96,6 +97,11 @@ async def until_more(seen: Counter[str], count: int) -> None:
     await until(lambda: seen["200"] >= goal, timeout_s=60)
 
 
+async def until_harmed(proxy: HarmfulProxy, count: int) -> None:
+    """Wait until so many calls have met harm."""
+    await until(lambda: proxy.harmed >= count, timeout_s=60)
+
+
 async def test_nobody_notices_that_one_of_two_replicas_is_killed_and_comes_back() -> None:
     async with two_replicas() as (up, _, replicas), load(up.http_url) as seen:
         await until_more(seen, 200)
@@ -166,39 +172,19 @@ async def test_a_replica_that_answers_nonsense_is_not_believed() -> None:
     assert set(seen) == {"200"}, seen
 
 
-async def test_a_connection_that_is_reset_in_the_middle_is_made_again() -> None:
-    """A proxy in front of the only replica that cuts its connection while there is load."""
-    open_pairs: set[asyncio.StreamWriter] = set()
-
-    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(2**16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async with running(FakeReplica()) as fake:
-
-        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            inner_reader, inner_writer = await asyncio.open_connection(*fake.address.split(":"))
-            open_pairs.add(writer)
-            await asyncio.gather(pipe(reader, inner_writer), pipe(inner_reader, writer))
-            open_pairs.discard(writer)
-
-        async with await asyncio.start_server(connect, "127.0.0.1", 0) as proxy:
-            behind = FakeReplica(address=f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
-            async with gateway_over(behind) as (up, _), load(up.http_url, clients=8) as seen:
-                for _ in range(3):
-                    await until_more(seen, 100)
-                    for writer in list(open_pairs):
-                        linger = b"\1\0\0\0\0\0\0\0"  # on, for no time: a close resets
-                        writer.get_extra_info("socket").setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, linger
-                        )
-                        writer.transport.abort()
-                await until_more(seen, 100)
-    failed = sum(seen.values()) - seen["200"]
-    assert failed == 0, seen
+@pytest.mark.parametrize("harm", get_args(Harm))
+async def test_a_replica_whose_every_50th_call_meets_harm_costs_nobody_an_answer(harm: Harm) -> None:
+    """Beside one that is well, and then alone: what it does not answer it is asked once more."""
+    async with running(FakeReplica()) as fake, running(FakeReplica()) as well:
+        for others in ([well], []):
+            async with (
+                HarmfulProxy(fake.address, harm, every=50).running() as proxy,
+                gateway_over(FakeReplica(address=proxy.address), *others) as (up, _),
+                load(up.http_url, clients=8) as seen,
+            ):
+                await until_harmed(proxy, 3)
+                await until_more(seen, 50)
+            assert set(seen) == {"200"}, (harm, others, seen)
 
 
 async def test_clients_that_come_and_leave_cost_nothing_that_lasts() -> None:

@@ -22,11 +22,11 @@ from tests.support.fake_replica import FakeReplica, Refusal, running
 def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None:
     breaker = Breaker()
     for _ in range(THRESHOLD - 1):
-        breaker.fail(now=0.0)
+        breaker.fail(now=0.0, started=0.0)
     assert breaker.allows(now=0.0)
     pauses = []
     for _ in range(10):
-        breaker.fail(now=0.0)
+        breaker.fail(now=0.0, started=0.0)
         pauses.append(breaker.closed_at)
     assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
     assert pauses[-1] == MAX_PAUSE_S
@@ -35,7 +35,7 @@ def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None
 def test_breaker_lets_one_call_try_and_closes_on_success() -> None:
     breaker = Breaker()
     for _ in range(THRESHOLD):
-        breaker.fail(now=10.0)
+        breaker.fail(now=10.0, started=10.0)
     assert not breaker.allows(now=10.0)
     after = 10.0 + FIRST_PAUSE_S
     assert breaker.allows(now=after)
@@ -46,6 +46,18 @@ def test_breaker_lets_one_call_try_and_closes_on_success() -> None:
     breaker.start()
     breaker.succeed()
     assert breaker.allows(now=0.0)
+
+
+def test_calls_that_fail_together_count_once_unless_one_got_no_answer_at_all() -> None:
+    breaker = Breaker()
+    for _ in range(2 * THRESHOLD):
+        breaker.fail(now=5.0, started=4.0)
+    assert breaker.failures == 1
+    breaker.fail(now=6.0, started=5.5)
+    assert breaker.failures == 2
+    breaker.trip()
+    breaker.fail(now=7.0, started=4.0)
+    assert not breaker.allows(now=7.0)
 
 
 def test_every_status_of_a_replica_is_a_kind_of_error() -> None:
