@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from serving.errors import InvalidInput, NotFound, SluiceError
@@ -20,7 +21,7 @@ from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import credential
 from serving.rest.doors import Doors
-from serving.rest.errors import problem
+from serving.rest.errors import method_not_allowed, problem
 
 
 class VersionState(BaseModel):
@@ -75,7 +76,7 @@ def build(gateway: Gateway, peers: Peers | None = None) -> ASGIApp:
     )
     _add_error_handlers(app)
     _add_routes(app, gateway, peers)
-    app.include_router(rollouts.router(gateway))
+    rollouts.add(app.router, gateway)
     routes.add(app, gateway, peers)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
@@ -118,19 +119,22 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         path = request.url.path
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "another")
-            answer = _problem(
-                request, InvalidInput(f"{path} does not take {request.method}; it takes {allowed}")
-            )
-            answer.status_code = 405
-            answer.headers["allow"] = allowed
-            return answer
+            allowed = _methods_of(app, request)
+            id_ = request.scope["state"]["request_id"]
+            return method_not_allowed(problem, path, request.method, allowed, id_)
         return _problem(request, NotFound(f"there is no {path} here; /openapi.json lists what there is"))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         return _problem(request, InvalidInput(found))
+
+
+def _methods_of(app: FastAPI, request: Request) -> list[str]:
+    """Every method that a path takes: each has a route of its own, and Starlette names the first one's."""
+    found = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    same = [route for route in found if getattr(route, "path", "") == getattr(found[0], "path", "")]
+    return sorted({method for route in same for method in getattr(route, "methods", None) or ()})
 
 
 def _problem(request: Request, error: SluiceError) -> Response:

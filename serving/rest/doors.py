@@ -18,7 +18,7 @@ from serving.gateway import Gateway
 from serving.prediction import ModelRef
 from serving.rest.classify import ClassifyEndpoint
 from serving.rest.context import model_ref
-from serving.rest.errors import plain_error, problem
+from serving.rest.errors import method_not_allowed, plain_error, problem
 from serving.rest.openinference import OpenInferenceRest
 from serving.rest.tfserving import TensorFlowServingRest
 
@@ -125,10 +125,6 @@ async def _malformed(scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def _method_not_allowed(scope: Scope, door: Door) -> Response:
-    allowed = ", ".join(door.methods)
-    error = InvalidInput(f"this path does not take {scope['method']}; it takes {allowed}", stage="routing")
     form = plain_error if door.plain else problem
-    answer = form(error, scope["state"]["request_id"])
-    answer.status_code = 405
-    answer.headers["allow"] = allowed
-    return answer
+    id_ = scope["state"]["request_id"]
+    return method_not_allowed(form, "this path", scope["method"], door.methods, id_)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Protocol
 
 import orjson
 from starlette.responses import Response
@@ -53,12 +55,19 @@ PROBLEM_JSON = "application/problem+json"
 MAX_DETAIL_CHARS = 4096
 
 
-def problem(error: errors.SluiceError, request_id: str) -> Response:
+class Form(Protocol):
+    """How errors look at a path."""
+
+    def __call__(self, error: errors.SluiceError, request_id: str, status: int | None = None) -> Response:
+        """The answer; `status` in place of the kind's own."""
+
+
+def problem(error: errors.SluiceError, request_id: str, status: int | None = None) -> Response:
     """The problem document of an error.
 
     `type` is stable, for programs; `detail` says what failed and what would be right, for people.
     """
-    status = STATUS_OF_KIND[type(error)]
+    status = status or STATUS_OF_KIND[type(error)]
     body = problem_body(error, status=status, request_id=request_id)
     return Response(body, status, headers_of(error), PROBLEM_JSON)
 
@@ -78,10 +87,33 @@ def problem_body(error: errors.SluiceError, *, status: int, request_id: str) -> 
     return orjson.dumps(body)
 
 
-def plain_error(error: errors.SluiceError, request_id: str) -> Response:  # noqa: ARG001 - see `problem`
+def plain_error(
+    error: errors.SluiceError,
+    request_id: str,  # noqa: ARG001 - see `Form`
+    status: int | None = None,
+) -> Response:
     """An error as TensorFlow Serving and the Open Inference Protocol have it: `{"error": "…"}`."""
     body = orjson.dumps({"error": shortened(error.message, MAX_DETAIL_CHARS)})
-    return Response(body, STATUS_OF_KIND[type(error)], headers_of(error), "application/json")
+    return Response(body, status or STATUS_OF_KIND[type(error)], headers_of(error), "application/json")
+
+
+def method_not_allowed(
+    form: Form, what: str, method: str, allowed: Iterable[str], request_id: str
+) -> Response:
+    """That a path takes other methods: HTTP alone knows of such a thing, and has a status for it.
+
+    Args:
+        form: how errors look at this path.
+        what: the path, as it is called in the text.
+        method: the one that was tried.
+        allowed: those that it takes.
+        request_id: the request's id.
+    """
+    names = ", ".join(allowed)
+    error = errors.InvalidInput(f"{what} does not take {method}; it takes {names}", stage="routing")
+    answer = form(error, request_id, 405)
+    answer.headers["allow"] = names
+    return answer
 
 
 def headers_of(error: errors.SluiceError) -> dict[str, str]:

@@ -159,6 +159,8 @@ def _give_problems(paths: dict[str, Any]) -> None:
             answers.pop("422", None)  # FastAPI's; here it is a 400
             if path.startswith("/v1/") and "default" not in answers and "400" not in answers:
                 answers |= {status: _problem(text) for status, text in _STATUSES.items()}
+            if path.startswith("/v1/rollouts"):
+                answers["409"] = _problem("The rollout is not where that makes sense")
 
 
 def _operation(path: str) -> dict[str, Any]:

@@ -44,12 +44,10 @@ class FeedbackBatch(BaseModel):
     feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MOST_FEEDBACK)]
 
 
-def router(gateway: Gateway) -> APIRouter:
-    """The routes over `gateway`."""
-    routes = APIRouter()
+def add(routes: APIRouter, gateway: Gateway) -> None:
+    """Add the routes over `gateway`."""
     _add_rollouts(routes, gateway)
     _add_feedback(routes, gateway)
-    return routes
 
 
 def _authorize(gateway: Gateway, request: Request, scope: Scope) -> Caller:

@@ -202,10 +202,12 @@ async def test_unknown_paths_and_methods_are_told(client: httpx.AsyncClient) -> 
         ("/v1/models/digits", "GET"),
         ("/v2", "GET"),
         ("/v1/models", "GET"),
+        ("/v1/rollouts/digits", "GET, POST"),
     ):
         refused = await client.request("DELETE", path)
         assert refused.status_code == 405
         assert refused.headers["allow"] == allowed
+        assert refused.json().get("status", 405) == 405
     assert (await client.head("/v2")).content == b""
     assert (await client.get("/v2/nothing")).status_code == 404
 
