@@ -84,9 +84,20 @@ def gateway(replica: str, model: str, *options: str) -> Iterator[tuple[str, str,
     with contextlib.ExitStack() as stack:
         url, pid = stack.enter_context(process(*command, pattern=r"HTTP\s+(http://\S+)"))
         until(lambda: is_ready(url))
-        ports = {each.laddr.port for each in psutil.Process(pid).net_connections() if each.status == "LISTEN"}
-        (grpc_port,) = ports - {int(url.rpartition(":")[2])}
-        yield url, f"127.0.0.1:{grpc_port}", pid
+        yield url, _grpc_address(pid, url), pid
+
+
+def _grpc_address(pid: int, url: str) -> str:
+    """The other port that a gateway, or its workers, listen on."""
+    parent = psutil.Process(pid)
+    ports = {
+        each.laddr.port
+        for process in (parent, *parent.children())
+        for each in process.net_connections()
+        if each.status == "LISTEN"
+    }
+    (port,) = ports - {int(url.rpartition(":")[2])}
+    return f"127.0.0.1:{port}"
 
 
 class Bench:

@@ -2,9 +2,11 @@
 
 `python -m tests.bench.model_server` (`make bench-model-server`). For each model and batch size, rounds
 in process and through the server follow one another, so that a busy machine slows both; the ratio of
-throughputs is the median over the rounds. The ratio by processor time (rows that a second of processor
-time is good for, the client's part included) tells the same on a machine that others keep busy.
-SLUICE_MODEL_SERVER puts another program in the server's place.
+throughputs is the median over the rounds. In process is measured in two ways: the signature of
+`tf.saved_model.load`, as TensorFlow's guide calls a model, and the bare session, as TensorFlow Serving
+does. The ratio by processor time (rows that a second of processor time is good for, the client's part
+included) tells the same on a machine that others keep busy. SLUICE_MODEL_SERVER puts another program in
+the server's place.
 """
 
 from __future__ import annotations
@@ -95,16 +97,9 @@ def images(depth: str, rows: int) -> np.ndarray:
 
 
 def serve_in_process() -> None:
-    """The other side of `InProcess`: loads a model as anyone would, measures as each line of input says."""
-    import tensorflow as tf
-
+    """The other side of `InProcess`: loads a model, measures as each line of its input says."""
     request = json.loads(sys.stdin.readline())
-    graph = tf.Graph()
-    with graph.as_default():
-        session = tf.compat.v1.Session(graph=graph)
-        loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], request["path"])
-    signature = loaded.signature_def["serving_default"]
-    run = session.make_callable([signature.outputs["scores"].name], [signature.inputs["images"].name])
+    run = {"signature": _signature, "session": _session}[request["way"]](request["path"])
     for line in sys.stdin:
         todo = json.loads(line)
         array = images(request["depth"], todo["rows"])
@@ -115,17 +110,47 @@ def serve_in_process() -> None:
         print(json.dumps(measure(call, time.process_time, todo["rows"], todo["seconds"])), flush=True)
 
 
-class InProcess:
-    """A process that calls the model itself."""
+def _signature(path: str) -> Callable[[np.ndarray], Any]:
+    """The model as TensorFlow's guide loads and calls it."""
+    import tensorflow as tf
 
-    def __init__(self, depth: str, path: Path) -> None:
+    loaded = tf.saved_model.load(path)  # the signature does not keep it alive
+    signature = loaded.signatures["serving_default"]
+    return lambda array: (loaded, signature(images=tf.constant(array))["scores"].numpy())[1]
+
+
+def _session(path: str) -> Callable[[np.ndarray], Any]:
+    """The model as TensorFlow Serving calls it: nothing in Python is faster."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        session = tf.compat.v1.Session(graph=graph)
+        loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], path)
+    signature = loaded.signature_def["serving_default"]
+    run: Callable[[np.ndarray], Any] = session.make_callable(
+        [signature.outputs["scores"].name], [signature.inputs["images"].name]
+    )
+    return run
+
+
+class InProcess:
+    """A process that calls the model itself.
+
+    Args:
+        depth: which model.
+        path: the SavedModel.
+        way: `signature` of `tf.saved_model.load`, or the bare `session`.
+    """
+
+    def __init__(self, depth: str, path: Path, way: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.model_server", "--in-process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._send({"depth": depth, "path": str(path)})
+        self._send({"depth": depth, "path": str(path), "way": way})
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -148,11 +173,12 @@ class InProcess:
 def through_server(server: ServerProcess, depth: str, rows: int, seconds: float) -> Round:
     """One round over gRPC; each call makes, serialises and parses its messages anew."""
     array = images(depth, rows)
+    predict = server.method(protos.PREDICTION_SERVICE, "Predict")
 
     def call() -> Any:
         request = protos.PredictRequest(model_spec={"name": depth})
         request.inputs["images"].CopyFrom(tensors.to_proto(array))
-        return tensors.from_proto(server.predict(request).outputs["scores"])
+        return tensors.from_proto(predict(request).outputs["scores"])
 
     process = psutil.Process(server.process.pid)
 
@@ -177,20 +203,24 @@ def compare(depth: str, batches: Sequence[int], rounds: int, seconds: float, fol
     subprocess.run(exporter, check=True, capture_output=True)
     flags = [f"--model_name={depth}", f"--model_base_path={folder / depth}"]
     server = ServerProcess(flags, folder / f"{depth}.log").wait_ready()
-    in_process = InProcess(depth, folder / depth / "1")
+    ways = {way: InProcess(depth, folder / depth / "1", way) for way in ("signature", "session")}
     try:
         for rows in batches:
-            direct, served = [], []
+            direct: dict[str, list[Round]] = {way: [] for way in ways}
+            served = []
             for _ in range(rounds):
-                direct.append(in_process.measure(rows, seconds))
+                for way, in_process in ways.items():
+                    direct[way].append(in_process.measure(rows, seconds))
                 served.append(through_server(server, depth, rows, seconds))
-            _print_line(depth, rows, direct, served)
+            for way, found in direct.items():
+                _print_line(f"{depth} batch {rows:>2}, {way:<9}", found, served)
     finally:
-        in_process.stop()
+        for in_process in ways.values():
+            in_process.stop()
         server.stop()
 
 
-def _print_line(depth: str, rows: int, direct: Sequence[Round], served: Sequence[Round]) -> None:
+def _print_line(title: str, direct: Sequence[Round], served: Sequence[Round]) -> None:
     pairs = list(zip(direct, served, strict=True))
     ratio = statistics.median(s.rows_per_s / d.rows_per_s for d, s in pairs)
     cpu_ratio = statistics.median(d.cpu_s_per_row / s.cpu_s_per_row for d, s in pairs)
@@ -198,7 +228,7 @@ def _print_line(depth: str, rows: int, direct: Sequence[Round], served: Sequence
     rates = [statistics.median(r.rows_per_s for r in found) for found in (direct, served)]
     times = [statistics.median(r.p50_s for r in found) * 1e3 for found in (direct, served)]
     print(
-        f"{depth} batch {rows:>2}: in process {rates[0]:6.0f} rows/s, p50 {times[0]:7.2f} ms; "
+        f"{title}: in process {rates[0]:6.0f} rows/s, p50 {times[0]:7.2f} ms; "
         f"server {rates[1]:6.0f} rows/s, p50 {times[1]:7.2f} ms; throughput ratio {ratio:.3f} "
         f"(by processor time {cpu_ratio:.3f}), p50 {extra_ms:+.2f} ms",
         flush=True,

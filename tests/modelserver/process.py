@@ -120,13 +120,16 @@ class ServerProcess:
 
     def call(self, service: str, method: str, request: Any, timeout_s: float = 30.0) -> Any:
         """Call any method; raises grpc.RpcError."""
+        return self.method(service, method)(request, timeout=timeout_s)
+
+    def method(self, service: str, method: str) -> Any:
+        """What calls a method."""
         _, response_class = protos.methods(service)[method]
-        stub: Any = self.channel.unary_unary(
+        return self.channel.unary_unary(
             f"/{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response_class.FromString,
         )
-        return stub(request, timeout=timeout_s)
 
     def predict(self, request: Any, timeout_s: float = 30.0) -> Any:
         """PredictionService.Predict."""
