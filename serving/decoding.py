@@ -2,13 +2,13 @@
 
 The decoders release the interpreter lock, so that a thread a core keeps all cores busy. A thread takes
 several images at once while many wait: handing over each alone costs as much as a tenth of its decoding.
+Callers take turns, so that one who sends large or damaged files in numbers delays itself and not the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from serving.errors import Internal, SluiceError
 from serving.images import ImageSpec, decode
+from serving.turns import TurnQueue
 
 Decoded = np.ndarray | SluiceError
 """An image as uint8 [H,W,C], or what is wrong with it."""
@@ -40,18 +41,21 @@ class Decoders:
 
     def __init__(self, threads: int) -> None:
         self._count = threads
-        self._jobs: deque[_Job] = deque()
+        self._jobs: TurnQueue[_Job] = TurnQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._idle = 0
         self._threads: list[threading.Thread] = []
 
-    async def decode(self, images: Sequence[bytes], spec: ImageSpec, *, max_pixels: int) -> list[Decoded]:
-        """Decode files to the size and channels of `spec`; see `serving.images.decode`."""
+    async def decode(
+        self, images: Sequence[bytes], spec: ImageSpec, *, max_pixels: int, caller: str = ""
+    ) -> list[Decoded]:
+        """Decode a caller's files to the size and channels of `spec`; see `serving.images.decode`."""
         loop = asyncio.get_running_loop()
         jobs = [_Job(data, spec, max_pixels, loop.create_future()) for data in images]
         with self._changed:
-            self._jobs.extend(jobs)
+            for job in jobs:
+                self._jobs.append(caller, job)
             if self._idle:
                 self._changed.notify(len(jobs))
             elif len(self._threads) < self._count:
@@ -66,7 +70,7 @@ class Decoders:
         """End the threads; what has not begun is not decoded."""
         with self._changed:
             self._closed = True
-            self._jobs.clear()
+            self._jobs = TurnQueue()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -89,7 +93,7 @@ class Decoders:
         """Some images, or none if the threads are to end. Those whose caller has left are passed over."""
         with self._changed:
             while True:
-                while self._jobs and self._jobs[0].done.cancelled():
+                while self._jobs and self._jobs.first().done.cancelled():
                     self._jobs.popleft()
                 if self._closed or self._jobs:
                     break

@@ -363,6 +363,8 @@ class Gateway:
         """Each image as uint8 [H,W,C], or the error that it met."""
         spec = model.require_image().spec
         started = self._clock()
-        decoded = await self._decoders.decode(images, spec, max_pixels=self.settings.max_image_pixels)
+        decoded = await self._decoders.decode(
+            images, spec, max_pixels=self.settings.max_image_pixels, caller=context.caller
+        )
         self.journal.stage(context, "decode", self._clock() - started)
         return decoded

@@ -13,8 +13,9 @@ from tests.support.pictures import encoded
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 
 
-def originals(rng: random.Random) -> list[bytes]:
-    """A noisy picture in each format, in grey and in colour."""
+def originals(seed: int) -> list[bytes]:
+    """A noisy picture in each format, in grey and in colour; the same for the same seed."""
+    rng = random.Random(seed)
     noise = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (24, 32, 3), np.uint8)
     colour = Image.fromarray(noise)
     return [encoded(image, name) for name in FORMATS for image in (colour, colour.convert("L"))]
@@ -47,6 +48,6 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def mutations(count: int, seed: int) -> Iterator[bytes]:
     """`count` mutated files, the same for the same seed."""
     rng = random.Random(seed)
-    files = originals(rng)
+    files = originals(seed)
     for index in range(count):
         yield mutated(files[index % len(files)], rng)

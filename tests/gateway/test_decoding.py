@@ -1,0 +1,46 @@
+"""Images are decoded off the event loop, and callers take turns at it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from serving.decoding import Decoders
+from serving.images import ImageSpec
+from tests.support.pictures import encoded, gradient
+
+SPEC = ImageSpec(8, 8, 1)
+MAX_PIXELS = 10**7
+
+
+async def test_a_caller_who_floods_delays_itself_only() -> None:
+    decoders = Decoders(1)
+    large, small = encoded(gradient(600, 600, "RGB"), "PNG"), encoded(gradient(8, 8, "L"), "PNG")
+    ended: list[str] = []
+
+    async def decode(caller: str, data: bytes) -> None:
+        (pixels,) = await decoders.decode([data], SPEC, max_pixels=MAX_PIXELS, caller=caller)
+        assert isinstance(pixels, np.ndarray)
+        ended.append(caller)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(40):
+            tasks.create_task(decode("flood", large))
+        await asyncio.sleep(0)  # all of them wait before the other comes
+        tasks.create_task(decode("other", small))
+    decoders.close()
+    # At most what the thread took before, and one of the flood for each that it takes at once.
+    assert ended.index("other") <= 10
+
+
+async def test_what_is_no_longer_wanted_is_not_decoded_and_the_rest_is() -> None:
+    decoders = Decoders(1)
+    images = [encoded(gradient(600, 600, "RGB"), "PNG")] * 20
+    left = asyncio.create_task(decoders.decode(images, SPEC, max_pixels=MAX_PIXELS, caller="a"))
+    await asyncio.sleep(0)
+    left.cancel()
+    found = await decoders.decode([images[0], b"nonsense"], SPEC, max_pixels=MAX_PIXELS, caller="a")
+    assert isinstance(found[0], np.ndarray)
+    assert "no image" in str(found[1])
+    decoders.close()
