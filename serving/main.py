@@ -287,6 +287,7 @@ async def _answering(gateway: Gateway, peers: Peers | None) -> AsyncIterator[Non
     answers = {
         "metrics": lambda: samples(gateway.metrics.registry),
         "page": lambda: of_one_worker(gateway),
+        "stacks": stacks.dump,
     }
     async with peers.answering(answers):
         yield

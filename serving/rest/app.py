@@ -8,10 +8,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
+from serving import stacks
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
@@ -100,6 +101,16 @@ def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
             credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
         )
         return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
+
+    @app.get("/v1/stacks", tags=["operate"], summary="What is every task and thread doing at the moment?")
+    async def tasks_and_threads(request: Request) -> PlainTextResponse:
+        headers = request.headers
+        gateway.admission.callers.authorize(
+            credential(headers.get("authorization"), headers.get("x-api-key")), "admin"
+        )
+        found = {} if peers is None else {peers.name: stacks.dump(), **await peers.ask("stacks")}
+        told = "\n\n".join(f"Worker {name}: {dump}" for name, dump in sorted(found.items()))
+        return PlainTextResponse(told or stacks.dump())
 
     @app.get("/metrics", tags=["operate"], summary="Metrics for Prometheus", response_class=Response)
     async def metrics(request: Request) -> Response:

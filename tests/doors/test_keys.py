@@ -225,6 +225,29 @@ async def test_only_an_admin_changes_the_models(replica: ScriptedReplica, key_fi
         assert 'the scope "classify"' in denied.json()["detail"]
 
 
+async def test_an_admin_sees_what_every_task_is_doing(replica: ScriptedReplica, key_file: Path) -> None:
+    common = keys_command("add", "a", f"--file={key_file}")
+    admin = keys_command("add", "root", "--scope=admin", f"--file={key_file}")
+    held = asyncio.Event()
+
+    async def hold(_request: Any) -> None:
+        await held.wait()
+
+    replica.before_predict = hold
+    async with keyed(replica, key_file) as (running, client):
+        assert (await client.get("/v1/stacks")).status_code == 401
+        assert (await client.get("/v1/stacks", headers=bearer(common))).status_code == 403
+        stuck = asyncio.create_task(post(client, bearer(common)))
+        while running.gateway.admission.in_flight < 1:
+            await asyncio.sleep(0.005)
+        told = (await client.get("/v1/stacks", headers=bearer(admin))).text
+        held.set()
+        assert (await stuck).status_code == 200
+    assert "in classify" in told  # where the request waits
+    assert "Thread MainThread:" in told
+    assert common not in told
+
+
 async def test_a_revoked_key_is_refused_within_two_seconds(replica: ScriptedReplica, key_file: Path) -> None:
     assert WATCH_INTERVAL_S < 1
     key = keys_command("add", "a", f"--file={key_file}")
