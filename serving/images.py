@@ -24,6 +24,7 @@ CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bm
 # The limit is checked here, from the header, with an error of our own; Pillow's would come later.
 Image.MAX_IMAGE_PIXELS = None
 
+_SCAN = b"\xda"
 _EXIF_ORIENTATION = 0x0112
 # What brings an image of each EXIF orientation upright (EXIF 2.32, 4.6.4.A); 1 is upright already.
 _UPRIGHT = {
@@ -95,10 +96,20 @@ def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image |
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    if b"Exif\x00\x00" not in data[: 2**16]:  # an APP1 segment comes first, and holds 64 kB at most
+    if not _has_exif(data):
         return 1
     with Image.open(BytesIO(data), formats=("JPEG",)) as header:
         return int(header.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of the segments before the scan has EXIF (ITU-T T.81, B.1.1.4: marker, length, content)."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != _SCAN:
+        if data[at + 4 : at + 10] == b"Exif\x00\x00":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image:
