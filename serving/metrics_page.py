@@ -44,7 +44,7 @@ def families() -> list[tuple[Metric, tuple[str, ...]]]:
     registry = CollectorRegistry()
     Metrics(registry)
     Announcer(registry)
-    registry.register(SteeringCollector(Steering()))
+    registry.register(SteeringCollector(Steering(), lambda _model, _version, label: label))
     found = []
     for collector in list(registry._collector_to_names):
         for family in collector.collect():

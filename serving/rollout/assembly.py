@@ -135,7 +135,7 @@ def _in_cluster(
         raise InvalidInput("rollout_namespace needs prometheus_url: one gateway sees only its own requests")
     client = Client(namespace=settings.rollout_namespace)
     store = KubernetesStore(client)
-    metrics.registry.register(SteeringCollector(steering))
+    metrics.registry.register(SteeringCollector(steering, metrics.class_group))
     key = settings.feedback_key_file
     secret = secrets.token_bytes(32) if key is None else key.read_bytes()
     threading.Thread(target=store.follow, name="modelrollouts", daemon=True).start()

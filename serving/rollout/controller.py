@@ -157,7 +157,6 @@ class Controller:
             return rollout if stored is None else stored
         if counts is not None:
             self._before[rollout.id] = counts
-        self._around.announcer.looked(saved, verdict)
         if has_moved:
             await self._around.announcer.moved(saved)
         return saved

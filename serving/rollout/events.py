@@ -1,4 +1,4 @@
-"""Tells the world how rollouts go: metrics, structured logs, a webhook."""
+"""Tells the world of the moves of rollouts: a counter, structured logs, a webhook."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import math
 
 import httpx
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter
 
-from serving.rollout.evidence import log_sum_exp
-from serving.rollout.machine import Phase, weight_of
+from serving.rollout.machine import weight_of
 from serving.rollout.record import Rollout
-from serving.rollout.verdict import Verdict
 
 _log = structlog.get_logger()
 
@@ -26,33 +24,9 @@ class Announcer:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._phase = Gauge(
-            "sluice_rollout_phase",
-            "1 for the phase that a model's rollout is in.",
-            ("model", "phase"),
-            registry=registry,
-        )
-        self._weight = Gauge(
-            "sluice_rollout_weight", "The candidate's share of the traffic.", ("model",), registry=registry
-        )
-        self._log_e = Gauge(
-            "sluice_rollout_log_e_value",
-            "Natural logarithm of the evidence that the candidate is worse, by criterion.",
-            ("model", "criterion"),
-            registry=registry,
-        )
         self._moves = Counter(
             "sluice_rollout_moves", "Moves of rollouts into a phase.", ("model", "phase"), registry=registry
         )
-
-    def looked(self, rollout: Rollout, verdict: Verdict) -> None:
-        """A look ended with this verdict."""
-        for phase in Phase:
-            self._phase.labels(rollout.model, phase.value).set(rollout.state.phase is phase)
-        self._weight.labels(rollout.model).set(weight_of(rollout.plan, rollout.state))
-        for name, criterion in rollout.evidence.criteria.items():
-            self._log_e.labels(rollout.model, name).set(float(log_sum_exp(criterion.worse)))
-        _log.debug("a rollout was judged", model=rollout.model, outcome=verdict.outcome.value)
 
     async def moved(self, rollout: Rollout) -> None:
         """A rollout moved, and the move is saved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 from prometheus_client.core import CounterMetricFamily
@@ -14,6 +14,7 @@ from serving.rollout.steering import Steering
 
 METRIC = "sluice_rollout_events"
 
+_BY_CLASS = ("compared", "agreed")
 _TIMEOUT_S = 5.0
 
 
@@ -22,20 +23,33 @@ class SteeringCollector(Collector):
 
     Args:
         steering: The gateway's own.
+        group: The name under which a class is counted, from model, version and label; of many classes the
+            rarer ones share one.
     """
 
-    def __init__(self, steering: Steering) -> None:
+    def __init__(self, steering: Steering, group: Callable[[str, str, str], str]) -> None:
         self._steering = steering
+        self._group = group
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """See `Collector.collect`. Names are versions, criteria and class labels: the models bound them."""
+        """See `Collector.collect`. Names are of versions, weights and groups of classes: all bounded."""
         family = CounterMetricFamily(
             METRIC, "What rollouts count, by name: kind/version/detail.", labels=("model", "name")
         )
         for model in self._steering.splits():
+            grouped: Counts = {}
             for name, number in self._steering.counts(model).items():
+                shown = self._name(model, name)
+                grouped[shown] = grouped.get(shown, 0.0) + number
+            for name, number in grouped.items():
                 family.add_metric((model, name), number)
         yield family
+
+    def _name(self, model: str, name: str) -> str:
+        kind, version, *label = name.split("/", 2)
+        if kind not in _BY_CLASS or not label:
+            return name
+        return "/".join((kind, version, self._group(model, version, label[0])))
 
 
 class PrometheusCounts:

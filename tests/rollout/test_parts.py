@@ -213,9 +213,14 @@ async def test_steering_counts_calls_once_however_often_they_are_tried() -> None
         "slow/2": 1.0,
     }
     registry = CollectorRegistry()
-    registry.register(SteeringCollector(steering))
+    for label in ("cat", "axolotl", "okapi"):
+        steering._add(steering._models["digits"], f"compared/2/{label}")
+    registry.register(SteeringCollector(steering, lambda _m, _v, label: label if label == "cat" else "other"))
     text = generate_latest(registry).decode()
     assert 'sluice_rollout_events_total{model="digits",name="failed/2"} 1.0' in text
+    assert 'sluice_rollout_events_total{model="digits",name="compared/2/cat"} 1.0' in text
+    assert 'sluice_rollout_events_total{model="digits",name="compared/2/other"} 2.0' in text
+    assert "axolotl" not in text
 
 
 @contextmanager
