@@ -367,7 +367,9 @@ class Catalog:
             self._metrics.replica_up.labels(replica.address).set(replica.reachable)
         self._metrics.version_replicas.clear()
         for name in names:
-            for number, count in self._pool.availability(name).items():
+            available = self._pool.availability(name)
+            self._metrics.present([(name, str(number)) for number in available], self._clock())
+            for number, count in available.items():
                 self._metrics.version_replicas.labels(name, str(number)).set(count)
 
 

@@ -88,6 +88,8 @@ def _read_counts(readings: Readings, gateway: Gateway) -> None:
         by_class: dict[tuple[str, str, str], float] = {}
         for key, count in gateway.steering.counts(model).items():
             kind, version, *more = key.split("/", 2)
+            if gateway.metrics.has_left(model, version):
+                continue
             if kind in _COUNTS:
                 readings.add(_COUNTS[kind], count, model, version)
             elif kind in _FAILED_ALONE:

@@ -26,6 +26,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Stages go down to tens of microseconds; beyond a second one in three is enough.
 _STAGE_SECONDS = (0.0001, 0.0003, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
+# Counters of a version that is gone are kept for so long, so that the last scrapes and their rates have them;
+# without an end to that the series of every version that ever served would pile up.
+GRACE_S = 3600.0
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -50,6 +53,7 @@ class Metrics:
         self._add_replicas(registry)
         self.snapshot = Snapshot(registry)
         self._classes: dict[tuple[str, str], PredictedClasses] = {}
+        self._present_at: dict[tuple[str, str], float] = {}
 
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -127,6 +131,28 @@ class Metrics:
             "How often the model server that runs as a child had to be started again.",
             registry=registry,
         )
+
+    def present(self, versions: Iterable[tuple[str, str]], now: float) -> None:
+        """Tell which versions replicas have; the series of those that left `GRACE_S` ago end.
+
+        Args:
+            versions: model and version of each.
+            now: the monotonic clock, in seconds.
+        """
+        self._present_at.update(dict.fromkeys(versions, now))
+        for key, at in list(self._present_at.items()):
+            if now - at > GRACE_S:
+                del self._present_at[key]
+                self._forget(*key)
+
+    def _forget(self, model: str, version: str) -> None:
+        self._classes.pop((model, version), None)
+        for metric in (self.requests, self.request_seconds, self.images, self.predictions):
+            metric.remove_by_labels({"model": model, "version": version})
+
+    def has_left(self, model: str, version: str) -> bool:
+        """Whether a version's series have ended, or never began."""
+        return (model, version) not in self._present_at
 
     def predicted(
         self, model: str, version: int, labels: Sequence[str], card: Mapping[str, Any], indices: Iterable[int]

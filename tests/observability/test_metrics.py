@@ -34,7 +34,7 @@ from serving.logs import MAX_FAILURES_PER_S, AccessLog
 from serving.observed import exposition
 from serving.prediction import RequestContext
 from serving.routing import Route, Split
-from serving.telemetry import Metrics
+from serving.telemetry import GRACE_S, Metrics
 from serving.tracing import child_of
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.gateways import counted, gateway_over
@@ -205,6 +205,29 @@ def test_the_index_forgets() -> None:
     for _ in range(300):
         metrics.predicted("m", 1, LABELS, CARD, [0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
     assert metrics.drift()["m", "1"] < 0.02
+
+
+def test_the_series_of_a_version_end_an_hour_after_it_left() -> None:
+    metrics = Metrics(CollectorRegistry())
+    for version in (1, 2):
+        metrics.predicted("m", version, LABELS, CARD, [0] * LEAST_PREDICTIONS)
+        metrics.requests.labels("http", "m", str(version), "", "ok").inc()
+        metrics.request_seconds.labels("http", "m", str(version)).observe(0.1)
+    metrics.requests.labels("http", "", "", "", "not-found").inc()
+    metrics.present([("m", "1"), ("m", "2")], 0.0)
+
+    def versions() -> set[str]:
+        page, _ = exposition(metrics.registry, "")
+        return set(re.findall(r'version="(\d)"', page.decode())) | {version for _, version in metrics.drift()}
+
+    metrics.present([("m", "2")], GRACE_S)
+    assert versions() == {"1", "2"}
+    assert not metrics.has_left("m", "1")
+    metrics.present([("m", "2")], GRACE_S + 1)
+    assert versions() == {"2"}
+    assert metrics.has_left("m", "1")
+    page, _ = exposition(metrics.registry, "")
+    assert 'outcome="not-found"' in page.decode()
 
 
 def logged(log: AccessLog, failures: int, answers: int) -> list[Any]:
