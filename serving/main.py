@@ -29,6 +29,7 @@ from serving.certificates import Certificates
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.memory import give_back_memory
+from serving.page.curves import Curves
 from serving.page.state import of_one_worker
 from serving.peers import Peers, samples
 from serving.rest import app
@@ -180,6 +181,7 @@ async def gateway_up(
     ) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
         observed.watch(gateway, certificates)
+        curves = Curves(observed.Rollouts(gateway))
         rpc = RpcServer(
             gateway,
             settings.grpc_host,
@@ -187,7 +189,7 @@ async def gateway_up(
             shared=peers is not None,
             certificates=certificates,
         )
-        http = HttpServer(app.build(gateway, peers), settings, certificates)
+        http = HttpServer(app.build(gateway, curves, peers), settings, certificates)
         running = Running(
             gateway,
             catalog,
@@ -203,6 +205,7 @@ async def gateway_up(
                 catalog.watch(settings.status_interval_s),
                 rpc.report_health(settings.status_interval_s),
                 callers.watch(),
+                curves.watch(),
             ),
             _in_background(following.watch(settings.discovery_interval_s)),
             _in_background(*(() if certificates is None else (certificates.watch(),))),

@@ -12,12 +12,13 @@ from starlette.responses import Response
 from serving.gateway import Gateway
 from serving.observed import Rollouts
 from serving.page import assets
+from serving.page.curves import Curves
 from serving.page.state import add_worker, state
 from serving.peers import Peers
 from serving.rest.context import credential
 
 
-def add(app: FastAPI, gateway: Gateway, peers: Peers | None = None) -> None:
+def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = None) -> None:
     """Serve the page over `gateway`; none of it is part of the documented API."""
     rollouts = Rollouts(gateway)
 
@@ -27,7 +28,7 @@ def add(app: FastAPI, gateway: Gateway, peers: Peers | None = None) -> None:
             credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
         )
         found = await asyncio.to_thread(rollouts)
-        shown = state(gateway, found)
+        shown = state(gateway, found, curves)
         if peers is not None:
             for other in (await peers.ask("page")).values():
                 add_worker(shown, other)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from importlib.metadata import version as distribution_version
@@ -12,21 +11,23 @@ from serving.catalog import ModelReport, ModelVersion, VersionReport
 from serving.errors import SluiceError
 from serving.gateway import Gateway
 from serving.observed import observed
+from serving.page.curves import Curves
 from serving.prediction import ModelRef
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
-    from serving.rollout.ledger import Ledger
     from serving.rollout.record import Rollout
 
 
-def state(gateway: Gateway, rollouts: list[Rollout], wall: Callable[[], float] = time.time) -> dict[str, Any]:
+def state(
+    gateway: Gateway, rollouts: list[Rollout], curves: Curves, wall: Callable[[], float] = time.time
+) -> dict[str, Any]:
     """Everything that the page shows but the answers themselves, as plain values; times in Unix seconds."""
     return {
         "now": wall(),
         "release": distribution_version("sluice"),
         "draining": gateway.draining,
         "models": [_model(gateway, each) for each in gateway.catalog.report()],
-        "rollouts": [rollout_view(each) for each in rollouts],
+        "rollouts": [rollout_view(each, curves) for each in rollouts],
         **of_one_worker(gateway),
     }
 
@@ -95,11 +96,10 @@ def _version(report: VersionReport, known: ModelVersion | None) -> dict[str, Any
     }
 
 
-def rollout_view(rollout: Rollout) -> dict[str, Any]:
-    """One rollout: its traffic, its counts, and its evidence now and at each of its moves."""
+def rollout_view(rollout: Rollout, curves: Curves) -> dict[str, Any]:
+    """One rollout: its traffic, its counts, and its evidence so far."""
     split = rollout.split()
     shown = rollout.state
-    now = {"clock_s": rollout.clock_s, "evidence": evidence_of(rollout, rollout.evidence)}
     return {
         "id": rollout.id,
         "model": rollout.model,
@@ -125,33 +125,5 @@ def rollout_view(rollout: Rollout) -> dict[str, Any]:
             {"at": each.at, "phase": each.after.phase.value, "reason": each.after.reason.text}
             for each in rollout.events
         ],
-        "curve": [
-            {"clock_s": each.clock_s, "evidence": evidence_of(rollout, each.ledger)}
-            for each in rollout.events
-            if each.ledger is not None
-        ]
-        + [now],
+        "curve": [{"clock_s": clock_s, "evidence": evidence} for clock_s, evidence in curves.of(rollout)],
     }
-
-
-def evidence_of(rollout: Rollout, ledger: Ledger) -> dict[str, dict[str, float]]:
-    """By criterion, how far the evidence is on the way to a decision: log e over the log of its limit.
-
-    `worse` and `good` are 1 where the rollout decides, 0 where nothing is known, negative where the evidence
-    speaks against it.
-    """
-    from serving.rollout.judge import alphas, signals
-
-    levels = alphas(rollout.plan)
-    found = signals(rollout.plan, ledger, shadow=False).criteria
-    return {
-        name: {
-            "worse": _finite(float(signal.log_worse) / -math.log(levels[name])),
-            "good": _finite(float(signal.log_good) / -math.log(rollout.plan.alpha_promote)),
-        }
-        for name, signal in found.items()
-    }
-
-
-def _finite(number: float) -> float:
-    return max(-10.0, min(10.0, number))

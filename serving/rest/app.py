@@ -17,6 +17,7 @@ from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
 from serving.page import routes
+from serving.page.curves import Curves
 from serving.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
@@ -61,11 +62,12 @@ class Readiness(BaseModel):
     missing: list[str]
 
 
-def build(gateway: Gateway, peers: Peers | None = None) -> ASGIApp:
+def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIApp:
     """The whole HTTP API over `gateway`, as an ASGI app.
 
     Args:
         gateway: what answers.
+        curves: the rollouts' evidence so far.
         peers: the other workers on its ports, for whom metrics and page speak, too.
     """
     app = FastAPI(
@@ -78,7 +80,7 @@ def build(gateway: Gateway, peers: Peers | None = None) -> ASGIApp:
     _add_error_handlers(app)
     _add_routes(app, gateway, peers)
     rollouts.add(app.router, gateway)
-    routes.add(app, gateway, peers)
+    routes.add(app, gateway, curves, peers)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
 

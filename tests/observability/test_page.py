@@ -126,7 +126,7 @@ def test_what_is_no_picture_is_refused_in_words_and_listed(page: Page) -> None:
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"nonsense"})
     page.wait_for_selector("#answer .error")
     assert "image" in page.inner_text("#answer .error")
-    page.wait_for_function("document.querySelector('#refusals li strong')?.textContent === 'bad-image'")
+    page.wait_for_selector("#refusals li:first-child strong:text-is('bad-image')")
 
 
 def test_a_rollout_is_watched_and_promoted_by_an_admin(page: Page, scene: Scene) -> None:
@@ -134,6 +134,9 @@ def test_a_rollout_is_watched_and_promoted_by_an_admin(page: Page, scene: Scene)
     page.wait_for_selector(".rollout")
     assert "digits 1 → 2" in page.inner_text(".rollout h3")
     assert page.locator("svg.curve polyline").count() >= 4
+    # The gateway kept the evidence since the copies began, while no page was open.
+    drawn = page.get_attribute("svg.curve polyline", "points") or ""
+    assert len(drawn.split()) >= 5
     assert "40 %" in page.inner_text(".rollout")
     keep(page, "page-rollout.png")
     assert serious(page) == []

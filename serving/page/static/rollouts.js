@@ -4,17 +4,6 @@ import { call, hasKey } from "./api.js";
 import { byId, element, percent, show, svg, wide } from "./dom.js";
 
 const COMMANDS = { pause: "Pause", resume: "Resume", promote: "Promote now", abort: "Roll back" };
-const MOST_POINTS = 400;
-const curves = new Map();
-
-// Evidence between moves is known only from looking: what was seen is kept while the page is open.
-function remember(rollout) {
-  const known = curves.get(rollout.id) ?? new Map();
-  for (const point of rollout.curve) known.set(point.clock_s, point.evidence);
-  const points = [...known].sort(([a], [b]) => a - b).slice(-MOST_POINTS);
-  curves.set(rollout.id, new Map(points));
-  return points;
-}
 
 // How far evidence is on the way to a decision.
 const way = (share) => (share >= 1 ? "reached" : percent(Math.max(0, share)));
@@ -112,7 +101,7 @@ function buttons(rollout, told) {
 }
 
 function view(rollout) {
-  const points = remember(rollout);
+  const points = rollout.curve.map((point) => [point.clock_s, point.evidence]);
   const where = rollout.phase === "canary" ? `canary, step ${rollout.step + 1} of ${rollout.steps}` : worded(rollout.phase);
   const told = element("p", { role: "status", class: "quiet" });
   return element(
