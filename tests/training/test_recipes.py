@@ -11,7 +11,7 @@ import pytest
 from tests.training.conftest import Published
 from tests.training.recipes import OPTIONS
 from training import recipes
-from training.config import PRESETS, Options, preset
+from training.config import PRESETS, Hyperparameters, Options, preset
 from training.errors import BadInput
 from training.models import dense, wide_deep
 from training.published import examine, read_card
@@ -142,3 +142,15 @@ def test_options_that_cannot_be(recipe: str, options: dict[str, Any], message: s
     with pytest.raises(BadInput, match=message):
         job.train(recipe, Options(out=tmp_path, **options), Console())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "examples", "expected"),
+    [(None, 54_000, 9), (None, 1_400, 30), (None, 10**9, 1), (20, 54_000, 20)],
+)
+def test_large_data_gets_fewer_epochs_unless_the_user_chose(
+    chosen: int | None, examples: int, expected: int
+) -> None:
+    options = Options(epochs=chosen)
+    values = options.applied_to(Hyperparameters(epochs=30, batch_size=64))
+    assert options.within_steps(values, examples).epochs == expected

@@ -69,12 +69,12 @@ def plan(chosen: Preset, options: Options) -> Plan:
     """An image classifier's plan."""
     values = options.applied_to(chosen.hyperparameters)
     data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
-    parity = chosen.name == "branches"
+    made = problem(data, values.seed, parity=chosen.name == "branches")
     return Plan(
         recipe=chosen.name,
         task="image-classification",
-        problem=problem(data, values.seed, parity),
-        hyperparameters=values,
+        problem=made,
+        hyperparameters=options.within_steps(values, len(made.train)),
         variants=_variants(chosen.name, data.image_shape, len(data.labels), options.depth),
         model_name=options.name or data.name,
         headline="held_out_accuracy",

@@ -81,6 +81,7 @@ def plan(chosen: Preset, options: Options) -> Plan:
         raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
     values = options.applied_to(chosen.hyperparameters)
     data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
+    made = problem(data, values.seed)
     variant = Variant(
         partial(siamese, data.image_shape),
         loss={"distance": ContrastiveLoss(MARGIN), "same": None},
@@ -89,8 +90,8 @@ def plan(chosen: Preset, options: Options) -> Plan:
     return Plan(
         recipe=chosen.name,
         task="pairs",
-        problem=problem(data, values.seed),
-        hyperparameters=values,
+        problem=made,
+        hyperparameters=options.within_steps(values, len(made.train)),
         variants={chosen.name: variant},
         model_name=options.name or chosen.name,
         headline="held_out_accuracy",
