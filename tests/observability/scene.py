@@ -73,11 +73,7 @@ class Scene:
 
     def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
         """The series of an expression, at a moment or now."""
-        params: dict[str, Any] = {"query": expression} | ({} if at is None else {"time": at})
-        answer = httpx.get(f"{self.prometheus_url}/api/v1/query", params=params, timeout=30).json()
-        assert answer["status"] == "success", (expression, answer)
-        found: list[dict[str, Any]] = answer["data"]["result"]
-        return found
+        return query(self.prometheus_url, expression, at)
 
     def value(self, expression: str) -> float:
         """The value of an expression that is one number; 0 without any series."""
@@ -89,6 +85,15 @@ class Scene:
         answer = httpx.get(f"{self.http_url}/v1/rollouts/digits", headers=self.headers, timeout=60)
         found: dict[str, Any] = answer.json()
         return found
+
+
+def query(prometheus_url: str, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+    """The series of an expression in a Prometheus, at a moment or now."""
+    params: dict[str, Any] = {"query": expression} | ({} if at is None else {"time": at})
+    answer = httpx.get(f"{prometheus_url}/api/v1/query", params=params, timeout=30).json()
+    assert answer["status"] == "success", (expression, answer)
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
 
 
 def until(check_it: Callable[[], T], what: str) -> T:
@@ -116,7 +121,11 @@ def running(models: Path, folder: Path, load_s: float) -> Iterator[Scene]:
     with ExitStack() as ends:
         rest_port, replica = _start_model_server(ends, folder, own)
         scene = _start_gateway(ends, folder, own, replica)
-        scene.prometheus_url = _start_prometheus(ends, folder, scene.http_url, rest_port)
+        jobs = {
+            "gateway": ([scene.http_url.removeprefix("http://")], "/metrics"),
+            "model-server": ([f"127.0.0.1:{rest_port}"], "/monitoring/prometheus/metrics"),
+        }
+        scene.prometheus_url = start_prometheus(ends, folder, jobs)
         until(lambda: _ready(scene), "the gateway is ready")
         until(
             lambda: scene.query("up == 1") and scene.value("count(up == 1)") == 2, "Prometheus scrapes both"
@@ -224,16 +233,21 @@ def write_rules(path: Path) -> Path:
     return path
 
 
-def _start_prometheus(ends: ExitStack, folder: Path, http_url: str, rest_port: int) -> str:
+def start_prometheus(ends: ExitStack, folder: Path, jobs: Mapping[str, tuple[list[str], str]]) -> str:
+    """A real Prometheus that scrapes every second, with our rules; where it is.
+
+    Args:
+        ends: what ends it.
+        folder: where it keeps what it has.
+        jobs: by name, the addresses and the path of their metrics.
+    """
     port = free_port()
-    jobs = (("gateway", http_url.removeprefix("http://"), "/metrics"),
-            ("model-server", f"127.0.0.1:{rest_port}", "/monitoring/prometheus/metrics"))  # fmt: skip
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(write_rules(folder / "rules.yml"))],
         "scrape_configs": [
-            {"job_name": name, "metrics_path": path, "static_configs": [{"targets": [target]}]}
-            for name, target, path in jobs
+            {"job_name": name, "metrics_path": path, "static_configs": [{"targets": targets}]}
+            for name, (targets, path) in jobs.items()
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
