@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +14,10 @@ from serving.commands import user_errors
 from serving.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
+    from serving.rollout.access import Access
     from serving.rollout.machine import Command
     from serving.rollout.plan import Plan
     from serving.rollout.record import Rollout
-    from serving.rollout.store import Store
 
 rollout = typer.Typer(
     help="Let a new version in by evidence: start, watch, explain, simulate.", no_args_is_help=True
@@ -26,10 +27,23 @@ PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="Plan, YAML or TOML.", show_default="the default plan")
 ]
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
-StoreFolder = Annotated[
-    Path | None,
+Where = Annotated[
+    str | None,
     typer.Option(
-        "--store", help="Folder of rollouts that the gateways share.", show_default="rollout_store's setting"
+        "--store",
+        metavar="FOLDER",
+        help="Folder of rollouts that the gateways share, or kubernetes://NAMESPACE.",
+        show_default="the setting rollout_store, or rollout_namespace",
+    ),
+]
+GatewayUrl = Annotated[
+    str | None,
+    typer.Option("--gateway", metavar="URL", help="A gateway that runs elsewhere, in place of a store."),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key", envvar="SLUICE_API_KEY", help="The gateway's API key, scope admin; better by environment."
     ),
 ]
 RolloutId = Annotated[
@@ -113,20 +127,23 @@ def start(
     model: Model,
     to: Annotated[int, typer.Option(help="Version to let in.")],
     plan: PlanFile = None,
-    store: StoreFolder = None,
+    store: Where = None,
+    gateway: GatewayUrl = None,
+    key: Key = None,
 ) -> None:
     """Start to let a version in. The gateways that share the store take it from here."""
     with user_errors():
-        from serving.rollout.start import start as start_rollout
-
-        started = start_rollout(_open(store), model, to, read_plan(plan), time.time())
-        print(f"{started.id}: {model} {started.stable} → {to}; follow it: sluice rollout watch {model}")
+        read = None if plan is None else read_plan(plan)
+        started = _open(store, gateway, key).start(model, to, read)
+        print(f"{started}: {model} → {to}; follow it: sluice rollout watch {model}")
 
 
 @rollout.command()
 def status(
     model: Annotated[str | None, typer.Argument(help="Name of the model.", show_default="all")] = None,
-    store: StoreFolder = None,
+    store: Where = None,
+    gateway: GatewayUrl = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Say where rollouts are, and why."""
@@ -136,7 +153,7 @@ def status(
         from serving.rollout.console import view
         from serving.rollout.record import to_json
 
-        opened = _open(store)
+        opened = _open(store, gateway, key)
         found = [_load(opened, name) for name in ([model] if model else opened.models())]
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
@@ -148,7 +165,7 @@ def status(
 
 
 @rollout.command()
-def watch(model: Model, store: StoreFolder = None) -> None:
+def watch(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
     """Watch a rollout until it ends. Exits with 1 if the version was rolled back."""
     with user_errors():
         from rich.live import Live
@@ -156,7 +173,7 @@ def watch(model: Model, store: StoreFolder = None) -> None:
         from serving.rollout.console import view
         from serving.rollout.machine import Phase
 
-        opened = _open(store)
+        opened = _open(store, gateway, key)
         current = _load(opened, model)
         with Live(view(current), auto_refresh=False) as live:
             while not current.finished:
@@ -167,36 +184,42 @@ def watch(model: Model, store: StoreFolder = None) -> None:
 
 
 @rollout.command()
-def pause(model: Model, store: StoreFolder = None) -> None:
+def pause(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
     """Keep the weight where it is. Harm still rolls back."""
-    _command(store, model, "pause")
+    _command(lambda: _open(store, gateway, key), model, "pause")
 
 
 @rollout.command()
-def resume(model: Model, store: StoreFolder = None) -> None:
+def resume(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
     """Go on after a pause; time limits start anew."""
-    _command(store, model, "resume")
+    _command(lambda: _open(store, gateway, key), model, "resume")
 
 
 @rollout.command()
-def promote(model: Model, store: StoreFolder = None) -> None:
+def promote(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
     """Promote now, without waiting for more evidence."""
-    _command(store, model, "promote")
+    _command(lambda: _open(store, gateway, key), model, "promote")
 
 
 @rollout.command()
-def abort(model: Model, store: StoreFolder = None) -> None:
+def abort(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
     """Roll back now."""
-    _command(store, model, "abort")
+    _command(lambda: _open(store, gateway, key), model, "abort")
 
 
 @rollout.command()
-def history(model: Model, store: StoreFolder = None, as_json: AsJson = False) -> None:
+def history(
+    model: Model,
+    store: Where = None,
+    gateway: GatewayUrl = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """List a model's rollouts, oldest first."""
     with user_errors():
         from serving.rollout.record import to_json
 
-        found = _open(store).history(model)
+        found = _open(store, gateway, key).history(model)
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
             return
@@ -206,22 +229,35 @@ def history(model: Model, store: StoreFolder = None, as_json: AsJson = False) ->
 
 
 @rollout.command()
-def explain(model: Model, id_: RolloutId = None, store: StoreFolder = None) -> None:
+def explain(
+    model: Model,
+    id_: RolloutId = None,
+    store: Where = None,
+    gateway: GatewayUrl = None,
+    key: Key = None,
+) -> None:
     """Tell every decision of a rollout, with the evidence that it rests on."""
     with user_errors():
         from serving.rollout.explain import explain as explain_rollout
 
-        for line in explain_rollout(_find(_open(store), model, id_)):
+        for line in explain_rollout(_find(_open(store, gateway, key), model, id_)):
             print(line)
 
 
 @rollout.command()
-def replay(model: Model, id_: RolloutId = None, store: StoreFolder = None, as_json: AsJson = False) -> None:
+def replay(
+    model: Model,
+    id_: RolloutId = None,
+    store: Where = None,
+    gateway: GatewayUrl = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """Derive every decision again from what is stored. Exits with 1 if one comes out otherwise."""
     with user_errors():
         from serving.rollout.explain import replay as replay_rollout
 
-        replayed = replay_rollout(_find(_open(store), model, id_))
+        replayed = replay_rollout(_find(_open(store, gateway, key), model, id_))
         lines = [
             {
                 "before": each.event.before.phase.value,
@@ -242,42 +278,49 @@ def replay(model: Model, id_: RolloutId = None, store: StoreFolder = None, as_js
         raise typer.Exit(0 if all(each.same for each in replayed) else 1)
 
 
-def _open(folder: Path | None) -> Store:
+def _open(store: str | None, gateway: str | None, key: str | None) -> Access:
+    """The rollouts in a store or at a gateway; without either those of the settings."""
     from serving import settings
-    from serving.rollout.store import FileStore
+    from serving.rollout.access import CLUSTER, GatewayAccess, open_store
 
-    chosen = folder or settings.load().rollout_store
-    if chosen is None:
-        raise InvalidInput(
-            "no store of rollouts is named: pass --store FOLDER, or set SLUICE_ROLLOUT_STORE to the gateway's"
-        )
-    return FileStore(chosen)
+    if store is not None and gateway is not None:
+        raise InvalidInput("--store and --gateway are two places; pass one of them")
+    if gateway is not None:
+        return GatewayAccess(gateway, key)
+    if store is not None:
+        return open_store(store)
+    loaded = settings.load()
+    if loaded.rollout_namespace is not None:
+        return open_store(CLUSTER + loaded.rollout_namespace)
+    if loaded.rollout_store is not None:
+        return open_store(str(loaded.rollout_store))
+    raise InvalidInput(
+        "no store of rollouts is named: pass --store FOLDER, --store kubernetes://NAMESPACE or --gateway "
+        "URL, or set SLUICE_ROLLOUT_STORE to the gateway's"
+    )
 
 
-def _load(store: Store, model: str) -> Rollout:
-    found = store.load(model)
+def _load(access: Access, model: str) -> Rollout:
+    found = access.load(model)
     if found is None:
         raise NotFound(
-            f'model "{model}" had no rollout yet; there are: {", ".join(store.models()) or "none"}'
+            f'model "{model}" had no rollout yet; there are: {", ".join(access.models()) or "none"}'
         )
     return found
 
 
-def _find(store: Store, model: str, id_: str | None) -> Rollout:
+def _find(access: Access, model: str, id_: str | None) -> Rollout:
     """The rollout with an id, or the model's newest."""
     if id_ is None:
-        return _load(store, model)
-    known = {each.id: each for each in store.history(model)}
+        return _load(access, model)
+    known = {each.id: each for each in access.history(model)}
     if id_ not in known:
-        there = ", ".join(known) or "none"
         there = ", ".join(known) or "none"
         raise NotFound(f'model "{model}" had no rollout {id_}; there are: {there}')
     return known[id_]
 
 
-def _command(folder: Path | None, model: str, what: Command) -> None:
+def _command(access: Callable[[], Access], model: str, what: Command) -> None:
     with user_errors():
-        from serving.rollout.start import order
-
-        moved = order(_open(folder), model, what, by="the command line", at=time.time())
+        moved = access().order(model, what)
         print(f"{moved.id}: {moved.state.phase.value}")

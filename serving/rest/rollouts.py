@@ -65,12 +65,21 @@ def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:
     @routes.get("/v1/rollouts/{model}", tags=["rollouts"], summary="A model's rollout, with its evidence")
     async def rollout(request: Request, model: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        return await require_desk(gateway).whole(model)
+        _, whole = await require_desk(gateway).whole(model)
+        return whole
 
     @routes.get("/v1/rollouts/{model}/history", tags=["rollouts"], summary="A model's rollouts so far")
     async def history(request: Request, model: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
         return {"rollouts": await require_desk(gateway).history(model)}
+
+    @routes.get(
+        "/v1/rollouts/{model}/history/{rollout}", tags=["rollouts"], summary="One of them, with its evidence"
+    )
+    async def past(request: Request, model: str, rollout: str) -> dict[str, Any]:
+        _authorize(gateway, request, "admin")
+        _, whole = await require_desk(gateway).whole(model, rollout)
+        return whole
 
     @routes.post("/v1/rollouts/{model}", tags=["rollouts"], summary="Let a version in", status_code=201)
     async def start(request: Request, model: str, body: StartRollout) -> dict[str, Any]:

@@ -62,12 +62,21 @@ class Desk:
         found = (self._store.load(model) for model in self._store.models())
         return [rollout for rollout in found if rollout is not None]
 
-    async def whole(self, model: str) -> dict[str, Any]:
-        """The newest rollout of a model as it is stored, and its story in words; raises NotFound."""
-        rollout = await asyncio.to_thread(self._store.load, model)
+    async def whole(self, model: str, id_: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+        """A rollout of a model, the newest without an id: in short; and as it is stored, with its story.
+
+        Raises:
+            NotFound: There is none.
+        """
+        if id_:
+            past = await asyncio.to_thread(self._store.history, model)
+            rollout = next((each for each in past if each.id == id_), None)
+        else:
+            rollout = await asyncio.to_thread(self._store.load, model)
         if rollout is None:
-            raise NotFound(f'model "{model[:200]}" had no rollout yet')
-        return {**to_json(rollout), "explanation": list(explain(rollout))}
+            text = f"had no rollout {id_[:200]}" if id_ else "had no rollout yet"
+            raise NotFound(f'model "{model[:200]}" {text}')
+        return summary(rollout), {**to_json(rollout), "explanation": list(explain(rollout))}
 
     async def history(self, model: str) -> list[dict[str, Any]]:
         """A model's rollouts, oldest first, in short."""

@@ -8,6 +8,8 @@ followed by a watch; one that drops, or is too old (410 Gone), begins again with
 from __future__ import annotations
 
 import contextlib
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +25,8 @@ from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.types import PatchType
 
-from serving.errors import Conflict, FailedPrecondition, SluiceError, Unavailable
-from serving.rollout.machine import Command, Phase, command, weight_of
+from serving.errors import Conflict, FailedPrecondition, InvalidInput, SluiceError, Unavailable
+from serving.rollout.machine import FINISHED, Command, Phase, command, weight_of
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json, to_json
 
@@ -54,6 +56,7 @@ class KubernetesStore:
         self._lock = threading.Lock()
         self._objects: dict[str, Any] = {}
         self._pins: dict[str, int] = {}
+        self._outcomes: dict[str, tuple[Any, int]] = {}
         self._listed = threading.Event()
         self._closed = threading.Event()
 
@@ -72,22 +75,32 @@ class KubernetesStore:
 
     def _follow_once(self) -> None:
         """One list and one watch; returns when the server ends the watch."""
-        listed = self._client.list(ModelRollout)
-        found: list[Any] = list(listed)
-        with self._lock:
-            self._objects = {each.metadata.name: each for each in found}
-        self._listed.set()
+        version = self._list()
         each: Any
-        for kind, each in self._client.watch(
-            ModelRollout, resource_version=listed.resourceVersion, server_timeout=_WATCH_S
-        ):
+        for kind, each in self._client.watch(ModelRollout, resource_version=version, server_timeout=_WATCH_S):
             with self._lock:
                 if kind == "DELETED":
+                    self._note_outcome(each)
                     self._objects.pop(each.metadata.name, None)
                 else:
                     self._keep(each)
             if self._closed.is_set():
                 return
+
+    def _list(self) -> str | None:
+        """Learns of all objects; the version of the list."""
+        listed = self._client.list(ModelRollout)
+        found: list[Any] = list(listed)
+        with self._lock:
+            self._objects = {each.metadata.name: each for each in found}
+            for each in found:
+                self._note_outcome(each)
+        self._listed.set()
+        return listed.resourceVersion
+
+    def refresh(self) -> None:
+        """Learns how all objects are now, for who does not follow them; raises Unavailable."""
+        self._ask(self._list)
 
     def close(self) -> None:
         """Ends `follow` at its next event."""
@@ -98,6 +111,16 @@ class KubernetesStore:
         known = self._objects.get(each.metadata.name)
         if known is None or _order(each) >= _order(known):
             self._objects[each.metadata.name] = each
+            self._note_outcome(each)
+
+    def _note_outcome(self, each: Any) -> None:
+        """Remembers what a finished rollout left: who deletes its object does not mean to undo it."""
+        status, model = each.status or {}, str(each.spec["model"])
+        if status.get("phase") not in FINISHED:
+            return
+        before = self._outcomes.get(model)
+        if before is None or _age(each) >= before[0]:
+            self._outcomes[model] = _age(each), int(status["stableVersion"])
 
     def _of(self, model: str) -> list[Any]:
         """A model's objects, oldest first.
@@ -109,7 +132,7 @@ class KubernetesStore:
             raise Unavailable("the API server of the cluster has not answered yet")
         with self._lock:
             found = [each for each in self._objects.values() if each.spec["model"] == model]
-        return sorted(found, key=lambda each: (each.metadata.creationTimestamp, each.metadata.name))
+        return sorted(found, key=_age)
 
     def load(self, model: str) -> Rollout | None:
         """The oldest rollout that is not finished, else the newest; see `Store.load`."""
@@ -126,7 +149,7 @@ class KubernetesStore:
     def history(self, model: str) -> list[Rollout]:
         """See `Store.history`; an object that nobody has looked at yet is pending."""
         found: list[Rollout] = []
-        stable = self._pins.get(model)
+        stable = self.pinned(model)
         for each in self._of(model):
             rollout = self._rollout(each, stable)
             if rollout is not None:
@@ -172,6 +195,47 @@ class KubernetesStore:
             self._keep(answer)
         return saved
 
+    def create(self, model: str, version: int, plan: Plan) -> str:
+        """Makes a ModelRollout, with the rights of whoever runs this; its name. `refresh` comes first.
+
+        Raises:
+            Conflict: The model has one that is not finished.
+            Unavailable: The API server cannot be asked, or refuses.
+        """
+        if version < 1:
+            raise InvalidInput(f"{version} is no version; versions are numbers from 1")
+        for each in self._of(model):
+            phase = (each.status or {}).get("phase", Phase.PENDING.value)
+            if phase not in FINISHED:
+                raise Conflict(
+                    f'model "{model}" has ModelRollout {each.metadata.name} that is {phase}: abort it, or '
+                    "wait for its end"
+                )
+        # A name of an object is one of a host (RFC 1123).
+        host = re.sub(r"[^a-z0-9-]+", "-", model.lower()).strip("-")[:200] or "model"
+        made = ModelRollout(
+            metadata=ObjectMeta(name=f"{host}-{version}-{secrets.token_hex(3)}"),
+            spec={
+                "model": model,
+                "version": version,
+                "plan": plan.model_dump(mode="json"),
+            },
+        )
+        answer: Any = self._ask(lambda: self._client.create(made))
+        with self._lock:
+            self._keep(answer)
+        return str(answer.metadata.name)
+
+    def ask(self, name: str, what: Command) -> None:
+        """Writes a command into an object; the gateway that decides obeys it at its next look."""
+        self._patch(name, what)
+
+    def asked(self, name: str) -> bool:
+        """Whether a command is in an object that nobody has obeyed yet, as far as is known here."""
+        with self._lock:
+            found = self._objects.get(name)
+        return found is not None and bool(found.spec.get("command"))
+
     def obey(self) -> None:
         """Carries out what people wrote into `spec.command`, once, and clears it. For who decides."""
         with self._lock:
@@ -187,20 +251,19 @@ class KubernetesStore:
                     continue
                 except FailedPrecondition as error:
                     _log.warning("a command of a ModelRollout makes no sense", name=name, error=error.message)
-            self._clear(name)
+            self._patch(name, None)
 
-    def _clear(self, name: str) -> None:
-        """Takes the command out of an object."""
-        cleared = {"spec": {"command": None}}
-        answer = self._ask(
-            lambda: self._client.patch(ModelRollout, name, cleared, patch_type=PatchType.MERGE)
-        )
+    def _patch(self, name: str, what: Command | None) -> None:
+        """Puts a command into an object, or takes it out."""
+        patch = {"spec": {"command": what}}
+        answer = self._ask(lambda: self._client.patch(ModelRollout, name, patch, patch_type=PatchType.MERGE))
         with self._lock:
             self._keep(answer)
 
     def pinned(self, model: str) -> int | None:
-        """The version that served when this gateway first saw the model, or the last rollout's outcome."""
-        return self._pins.get(model)
+        """The last rollout's outcome, or else the version that served when the model was first seen here."""
+        outcome = self._outcomes.get(model)
+        return self._pins.get(model) if outcome is None else outcome[1]
 
     def pin(self, model: str, version: int) -> None:
         """See `Store.pin`. A record names its own stable version, so this need not outlive the process."""
@@ -227,6 +290,11 @@ def _order(each: Any) -> int:
     with contextlib.suppress(TypeError, ValueError):
         return int(each.metadata.resourceVersion)
     return 0
+
+
+def _age(each: Any) -> Any:
+    """What orders objects as they were made."""
+    return each.metadata.creationTimestamp, each.metadata.name
 
 
 def _time(at: float) -> str:

@@ -56,17 +56,16 @@ class RolloutsRpc:
     async def get(self, request: Any, context: RequestContext) -> Any:
         """GetRolloutRequest -> Rollout."""
         self._authorize(context, "admin")
-        desk = require_desk(self._gateway)
-        whole = await desk.whole(request.model)
-        short = next(each for each in await desk.all() if each["model"] == request.model)
+        short, whole = await require_desk(self._gateway).whole(request.model, request.id)
         answer = _message(short)
         answer.record_json = orjson.dumps(whole).decode()
         return answer
 
-    async def list(self, request: Any, context: RequestContext) -> Any:  # noqa: ARG002 - an empty message
+    async def list(self, request: Any, context: RequestContext) -> Any:
         """ListRolloutsRequest -> ListRolloutsResponse."""
         self._authorize(context, "admin")
-        found = await require_desk(self._gateway).all()
+        desk = require_desk(self._gateway)
+        found = await (desk.history(request.model) if request.model else desk.all())
         return protos.message("sluice.v1.ListRolloutsResponse")(rollouts=map(_message, found))
 
     async def feedback(self, request: Any, context: RequestContext) -> Any:

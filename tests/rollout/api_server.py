@@ -36,6 +36,8 @@ class ApiServer:
     Attributes:
         conflicts: How many writes were refused because they built on an old version.
         watches: How many watches were begun.
+        gone: How many of them were answered 410.
+        overtake: Whether somebody else writes just before the next status is written, once.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,8 @@ class ApiServer:
         self.dropped = 0
         self.conflicts = 0
         self.watches = 0
+        self.gone = 0
+        self.overtake = False
         self.url = ""
 
     def drop_watches(self) -> None:
@@ -95,6 +99,9 @@ class ApiServer:
 
     def replace(self, plural: str, name: str, value: dict[str, Any], *, status: bool) -> dict[str, Any]:
         with self.lock:
+            if status and self.overtake:
+                self.overtake = False
+                self.patch(plural, name, {})
             stored = self.get(plural, name)
             version = value["metadata"].get("resourceVersion")
             if version is not None and version != stored["metadata"]["resourceVersion"]:
@@ -115,10 +122,18 @@ class ApiServer:
                     stored["spec"][field] = new
             return copy.deepcopy(self.put(plural, name, stored, "MODIFIED"))
 
+    def delete(self, plural: str, name: str) -> None:
+        """Takes an object away, as `kubectl delete` does."""
+        with self.lock:
+            value = self.objects[plural, name]
+            self.put(plural, name, value, "DELETED")
+            del self.objects[plural, name]
+
     def watch(self, plural: str, since: int, timeout_s: float) -> Iterator[dict[str, Any]]:
         with self.lock:
             self.watches += 1
             if since < self.forgotten:
+                self.gone += 1
                 status = {
                     "kind": "Status",
                     "apiVersion": "v1",

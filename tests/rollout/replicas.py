@@ -15,10 +15,11 @@ import numpy as np
 
 from serving import protos, tensors
 from serving.main import Running, _rollouts_of
+from serving.rollout.machine import Phase
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.start import start
-from serving.rollout.store import FileStore
+from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
 from serving.upstream import Upstream
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running
@@ -124,7 +125,7 @@ class Scene:
     running: Running
     client: httpx.AsyncClient
     replicas: list[VersionedReplica]
-    store: FileStore
+    store: Store
     answered: list[tuple[int, int]] = field(default_factory=list)
 
     def begin(self, plan: dict[str, Any] | None = None, to: int = 2) -> Rollout:
@@ -135,6 +136,12 @@ class Scene:
         found = self.store.load("digits")
         assert found is not None
         return found
+
+    async def reached(self, phase: Phase, timeout_s: float = 60.0) -> None:
+        """Waits until the rollout is in this phase."""
+        async with asyncio.timeout(timeout_s):
+            while self.rollout.state.phase is not phase:
+                await asyncio.sleep(0.01)
 
     async def until_finished(self, timeout_s: float = 60.0) -> Rollout:
         """The rollout at its end; callers keep asking until then."""

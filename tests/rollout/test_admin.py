@@ -70,6 +70,11 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         assert rollout.state.phase is Phase.ROLLED_BACK
         past = (await ask.get("/v1/rollouts/digits/history", headers=admin)).json()["rollouts"]
         assert [each["phase"] for each in past] == ["rolled_back"]
+        path = f"/v1/rollouts/digits/history/{rollout.id}"
+        assert (await ask.get(path, headers=admin)).json()["state"]["phase"] == "rolled_back"
+        assert (await ask.get(path)).status_code == 403
+        none = await ask.get("/v1/rollouts/digits/history/none", headers=admin)
+        assert (none.status_code, "had no rollout none" in none.json()["detail"]) == (404, True)
 
 
 async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:
@@ -119,6 +124,11 @@ async def test_a_rollout_is_run_over_grpc(tmp_path: Path) -> None:
             assert (listed.phase, listed.weight) == ("canary", 0.5)
             whole = await call("Get", admin, model="digits")
             assert json.loads(whole.record_json)["candidate"] == 2
+            (past,) = (await call("List", admin, model="digits")).rollouts
+            assert past.id == listed.id == (await call("Get", admin, model="digits", id=listed.id)).id
+            with pytest.raises(grpc.aio.AioRpcError) as missing:
+                await call("Get", admin, model="digits", id="none")
+            assert missing.value.code() is grpc.StatusCode.NOT_FOUND
             answer = await scene.client.post("/v1/models/digits:classify", content=PICTURES[3], headers=PNG)
             id_ = answer.json()["results"][0]["prediction_id"]
             told = [{"prediction_id": id_, "label": "class-3"}, {"prediction_id": "x", "label": "y"}]

@@ -1,0 +1,240 @@
+"""Where `sluice rollout …` finds rollouts: in a folder, in a cluster, or at a gateway that runs elsewhere."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import httpx
+
+from serving.errors import InvalidInput, NotFound, SluiceError, Unavailable
+from serving.rollout.machine import Command, command
+from serving.rollout.plan import Plan
+from serving.rollout.record import Rollout, from_json
+from serving.rollout.start import order, start
+from serving.rollout.store import FileStore, Store
+
+CLUSTER = "kubernetes://"
+
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_TIMEOUT_S = 10.0
+_BY = "the command line"
+# A gateway looks at rollouts about once a second, and one that leads anew waits for the lease of the old one.
+_OBEYED_WITHIN_S = 30.0
+_ASK_EVERY_S = 0.2
+
+
+class Access(Protocol):
+    """What the commands need of wherever the rollouts are; each method raises as SluiceErrors do."""
+
+    def start(self, model: str, to: int, plan: Plan | None) -> str:
+        """Starts a rollout by a plan, or by the default one there; its id."""
+
+    def order(self, model: str, what: Command) -> Rollout:
+        """Gives a command; the rollout as it is then."""
+
+    def load(self, model: str) -> Rollout | None:
+        """The model's newest rollout, None if it never had one."""
+
+    def models(self) -> list[str]:
+        """The models that have, or had, a rollout; sorted."""
+
+    def history(self, model: str) -> list[Rollout]:
+        """The model's rollouts, oldest first."""
+
+
+class StoreAccess:
+    """Rollouts in a store that is within reach.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def start(self, model: str, to: int, plan: Plan | None) -> str:
+        """See `Access.start`."""
+        return start(self._store, model, to, plan or Plan(), time.time()).id
+
+    def order(self, model: str, what: Command) -> Rollout:
+        """See `Access.order`."""
+        return order(self._store, model, what, by=_BY, at=time.time())
+
+    def load(self, model: str) -> Rollout | None:
+        """See `Access.load`."""
+        return self._store.load(model)
+
+    def models(self) -> list[str]:
+        """See `Access.models`."""
+        return self._store.models()
+
+    def history(self, model: str) -> list[Rollout]:
+        """See `Access.history`."""
+        return self._store.history(model)
+
+
+class ClusterAccess:
+    """Rollouts that are ModelRollout objects of a namespace, with the rights of whoever runs the command.
+
+    It makes objects and writes `spec.command`, as `kubectl` would: what follows is the gateways' to decide.
+
+    Args:
+        store: The objects.
+        clock: The monotonic clock, in seconds.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        store: ClusterStore,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._sleep = sleep
+
+    def start(self, model: str, to: int, plan: Plan | None) -> str:
+        """See `Access.start`."""
+        self._store.refresh()
+        return self._store.create(model, to, plan or Plan())
+
+    def order(self, model: str, what: Command) -> Rollout:
+        """See `Access.order`; waits until a gateway has obeyed."""
+        found = self.load(model)
+        if found is None:
+            raise NotFound(f'model "{model}" had no rollout yet that a gateway has looked at')
+        command(found.state, what, found.clock_s, by=_BY)
+        self._store.ask(found.id, what)
+        deadline = self._clock() + _OBEYED_WITHIN_S
+        while self._store.asked(found.id):
+            if self._clock() >= deadline:
+                raise Unavailable(
+                    f"no gateway has obeyed within {_OBEYED_WITHIN_S:g} s; the command stays in ModelRollout "
+                    f"{found.id} for the one that looks next"
+                )
+            self._sleep(_ASK_EVERY_S)
+            self._store.refresh()
+        return next(each for each in self._store.history(model) if each.id == found.id)
+
+    def load(self, model: str) -> Rollout | None:
+        """See `Access.load`."""
+        self._store.refresh()
+        return self._store.load(model)
+
+    def models(self) -> list[str]:
+        """See `Access.models`."""
+        self._store.refresh()
+        return self._store.models()
+
+    def history(self, model: str) -> list[Rollout]:
+        """See `Access.history`."""
+        self._store.refresh()
+        return self._store.history(model)
+
+
+class ClusterStore(Store, Protocol):
+    """A store of objects in a cluster, which whoever may can make."""
+
+    def refresh(self) -> None:
+        """Learns how all objects are now."""
+
+    def create(self, model: str, version: int, plan: Plan) -> str:
+        """Makes an object; its name."""
+
+    def ask(self, name: str, what: Command) -> None:
+        """Leaves a command in an object."""
+
+    def asked(self, name: str) -> bool:
+        """Whether a command is in an object still."""
+
+
+class GatewayAccess:
+    """Rollouts at a gateway, by its admin API over HTTP.
+
+    Args:
+        url: Where the gateway is.
+        key: An API key or token with the scope `admin`; None where none is asked for.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers)
+        except (httpx.InvalidURL, TypeError, ValueError) as error:
+            raise InvalidInput(f'"{url}" is no address of a gateway: {error}') from error
+        self._url = url
+
+    def start(self, model: str, to: int, plan: Plan | None) -> str:
+        """See `Access.start`."""
+        body = {"to": to} | ({} if plan is None else {"plan": plan.model_dump(mode="json")})
+        return str(self._ask("POST", _path(model), json=body)["id"])
+
+    def order(self, model: str, what: Command) -> Rollout:
+        """See `Access.order`."""
+        self._ask("POST", _path(model, what))
+        return self._whole(_path(model))
+
+    def load(self, model: str) -> Rollout | None:
+        """See `Access.load`."""
+        return self._whole(_path(model)) if model in self.models() else None
+
+    def models(self) -> list[str]:
+        """See `Access.models`."""
+        return sorted(str(each["model"]) for each in self._ask("GET", _path())["rollouts"])
+
+    def history(self, model: str) -> list[Rollout]:
+        """See `Access.history`."""
+        found = self._ask("GET", _path(model, "history"))["rollouts"]
+        return [self._whole(_path(model, "history", each["id"])) for each in found]
+
+    def _whole(self, path: str) -> Rollout:
+        return from_json(self._ask("GET", path))
+
+    def _ask(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            answer = self._client.request(method, path, **request)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise InvalidInput(f"no gateway answers at {self._url} ({error})") from error
+        try:
+            found = answer.json()
+            if answer.is_success:
+                return found
+            kind, text = str(found["type"]), str(found["detail"])
+        except (ValueError, KeyError, TypeError):
+            kind, text = "", f"status {answer.status_code}, and not what a gateway of Sluice answers"
+        refused = InvalidInput if kind.endswith(f":{InvalidInput.kind}") else SluiceError
+        raise refused(f"the gateway at {self._url} refused: {text}")
+
+
+def _path(*parts: str) -> str:
+    return "/".join(("/v1/rollouts", *(quote(part, safe="") for part in parts)))
+
+
+def open_store(where: str) -> Access:
+    """The rollouts in a folder, or under `kubernetes://NAMESPACE` those of a cluster.
+
+    Raises:
+        InvalidInput: There is no such folder, or no cluster can be found.
+    """
+    if not where.startswith(CLUSTER):
+        return StoreAccess(FileStore(Path(where)))
+    from lightkube import Client
+    from lightkube.core.exceptions import ConfigError
+
+    from serving.rollout.kubernetes import KubernetesStore
+
+    namespace = where.removeprefix(CLUSTER).rstrip("/")
+    if not _NAMESPACE.fullmatch(namespace):
+        raise InvalidInput(f'"{where}" names no namespace; write {CLUSTER}NAMESPACE, such as {CLUSTER}sluice')
+    try:
+        return ClusterAccess(KubernetesStore(Client(namespace=namespace)))
+    except ConfigError as error:
+        raise InvalidInput(
+            f"no cluster can be found ({error}); set KUBECONFIG, or run it in a pod"
+        ) from error

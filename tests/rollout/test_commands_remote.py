@@ -1,0 +1,122 @@
+"""`sluice rollout …` where the rollouts are: in a folder, at a gateway elsewhere, in a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from serving.errors import InvalidInput
+from serving.rollout.access import open_store
+from serving.rollout.machine import Phase
+from serving.rollout_commands import rollout
+from tests.rollout.api_server import api_server
+from tests.rollout.cluster import cluster_scene, kubeconfig, scraping
+from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
+from tests.rollout.test_admin import keys_file
+from tests.support.processes import COMMAND
+
+HELD = FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]}
+
+
+async def sluice(where: list[str], *arguments: str, **environment: str) -> Result:
+    """Runs `sluice rollout`, in a thread: what it talks to is in this process."""
+    invoke = CliRunner(env={"COLUMNS": "200"} | environment).invoke
+    result = await asyncio.to_thread(invoke, rollout, [*arguments, *where])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+async def watched(where: list[str]) -> tuple[int, str]:
+    """`sluice rollout watch`, in a process of its own: its exit code, and all that it showed."""
+    command = [*COMMAND, "rollout", "watch", "digits", *where]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+async def through_its_life(scene: Scene, where: list[str], plan: Path) -> None:
+    """A rollout that is started, watched, paused, resumed and aborted by commands."""
+    started = await sluice(where, "start", "digits", "--to", "2", "--plan", str(plan))
+    assert (started.exit_code, started.stderr) == (0, "")
+    await scene.reached(Phase.CANARY)
+    id_ = scene.rollout.id
+    assert f"{id_}: digits → 2; follow it" in started.stdout
+    twice = await sluice(where, "start", "digits", "--to", "3")
+    assert (twice.exit_code, "is canary: abort it, or wait for its end" in twice.stderr) == (1, True)
+    watching = asyncio.create_task(watched(where))
+    assert f"{id_}: paused\n" in (await sluice(where, "pause", "digits")).stdout
+    status = (await sluice(where, "status", "--json")).stdout.splitlines()
+    (told,) = json.loads(next(line for line in status if line.startswith("[{")))
+    assert (told["id"], told["state"]["phase"]) == (id_, "paused")
+    assert f"{id_}: canary\n" in (await sluice(where, "resume", "digits")).stdout
+    nonsense = await sluice(where, "resume", "digits")
+    assert (nonsense.exit_code, "is canary, not paused" in nonsense.stderr) == (1, True)
+    assert "50% stable, 50% candidate" in (await sluice(where, "status", "digits")).stdout
+    assert f"{id_}: roll" in (await sluice(where, "abort", "digits")).stdout
+    assert (await scene.until_finished()).state.phase is Phase.ROLLED_BACK
+    code, seen = await watching
+    assert (code, "rolled back" in seen) == (1, True)
+    await told_afterwards(where, id_)
+
+
+async def told_afterwards(where: list[str], id_: str) -> None:
+    """What commands say of a rollout that was aborted."""
+    past = (await sluice(where, "history", "digits")).stdout
+    assert f"{id_}  1 → 2  rolled_back: abort was asked for by" in past
+    story = (await sluice(where, "explain", "digits", "--id", id_)).stdout
+    assert "because agrees with stable on" in story
+    replayed = await sluice(where, "replay", "digits", "--id", id_)
+    assert (replayed.exit_code, "OTHERWISE" in replayed.stdout) == (0, False)
+    missing = await sluice(where, "explain", "digits", "--id", "none")
+    assert (missing.exit_code, f"there are: {id_}" in missing.stderr) == (1, True)
+    unknown = await sluice(where, "status", "flowers")
+    assert (unknown.exit_code, "there are: digits" in unknown.stderr) == (1, True)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(HELD))
+    return path
+
+
+async def test_commands_work_at_a_gateway_that_runs_elsewhere(tmp_path: Path, plan: Path) -> None:
+    path, admin, caller = keys_file(tmp_path)
+    async with scene_over(tmp_path / "store", VersionedReplica(), headers=caller, keys_file=path) as scene:
+        where = ["--gateway", scene.running.http_url]
+        await through_its_life(scene, [*where, "--key", admin["x-api-key"]], plan)
+        refused = await sluice(where, "status", SLUICE_API_KEY=caller["x-api-key"])
+        assert (refused.exit_code, "refused: " in refused.stderr) == (1, True)
+        both = await sluice([*where, "--store", str(tmp_path)], "status")
+        assert (both.exit_code, "two places" in both.stderr) == (2, True)
+    gone = await sluice(where, "status")
+    assert (gone.exit_code, "no gateway answers at http://" in gone.stderr) == (2, True)
+
+
+async def test_commands_work_on_objects_of_a_cluster(
+    tmp_path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with api_server() as server, scraping() as prometheus:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server)))
+        async with cluster_scene(server, prometheus, VersionedReplica()) as scene:
+            await through_its_life(scene, ["--store", "kubernetes://serving"], plan)
+
+
+def test_a_place_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(InvalidInput, match="no cluster can be found"):
+        open_store("kubernetes://serving")
+    for bad in ("kubernetes://", "kubernetes://A_b", "kubernetes://a/b"):
+        with pytest.raises(InvalidInput, match="names no namespace"):
+            open_store(bad)
+
+
+async def test_commands_work_on_a_folder(tmp_path: Path, plan: Path) -> None:
+    async with scene_over(tmp_path / "store", VersionedReplica()) as scene:
+        await through_its_life(scene, ["--store", str(tmp_path / "store")], plan)
