@@ -136,8 +136,8 @@ class Settings(BaseSettings):
     calls_per_replica: AtLeastOne = 2
     """Calls in flight to one replica: one that computes, and one ready behind it."""
     hedge: bool = False
-    """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one has
-    a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of retries,
+    """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one
+    has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of retries,
     and helps where single replicas are slow now and then, not where all are busy."""
     decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """Threads that decode images. The decoders release the interpreter lock: one a core."""
@@ -195,8 +195,8 @@ class Settings(BaseSettings):
         name = value.lower()
         if not _HEADER.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
             raise ValueError(
-                f"{value[:100]!r} cannot be a header of HTTP and of gRPC: letters, digits, `-`, `_`, `.`; not "
-                "beginning with `grpc-` nor ending with `-bin`, such as x-user-id"
+                f"{value[:100]!r} cannot be a header of HTTP and of gRPC: letters, digits, `-`, `_`, `.`; "
+                "not beginning with `grpc-` nor ending with `-bin`, such as x-user-id"
             )
         return name
 

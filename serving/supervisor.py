@@ -7,12 +7,13 @@ socket.
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
@@ -26,6 +27,12 @@ _log = structlog.get_logger()
 
 TERMINATE_TIMEOUT_S = 10.0
 LOAD_RETRY_INTERVAL_S = 1
+
+# absl's lines before its log is set up, which no environment variable silences: what the processor can do,
+# that there is no GPU, and that this is no error.
+_CHATTER = re.compile(
+    rb"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .* failed call to cuInit"
+)
 
 OWN_PROGRAM = (sys.executable, "-m", "serving.modelserver")
 
@@ -108,13 +115,39 @@ class ModelServerProcess:
         ]
         # Its own session: Ctrl-C in a terminal is for the gateway, which ends the child once it has drained.
         child = await asyncio.create_subprocess_exec(
-            *self._command, *flags, start_new_session=True, stdin=asyncio.subprocess.DEVNULL
+            *self._command,
+            *flags,
+            start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=children.end_with_parent,
         )
         _log.info("the model server starts", pid=child.pid, program=self._command[0])
+        assert child.stderr is not None
         try:
+            await _pass_on(child.stderr)
             return await child.wait()
         finally:
             await children.end(child, "the model server", TERMINATE_TIMEOUT_S)
+
+
+async def _pass_on(log: asyncio.StreamReader) -> None:
+    """Write to stderr what a child writes there, but for what TensorFlow says whenever it starts."""
+    async for line in _lines(log):
+        if not _CHATTER.match(line):
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+
+
+async def _lines(log: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            line = await log.readline()
+        except ValueError:  # a line beyond the reader's limit, which it has thrown away
+            continue
+        if not line:
+            return
+        yield line
 
 
 def _free_port() -> int:

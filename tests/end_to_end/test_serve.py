@@ -92,7 +92,7 @@ async def test_the_sample_is_a_seven(models: Path) -> None:
         assert await live.end() == 0
 
 
-async def test_a_killed_model_server_comes_back_and_callers_hear_when(models: Path) -> None:
+async def test_a_killed_model_server_comes_back_and_ends_with_a_killed_gateway(models: Path) -> None:
     async with serving(models) as (live, client):
         assert (await post_sample(client)).status_code == 200
         first = model_server_of(live)
@@ -105,8 +105,14 @@ async def test_a_killed_model_server_comes_back_and_callers_hear_when(models: Pa
             while (answer := await post_sample(client)).status_code != 200:
                 assert answer.status_code == 503, answer.text
                 await asyncio.sleep(0.05)
-        assert model_server_of(live).pid != first.pid
+        second = model_server_of(live)
+        assert second.pid != first.pid
         assert any("killed by SIGKILL" in line for line in live.errors)
+        assert any("Loading servable" in line for line in live.errors)
+        assert not any("oneDNN" in line for line in live.errors)
+        await live.end(signal.SIGKILL)
+        gone, _ = await asyncio.to_thread(psutil.wait_procs, [second], 60)
+        assert gone == [second]
 
 
 async def test_sigterm_under_load_answers_every_request_that_was_accepted(models: Path) -> None:
