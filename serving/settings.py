@@ -137,8 +137,8 @@ class Settings(BaseSettings):
     """Calls in flight to one replica: one that computes, and one ready behind it."""
     hedge: bool = False
     """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one
-    has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of retries,
-    and helps where single replicas are slow now and then, not where all are busy."""
+    has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of
+    retries, and helps where single replicas are slow now and then, not where all are busy."""
     decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """Threads that decode images. The decoders release the interpreter lock: one a core."""
 
