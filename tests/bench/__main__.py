@@ -25,12 +25,12 @@ from typing import Any
 import psutil
 
 from tests.bench import ceilings, report
-from tests.bench.load import Load, call_predict, post_photos, unpack_photos
+from tests.bench.load import Load, call_predict, classify_photos, post_photos, unpack_photos
 
 REPOSITORY = Path(__file__).parents[2]
 SIDES = {"resnet20": 32, "resnet50": 224}
 SIZES = [1, 8, 32]
-CLIENTS = [1, 8, 32]
+CLIENTS = [1, 8, 32, 128]
 START_TIMEOUT_S = 120.0
 
 
@@ -173,6 +173,8 @@ def measure_model(bench: Bench, model: str, photos: list[bytes], work: Path, rou
                 for name, target in posts.items():
                     found = post_photos(target, work, clients=clients, seconds=bench.seconds)
                     bench.load(f"{name}, {clients} clients", found)
+            found = classify_photos(grpc_address, model, work, clients=32, seconds=bench.seconds)
+            bench.load("sluice over gRPC, 32 clients", found)
             measure_tensors(bench, model, addresses)
         pids = {"gateway": gateway_pid, "model server": server_pid, "hand-written FastAPI": baseline_pid}
         return {name: memory_mb(psutil.Process(pid)) for name, pid in pids.items()}

@@ -103,7 +103,7 @@ def _draw(found: Mapping[str, Summary], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(6 * len(found), 4), squeeze=False)
     for axis, (model, each) in zip(axes[0], found.items(), strict=True):
-        clients = [1, 8, 32]
+        clients = [1, 8, 32, 128]
         for name in ("sluice", "hand-written FastAPI"):
             rates = [each["loads"][f"{name}, {count} clients"]["per_s"] for count in clients]
             axis.plot([str(count) for count in clients], rates, marker="o", label=name)
