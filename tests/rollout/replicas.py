@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,11 +16,12 @@ import httpx
 import numpy as np
 
 from serving import protos, tensors
+from serving.errors import Conflict
 from serving.main import Running, _rollouts_of
-from serving.rollout.machine import Phase
+from serving.rollout.machine import Command, Phase
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
-from serving.rollout.start import start
+from serving.rollout.start import order, start
 from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
 from serving.upstream import Upstream
@@ -50,6 +53,7 @@ class VersionedReplica(FakeReplica):
         behaviour: version -> awaited before each Predict of that version; may wait, or raise Refusal.
         answers: version -> what it makes of the right class.
         self_test_off: version -> by how much its self-test is off.
+        before_self_test: awaited before each self-test.
         configs: Every config that came: the versions of "digits".
         labels: The version labels of "digits" as of the last config.
     """
@@ -59,6 +63,7 @@ class VersionedReplica(FakeReplica):
     behaviour: dict[int, Callable[[], Any]] = field(default_factory=dict)
     answers: dict[int, Callable[[int], int]] = field(default_factory=dict)
     self_test_off: dict[int, float] = field(default_factory=dict)
+    before_self_test: Callable[[], Any] | None = None
     wanted: list[int] = field(default_factory=list)
     configs: list[list[int]] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -68,6 +73,8 @@ class VersionedReplica(FakeReplica):
         version, signature = request.model_spec.version.value, request.model_spec.signature_name
         if signature == "self_test":
             self._check(request.model_spec)
+            if self.before_self_test is not None:
+                await self.before_self_test()
             n = len(tensors.from_proto(request.inputs["index"]))
             expected = np.full((n, CLASSES), 0.1, np.float32)
             off = np.float32(self.self_test_off.get(version, 0.0))
@@ -136,6 +143,20 @@ class Scene:
         found = self.store.load("digits")
         assert found is not None
         return found
+
+    async def ordered(self, what: Command) -> Rollout:
+        """The rollout after a person's command."""
+        return await asyncio.to_thread(order, self.store, "digits", what, by="a test", at=2e9)
+
+    async def replan(self, changes: dict[str, Any]) -> None:
+        """Changes the plan of the rollout that is under way, which only a test may."""
+        while True:
+            found = self.rollout
+            values = found.plan.model_dump(mode="json") | changes
+            with contextlib.suppress(Conflict):
+                self.store.save(dataclasses.replace(found, plan=Plan.model_validate(values)))
+                return
+            await asyncio.sleep(0)
 
     async def reached(self, phase: Phase, timeout_s: float = 60.0) -> None:
         """Waits until the rollout is in this phase."""

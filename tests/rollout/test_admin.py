@@ -70,9 +70,9 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         assert rollout.state.phase is Phase.ROLLED_BACK
         past = (await ask.get("/v1/rollouts/digits/history", headers=admin)).json()["rollouts"]
         assert [each["phase"] for each in past] == ["rolled_back"]
-        path = f"/v1/rollouts/digits/history/{rollout.id}"
-        assert (await ask.get(path, headers=admin)).json()["state"]["phase"] == "rolled_back"
-        assert (await ask.get(path)).status_code == 403
+        one = f"/v1/rollouts/digits/history/{rollout.id}"
+        assert (await ask.get(one, headers=admin)).json()["state"]["phase"] == "rolled_back"
+        assert (await ask.get(one)).status_code == 403
         none = await ask.get("/v1/rollouts/digits/history/none", headers=admin)
         assert (none.status_code, "had no rollout none" in none.json()["detail"]) == (404, True)
 

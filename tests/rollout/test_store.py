@@ -115,6 +115,32 @@ def test_a_save_that_is_cut_anywhere_leaves_the_old_state_or_the_new_one(
     assert after.save(at(found, 3.0)).clock_s == 3.0, "the store works on"
 
 
+@pytest.mark.parametrize("how", ["error", "stop", "half"])
+@pytest.mark.parametrize("fail_at", range(1, 11))
+def test_a_start_that_is_cut_anywhere_leaves_the_last_rollout_or_the_next(
+    tmp_path: Path, fail_at: int, how: str
+) -> None:
+    """Nine operations: the last rollout goes into the history and becomes the state before the next one."""
+    store = FileStore(tmp_path)
+    last = store.save(finished(store.save(new_rollout("last"))))
+    completed = False
+    try:
+        FileStore(tmp_path, FailingFiles(fail_at, how)).save(new_rollout("next", started_at=2e9))
+        completed = True
+    except (OSError, Stopped):
+        pass
+    assert completed == (fail_at == 10)
+    after = FileStore(tmp_path)
+    found = after.load("digits")
+    assert after.damage("digits") is None
+    assert found in (last, replace(new_rollout("next", started_at=2e9), revision=1))
+    assert found is not None
+    if found.id == "last":
+        found = after.save(new_rollout("next", started_at=2e9))
+    assert after.save(finished(found)).finished, "the store works on"
+    assert [each.id for each in after.history("digits")] == ["last", "next"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "edited", "emptied"])
 def test_a_damaged_file_leaves_the_state_before_it(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]

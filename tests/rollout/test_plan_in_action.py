@@ -1,0 +1,190 @@
+"""What a plan asks for is done: swaps one by one, quiet hours, the webhook, copies that harm nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from serving.rollout.machine import Phase
+from serving.rollout.steering import Steering
+from serving.routing import Route, Split
+from tests.rollout.replicas import FAST, VersionedReplica, scene_over
+from tests.support.fake_replica import Refusal, until
+from tests.support.gateways import counted
+
+ALWAYS = [{"start": "00:00", "end": "12:00"}, {"start": "12:00", "end": "00:00"}]
+SHADOW_ONLY = FAST | {"shadow": {"share": 1.0, "min_samples": 10**6, "min_time_s": 1000}}
+
+
+async def failing() -> None:
+    raise Refusal(grpc.StatusCode.INTERNAL, "the model failed")
+
+
+async def test_replicas_are_swapped_one_at_a_time_where_memory_is_tight(tmp_path: Path) -> None:
+    replicas = [VersionedReplica() for _ in range(3)]
+    async with scene_over(tmp_path, *replicas) as scene:
+        fewest = 3
+
+        async def count() -> None:
+            nonlocal fewest
+            while True:
+                held = [each.versions["digits"] for each in replicas]
+                fewest = min(fewest, sum(bool(each) for each in held))
+                assert all(len(each) <= 1 for each in held), "never two versions in one memory"
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        scene.begin(FAST | {"max_unavailable": 1})
+        rollout = await scene.until_finished()
+        counting.cancel()
+        await asyncio.gather(counting, return_exceptions=True)
+        assert rollout.state.phase is Phase.PROMOTED, rollout.state.reason
+        assert fewest >= 2
+        assert {status for status, _ in scene.answered} == {200}
+    for replica in replicas:
+        assert all(len(config) == 1 for config in replica.configs)
+        assert replica.configs[-1] == [2]
+
+
+async def test_nothing_begins_in_quiet_hours_but_what_harms_is_rolled_back(tmp_path: Path) -> None:
+    replica = VersionedReplica()
+    async with scene_over(tmp_path, replica) as scene:
+        scene.begin(FAST | {"quiet_hours": ALWAYS})
+        await until(lambda: scene.rollout.clock_s > 0.3)
+        assert scene.rollout.events == ()
+        await scene.ordered("abort")
+        assert (await scene.until_finished()).state.phase is Phase.ROLLED_BACK
+        # It began before the quiet hours, and is in the midst of its canary when they come.
+        scene.begin(FAST | {"canary": [{"weight": 0.2, "min_time_s": 1000}]})
+        await scene.reached(Phase.CANARY)
+        await scene.replan({"quiet_hours": ALWAYS, "canary": [{"weight": 0.2, "min_time_s": 0.1}]})
+        seen = scene.rollout.clock_s
+        await until(lambda: scene.rollout.clock_s > seen + 0.5)
+        assert scene.rollout.state.phase is Phase.CANARY
+        replica.behaviour[2] = failing
+        rollout = await scene.until_finished()
+        assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, "errors.worse")
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Somebody who is told; where, and what came."""
+    told: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            # The third call fails: nobody minds.
+            self.send_response(500 if len(told) == 3 else 204)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/moves", told
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+async def test_each_move_is_told_to_the_webhook_the_metrics_and_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with webhook() as (url, told):
+        async with scene_over(tmp_path, VersionedReplica()) as scene:
+            scene.begin(FAST | {"webhook": url})
+            rollout = await scene.until_finished()
+            await until(lambda: len(told) == len(rollout.events))
+            entered = [event.after.phase.value for event in rollout.events]
+            assert [each["phase"] for each in told] == entered
+            assert (told[0]["model"], told[0]["stable"], told[0]["candidate"]) == ("digits", 1, 2)
+            assert told[3]["reason"] == rollout.events[3].after.reason.text
+            moves = [
+                counted(scene.running, "sluice_rollout_moves_total", phase=phase) for phase in set(entered)
+            ]
+            assert sum(moves) == len(entered)
+            await until(lambda: counted(scene.running, "sluice_rollout_info", phase="promoted") == 1.0)
+    logged = capsys.readouterr().out
+    assert logged.count("a rollout moved") == len(entered)
+    assert "the webhook of a rollout was not told" in logged
+
+
+async def test_a_first_answer_that_is_slow_even_when_warm_fails_the_preflight(tmp_path: Path) -> None:
+    async def slow() -> None:
+        await asyncio.sleep(0.1)
+
+    replica = VersionedReplica(before_self_test=slow)
+    async with scene_over(tmp_path, replica) as scene:
+        scene.begin(FAST | {"preflight": {"max_warm_latency_s": 0.05}})
+        rollout = await scene.until_finished()
+        assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, "preflight.slow")
+
+
+async def test_copies_are_made_in_the_shadow_only_and_nobody_waits_for_them(tmp_path: Path) -> None:
+    asked = 0
+
+    async def slow() -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.5)
+
+    replica = VersionedReplica(behaviour={2: slow})
+    async with scene_over(tmp_path, replica, callers=1) as scene:
+        scene.begin(SHADOW_ONLY)
+        await scene.reached(Phase.SHADOW)
+        await until(lambda: asked >= 2)
+        before, started = len(scene.answered), time.monotonic()
+        await until(lambda: len(scene.answered) >= before + 40)
+        each_s = (time.monotonic() - started) / 40
+        assert each_s < 0.25, "a copy takes half a second; callers do not"
+        assert {version for _, version in scene.answered} == {1}
+        await scene.ordered("promote")
+        await scene.until_finished()
+
+
+async def test_no_copy_is_made_in_the_canary(tmp_path: Path) -> None:
+    async with scene_over(tmp_path, VersionedReplica()) as scene:
+        scene.begin(FAST | {"canary": [{"weight": 0.01, "min_time_s": 1000}]})
+        await scene.reached(Phase.CANARY)
+        steering = scene.running.gateway.steering
+        await until(lambda: steering.splits()["digits"].shadow == 0.0)
+        copies, seen = steering.counts("digits")["copies/2"], len(scene.answered)
+        await until(lambda: len(scene.answered) > seen + 80)
+        assert steering.counts("digits")["copies/2"] <= copies + 2, "those that were on their way at most"
+
+
+async def test_copies_are_dropped_first_under_load() -> None:
+    waiting, asked = True, 0
+    gate = asyncio.Event()
+
+    async def ask(version: int) -> list[str]:
+        nonlocal asked
+        asked += 1
+        await gate.wait()
+        return ["seven"]
+
+    async with Steering(busy=lambda: waiting) as steering:
+        steering.set_split("digits", Split(1, 2, 0.0, 1.0, "x"), None)
+        route = Route(1, "stable", 2)
+        assert list(steering.copy("digits", route, ["seven"], ask)) == []
+        waiting = False
+        names = [list(steering.copy("digits", route, ["seven"], ask)) for _ in range(5)]
+        assert [len(each) for each in names] == [1, 1, 0, 0, 0], "two at once at most"
+        assert names[0] != names[1]
+        await until(lambda: asked == 2)
+        gate.set()
+        await until(lambda: steering.counts("digits").get("copies/2") == 2.0)
+        assert steering.counts("digits")["agreed/2/seven"] == 2.0
