@@ -15,7 +15,7 @@ from serving.logs import AccessLog
 from serving.prediction import RequestContext
 from serving.settings import Settings
 from serving.telemetry import Metrics
-from serving.tracing import Trace, child_of
+from serving.tracing import Trace
 
 if TYPE_CHECKING:  # OpenTelemetry is there only where traces are wanted
     from serving.spans import Spans
@@ -155,7 +155,7 @@ class Journal:
         It is the first recorded request's, and the call a span in it.
         """
         recorded = _recorded(contexts) if self._spans is not None else ()
-        return child_of(recorded[0].trace.traceparent) if recorded else None
+        return recorded[0].trace.below() if recorded else None
 
     def called(
         self,

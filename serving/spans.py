@@ -17,10 +17,11 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from serving.prediction import RequestContext
-from serving.tracing import Trace, child_of
+from serving.tracing import Trace
 
 # The stages in the order of a request's path.
 _STAGES = ("admission", "read", "decode", "queue", "backend")
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _NS = 1_000_000_000
 # A collector that is away must not hold up the end of the process.
 _EXPORT_TIMEOUT_S = 2
@@ -70,7 +71,7 @@ class Spans:
             spent_s = context.stages_s.get(name)
             if spent_s is None:
                 continue
-            self._end(name, _below(context.trace), context.trace, (begins, begins + spent_s), {})
+            self._end(name, context.trace.below(), context.trace, (begins, begins + spent_s), {})
             begins += spent_s
 
     def batch(
@@ -133,12 +134,5 @@ class Spans:
         self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _below(trace: Trace) -> Trace:
-    """A new span within the same trace."""
-    return child_of(trace.traceparent)
-
-
 def _context(trace: Trace, *, remote: bool = False) -> SpanContext:
-    return SpanContext(
-        int(trace.trace_id, 16), int(trace.span_id, 16), remote, TraceFlags(TraceFlags.SAMPLED)
-    )
+    return SpanContext(int(trace.trace_id, 16), int(trace.span_id, 16), remote, _SAMPLED)

@@ -37,6 +37,10 @@ class Trace:
         """The header that hands this trace on."""
         return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
 
+    def below(self) -> Trace:
+        """A new span within the same trace, under this one."""
+        return Trace(self.trace_id, _hex(8), self.span_id, self.sampled)
+
 
 # The kernel's random numbers cost a system call each, which hands the interpreter lock to a decoding thread:
 # three of them were a tenth of a request. Ids are no secrets.
