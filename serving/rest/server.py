@@ -23,10 +23,20 @@ BACKLOG = 2048
 # a request that its client sent before it could know.
 IDLE_GRACE_S = 1.0
 _TICK_S = 0.02
+# Whoever reads nothing for so long has gone, or wants the gateway to hold its answers in memory for it.
+UNREAD_TIMEOUT_S = 30.0
 
 
-def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def listen(
+    host: str, port: int, *, shared: bool = False, unread_timeout_s: float = UNREAD_TIMEOUT_S
+) -> socket.socket:
     """A listening socket; several processes may listen on a port that is shared.
+
+    Args:
+        host: the address.
+        port: the port; 0 takes any free one.
+        shared: whether other processes may listen on it, too.
+        unread_timeout_s: a client that takes nothing of its answer for so long is cut off.
 
     Raises:
         InvalidInput: the port is taken, or the host is none of this machine's.
@@ -34,6 +44,8 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
+    # Connections inherit it (RFC 5482; on Linux it holds for a window that stays closed, too).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unread_timeout_s * 1000))
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)

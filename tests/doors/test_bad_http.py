@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from serving.main import Running
+from serving.rest.server import listen
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.doors.wire import exchange, port_of, statuses
 from tests.support.fake_replica import until
@@ -210,6 +211,30 @@ async def test_unknown_paths_and_methods_are_told(client: httpx.AsyncClient) -> 
         assert refused.json().get("status", 405) == 405
     assert (await client.head("/v2")).content == b""
     assert (await client.get("/v2/nothing")).status_code == 404
+
+
+async def test_a_client_that_stops_reading_is_cut_off() -> None:
+    """Its answer must not be kept for it for ever: neither the memory, nor its place among the requests."""
+    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 32 * MIB)
+        try:
+            await writer.drain()
+        except OSError:
+            ended.set_result(True)
+        else:
+            ended.set_result(False)
+        writer.close()
+
+    listener = listen("127.0.0.1", 0, unread_timeout_s=0.5)
+    server = await asyncio.start_server(answer, sock=listener)
+    # Paused at once by its small limit: from then on nothing is read from the socket.
+    _, writer = await asyncio.open_connection(*listener.getsockname(), limit=1)
+    async with asyncio.timeout(30):
+        assert await ended
+    writer.close()
+    server.close()
 
 
 async def test_five_hundred_slow_connections_hurt_nobody(
