@@ -63,6 +63,12 @@ def holdings(rollout: Rollout, replicas: Sequence[Seen], spent_s: float) -> Hold
         return {each.address: _only_once_there(each, candidate, stable) for each in replicas}
     if phase is Phase.ROLLING_BACK and drained:
         return {each.address: _only_once_there(each, stable, candidate) for each in replicas}
+    if phase is Phase.ROLLING_BACK:
+        # What is not there has nothing to drain, and is not to be loaded any more.
+        return {
+            each.address: frozenset((stable, candidate)) if each.has(candidate) else frozenset((stable,))
+            for each in replicas
+        }
     return _all(replicas, stable, candidate)
 
 

@@ -213,6 +213,7 @@ async def scene_over(
     over: list[VersionedReplica] | None = None,
     callers: int = 4,
     headers: dict[str, str] | None = None,
+    models_dir: Path = Path("/nowhere"),
     **settings: Any,
 ) -> AsyncIterator[Scene]:
     """A scene over replicas, its own or those of another scene; callers ask all the while."""
@@ -223,7 +224,7 @@ async def scene_over(
         gateway, client = await stack.enter_async_context(gateway_over(*up, **values))
         client.headers.update(headers or {})
         loaded = Settings(http_port=0, grpc_port=0, **values)
-        upstream = Upstream(tuple(each.address for each in up), ("digits",), Path("/nowhere"))
+        upstream = Upstream(tuple(each.address for each in up), ("digits",), models_dir)
         await stack.enter_async_context(_rollouts_of(loaded, gateway, upstream))
         scene = Scene(gateway, client, list(replicas), FileStore(store))
         async with asyncio.timeout(20):

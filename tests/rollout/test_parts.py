@@ -144,6 +144,14 @@ def test_no_replica_lets_a_version_go_before_it_has_the_other() -> None:
     }
 
 
+def test_a_rollback_loads_nothing() -> None:
+    seen = replicas({1, 2}, {1})
+    assert holdings(in_phase(Phase.ROLLING_BACK), seen, 0.0) == {
+        "replica-0": frozenset({1, 2}),
+        "replica-1": frozenset({1}),
+    }
+
+
 def test_memory_tight_fleets_swap_one_replica_at_a_time() -> None:
     def held(phase: Phase, *having: set[int]) -> list[set[int]]:
         found = holdings(in_phase(phase, max_unavailable=1), replicas(*having), 60.0)

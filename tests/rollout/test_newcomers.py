@@ -1,0 +1,81 @@
+"""Versions that appear in the folder: they wait for somebody, or come in by a rollout of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving.rollout.machine import Phase, State
+from serving.rollout.newcomers import Newcomers
+from serving.rollout.plan import Plan
+from serving.rollout.store import FileStore
+from tests.rollout.replicas import FAST, VersionedReplica, scene_over
+from tests.support.fake_replica import until
+
+BY_ITSELF = Plan(on_new_version="rollout")
+
+
+def ended(store: FileStore, phase: Phase) -> None:
+    running = store.load("digits")
+    assert running is not None
+    store.save(replace(running, state=State(phase)))
+
+
+def test_each_newer_version_is_tried_once(tmp_path: Path) -> None:
+    store, there = FileStore(tmp_path), [1]
+    newcomers = Newcomers(store, lambda model: there, BY_ITSELF)
+    assert newcomers.look("digits", 1e9) is None, "nobody has served it yet"
+    store.pin("digits", 1)
+    assert newcomers.look("digits", 1e9) is None
+    there.append(2)
+    first = newcomers.look("digits", 1e9)
+    assert first is not None
+    assert (first.stable, first.candidate, first.plan) == (1, 2, BY_ITSELF)
+    there.append(3)
+    assert newcomers.look("digits", 1e9) is None, "one after the other"
+    ended(store, Phase.ROLLED_BACK)
+    second = newcomers.look("digits", 2e9)
+    assert second is not None
+    assert (second.stable, second.candidate) == (1, 3)
+    ended(store, Phase.ROLLED_BACK)
+    assert newcomers.look("digits", 3e9) is None, "what was rolled back is not tried again"
+    there.append(4)
+    third = newcomers.look("digits", 4e9)
+    assert third is not None
+    ended(store, Phase.PROMOTED)
+    there.remove(4)
+    assert newcomers.look("digits", 5e9) is None, "nothing goes back by itself"
+
+
+def test_a_version_that_waits_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FileStore(tmp_path)
+    store.pin("digits", 1)
+    newcomers = Newcomers(store, lambda model: [1, 2], Plan())
+    assert [newcomers.look("digits", 1e9) for _ in range(3)] == [None, None, None]
+    assert capsys.readouterr().out.count("sluice rollout start digits --to 2") == 1
+    assert store.load("digits") is None
+
+
+async def test_a_version_that_appears_comes_in_by_itself(tmp_path: Path) -> None:
+    models, plan = tmp_path / "models", tmp_path / "plan.yaml"
+    (models / "digits" / "1").mkdir(parents=True)
+    plan.write_text(yaml.safe_dump(FAST | {"on_new_version": "rollout"}))
+    replica = VersionedReplica()
+    async with scene_over(tmp_path / "store", replica, models_dir=models, rollout_plan=plan) as scene:
+        assert scene.store.load("digits") is None
+        (models / "digits" / "2").mkdir()
+        await until(lambda: scene.store.load("digits") is not None)
+        rollout = await scene.until_finished()
+        assert (rollout.stable, rollout.candidate, rollout.state.phase) == (1, 2, Phase.PROMOTED)
+        assert {status for status, _ in scene.answered} == {200}
+        scene.begin(FAST, to=7)
+        missing = await scene.until_finished()
+        assert (missing.state.phase, missing.state.reason.code) == (
+            Phase.ROLLED_BACK,
+            "replicas.no-such-version",
+        )
+        assert "there are: 1, 2" in missing.state.reason.text
+    assert all(7 not in config for config in replica.configs)
