@@ -68,7 +68,7 @@ async def main() -> None:
                 await rate(up.gateway, image)
             pairs = [(await rate(off.gateway, image), await rate(on.gateway, image)) for _ in range(ROUNDS)]
     ratios = [with_traces / without for without, with_traces in pairs]
-    spans, _ = await collector.communicate()
+    spans, _ = await collector.communicate(b"")
     print(f"without traces {statistics.median(without for without, _ in pairs):.0f} requests/s")
     print(f"a tenth recorded: {statistics.median(ratios):.3f} of that ({int(spans)} spans)")
 
