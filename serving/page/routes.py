@@ -15,7 +15,7 @@ from serving.page import assets
 from serving.page.curves import Curves
 from serving.page.state import add_worker, state
 from serving.peers import Peers
-from serving.rest.context import credential
+from serving.rest.context import authorized
 
 
 def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = None) -> None:
@@ -23,10 +23,7 @@ def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = No
     rollouts = Rollouts(gateway)
 
     async def page_state(request: Request) -> Response:
-        headers = request.headers
-        gateway.admission.callers.authorize(
-            credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
-        )
+        authorized(gateway.admission.callers, request.headers, "classify")
         found = await asyncio.to_thread(rollouts)
         shown = state(gateway, found, curves)
         if peers is not None:

@@ -21,7 +21,7 @@ from serving.page.curves import Curves
 from serving.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
-from serving.rest.context import credential
+from serving.rest.context import authorized
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, problem
 
@@ -98,18 +98,12 @@ def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
 
     @app.get("/v1/models", tags=["models"], summary="Which models and versions are there?")
     async def models(request: Request) -> Models:
-        headers = request.headers
-        gateway.admission.callers.authorize(
-            credential(headers.get("authorization"), headers.get("x-api-key")), "classify"
-        )
+        authorized(gateway.admission.callers, request.headers, "classify")
         return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
 
     @app.get("/v1/stacks", tags=["operate"], summary="What is every task and thread doing at the moment?")
     async def tasks_and_threads(request: Request) -> PlainTextResponse:
-        headers = request.headers
-        gateway.admission.callers.authorize(
-            credential(headers.get("authorization"), headers.get("x-api-key")), "admin"
-        )
+        authorized(gateway.admission.callers, request.headers, "admin")
         found = {} if peers is None else {peers.name: stacks.dump(), **await peers.ask("stacks")}
         told = "\n\n".join(f"Worker {name}: {dump}" for name, dump in sorted(found.items()))
         return PlainTextResponse(told or stacks.dump())

@@ -10,7 +10,10 @@ from urllib.parse import unquote
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from serving.callers import Callers
 from serving.errors import InvalidInput
+from serving.keys import Caller
+from serving.keys import Scope as CallerScope
 from serving.prediction import ModelRef, RequestContext
 from serving.settings import Settings
 
@@ -51,6 +54,11 @@ def credential(authorization: str | None, api_key: str | None) -> str | None:
         found = _BEARER.fullmatch(authorization.strip())
         return found[1] if found else ""
     return api_key
+
+
+def authorized(callers: Callers, headers: Headers, may: CallerScope) -> Caller:
+    """Who sends a request, if they may do what needs the scope `may`; raises as `Callers.authorize` does."""
+    return callers.authorize(credential(headers.get("authorization"), headers.get("x-api-key")), may)
 
 
 def _positive_seconds(text: str) -> float:

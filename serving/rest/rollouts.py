@@ -13,7 +13,7 @@ from serving.arms import require_desk
 from serving.errors import SluiceError
 from serving.gateway import Gateway
 from serving.keys import Caller, Scope
-from serving.rest.context import credential
+from serving.rest.context import authorized
 
 _MOST_FEEDBACK = 1000
 
@@ -51,9 +51,7 @@ def add(routes: APIRouter, gateway: Gateway) -> None:
 
 
 def _authorize(gateway: Gateway, request: Request, scope: Scope) -> Caller:
-    headers = request.headers
-    sent = credential(headers.get("authorization"), headers.get("x-api-key"))
-    return gateway.admission.callers.authorize(sent, scope)
+    return authorized(gateway.admission.callers, request.headers, scope)
 
 
 def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:
