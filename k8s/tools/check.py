@@ -1,6 +1,6 @@
 """Build every overlay and combination of components, and check all that comes out.
 
-    python -m k8s.tools.check [NAME ...]
+    python -m k8s.tools.check [NAME or FOLDER ...]
 
 Checked: the build itself; schemas (Kubernetes, the custom resource with its rules, subsets of others); the
 house's policy; flags, settings and files against the programs that read them; metrics in autoscalers, rules
@@ -35,11 +35,14 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "GPUs, models from S3": ("base", "gpu", "store-s3", "network-policies"),
     "training": ("overlays/production", "training", "training-rollout"),
     "KEDA": ("base", "gpu", "monitoring", "autoscaling-keda"),
+    "several processes in a pod": ("overlays/production", "gateway-workers"),
 }
 
 
 def folder_of(name: str, k8s: Path, scratch: Path) -> Path:
-    """The folder to build: the overlay itself, or one written for the combination."""
+    """The folder to build: the overlay itself, one written for the combination, or one of somebody's own."""
+    if name not in COMBINATIONS:
+        return Path(name)
     base, *components = COMBINATIONS[name]
     if not components:
         return k8s / base
@@ -85,11 +88,14 @@ def unused_components(k8s: Path = K8S) -> list[str]:
 def main() -> None:
     """Check all, or the named ones; exits 1 if there is a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(COMBINATIONS), metavar="NAME")
+    parser.add_argument("names", nargs="*", default=list(COMBINATIONS), metavar="NAME or FOLDER")
     options = parser.parse_args()
-    unknown = set(options.names) - COMBINATIONS.keys()
+    unknown = {each for each in options.names if each not in COMBINATIONS and not Path(each).is_dir()}
     if unknown:
-        sys.exit(f"error: there is no {', '.join(sorted(unknown))}; there are: {', '.join(COMBINATIONS)}")
+        sys.exit(
+            f"error: there is neither a build nor a folder {', '.join(sorted(unknown))}; "
+            f"there are: {', '.join(COMBINATIONS)}"
+        )
     started = time.monotonic()
     count = 0
     for name in options.names:

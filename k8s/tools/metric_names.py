@@ -18,9 +18,21 @@ from serving.telemetry import Metrics
 
 # What others export, and these manifests may name: TensorFlow Serving, NVIDIA's exporter, Prometheus itself.
 _OTHERS = re.compile(r"^(:tensorflow:\w+(:\w+)*|DCGM_FI_\w+|up|scrape_\w+|ALERTS|kube_\w+|container_\w+)$")
-# Labels that come from where a target is, not from the metric.
+# Labels that come from where a target is, or which worker of a gateway speaks, not from the metric.
 _TARGET_LABELS = frozenset(
-    {"namespace", "pod", "job", "instance", "container", "endpoint", "node", "service", "le", "__name__"}
+    {
+        "namespace",
+        "pod",
+        "job",
+        "instance",
+        "container",
+        "endpoint",
+        "node",
+        "service",
+        "worker",
+        "le",
+        "__name__",
+    }
 )
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "counter": ("_total",),
@@ -113,16 +125,20 @@ def _panels(where: str, text: str) -> Iterator[tuple[str, str]]:
                 yield f"{where}: {panel.get('title')}", target["expr"]
 
 
+def plain(expression: str) -> str:
+    """The expression with a value in the place of each of Grafana's variables."""
+    timed = re.sub(r"\$__(rate_)?interval|\$__range|\$\{\w+\}(?=\])", "5m", expression)
+    return re.sub(r"\$\{?\w+(:\w+)?\}?", "x", timed)
+
+
 def check_expression(expression: str, recorded: set[str]) -> Iterator[str]:
     """Faults of one expression; Grafana's variables stand for any value."""
-    plain = re.sub(r"\$__(rate_)?interval|\$__range|\$\{\w+\}(?=\])", "5m", expression)
-    plain = re.sub(r"\$\{?\w+(:\w+)?\}?", "x", plain)
     try:
-        parsed = promql_parser.parse(plain)
+        found = selectors(expression)
     except ValueError as error:
         yield f"not PromQL: {error}"
         return
-    for selector in _selectors(parsed):
+    for selector in found:
         name = selector.name or ""
         if name in recorded or _OTHERS.match(name):
             continue
@@ -132,6 +148,11 @@ def check_expression(expression: str, recorded: set[str]) -> Iterator[str]:
         for matcher in selector.matchers.matchers:
             if matcher.name not in exported()[name].labels | _TARGET_LABELS:
                 yield f"{name} has no label {matcher.name}"
+
+
+def selectors(expression: str) -> list[Any]:
+    """The parser's selectors of series in an expression; raises ValueError if it is no PromQL."""
+    return list(_selectors(promql_parser.parse(plain(expression))))
 
 
 def _selectors(node: Any) -> Iterator[Any]:
