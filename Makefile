@@ -92,8 +92,9 @@ fleet: model ## Load 3 gateways and 3 model servers in network namespaces while 
 	$(BIN)/python -m k8s.tools.fleet --models $(MODELS)
 
 .PHONY: chaos
-chaos: install-dev ## Kill, stop and cut off replicas under load, and see that no caller notices
+chaos: install-dev ## Kill, stop and cut off replicas under load; ask for ten times what can be answered (minutes)
 	$(BIN)/pytest tests/chaos
+	$(BIN)/python -m tests.chaos.overload
 
 .PHONY: soak
 soak: install-dev model ## Send mixed traffic for half an hour with a new version each minute; memory must stay (30 minutes)

@@ -20,12 +20,15 @@ from typing import Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 import structlog
 
-from serving.errors import DeadlineExceeded, Internal, SluiceError
+from serving.errors import DeadlineExceeded, Internal, Overloaded, SluiceError
 from serving.latency_profile import LatencyProfile, least_wait_s
 from serving.prediction import RequestContext
 from serving.turns import TurnQueue
 
 _log = structlog.get_logger()
+
+# Long enough for much of a queue to empty, short enough that replicas are not left idle.
+RETRY_AFTER_S = 1.0
 
 # Latencies of versions that are long gone are forgotten beyond this many.
 _MOST_PROFILES = 256
@@ -135,6 +138,7 @@ class Batcher(Generic[AnyPlace]):
         send: sends a batch.
         book: takes a place for a batch; gives one, too, if nobody can be reached, so that callers hear why.
         max_batch: images in one batch.
+        target_s: how long an image may wait that is let in, once full batches wait for every place.
         left: is told of each batch that leaves: its lane, its size, and why it left then.
         clock: the monotonic clock, in seconds.
     """
@@ -145,6 +149,7 @@ class Batcher(Generic[AnyPlace]):
         book: Book[AnyPlace],
         *,
         max_batch: int,
+        target_s: float = float("inf"),
         left: Callable[[LaneKey, int, Reason], None] = lambda _lane, _size, _reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -152,6 +157,7 @@ class Batcher(Generic[AnyPlace]):
         self._left = left
         self._book = book
         self._max_batch = max_batch
+        self._target_s = target_s
         self._clock = clock
         self._lanes: OrderedDict[LaneKey, Lane] = OrderedDict()  # whose turn is next comes first
         self._profiles: dict[LaneKey, LatencyProfile] = {}
@@ -170,7 +176,12 @@ class Batcher(Generic[AnyPlace]):
         await self._tasks.__aexit__(kind, error, traceback)
 
     def check(self, key: LaneKey, deadline: float, caller: str = "") -> None:
-        """Refuse what cannot be done in time, before anything is done; raises DeadlineExceeded."""
+        """Refuse what cannot be done in time, before anything is done.
+
+        Raises:
+            DeadlineExceeded: not before the deadline.
+            Overloaded: not within the target; it may be worth a try later.
+        """
         profile = self._profiles.get(key)
         if profile is None:
             return
@@ -182,6 +193,9 @@ class Batcher(Generic[AnyPlace]):
             raise DeadlineExceeded(
                 f"it would take at least {wait_s:.3f} s, and the deadline is in {left_s:.3f} s", stage="queue"
             )
+        if wait_s > self._target_s and ahead >= self._max_batch * lane.in_flight:
+            text = f"{ahead} images are queued, as many as get done in time"
+            raise Overloaded(text, stage="queue", retry_after_s=RETRY_AFTER_S)
 
     def enqueue(
         self, key: LaneKey, pixels: np.ndarray, deadline: float, context: RequestContext | None = None

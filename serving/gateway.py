@@ -101,6 +101,7 @@ class Gateway:
             self._dispatcher.send,
             lambda lane: pool.book(*lane),
             max_batch=settings.max_batch,
+            target_s=settings.target_latency_s,
             left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
             clock=clock,
         )

@@ -53,8 +53,16 @@ class LatencyProfile:
         known = [each for each in known if each.calls >= _LEAST_CALLS]
         if not known:
             return 0.0
-        fresh: float = 0.5 ** ((now - self._learned_at) / HALF_LIFE_S)
-        return fresh * max(max(each.mean_s - each.deviation_s, 0.0) for each in known)
+        return self._fresh(now) * max(max(each.mean_s - each.deviation_s, 0.0) for each in known)
+
+    def usual_s(self, size: int, now: float) -> float:
+        """What a call with `size` images takes on average: over many calls, deviations even out."""
+        known = [each for bucket, each in self._buckets.items() if bucket <= size]
+        known = [each for each in known if each.calls >= _LEAST_CALLS]
+        return self._fresh(now) * max((each.mean_s for each in known), default=0.0)
+
+    def _fresh(self, now: float) -> float:
+        return float(0.5 ** ((now - self._learned_at) / HALF_LIFE_S))
 
     def patience_s(self, size: int) -> float | None:
         """After how long a call with `size` images is given up for lost; None while too little is known."""
@@ -71,7 +79,7 @@ def _bucket(size: int) -> int:
 
 
 def least_wait_s(profile: LatencyProfile, *, queued: int, slots: int, max_batch: int, now: float) -> float:
-    """How long, at least, an image that comes now takes to be answered.
+    """How long an image that comes now takes to be answered, if its own call goes well.
 
     Args:
         profile: the version's latencies.
@@ -81,5 +89,5 @@ def least_wait_s(profile: LatencyProfile, *, queued: int, slots: int, max_batch:
         now: the time.
     """
     full_batches_ahead = queued // max_batch
-    waiting_s = full_batches_ahead / max(slots, 1) * profile.least_s(max_batch, now)
+    waiting_s = full_batches_ahead / max(slots, 1) * profile.usual_s(max_batch, now)
     return waiting_s + profile.least_s(1, now)

@@ -28,7 +28,7 @@ from serving.catalog import Catalog
 from serving.certificates import Certificates
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
-from serving.memory import give_back_memory
+from serving.memory import give_back_memory, trim_steadily
 from serving.page.curves import Curves
 from serving.page.state import of_one_worker
 from serving.peers import Peers, samples
@@ -207,7 +207,7 @@ async def gateway_up(
                 callers.watch(),
                 curves.watch(),
             ),
-            _in_background(following.watch(settings.discovery_interval_s)),
+            _in_background(following.watch(settings.discovery_interval_s), trim_steadily()),
             _in_background(*(() if certificates is None else (certificates.watch(),))),
             asyncio.TaskGroup() as servers,
         ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.batching import Batcher, Entry, LaneKey, Place, take
-from serving.errors import DeadlineExceeded, Internal, Unavailable
+from serving.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
 from serving.latency_profile import LEAST_PATIENCE_S
 from serving.prediction import RequestContext
 from serving.turns import TurnQueue
@@ -300,6 +300,33 @@ async def test_what_cannot_be_done_in_time_is_refused_before_it_costs_anything()
         now += 60.0  # refusing for ever would mean never to learn better
         batcher.check(LANE, now + 0.5)
     assert places.free == 1
+
+
+async def test_a_queue_that_is_longer_than_the_target_takes_no_more() -> None:
+    now, hold = 100.0, asyncio.Event()
+    hold.set()
+
+    async def send(
+        _lane: LaneKey, batch: Sequence[Entry], _place: Place, _patience_s: float | None
+    ) -> np.ndarray:
+        nonlocal now
+        await hold.wait()
+        now += 1.0
+        return np.zeros((len(batch), 1), np.float32)
+
+    async with Batcher(send, Places(1), max_batch=2, target_s=3.5, clock=lambda: now) as batcher:
+        for _ in range(20):
+            await asyncio.gather(*(batcher.enqueue(LANE, pixels(0), FAR) for _ in range(3)))
+        hold.clear()
+        waiting = [batcher.enqueue(LANE, pixels(0), FAR) for _ in range(5)]
+        batcher.check(LANE, FAR)  # two batches, then its own
+        waiting += [batcher.enqueue(LANE, pixels(0), FAR) for _ in range(2)]
+        with pytest.raises(Overloaded) as refused:
+            batcher.check(LANE, FAR)
+        assert refused.value.retry_after_s
+        hold.set()
+        await asyncio.gather(*waiting)
+        batcher.check(LANE, FAR)
 
 
 async def test_a_call_without_answer_is_overdue_once_latencies_are_known() -> None:

