@@ -108,8 +108,8 @@ class Option:
         max_batch: the largest batch, B.
         full_rate: images/s of one replica with full batches, mu.
         replicas: how many, spare ones included.
-        batch: how large batches are at the load, b, with every replica working.
-        p99_s: the bound on latency with the spare replicas gone.
+        batch: how large batches are at the load, b, with the spare replicas gone.
+        p99_s: the bound on latency, likewise.
         cost_per_million: of replicas and gateways, for a million images at the peak rate.
     """
 
@@ -181,7 +181,7 @@ def _option(measured: Measured, need: Need, max_batch: int) -> Option:
         max_batch=max_batch,
         full_rate=full_rate,
         replicas=replicas,
-        batch=gathered(measured, need.images_per_s / replicas, max_batch),
+        batch=gathered(measured, need.images_per_s / working, max_batch),
         p99_s=p99_s(measured, need, need.images_per_s / working, max_batch),
         cost_per_million=hourly / (need.images_per_s * _SECONDS_PER_HOUR) * 1e6,
     )

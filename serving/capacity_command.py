@@ -121,7 +121,7 @@ def _print(measured: Measured, need: Need, found: list[Option], chosen: Option |
             f"{option.replicas:,}",
             f"{option.batch:.1f}",
             f"{option.p99_s * 1e3:.1f}",
-            f"{option.cost_per_million:,.3f}",
+            f"{option.cost_per_million:,.3f}" if option.cost_per_million else "–",
         )
     console = Console()
     console.print(table)

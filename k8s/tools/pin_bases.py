@@ -40,11 +40,23 @@ def fill(text: str, digests: dict[str, str]) -> str:
     )
 
 
+def _is_installed(name: str) -> bool:
+    """Whether a tool is there; Docker's command alone is not enough, it must have buildx."""
+    if shutil.which(name) is None:
+        return False
+    if name != "docker":
+        return True
+    return subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False).returncode == 0
+
+
 def ask(image: str) -> str:
     """The digest of an image, from its registry; SystemExit says what is missing."""
-    name = next((name for name in TOOLS if shutil.which(name)), None)
+    name = next((name for name in TOOLS if _is_installed(name)), None)
     if name is None:
-        sys.exit(f"error: none of {', '.join(TOOLS)} is installed; pass the digest: {image}=sha256:…")
+        sys.exit(
+            "error: none of crane, skopeo and docker buildx is installed; install one, or pass the digests: "
+            f"{image}=sha256:…"
+        )
     reference = f"docker://{image}" if name == "skopeo" else image
     done = subprocess.run([*TOOLS[name], reference], capture_output=True, text=True, check=False)
     found = _DIGEST.search(done.stdout)

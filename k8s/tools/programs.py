@@ -21,6 +21,11 @@ from serving.modelserver import config, flags
 from serving.modelserver.status import StatusError
 from serving.rollout.plan_file import parse_plan
 
+# Settings that name a file which must be there when the gateway starts.
+_FILE_SETTINGS = (
+    "keys_file", "jwks_file", "tls_certificate", "tls_key", "tls_client_ca", "feedback_key_file",
+    "rollout_plan",
+)  # fmt: skip
 # What an image runs before `args`, by the end of its name; with `command` given, that is run instead.
 _ENTRY_POINTS: Mapping[str, tuple[str, ...]] = {
     "sluice/gateway": ("sluice",),
@@ -179,12 +184,22 @@ def _settings(
         yield "no replica is named (SLUICE_REPLICAS)"
     for host, port in names:
         yield from _service(documents, host, port)
+    yield from _unmounted(container, loaded)
     if loaded.rollout_plan is not None:
         yield from _plan(container, str(loaded.rollout_plan), documents, read)
     configured = _configured_models(documents)
     for model in loaded.models:
         if configured and model not in configured:
             yield f"model {model!r} is in no model server's configuration; there are: {', '.join(configured)}"
+
+
+def _unmounted(container: Container, loaded: settings.Settings) -> Iterator[str]:
+    """Files that the settings name, in folders where no volume is mounted."""
+    mounts = {mount["mountPath"] for mount in container.spec.get("volumeMounts", ())}
+    for name in _FILE_SETTINGS:
+        path = getattr(loaded, name)
+        if path is not None and str(path.parent) not in mounts:
+            yield f"{_ENV_PREFIX}{name.upper()}={path}: no volume is mounted at {path.parent}"
 
 
 def _plan(

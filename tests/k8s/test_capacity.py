@@ -82,6 +82,7 @@ def test_a_hundred_thousand_images_a_second() -> None:
     assert found[128].cost_per_million == pytest.approx((22 * 1.2 + 73 * 0.1) / 360)
     assert capacity.best(list(found.values()), need) == found[128]
     shown = capacity.arithmetic(GPU, need, found[128])
+    assert f"b = {found[128].batch:.1f}; " in shown["batches"]
     assert shown["full batches"] == "128 images / 18.00 ms = 7,111 images/s a replica"
     assert shown["replicas"] == "100,000 / (7,111 x 0.7) = 20.09 -> 21; with 1 spare 22"
     assert shown["network"] == "100,000 x 55 kB = 44.00 Gbit/s in, 0.60 a gateway"

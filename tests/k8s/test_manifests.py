@@ -91,6 +91,11 @@ MISTAKES = {
         "base/gateway/gateway.env", "SLUICE_MAX_BATCH=32", "SLUICE_MAX_BATCH=0", "local",
         "max_batch: Input should be greater than or equal to 1",
     ),
+    "key that is nowhere mounted": Mistake(
+        "components/rollouts-cluster/gateway.yaml", "mountPath: /etc/gateway-feedback",
+        "mountPath: /etc/feedback", "production",
+        "SLUICE_FEEDBACK_KEY_FILE=/etc/gateway-feedback/key: no volume is mounted at /etc/gateway-feedback",
+    ),
     "port on which no replica listens": Mistake(
         "base/gateway/gateway.env", "dns:model-servers:8500", "dns:model-servers:8600", "local",
         "Service model-servers has no port 8600",
@@ -203,3 +208,19 @@ def test_digests_of_bases_are_filled_in(tmp_path: Path) -> None:
     assert pin_bases.bases(copy.read_text()) == given
     assert run("--check").returncode == 0
     assert copy.read_text().count("FROM") == DOCKERFILE.read_text().count("FROM")
+
+
+def test_without_a_tool_it_is_said_how_to_pin_the_bases(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"  # as it is without buildx
+    docker.write_text('#!/bin/sh\necho "unknown flag: $*" >&2\nexit 125\n')
+    docker.chmod(0o755)
+    copy = tmp_path / "Dockerfile"
+    copy.write_text(DOCKERFILE.read_text())
+    done = subprocess.run(
+        [sys.executable, Path(pin_bases.__file__), "--file", str(copy)],
+        capture_output=True, text=True, check=False, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "none of crane, skopeo and docker buildx is installed" in done.stderr
+    assert "python:3.11-bookworm=sha256:" in done.stderr
+    assert copy.read_text() == DOCKERFILE.read_text()
