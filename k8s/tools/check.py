@@ -34,7 +34,7 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "GPUs, models from GCS": ("base", "gpu", "store-gcs", "network-policies"),
     "GPUs, models from S3": ("base", "gpu", "store-s3", "network-policies"),
     "training": ("overlays/production", "training", "training-rollout"),
-    "KEDA": ("base", "gpu", "monitoring", "autoscaling-keda"),
+    "KEDA": ("base", "gpu", "monitoring", "autoscaling-keda", "gateway-workers"),
     "several processes in a pod": ("overlays/production", "gateway-workers"),
 }
 

@@ -96,3 +96,36 @@ def test_every_expression_can_be_computed_where_series_are_of_workers(tmp_path: 
 def test_an_expression_that_confuses_workers_would_be_found(tmp_path: Path) -> None:
     careless = "sluice_requests_in_flight / on (pod) sluice_requests_in_flight_limit"
     assert "duplicate series" in faults([careless], tmp_path)
+
+
+def test_a_pod_of_several_processes_is_asked_for_as_much_more(tmp_path: Path) -> None:
+    """Limits, resources and the autoscalers' targets grow with the processes."""
+    one = manifests.build(check.K8S / "overlays/production")
+    several = manifests.build(check.folder_of("several processes in a pod", check.K8S, tmp_path))
+    by_keda = manifests.build(check.folder_of("KEDA", check.K8S, tmp_path))
+    count = int(environment(several)["SLUICE_WORKERS"])
+    assert count > 1
+    for name in ("SLUICE_MAX_IN_FLIGHT", "SLUICE_MAX_IN_FLIGHT_BYTES", "SLUICE_DECODE_THREADS"):
+        assert int(environment(several)[name]) == count * int(environment(one)[name])
+    assert in_flight_target(several) == count * in_flight_target(one)
+    scaled = {each["metadata"]["name"]: each for each in manifests.of_kind(by_keda, "ScaledObject")}
+    assert int(scaled["gateway"]["spec"]["triggers"][0]["metadata"]["threshold"]) == in_flight_target(several)
+
+
+def environment(documents: list[manifests.Document]) -> dict[str, str]:
+    """The gateway's variables."""
+    (config,) = (
+        each for each in manifests.of_kind(documents, "ConfigMap")
+        if each["metadata"]["name"].startswith("gateway-")
+    )  # fmt: skip
+    (container,) = (
+        each for each in manifests.containers(documents) if each.where.endswith("gateway: gateway")
+    )
+    given = {each["name"]: each["value"] for each in container.spec["env"]}
+    return {**config["data"], **given}
+
+
+def in_flight_target(documents: list[manifests.Document]) -> int:
+    """How many requests in flight a pod has before another one comes."""
+    (scaler,) = manifests.of_kind(documents, "HorizontalPodAutoscaler")
+    return int(scaler["spec"]["metrics"][0]["pods"]["target"]["averageValue"])
