@@ -30,6 +30,7 @@ _COUNTS = {
     "wrong": "sluice_feedback_wrong",
     "copies": "sluice_shadow_copies",
 }
+_OF_WHICH = {"calls": "failed", "requests": "slow", "labelled": "wrong"}
 _BY_CLASS = {"compared": "sluice_shadow_compared", "agreed": "sluice_shadow_agreed"}
 _FAILED_ALONE = {"candidate-failed": "candidate", "stable-failed": "stable"}
 
@@ -86,7 +87,7 @@ def _read_versions(readings: Readings, gateway: Gateway) -> None:
 def _read_counts(readings: Readings, gateway: Gateway) -> None:
     for model in gateway.catalog.names():
         by_class: dict[tuple[str, str, str], float] = {}
-        for key, count in gateway.steering.counts(model).items():
+        for key, count in _from_zero(gateway.steering.counts(model)).items():
             kind, version, *more = key.split("/", 2)
             if gateway.metrics.has_left(model, version):
                 continue
@@ -100,6 +101,16 @@ def _read_counts(readings: Readings, gateway: Gateway) -> None:
                 by_class[place] = by_class.get(place, 0.0) + count
         for (name, version, group), count in by_class.items():
             readings.add(name, count, model, version, group)
+
+
+def _from_zero(counts: Mapping[str, float]) -> dict[str, float]:
+    """The counts, with a zero for what a version has not done badly yet: a rate needs a beginning."""
+    found = dict(counts)
+    for key in counts:
+        kind, _, version = key.partition("/")
+        if kind in _OF_WHICH:
+            found.setdefault(f"{_OF_WHICH[kind]}/{version}", 0.0)
+    return found
 
 
 def _read_rollouts(readings: Readings, rollouts: list[Rollout]) -> None:

@@ -24,8 +24,6 @@ ELSEWHERE = {
     "DCGM_FI_DEV_GPU_UTIL": "this machine has no GPU",
     "DCGM_FI_DEV_FB_USED": "this machine has no GPU",
     "DCGM_FI_DEV_FB_FREE": "this machine has no GPU",
-    "sluice_version_calls_failed_total": "no version fails a call under this load",
-    "sluice_feedback_wrong_total": "the feedback that the load sends agrees with the answers",
 }
 
 
@@ -46,14 +44,18 @@ def test_prometheus_counts_exactly_what_clients_sent(scene: Scene) -> None:
 def test_each_expression_of_a_dashboard_has_data(scene: Scene, name: str) -> None:
     expressions = [expression for _, expression in metric_names._panels(name, (FOLDER / name).read_text())]
     assert len(expressions) >= 9
-    empty = []
+    empty, with_data = [], 0
     for expression in expressions:
         plain = expression.replace("$__rate_interval", "10s").replace("$model", "digits")
-        if not scene.query(plain, scene.loaded_at):
+        if scene.query(plain, scene.loaded_at):
+            with_data += 1
+        else:
             names = {each.name for each in metric_names._selectors(promql_parser.parse(plain))}
             if not names & ELSEWHERE.keys():
                 empty.append(plain)
-    print(f"{name}: {len(expressions)} expressions, {len(empty)} without data that should have some")
+    print(
+        f"{name}: {len(expressions)} expressions, {with_data} with data, {len(empty)} without for no reason"
+    )
     assert empty == []
 
 
@@ -77,7 +79,7 @@ def test_top_shows_rates_by_version(scene: Scene) -> None:
     after = parse(httpx.get(f"{scene.http_url}/metrics", timeout=60).text, 10.0)
     found = rows(parse("", 0.0), after)
     answered = sum(row.requests_per_s for row in found) * 10
-    assert answered >= scene.sent.total()
+    assert round(answered) >= scene.sent.total()  # rates, made counts again
     assert all(0 < row.median_s <= row.p99_s for row in found if row.requests_per_s)
 
 
