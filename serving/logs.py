@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -18,6 +19,28 @@ _log = structlog.get_logger()
 
 # Failures beyond this are counted, not written: an overload must not be made worse by its own log.
 MAX_FAILURES_PER_S = 20
+
+
+class Lossy:
+    """A stream that loses what cannot be written: a full disk or a closed pipe must not fail a request.
+
+    Args:
+        stream: where to write.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if it can be."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out, if it can be."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def configure_logging() -> None:
@@ -33,7 +56,7 @@ def configure_logging() -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=Lossy(sys.stderr)),  # type: ignore[arg-type]
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

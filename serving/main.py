@@ -39,6 +39,7 @@ from serving.settings import Settings
 from serving.supervisor import ModelServerProcess
 from serving.telemetry import Metrics
 from serving.upstream import ConfigFile, Upstream, model_config
+from serving.watchdog import Watchdog
 
 _log = structlog.get_logger()
 
@@ -208,6 +209,7 @@ async def gateway_up(
                 curves.watch(),
             ),
             _in_background(following.watch(settings.discovery_interval_s), trim_steadily()),
+            Watchdog(metrics.stalled).watching(),
             _in_background(*(() if certificates is None else (certificates.watch(),))),
             asyncio.TaskGroup() as servers,
         ):

@@ -106,6 +106,14 @@ class Metrics:
             ("model", "reason"),
             registry=registry,
         )
+        self.stalls = Counter(
+            "sluice_event_loop_stalls",
+            "How often the event loop stood still for over half a second; the log says where.",
+            registry=registry,
+        )
+        self.stall_seconds = Counter(
+            "sluice_event_loop_stall_seconds", "How long it stood still, all in all.", registry=registry
+        )
         self.predictions = Counter(
             "sluice_predictions",
             f"Images by the class that a version put first; beyond 20 classes the rarer ones are `{OTHER}`.",
@@ -153,6 +161,11 @@ class Metrics:
     def has_left(self, model: str, version: str) -> bool:
         """Whether a version's series have ended, or never began."""
         return (model, version) not in self._present_at
+
+    def stalled(self, duration_s: float) -> None:
+        """The event loop stood still."""
+        self.stalls.inc()
+        self.stall_seconds.inc(duration_s)
 
     def predicted(
         self, model: str, version: int, labels: Sequence[str], card: Mapping[str, Any], indices: Iterable[int]

@@ -1,4 +1,4 @@
-"""A scripted replica as a process: `python -m tests.chaos.replica_process PORT`; prints its address.
+"""A scripted replica as a process: `python -m tests.chaos.replica_process [HOST:]PORT`; prints its address.
 
 With two more arguments it computes one batch at a time: so many seconds for each, and so many for each image.
 """
@@ -26,10 +26,12 @@ def busy_for(batch_s: float, image_s: float) -> FakeReplica:
 
 async def main() -> None:
     """Serve until killed."""
-    port, *times = sys.argv[1:]
+    where, *times = sys.argv[1:]
+    host, _, port = where.rpartition(":")
+    host = host or "127.0.0.1"
     replica = busy_for(*map(float, times)) if times else FakeReplica()
-    async with running(replica, address=f"127.0.0.1:{port}"):
-        print(replica.address, flush=True)
+    async with running(replica, address=f"{host}:{port}"):
+        print(f"{host}:{replica.address.rpartition(':')[2]}", flush=True)
         await asyncio.Event().wait()
 
 

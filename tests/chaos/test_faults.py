@@ -12,13 +12,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, get_args
 
 import grpc
 import httpx
 import pytest
 
+from serving.backends.pool import STATUS_TIMEOUT_S
 from serving.main import Running
 from tests.chaos.http2_proxy import Harm, HarmfulProxy
 from tests.support.fake_replica import FakeReplica, Refusal, running, until
@@ -68,8 +69,13 @@ async def two_replicas(
 
 
 @contextlib.asynccontextmanager
-async def load(url: str, clients: int = 32) -> AsyncIterator[Counter[str]]:
-    """So many clients that post without pause while the block runs; what became of each request."""
+async def load(
+    url: str, clients: int = 32, taken_s: list[float] | None = None
+) -> AsyncIterator[Counter[str]]:
+    """So many clients that post without pause while the block runs; what became of each request.
+
+    How long each took is appended to `taken_s`.
+    """
     seen: Counter[str] = Counter()
     stop = asyncio.Event()
 
@@ -77,6 +83,8 @@ async def load(url: str, clients: int = 32) -> AsyncIterator[Counter[str]]:
         while not stop.is_set():
             answer = await client.post(PATH, content=PICTURE, headers=PNG)
             seen[str(answer.status_code) if answer.status_code == 200 else answer.text] += 1
+            if taken_s is not None:
+                taken_s.append(answer.elapsed.total_seconds())
 
     limits = httpx.Limits(max_connections=clients)
     async with (
@@ -116,19 +124,37 @@ async def test_nobody_notices_that_one_of_two_replicas_is_killed_and_comes_back(
     assert set(seen) == {"200"}, seen
 
 
-async def test_calls_on_a_replica_that_is_stopped_are_answered_by_the_other() -> None:
-    async with two_replicas(status_interval_s=0.5) as (up, _, replicas), load(up.http_url) as seen:
+async def test_calls_on_a_replica_that_is_stopped_are_answered_by_the_other(
+    record_property: Callable[[str, object], None],
+) -> None:
+    taken_s: list[float] = []
+    async with (
+        two_replicas(status_interval_s=0.5) as (up, _, replicas),
+        load(up.http_url, taken_s=taken_s) as seen,
+    ):
         await until_more(seen, 300)
+        usual_s = sorted(taken_s)[int(0.99 * len(taken_s))]
         os.kill(replicas[0].process.pid, signal.SIGSTOP)
         try:
             await until(lambda: up.pool.replicas[0].breaker.failures > 0 or not up.pool.replicas[0].reachable)
-            await until_more(seen, 200)
+            await until_more(seen, 1000)
             await until(lambda: up.pool.replicas[0].in_flight == 0)
         finally:
             os.kill(replicas[0].process.pid, signal.SIGCONT)
+        returned = time.monotonic()
         await until(lambda: up.pool.capacity("digits", 1) == 4)
+        await until(lambda: up.pool.replicas[0].weight(time.monotonic()) == 1.0)
+        await until(lambda: up.pool.replicas[0].in_flight > 0)
+        recovery_s = time.monotonic() - returned
         await until_more(seen, 100)
+    late = sum(each > usual_s + STATUS_TIMEOUT_S for each in taken_s)
+    record_property("late share", late / len(taken_s))
+    record_property("recovery, s", recovery_s)
+    print(
+        f"{late} of {len(taken_s)} later than {usual_s + STATUS_TIMEOUT_S:.2f} s; back in {recovery_s:.1f} s"
+    )
     assert set(seen) == {"200"}, seen
+    assert late <= 0.01 * len(taken_s)
 
 
 async def test_a_replica_that_fails_now_and_then_costs_nobody_an_answer() -> None:
