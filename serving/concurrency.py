@@ -31,7 +31,8 @@ class ConcurrencyLimit:
         self._target_s = target_s
         self._floor = floor
         self._ceiling = ceiling
-        self._limit = float(ceiling)
+        # Nothing is known yet: a rush at the start must not fill all of it before the first latency is seen.
+        self._limit = ceiling / 2
         self._next_cut = 0.0
         self.in_progress = 0
 
