@@ -19,7 +19,7 @@ from serving.backends.pool import Pool
 from serving.catalog import Catalog
 from serving.errors import Conflict, SluiceError, Unavailable
 from serving.rollout import ledger as ledgers
-from serving.rollout.counts import Counts, grown
+from serving.rollout.counts import Counts, grown, remembered
 from serving.rollout.events import Announcer
 from serving.rollout.examine import Examiner
 from serving.rollout.fleet import Holdings, holdings, replicas_verdict
@@ -156,7 +156,7 @@ class Controller:
             stored = await asyncio.to_thread(self._around.store.load, rollout.model)
             return rollout if stored is None else stored
         if counts is not None:
-            self._before[rollout.id] = counts
+            self._before[rollout.id] = remembered(self._before.get(rollout.id, {}), counts)
         if has_moved:
             await self._around.announcer.moved(saved)
         return saved

@@ -36,3 +36,11 @@ def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
             if more:
                 total[name] = total.get(name, 0.0) + more
     return total
+
+
+def remembered(before: Mapping[str, Counts], now: Mapping[str, Counts]) -> dict[str, Counts]:
+    """The last counts of every gateway, by its id, to be given to the next `grown`.
+
+    One that cannot be seen for once, since a scrape of it failed, must not come back as a new one.
+    """
+    return {**before, **now}

@@ -68,10 +68,10 @@ class PrometheusCounts:
         """See `CountSource.publish`: Prometheus comes for them."""
 
     def collect(self, model: str) -> dict[str, Counts]:
-        """See `CountSource.collect`; gateways are told apart by the label `instance`."""
+        """See `CountSource.collect`; processes are told apart by `instance`, and by `worker` within a pod."""
         escaped = model.replace("\\", "\\\\").replace('"', '\\"')
         matchers = ", ".join(filter(None, (f'model="{escaped}"', self._selector)))
-        query = f"sum by (instance, name) ({METRIC}_total{{{matchers}}})"
+        query = f"sum by (instance, worker, name) ({METRIC}_total{{{matchers}}})"
         try:
             answer = self._client.get("/api/v1/query", params={"query": query})
             answer.raise_for_status()
@@ -79,7 +79,8 @@ class PrometheusCounts:
             found: dict[str, Counts] = {}
             for each in series:
                 labels = each["metric"]
-                found.setdefault(labels.get("instance", ""), {})[labels["name"]] = float(each["value"][1])
+                process = "/".join(filter(None, (labels.get("instance"), labels.get("worker"))))
+                found.setdefault(process, {})[labels["name"]] = float(each["value"][1])
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"Prometheus cannot be asked: {error}") from error
         return found

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from serving import errors, protos, tensors
 from serving.backends.tfserving import VersionStatus
 from serving.errors import Unavailable
-from serving.rollout.counts import grown
+from serving.rollout.counts import grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
@@ -185,6 +185,15 @@ def test_counts_of_gateways_that_come_go_and_start_again() -> None:
     assert grown({"a": {"x": 2.0}}, before) == {"x": 2.0}, "started again: all it has counted is new"
 
 
+def test_a_gateway_that_cannot_be_seen_for_once_comes_back_as_itself() -> None:
+    first = {"a": {"x": 100.0}, "b": {"x": 50.0}}
+    without_b = {"a": {"x": 101.0}}
+    back = {"a": {"x": 102.0}, "b": {"x": 53.0}}
+    assert grown(without_b, first) == {"x": 1.0}
+    before = remembered(first, without_b)
+    assert grown(back, before) == {"x": 4.0}, "of b only what it has counted since it was last seen"
+
+
 async def test_steering_counts_calls_once_however_often_they_are_tried() -> None:
     steering = Steering()
     steering.set_split("digits", Split(1, 2, 0.5, salt="x"), 0.1)
@@ -260,12 +269,17 @@ def prometheus(answer: Any, status: int = 200) -> Iterator[tuple[str, list[str]]
 def test_counts_come_from_prometheus_by_gateway() -> None:
     series = [
         {"metric": {"instance": "a:8080", "name": "calls/2"}, "value": [1.0, "7"]},
-        {"metric": {"instance": "b:8080", "name": "calls/2"}, "value": [1.0, "3"]},
+        {"metric": {"instance": "b:8080", "worker": "0", "name": "calls/2"}, "value": [1.0, "3"]},
+        {"metric": {"instance": "b:8080", "worker": "1", "name": "calls/2"}, "value": [1.0, "4"]},
     ]
     with prometheus({"data": {"result": series}}) as (url, queries):
         found = PrometheusCounts(url).collect('di"gits')
-    assert found == {"a:8080": {"calls/2": 7.0}, "b:8080": {"calls/2": 3.0}}
-    assert queries == ['sum by (instance, name) (sluice_rollout_events_total{model="di\\"gits"})']
+    assert found == {
+        "a:8080": {"calls/2": 7.0},
+        "b:8080/0": {"calls/2": 3.0},
+        "b:8080/1": {"calls/2": 4.0},
+    }
+    assert queries == ['sum by (instance, worker, name) (sluice_rollout_events_total{model="di\\"gits"})']
 
 
 @pytest.mark.parametrize(("answer", "status"), [({}, 200), ({"data": 3}, 200), ({}, 503)])
