@@ -51,7 +51,7 @@ class Scraper:
 
     def answer(self, query: str) -> list[dict[str, Any]]:
         found = re.fullmatch(
-            r'sum by \(instance, name\) \(sluice_rollout_events_total\{model="(\w+)"\}\)', query
+            r'sum by \(instance, worker, name\) \(sluice_rollout_events_total\{model="(\w+)"\}\)', query
         )
         assert found is not None, query
         return [
