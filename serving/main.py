@@ -92,8 +92,7 @@ async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
     if not settings.models:
         raise InvalidInput("no model is named; pass --model NAME for each model that the replicas have")
     upstream = Upstream(settings.replicas, settings.models, Path(settings.replica_models_dir))
-    with tempfile.TemporaryDirectory(prefix="sluice-") as work_dir:
-        await _run(settings, upstream, Path(work_dir), new_metrics(), while_up)
+    await _run(settings, upstream, new_metrics(), while_up)
 
 
 async def run_serve(settings: Settings, while_up: WhileUp) -> None:
@@ -118,22 +117,21 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
         child = ModelServerProcess(command, work_dir=work_dir, config=config, metrics=metrics)
         upstream = Upstream((child.address,), models, settings.models_dir, config)
         async with _in_background(child.run()):
-            await _run(settings, upstream, work_dir, metrics, while_up)
+            await _run(settings, upstream, metrics, while_up)
 
 
-async def _run(
-    settings: Settings, upstream: Upstream, work_dir: Path, metrics: Metrics, while_up: WhileUp
-) -> None:
+async def _run(settings: Settings, upstream: Upstream, metrics: Metrics, while_up: WhileUp) -> None:
     """Run one gateway in this process, or several as its children."""
     if settings.workers == 1:
         await run_one(settings, upstream, metrics, while_up)
         return
-    parent = Peers(work_dir, "parent")
-    async with (
-        parent.answering({"metrics": lambda: samples(metrics.registry)}),
-        workers.up(settings, upstream, work_dir) as running,
-    ):
-        await _until_signalled(while_up(running), running.dump)
+    with tempfile.TemporaryDirectory(prefix="sluice-workers-") as name:
+        folder = Path(name)
+        async with (
+            Peers(folder, "parent").answering({"metrics": lambda: samples(metrics.registry)}),
+            workers.up(settings, upstream, folder) as running,
+        ):
+            await _until_signalled(while_up(running), running.dump)
 
 
 async def run_one(

@@ -20,18 +20,20 @@ import structlog
 
 from serving import children
 from serving.errors import FailedPrecondition, InvalidInput
+from serving.logs import Lossy
 from serving.telemetry import Metrics
 from serving.upstream import ConfigFile
 
 _log = structlog.get_logger()
 
 TERMINATE_TIMEOUT_S = 10.0
+LAST_WORDS_S = 1.0
 LOAD_RETRY_INTERVAL_S = 1
 
 # absl's lines before its log is set up, which no environment variable silences: what the processor can do,
 # that there is no GPU, and that this is no error.
 _CHATTER = re.compile(
-    rb"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:|E\d{4} .* failed call to cuInit"
+    rb"WARNING: All log messages before absl|[IW]0000 00:00:|E0000 00:00:.* failed call to cuInit"
 )
 
 OWN_PROGRAM = (sys.executable, "-m", "serving.modelserver")
@@ -124,19 +126,23 @@ class ModelServerProcess:
         )
         _log.info("the model server starts", pid=child.pid, program=self._command[0])
         assert child.stderr is not None
+        passing = asyncio.create_task(_pass_on(child.stderr))
         try:
-            await _pass_on(child.stderr)
             return await child.wait()
         finally:
             await children.end(child, "the model server", TERMINATE_TIMEOUT_S)
+            # Its last words; what it started itself may hold its stderr open for longer.
+            await asyncio.wait([passing], timeout=LAST_WORDS_S)
+            passing.cancel()
 
 
 async def _pass_on(log: asyncio.StreamReader) -> None:
     """Write to stderr what a child writes there, but for what TensorFlow says whenever it starts."""
+    stream = Lossy(sys.stderr)
     async for line in _lines(log):
         if not _CHATTER.match(line):
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
+            stream.write(line.decode(errors="replace"))
+            stream.flush()
 
 
 async def _lines(log: asyncio.StreamReader) -> AsyncIterator[bytes]:
