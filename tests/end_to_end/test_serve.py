@@ -92,6 +92,7 @@ async def test_the_sample_is_a_seven(models: Path) -> None:
         assert await live.end() == 0
 
 
+@pytest.mark.timeout(400)
 async def test_a_killed_model_server_comes_back_and_ends_with_a_killed_gateway(models: Path) -> None:
     async with serving(models) as (live, client):
         assert (await post_sample(client)).status_code == 200
@@ -111,7 +112,7 @@ async def test_a_killed_model_server_comes_back_and_ends_with_a_killed_gateway(m
         assert any("Loading servable" in line for line in live.errors)
         assert not any("oneDNN" in line for line in live.errors)
         await live.end(signal.SIGKILL)
-        gone, _ = await asyncio.to_thread(psutil.wait_procs, [second], 60)
+        gone, _ = await asyncio.to_thread(psutil.wait_procs, [second], 120)
         assert gone == [second]
 
 
