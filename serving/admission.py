@@ -1,28 +1,32 @@
 """Whether a request is let in: who asks, whether there is room, and whether the caller keeps to its limits.
 
 A refusal must stay cheap while the house is full, so nothing here waits, and nothing is read or decoded
-before a request is admitted.
+before a request is admitted. A caller that floods the gateway fills it for itself: a part of the room is
+kept for those who hold less than an equal share.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits import RateLimitItem
 
 from serving.callers import Callers
 from serving.concurrency import ConcurrencyLimit
 from serving.errors import DeadlineExceeded, Overloaded, RateLimited, SluiceError
 from serving.keys import Caller, Scope
+from serving.rates import SlidingWindow
+from serving.shares import Shares
 from serving.telemetry import Metrics
 
 # Long enough for a queue of requests to empty, short enough that capacity is not left idle.
 RETRY_AFTER_S = 1.0
+# An eighth of the hard limits is kept for callers who hold less than an equal share: enough for a few
+# requests of each of several, and little enough that one who is alone does not miss it.
+_RESERVE = 8
 
 
 class Ticket:
@@ -35,7 +39,7 @@ class Ticket:
 
     def hold(self, size_bytes: int) -> None:
         """Take room for `size_bytes` more of the body; raises Overloaded if there is none."""
-        self._admission.take_bytes(size_bytes)
+        self._admission.take_bytes(size_bytes, self.caller.name)
         self.held_bytes += size_bytes
 
 
@@ -64,11 +68,12 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
         self._metrics = metrics
-        self._bytes = 0
-        self._limiter: SlidingWindowCounterRateLimiter | None = None
-        self._in_flight_of: Counter[str] = Counter()
+        self._admitted, self._working, self._bytes = Shares(), Shares(), Shares()
+        self._windows: dict[str, tuple[RateLimitItem, SlidingWindow]] = {}
         self.callers = callers or Callers()
-        self.in_flight = 0
+        # Where nobody is told apart there is nobody to keep room for.
+        self._reserve = 0 if self.callers.open else max_in_flight // _RESERVE
+        self._reserve_bytes = 0 if self.callers.open else max_in_flight_bytes // _RESERVE
         self.limit = limit or ConcurrencyLimit(math.inf, floor=lambda: 1, ceiling=max_in_flight)
         self._clock = clock
 
@@ -78,9 +83,14 @@ class Admission:
         return self._max_in_flight, self._max_in_flight_bytes
 
     @property
+    def in_flight(self) -> int:
+        """Requests that are admitted and not answered."""
+        return self._admitted.total
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of bodies that are held."""
-        return self._bytes
+        return self._bytes.total
 
     @contextmanager
     def admit(self, credential: str | None = None, scope: Scope = "classify") -> Iterator[Ticket]:
@@ -92,32 +102,30 @@ class Admission:
             Overloaded: too many requests are in flight.
         """
         caller = self._authorize(credential, scope)
-        self._check_room()
+        self._check_room(caller.name)
         self._check_limits(caller)
         ticket = Ticket(self, caller)
-        self.in_flight += 1
-        self._in_flight_of[caller.name] += 1
+        self._admitted.take(caller.name)
         self._metrics.in_flight.inc()
         try:
             yield ticket
         finally:
-            self.in_flight -= 1
-            self._in_flight_of[caller.name] -= 1
-            if not self._in_flight_of[caller.name]:
-                del self._in_flight_of[caller.name]
+            self._admitted.give_back(caller.name)
             self._metrics.in_flight.dec()
-            self._bytes -= ticket.held_bytes
+            if ticket.held_bytes:
+                self._bytes.give_back(caller.name, ticket.held_bytes)
 
     @contextmanager
-    def progress(self) -> Iterator[None]:
-        """Room for the work on one request, whose body has been read, while the block runs.
+    def progress(self, caller: str) -> Iterator[None]:
+        """Room for the work on one request of a caller, whose body has been read, while the block runs.
 
         Raises:
             Overloaded: requests take too long already.
         """
-        self._check_progress()
+        self._check_progress(caller)
         started = self._clock()
-        self.limit.in_progress += 1
+        self._working.take(caller)
+        self.limit.in_progress = self._working.total
         try:
             yield
             now = self._clock()
@@ -127,10 +135,13 @@ class Admission:
             self.limit.observe(now - started, now)
             raise
         finally:
-            self.limit.in_progress -= 1
+            self._working.give_back(caller)
+            self.limit.in_progress = self._working.total
 
-    def _check_progress(self) -> None:
-        if self.limit.full:
+    def _check_progress(self, caller: str) -> None:
+        # This limit is an estimate and may be passed: whoever holds less than an equal share is let in on top
+        # of it, and who holds more is not until there are fewer again.
+        if not self._working.fits(caller, 1, self.limit.limit, reserve=self._max_in_flight):
             raise self._refused(
                 "progress",
                 Overloaded(
@@ -140,18 +151,20 @@ class Admission:
                 ),
             )
 
-    def take_bytes(self, size_bytes: int) -> None:
-        """Take room for bytes of a body; the ticket of the request gives it back."""
-        if self._bytes + size_bytes > self._max_in_flight_bytes:
+    def take_bytes(self, size_bytes: int, caller: str) -> None:
+        """Take room for bytes of a caller's body; the ticket of the request gives it back."""
+        most = self._max_in_flight_bytes - self._reserve_bytes
+        if not self._bytes.fits(caller, size_bytes, most, self._reserve_bytes):
             raise self._refused(
                 "bytes",
                 Overloaded(
-                    f"{self._bytes} bytes of requests are held and the limit is {self._max_in_flight_bytes}",
+                    f"{self.held_bytes} bytes of requests are held and the limit is "
+                    f"{self._max_in_flight_bytes}",
                     stage="admission",
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
-        self._bytes += size_bytes
+        self._bytes.take(caller, size_bytes)
 
     def _authorize(self, credential: str | None, scope: Scope) -> Caller:
         try:
@@ -159,21 +172,21 @@ class Admission:
         except SluiceError as error:
             raise self._refused("credentials", error) from error.__cause__
 
-    def _check_room(self) -> None:
-        if self.in_flight >= self._max_in_flight:
+    def _check_room(self, caller: str) -> None:
+        if not self._admitted.fits(caller, 1, self._max_in_flight - self._reserve, self._reserve):
             raise self._refused(
                 "requests",
                 Overloaded(
-                    f"{self.in_flight} requests are in flight, which is the limit",
+                    f"{self.in_flight} requests are in flight and the limit is {self._max_in_flight}",
                     stage="admission",
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
-        self._check_progress()  # now, before the body is read; and again when its work begins
+        self._check_progress(caller)  # now, before the body is read; and again when its work begins
 
     def _check_limits(self, caller: Caller) -> None:
         most = caller.max_concurrent
-        if most is not None and self._in_flight_of[caller.name] >= most:
+        if most is not None and self._admitted.held(caller.name) >= most:
             raise self._refused(
                 "concurrency",
                 RateLimited(
@@ -182,20 +195,23 @@ class Admission:
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
-        if caller.rate is None:
-            return
-        if self._limiter is None:  # its storage runs a thread: only who has rates pays
-            self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        if not self._limiter.hit(caller.rate, caller.name):
-            reset = self._limiter.get_window_stats(caller.rate, caller.name).reset_time
+        wait_s = 0.0 if caller.rate is None else self._window(caller.name, caller.rate).take(self._clock())
+        if wait_s > 0.0:
             raise self._refused(
                 "rate",
                 RateLimited(
                     f"{caller.name} is over its rate of {caller.rate}",
                     stage="admission",
-                    retry_after_s=max(reset - time.time(), 0.1),
+                    retry_after_s=max(wait_s, 0.1),
                 ),
             )
+
+    def _window(self, caller: str, rate: RateLimitItem) -> SlidingWindow:
+        """What a caller has asked for lately; from nothing if its rate was changed."""
+        found = self._windows.get(caller)
+        if found is None or found[0] != rate:
+            found = self._windows[caller] = rate, SlidingWindow(rate.amount, rate.get_expiry())
+        return found[1]
 
     def _refused(self, reason: str, error: SluiceError) -> SluiceError:
         self._metrics.refused.labels(reason).inc()

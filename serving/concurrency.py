@@ -41,11 +41,6 @@ class ConcurrencyLimit:
         """How much may be in progress now."""
         return min(self._ceiling, max(int(self._limit), self._floor()))
 
-    @property
-    def full(self) -> bool:
-        """Whether nothing more may begin."""
-        return self.in_progress >= self.limit
-
     def observe(self, latency_s: float, now: float) -> None:
         """Something that was in progress ended well after `latency_s`."""
         limit = min(float(self._ceiling), max(self._limit, float(self._floor())))

@@ -161,7 +161,7 @@ class Gateway:
                 stage="admission",
             )
         self.journal.has_read(context)
-        with self.admission.progress():
+        with self.admission.progress(context.caller):
             return await self._classify(ref, images, top_k, context)
 
     async def _classify(
@@ -227,7 +227,7 @@ class Gateway:
                 check_shapes(model, request)
             return await self._ask(method, model, request, context)
 
-        with self.admission.progress():
+        with self.admission.progress(context.caller):
             return await self._routed(ref, context, answer)
 
     async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:

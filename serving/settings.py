@@ -120,7 +120,8 @@ class Settings(BaseSettings):
     min_body_bytes_per_s: AtLeastOne = 1024
     """The slowest body that is waited for, on average beyond the grace: a 1990s modem did 5,000."""
     max_in_flight: AtLeastOne = 1024
-    """Requests admitted at once; the rest is refused at once instead of waiting past its deadline."""
+    """Requests admitted at once; the rest is refused at once instead of waiting past its deadline. Where keys
+    are asked for, an eighth of it, and of the bytes, is kept for callers who hold less than an equal share."""
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
     """Bodies held at once: what bounds memory when bodies are large."""
 

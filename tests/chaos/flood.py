@@ -30,7 +30,7 @@ _GRACE_S = 10.0
 
 
 class Flood(NamedTuple):
-    """What to do: `rate` requests a second for `seconds` with the body in the file `body`."""
+    """What to do: `rate` requests a second for `seconds` with the body in the file `body`, and an API key."""
 
     url: str
     body: str
@@ -38,6 +38,7 @@ class Flood(NamedTuple):
     seconds: float
     deadline_s: float
     connections: int = 0
+    key: str = ""
 
 
 class Seen(NamedTuple):
@@ -98,6 +99,7 @@ class _Client:
         self._address = host_and_port.split(":")
         path = "/" + "/".join(flood.url.split("/")[3:])
         head = f"POST {path} HTTP/1.1\r\nhost: {host_and_port}\r\ncontent-type: image/jpeg\r\n"
+        head += f"x-api-key: {flood.key}\r\n" if flood.key else ""
         head += f"x-request-timeout: {flood.deadline_s}\r\ncontent-length: {len(body)}\r\n\r\n"
         self.request = head.encode() + body
         self._flood = flood
