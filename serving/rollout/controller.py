@@ -66,18 +66,25 @@ class Controller:
         around: What it works with.
         interval_s: How often it looks.
         wall: The time of day, in Unix seconds.
+        clock: The monotonic clock, in seconds.
     """
 
     def __init__(
-        self, around: Surroundings, interval_s: float, wall: Callable[[], float] = time.time
+        self,
+        around: Surroundings,
+        interval_s: float,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._around = around
         self._interval_s = interval_s
         self._wall = wall
+        self._clock = clock
         self._examiner = Examiner(around.pool, around.catalog)
         self._newcomers = Newcomers(around.store, around.published, around.plan)
         self._before: dict[str, dict[str, Counts]] = {}
         self._entered: dict[str, tuple[Phase, float]] = {}
+        self._looked: dict[str, tuple[float, float]] = {}
 
     async def watch(self) -> None:
         """Looks for ever. A look that fails is told of, and the next one tries again."""
@@ -162,8 +169,16 @@ class Controller:
         return saved
 
     def _timed(self, rollout: Rollout, at: float) -> Rollout:
-        """The rollout's clock moved on by what was watched: clocks may jump, and controllers may be away."""
-        passed = min(max(0.0, at - rollout.seen_at), _MOST_INTERVALS * self._interval_s)
+        """The rollout's clock moved on by what was watched: controllers may be away, and clocks may jump.
+
+        Between two looks of this gateway by the monotonic clock; by the time of day if another one's was the
+        last.
+        """
+        seen_at, looked_at = self._looked.get(rollout.id, (0.0, 0.0))
+        now = self._clock()
+        passed = now - looked_at if seen_at == rollout.seen_at else at - rollout.seen_at
+        self._looked[rollout.id] = at, now
+        passed = min(max(0.0, passed), _MOST_INTERVALS * self._interval_s)
         clock_s = rollout.clock_s + (passed if rollout.seen_at else 0.0)
         limit = rollout.latency_limit_s or self._latency_limit(rollout)
         return dataclasses.replace(rollout, clock_s=clock_s, seen_at=at, latency_limit_s=limit)
@@ -238,7 +253,7 @@ class Controller:
 
     def _wanted_of(self, rollout: Rollout) -> Wanted:
         phase, entered = self._entered.get(rollout.id, (None, 0.0))
-        now = time.monotonic()
+        now = self._clock()
         if phase is not rollout.state.phase:
             entered = now
             self._entered[rollout.id] = rollout.state.phase, now

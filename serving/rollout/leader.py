@@ -92,7 +92,8 @@ class FolderCounts:
         found = {}
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                if self._wall() - path.stat().st_mtime > _GONE_S:
+                # A file of the future was written before the clock was set back: who lives writes it anew.
+                if abs(self._wall() - path.stat().st_mtime) > _GONE_S:
                     path.unlink()
                     continue
                 counts = json.loads(path.read_text()).get(model, {})

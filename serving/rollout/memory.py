@@ -118,16 +118,24 @@ class FolderMemory(OwnMemory):
         folder: Made if it is not there.
         ttl_s: How long ids and copies are remembered: as long as feedback is taken.
         wall: The time of day, in Unix seconds.
+        clock: The monotonic clock, in seconds.
     """
 
-    def __init__(self, folder: Path, ttl_s: float, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ttl_s: float,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "feedback.sqlite"
         self._ttl_s = ttl_s
         self._wall = wall
+        self._clock = clock
         self._unshared: dict[str, Named] = {}
-        self._cleaned_at = 0.0
+        self._cleaned_at = float("-inf")
 
     def take(self, ids: Sequence[bytes]) -> list[bool]:
         """See `Memory.take`. One transaction: it counts before this returns, or never."""
@@ -186,9 +194,9 @@ class FolderMemory(OwnMemory):
         """Makes the tables if there are none, and forgets what is old now and then."""
         for statement in _TABLES:
             database.execute(statement)
-        now = self._wall()
+        now = self._clock()
         if now - self._cleaned_at < _CLEAN_EVERY_S:
             return
         for statement in _FORGET:
-            database.execute(statement, (now - self._ttl_s,))
+            database.execute(statement, (self._wall() - self._ttl_s,))
         self._cleaned_at = now

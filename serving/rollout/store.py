@@ -178,10 +178,12 @@ class FileStore:
             with contextlib.suppress(OSError, InvalidInput):
                 found.append(_read(path))
         newest = self.load(model)
-        if newest is not None:
-            found.append(newest)
         by_id = {rollout.id: rollout for rollout in found if rollout.model == model}
-        return sorted(by_id.values(), key=lambda rollout: rollout.started_at)
+        if newest is None:
+            return sorted(by_id.values(), key=_started_at)
+        by_id.pop(newest.id, None)
+        # The newest is that, whatever the clock said when it began.
+        return [*sorted(by_id.values(), key=_started_at), newest]
 
     def obey(self) -> None:
         """See `Store.obey`: commands come as saves, there is nothing to do."""
@@ -226,6 +228,10 @@ class FileStore:
             yield
         finally:
             os.close(descriptor)
+
+
+def _started_at(rollout: Rollout) -> float:
+    return rollout.started_at
 
 
 def _another(stored: Rollout, rollout: Rollout) -> bool:

@@ -133,11 +133,24 @@ async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: P
 
 def test_what_is_older_than_feedback_is_taken_is_forgotten(tmp_path: Path) -> None:
     wall = Wall()
-    memory = FolderMemory(tmp_path, TTL_S, wall)
+    memory = FolderMemory(tmp_path, TTL_S, wall, wall)
     assert memory.take([b"a"]) == [True]
     wall.now += TTL_S + 1.0
     assert memory.take([b"b"]) == [True]
     assert memory.take([b"a", b"b"]) == [True, False]
+
+
+def test_a_clock_that_is_set_back_lets_nothing_be_kept_for_ever(tmp_path: Path) -> None:
+    wall, clock = Wall(), Wall()
+    memory = FolderMemory(tmp_path, TTL_S, wall, clock)
+    wall.now += 3e8
+    assert memory.take([b"future"]) == [True]
+    wall.now -= 3e8
+    clock.now += 7200.0
+    assert memory.take([b"a"]) == [True]
+    wall.now += TTL_S + 1.0
+    clock.now += TTL_S + 1.0
+    assert memory.take([b"a", b"future"]) == [True, False]
 
 
 def test_gateways_share_one_key(tmp_path: Path) -> None:

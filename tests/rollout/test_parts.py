@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -21,6 +23,7 @@ from serving.backends.tfserving import VersionStatus
 from serving.errors import Unavailable
 from serving.rollout.counts import grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
+from serving.rollout.leader import FolderCounts
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.preflight import incompatible, preflight_verdict, relabelled
@@ -192,6 +195,20 @@ def test_a_gateway_that_cannot_be_seen_for_once_comes_back_as_itself() -> None:
     assert grown(without_b, first) == {"x": 1.0}
     before = remembered(first, without_b)
     assert grown(back, before) == {"x": 4.0}, "of b only what it has counted since it was last seen"
+
+
+def test_counts_in_a_folder_outlive_a_clock_that_is_set(tmp_path: Path) -> None:
+    now = time.time()
+    living, dead = (FolderCounts(tmp_path, name, lambda: now) for name in ("living", "dead"))
+    for each in (living, dead):
+        each.publish({"digits": {"calls/1": 3.0}})
+    for step in (7200.0, -7200.0, 3e8, -3e8):
+        now = time.time() + step
+        living.publish({"digits": {"calls/1": 3.0}})
+        living.collect("digits")  # what seems to be an hour old, or of the future, is removed …
+        living.publish({"digits": {"calls/1": 3.0}})
+        now = time.time()
+        assert living.collect("digits") == {"living": {"calls/1": 3.0}}, "… and written anew by who lives"
 
 
 async def test_steering_counts_calls_once_however_often_they_are_tried() -> None:

@@ -181,6 +181,14 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
             store.load(name)
 
 
+def test_the_newest_rollout_comes_last_even_if_the_clock_was_set_back_before_it(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    for place, started_at in enumerate((2e9, 1e9, 1.5e9)):
+        saved = store.save(new_rollout(f"digits-{place}", started_at=started_at))
+        store.save(finished(saved))
+    assert [each.id for each in store.history("digits")] == ["digits-1", "digits-0", "digits-2"]
+
+
 COUNTER = """
 import sys
 from dataclasses import replace
