@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 SCHEME = "dns:"
 ABSENT_ROUNDS = 2
-# A resolver that hangs must not keep the answers of the other names from being used.
+# A name server that says nothing for so long is told of; what it says later is used all the same.
 RESOLVE_TIMEOUT_S = 5.0
 
 
@@ -93,8 +93,10 @@ Resolve = Callable[[Name], Awaitable[Collection[str]]]
 async def resolve(name: Name) -> set[str]:
     """The addresses of a name by the system's resolver, as gRPC takes them; raises OSError."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(RESOLVE_TIMEOUT_S):  # TimeoutError is an OSError
+    try:
         found = await loop.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # no server would be asked for such a name
+        raise OSError(str(error)) from error
     return {_address(str(each[4][0]), name.port) for each in found}
 
 
@@ -110,6 +112,7 @@ class Discovery:
         names: the names to follow.
         connect: makes a replica of an address.
         resolve: what asks the name server.
+        timeout_s: how long an answer is waited for at each look.
     """
 
     def __init__(
@@ -118,18 +121,25 @@ class Discovery:
         names: Sequence[Name],
         connect: Callable[[str], Replica],
         resolve: Resolve = resolve,
+        timeout_s: float = RESOLVE_TIMEOUT_S,
     ) -> None:
         self._pool = pool
         self._connect = connect
         self._resolve = resolve
         self._followed: Mapping[Name, Followed] = {name: Followed() for name in names}
+        self._timeout_s = timeout_s
         self._failing: set[Name] = set()
+        self._asking: dict[Name, asyncio.Future[Collection[str]]] = {}
 
     async def watch(self, interval_s: float) -> None:
         """Look every `interval_s` seconds, for ever; without a name to follow there is nothing to do."""
-        while self._followed:
-            await self.look()
-            await asyncio.sleep(interval_s)
+        try:
+            while self._followed:
+                await self.look()
+                await asyncio.sleep(interval_s)
+        finally:
+            for asking in self._asking.values():
+                asking.cancel()
 
     async def look(self) -> None:
         """Resolve every name once, and change the pool accordingly."""
@@ -137,7 +147,7 @@ class Discovery:
 
     async def _look_at(self, name: Name, known: Followed) -> None:
         try:
-            answer = await self._resolve(name)
+            answer = await self._answer(name)
         except OSError as error:
             if name not in self._failing:
                 _log.warning("a name cannot be resolved; its replicas stay as they are", name=name.host,
@@ -152,3 +162,18 @@ class Discovery:
         for address in changes.left:
             _log.info("a replica leaves", replica=address, name=name.host)
             self._pool.leave(address)
+
+    async def _answer(self, name: Name) -> Collection[str]:
+        """What the name server says. It is asked once at a time.
+
+        Each question takes a thread of those that the whole gateway shares, and the C library cannot be told
+        to give up: questions to a server that hangs must not take one after the other.
+        """
+        asking = self._asking.get(name)
+        if asking is None:
+            asking = self._asking[name] = asyncio.ensure_future(self._resolve(name))
+        done, _ = await asyncio.wait((asking,), timeout=self._timeout_s)
+        if not done:
+            raise TimeoutError
+        del self._asking[name]
+        return asking.result()
