@@ -2,9 +2,11 @@
 
 There is no fixed wait. A lane is one queue, for one version of one model; whenever a request arrives or a
 call ends, lanes take turns to send what has gathered, up to the largest batch, as long as there is a place
-at a replica. Within a lane callers take turns, so that one who floods it delays itself only. A request that
-its caller has left, or that cannot be answered before its deadline as calls have gone lately, is dropped
-before it costs compute; a call that all its callers have left is cancelled.
+at a replica. A batch that would stand behind another one at its replica leaves once it is as large as that:
+smaller, it would be done no sooner, and cost more than as a part of a larger one. Within a lane callers take
+turns, so that one who floods it delays itself only. A request that its caller has left, or that cannot be
+answered before its deadline as calls have gone lately, is dropped before it costs compute; a call that all
+its callers have left is cancelled.
 """
 
 from __future__ import annotations
@@ -62,10 +64,15 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One queue and the calls it has in flight."""
+    """One queue, the calls it has in flight, and the images in them."""
 
     queue: TurnQueue[Entry] = field(default_factory=TurnQueue)
     in_flight: int = 0
+    images_in_flight: int = 0
+
+    def is_worth_a_call(self) -> bool:
+        """Whether what waits makes a batch that is no smaller than those in flight are on average."""
+        return len(self.queue) * self.in_flight >= self.images_in_flight
 
 
 class Taken(NamedTuple):
@@ -77,6 +84,10 @@ class Taken(NamedTuple):
 
 class Place(Protocol):
     """Room for one batch at the replicas."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether another batch is there already, which is computed first."""
 
     def release(self) -> None:
         """Give it back."""
@@ -238,6 +249,9 @@ class Batcher(Generic[AnyPlace]):
         place = self._book(key) if lane.queue else None
         if place is None:
             return False
+        if place.behind and not lane.is_worth_a_call():
+            place.release()
+            return False
         now, profile = self._clock(), self._profile(key)
         taken = take(
             lane.queue, max_batch=self._max_batch, now=now, least_s=lambda size: profile.least_s(size, now)
@@ -250,6 +264,7 @@ class Batcher(Generic[AnyPlace]):
             place.release()
             return False
         lane.in_flight += 1
+        lane.images_in_flight += len(taken.batch)
         self._lanes.move_to_end(key)
         self._left(key, len(taken.batch), "full" if len(taken.batch) == self._max_batch else why)
         call = self._tasks.create_task(self._run(key, lane, taken.batch, place))
@@ -286,6 +301,7 @@ class Batcher(Generic[AnyPlace]):
                     entry.future.set_exception(error)
         finally:
             lane.in_flight -= 1
+            lane.images_in_flight -= len(batch)
             place.release()
             self._take_turns()
             if not lane.queue and not lane.in_flight:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import ipaddress
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -42,6 +43,14 @@ from serving.upstream import ConfigFile, Upstream, model_config
 from serving.watchdog import Watchdog
 
 _log = structlog.get_logger()
+
+# Decoding threads need the interpreter lock for a moment now and then. By default they wait up to 5 ms for
+# the event loop to let go of it, and a core is idle meanwhile: with all cores decoding that is a fifth of
+# what they could do.
+SWITCH_INTERVAL_S = 20e-6
+# Requests leave next to no cycles behind, but what is in flight is looked at by every collection: at the
+# default of 700 objects these were 4 % of the event loop's time.
+GC_THRESHOLDS = (10_000, 20, 50)
 
 RELOAD_TIMEOUT_S = 60.0
 
@@ -359,4 +368,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     """Run the whole program on uvloop."""
     give_back_memory()
     gc.freeze()  # what was imported stays: no collection needs to look at it
+    gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(work)

@@ -43,6 +43,11 @@ class Slot:
         if replica is not None:
             replica.booked += 1
 
+    @property
+    def behind(self) -> bool:
+        """Whether another batch is there already, which is computed first."""
+        return self.replica is not None and self.replica.booked > 1
+
     def move(self, replica: Replica) -> None:
         """Take the place at another replica, which the batch is sent to instead."""
         if self.replica is not replica:

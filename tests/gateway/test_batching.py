@@ -42,10 +42,16 @@ class ScriptedSend:
 
 
 class Places:
-    """So many calls at once, whatever the lane."""
+    """So many calls at once, whatever the lane: each at a replica of its own, or all at one."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, at_one_replica: bool = False) -> None:
+        self._count = count
+        self._at_one_replica = at_one_replica
         self.free = count
+
+    @property
+    def behind(self) -> bool:
+        return self._at_one_replica and self._count - self.free > 1
 
     def __call__(self, _lane: LaneKey) -> Place | None:
         if not self.free:
@@ -122,6 +128,27 @@ async def test_batches_are_no_larger_than_the_limit_and_slots_run_beside_each_ot
         send.gate.set()
         await asyncio.gather(*futures)
     assert send.batches == [[0], [1], [2, 3, 4], [5, 6, 7], [8, 9]]
+
+
+async def test_behind_another_batch_leaves_what_is_as_large_and_else_waits_for_its_end() -> None:
+    send = ScriptedSend()
+    places = Places(2, at_one_replica=True)
+    async with Batcher(send, places, max_batch=8) as batcher:
+        futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(2)]
+        await until(lambda: send.batches == [[0], [1]])  # one image behind one other
+        futures += [batcher.enqueue(LANE, pixels(value), FAR) for value in range(2, 6)]
+        first = send.gate
+        send.gate = asyncio.Event()
+        first.set()
+        await until(lambda: send.batches == [[0], [1], [2, 3, 4, 5]])  # a call has ended
+        futures += [batcher.enqueue(LANE, pixels(value), FAR) for value in range(6, 9)]
+        await asyncio.gather(*futures[:2])
+        assert len(send.batches) == 3  # three would stand behind four, although there is a place
+        assert places.free == 1
+        futures.append(batcher.enqueue(LANE, pixels(9), FAR))
+        await until(lambda: send.batches[3:] == [[6, 7, 8, 9]])
+        send.gate.set()
+        assert [int(row[0]) for row in await asyncio.gather(*futures)] == list(range(10))
 
 
 async def test_lanes_do_not_mix() -> None:
