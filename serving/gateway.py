@@ -30,9 +30,11 @@ from serving.errors import (
     InvalidInput,
     NotFound,
     Unavailable,
+    out_of_memory,
 )
 from serving.journal import Journal
 from serving.keys import Scope
+from serving.memory import fitting
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rollout.steering import Steering
 from serving.scores import best, checked_top_k, model_specs
@@ -78,7 +80,7 @@ class Gateway:
         self.metrics = metrics
         self.admission = Admission(
             max_in_flight=settings.max_in_flight,
-            max_in_flight_bytes=settings.max_in_flight_bytes,
+            max_in_flight_bytes=fitting(settings.max_in_flight_bytes),
             metrics=metrics,
             callers=callers,
             limit=ConcurrencyLimit(
@@ -130,7 +132,7 @@ class Gateway:
 
         Raises:
             Unauthenticated, PermissionDenied: the caller may not do what needs `scope`.
-            RateLimited, Overloaded: the caller is over its limits, or there is no room.
+            RateLimited, Overloaded: the caller is over its limits, or there is no room, or no memory.
         """
         with (
             self.journal.recorded(context, lambda: ref.name if ref.name in self.catalog.names() else ""),
@@ -138,7 +140,10 @@ class Gateway:
         ):
             context.caller = ticket.caller.name
             self.journal.admitted(context)
-            yield ticket
+            try:
+                yield ticket
+            except MemoryError:
+                raise out_of_memory() from None
 
     async def classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -337,7 +342,8 @@ class Gateway:
         pending = [self.batcher.enqueue(lane, each, context.deadline, context) for each in images]
         rows: list[np.ndarray] | None = None
         try:
-            rows = await asyncio.gather(*pending)
+            # A gathering for one costs as much as its place in a batch.
+            rows = [await pending[0]] if len(pending) == 1 else await asyncio.gather(*pending)
         finally:
             for future in pending:  # when one fails or the caller leaves, the rest must not be computed
                 future.cancel()

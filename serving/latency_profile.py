@@ -49,17 +49,19 @@ class LatencyProfile:
 
     def least_s(self, size: int, now: float) -> float:
         """What a call with `size` images takes even if it goes well; 0 while too little is known."""
-        known = [each for bucket, each in self._buckets.items() if bucket <= size]
-        known = [each for each in known if each.calls >= _LEAST_CALLS]
-        if not known:
-            return 0.0
-        return self._fresh(now) * max(max(each.mean_s - each.deviation_s, 0.0) for each in known)
+        best = 0.0
+        for bucket, each in self._buckets.items():
+            if bucket <= size and each.calls >= _LEAST_CALLS:
+                best = max(best, each.mean_s - each.deviation_s)
+        return self._fresh(now) * best
 
     def usual_s(self, size: int, now: float) -> float:
         """What a call with `size` images takes on average: over many calls, deviations even out."""
-        known = [each for bucket, each in self._buckets.items() if bucket <= size]
-        known = [each for each in known if each.calls >= _LEAST_CALLS]
-        return self._fresh(now) * max((each.mean_s for each in known), default=0.0)
+        usual = 0.0
+        for bucket, each in self._buckets.items():
+            if bucket <= size and each.calls >= _LEAST_CALLS:
+                usual = max(usual, each.mean_s)
+        return self._fresh(now) * usual
 
     def _fresh(self, now: float) -> float:
         return float(0.5 ** ((now - self._learned_at) / HALF_LIFE_S))
@@ -89,5 +91,7 @@ def least_wait_s(profile: LatencyProfile, *, queued: int, slots: int, max_batch:
         now: the time.
     """
     full_batches_ahead = queued // max_batch
-    waiting_s = full_batches_ahead / max(slots, 1) * profile.usual_s(max_batch, now)
-    return waiting_s + profile.least_s(1, now)
+    own_s = profile.least_s(1, now)
+    if not full_batches_ahead:
+        return own_s
+    return full_batches_ahead / max(slots, 1) * profile.usual_s(max_batch, now) + own_s

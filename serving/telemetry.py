@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version as distribution_version
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from serving.drift import OTHER, PredictedClasses
+from serving.series import Counter, Histogram
 from serving.snapshot import Snapshot
 
 # When each series began: Prometheus 2 stores it as a series of its own, which doubles the counters.

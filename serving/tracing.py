@@ -49,7 +49,7 @@ _random = random.Random(os.urandom(32))
 
 def _hex(size_bytes: int) -> str:
     """A new id of so many bytes in hexadecimal; never all zeros."""
-    return f"{_random.randrange(1, 1 << 8 * size_bytes):0{2 * size_bytes}x}"
+    return f"{_random.getrandbits(8 * size_bytes) or 1:0{2 * size_bytes}x}"
 
 
 def request_id_from(given: str) -> str:

@@ -7,12 +7,12 @@ import time
 import zlib
 from collections.abc import AsyncGenerator, Iterator
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from serving.admission import Ticket
 from serving.errors import Cancelled, DeadlineExceeded, InvalidInput, TooLarge, UnsupportedMedia
 from serving.prediction import RequestContext
+from serving.rest.context import headers_of
 from serving.settings import Settings
 
 ENCODINGS = ("gzip", "deflate", "identity")
@@ -40,7 +40,7 @@ async def read_chunks(
         DeadlineExceeded: the body comes too slowly, or the deadline passed.
         Cancelled: the client went away.
     """
-    headers = Headers(scope=scope)
+    headers = headers_of(scope)
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ENCODINGS:
         raise UnsupportedMedia(

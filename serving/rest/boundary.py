@@ -11,6 +11,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import Internal, SluiceError
+from serving.rest.context import headers_of
 from serving.rest.errors import problem
 from serving.tracing import child_of, request_id_from
 
@@ -49,8 +50,9 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        request_id = state["request_id"] = request_id_from(_header(scope, b"x-request-id"))
-        trace = state["trace"] = child_of(_header(scope, b"traceparent"), self._traces_share)
+        headers = headers_of(scope)
+        request_id = state["request_id"] = request_id_from(headers.get("x-request-id", ""))
+        trace = state["trace"] = child_of(headers.get("traceparent", ""), self._traces_share)
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -77,10 +79,6 @@ class Boundary:
             await _refuse(error, request_id, scope, receive, send_with_headers)
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((str(value, "latin-1") for each, value in scope["headers"] if each == name), "")
-
-
 async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer in the form of the door that was taken, and let the client read it even while it still sends."""
     unread = not scope["state"].get("body_read", False) and not _is_small(scope)
@@ -101,9 +99,10 @@ async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Re
 
 def _is_small(scope: Scope) -> bool:
     """Whether the body is known to be small, and to be on its way."""
-    length = _header(scope, b"content-length")
+    headers = headers_of(scope)
+    length = headers.get("content-length", "")
     known = length.isascii() and length.isdigit() and int(length) <= SMALL_BYTES
-    return known and not _header(scope, b"expect")
+    return known and not headers.get("expect")
 
 
 async def _discard(receive: Receive) -> None:

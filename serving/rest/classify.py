@@ -21,7 +21,7 @@ from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rest import uploads
 from serving.rest.body import read_body, read_chunks
-from serving.rest.context import request_context, server_timing
+from serving.rest.context import headers_of, request_context, server_timing
 from serving.rest.errors import plain_error
 from serving.rest.tfserving import TensorFlowServingRest
 from serving.rest.uploads import Upload, Uploads
@@ -41,7 +41,7 @@ class ClassifyEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
         """Serve one request; SluiceErrors are for the boundary."""
         context = request_context(scope, self._gateway.settings)
-        streams = NDJSON in Headers(scope=scope).get("accept", "").lower()
+        streams = NDJSON in headers_of(scope).get("accept", "").lower()
         with self._gateway.request(context, ref) as ticket:
             found = await self._read(scope, receive, ticket, context)
             if isinstance(found, bytes):
@@ -60,12 +60,11 @@ class ClassifyEndpoint:
     ) -> Uploads | bytes:
         """The images and how many classes are wanted, or a JSON body that has no images."""
         settings = self._gateway.settings
-        headers = Headers(scope=scope)
         top_k = _read_top_k(QueryParams(scope["query_string"]))
-        content_type = uploads.content_type_of(headers)
+        content_type = uploads.content_type_of(headers_of(scope))
         chunks = read_chunks(scope, receive, ticket, context, settings)
         if content_type == uploads.MULTIPART:
-            found = await uploads.form_uploads(headers, chunks, settings)
+            found = await uploads.form_uploads(Headers(scope=scope), chunks, settings)
         elif content_type in uploads.BINARY:
             found = uploads.one_upload(b"".join([chunk async for chunk in chunks]))
         elif content_type == uploads.JSON or content_type in _MAYBE_JSON:

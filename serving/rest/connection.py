@@ -6,11 +6,13 @@ uvicorn waits for headers without end, and takes them in any size.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import sys
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.errors import DeadlineExceeded, InvalidInput, SluiceError
+from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, out_of_memory
+from serving.rest.corked import CorkedTransport
 from serving.rest.errors import problem_body
 
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
@@ -42,7 +44,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first headers."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", CorkedTransport(transport, self.loop)))
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -93,7 +95,10 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with bytes that are no HTTP, or with headers that are too large."""
         size = sum(len(name) + len(value) + 4 for name, value in self.headers or ())
-        if size > MAX_HEAD_BYTES or len(getattr(self, "url", b"")) > MAX_HEAD_BYTES:
+        parsing = sys.exception()
+        if parsing is not None and isinstance(parsing.__context__, MemoryError):
+            self._refuse(503, out_of_memory("admission"))  # the bytes may be well, but cannot be kept
+        elif size > MAX_HEAD_BYTES or len(getattr(self, "url", b"")) > MAX_HEAD_BYTES:
             self._refuse(431, _head_too_large())
         else:
             self._refuse(400, InvalidInput(f"{msg} The bytes are not valid HTTP/1.1", stage="admission"))
@@ -143,7 +148,12 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
 
-_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+_REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 def _head_too_large() -> SluiceError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.callers import Callers
@@ -20,12 +21,26 @@ from serving.settings import Settings
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
+def headers_of(scope: Scope) -> Mapping[str, str]:
+    """A request's headers by their names in lower case, the first of those that come more than once.
+
+    They are decoded once: Starlette's `Headers` goes through all of them at every look.
+    """
+    state: dict[str, Any] = scope["state"]
+    found: dict[str, str] | None = state.get("headers")
+    if found is None:
+        found = state["headers"] = {}
+        for name, value in scope["headers"]:
+            found.setdefault(str(name, "latin-1"), str(value, "latin-1"))
+    return found
+
+
 def request_context(scope: Scope, settings: Settings) -> RequestContext:
     """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default.
 
     It is kept in the scope, too: with it, the request is the gateway's to count.
     """
-    headers = Headers(scope=scope)
+    headers = headers_of(scope)
     timeout_s = settings.request_timeout_s
     asked = headers.get("x-request-timeout")
     if asked is not None:
@@ -35,7 +50,7 @@ def request_context(scope: Scope, settings: Settings) -> RequestContext:
         request_id=request_id,
         protocol="http",
         deadline=time.monotonic() + timeout_s,
-        routing_key=headers.get(settings.routing_header, request_id),
+        routing_key=headers.get(settings.routing_header.lower(), request_id),
         credential=credential(headers.get("authorization"), headers.get("x-api-key")),
         trace=scope["state"]["trace"],
     )
@@ -56,7 +71,7 @@ def credential(authorization: str | None, api_key: str | None) -> str | None:
     return api_key
 
 
-def authorized(callers: Callers, headers: Headers, may: CallerScope) -> Caller:
+def authorized(callers: Callers, headers: Mapping[str, str], may: CallerScope) -> Caller:
     """Who sends a request, if they may do what needs the scope `may`; raises as `Callers.authorize` does."""
     return callers.authorize(credential(headers.get("authorization"), headers.get("x-api-key")), may)
 

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -18,7 +17,7 @@ from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.prediction import ModelRef
 from serving.rest.body import read_body
-from serving.rest.context import model_ref, request_context
+from serving.rest.context import headers_of, model_ref, request_context
 from serving.rest.infer_body import HEADER_LENGTH, InferBody, parse, render
 
 _MODEL = re.compile(
@@ -100,7 +99,7 @@ class OpenInferenceRest:
 
     async def _infer(self, scope: Scope, receive: Receive, ref: ModelRef) -> Response:
         context = request_context(scope, self._gateway.settings)
-        header_length = Headers(scope=scope).get(HEADER_LENGTH)
+        header_length = headers_of(scope).get(HEADER_LENGTH)
         with self._gateway.request(context, ref) as ticket:
             body = await read_body(scope, receive, ticket, context, self._gateway.settings)
             asked: InferBody = await self._gateway.in_thread(parse, body, header_length)

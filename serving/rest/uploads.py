@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Uploads:
     top_k: int | None = None
 
 
-def content_type_of(headers: Headers) -> str:
+def content_type_of(headers: Mapping[str, str]) -> str:
     """The media type without its parameters, in lower case; empty if there is none."""
     return headers.get("content-type", "").split(";")[0].strip().lower()
 
