@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.errors import Internal, SluiceError
+from serving.errors import Internal, SluiceError, out_of_memory
 from serving.images import ImageSpec, decode
 from serving.turns import TurnQueue
 
@@ -50,16 +50,19 @@ class Decoders:
     async def decode(
         self, images: Sequence[bytes], spec: ImageSpec, *, max_pixels: int, caller: str = ""
     ) -> list[Decoded]:
-        """Decode a caller's files to the size and channels of `spec`; see `serving.images.decode`."""
+        """Decode a caller's files to the size and channels of `spec`; see `serving.images.decode`.
+
+        Raises:
+            Overloaded: there is no memory for a thread.
+        """
         loop = asyncio.get_running_loop()
         jobs = [_Job(data, spec, max_pixels, loop.create_future()) for data in images]
         with self._changed:
+            if not self._idle and len(self._threads) < self._count:
+                self._start(loop)
             for job in jobs:
                 self._jobs.append(caller, job)
-            if self._idle:
-                self._changed.notify(len(jobs))
-            elif len(self._threads) < self._count:
-                self._start(loop)
+            self._changed.notify(len(jobs))
         try:
             return [await job.done for job in jobs]
         finally:
@@ -78,8 +81,13 @@ class Decoders:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         name = f"decode-{len(self._threads)}"
         thread = threading.Thread(target=self._work, args=[loop], name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there is no memory for its stack; another request may find some
+            if not self._threads:
+                raise out_of_memory("decode") from None
+            return
         self._threads.append(thread)
-        thread.start()
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while jobs := self._next():

@@ -109,6 +109,12 @@ class Overloaded(SluiceError):
     retryable = True
 
 
+def out_of_memory(stage: str | None = None) -> Overloaded:
+    """What one request is told for which there was no memory; others may be over before it is asked again."""
+    text = "there is not enough memory for this request at the moment"
+    return Overloaded(text, stage=stage, retry_after_s=1.0)
+
+
 class RateLimited(SluiceError):
     """This caller is over its own limit."""
 

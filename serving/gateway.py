@@ -253,7 +253,11 @@ class Gateway:
 
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
         """Do work that takes a while, such as parsing a large body, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        try:
+            begun = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        except RuntimeError:  # there is no memory for a thread's stack
+            raise out_of_memory() from None
+        return await begun
 
     async def resolve(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """What is known of the version that `ref` is routed to; raises as `ask` does."""

@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from serving.errors import BadImage, TooLarge
+from serving.errors import BadImage, Overloaded, TooLarge, out_of_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
@@ -58,6 +58,7 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
     Raises:
         BadImage: not an image of a format that is taken, or a damaged one.
         TooLarge: more than `max_pixels` by its header; no pixel was decoded.
+        Overloaded: there is no memory for its pixels.
     """
     if not data:
         raise BadImage("the image is empty (0 bytes)", stage="decode")
@@ -66,8 +67,10 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
             warnings.simplefilter("ignore")  # of odd metadata; what matters raises
             image = _decode_jpeg(data, spec, max_pixels) or _decode_any(data, spec, max_pixels)
             return _resize(image, spec)
-    except TooLarge:
+    except (TooLarge, Overloaded):
         raise
+    except MemoryError:
+        raise out_of_memory("decode") from None
     except UnidentifiedImageError:
         raise BadImage(
             f"these {len(data)} bytes are no image; taken are {', '.join(FORMATS)}", stage="decode"
@@ -119,8 +122,17 @@ def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image:
         if image.format == "JPEG":
             least = _DCT_MARGIN * max(spec.height, spec.width)
             image.draft(None, (least, least))
-        image.load()
+        _load(image)
         return _upright(_to_8_bits(image), orientation)
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except OSError as error:
+        if "out of memory" in str(error):  # what Pillow makes of its decoders' own failures to allocate
+            raise out_of_memory("decode") from None
+        raise
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

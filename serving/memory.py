@@ -1,4 +1,9 @@
-"""How the process gives memory back: glibc's malloc, told that images come and go.
+"""How much memory there is for bodies, and how the process gives back what it has used.
+
+A gateway in a container is killed if it takes more than the container may have, with all that it was asked.
+So the bytes of bodies that it holds at once are kept to a part of what is left of such a limit at the start.
+
+Memory is given back by glibc's malloc, told that images come and go.
 
 By default glibc keeps an arena for each thread and raises its thresholds with the largest block it has seen,
 so that a few large images leave the process large for good: 10,000 damaged images grew it from 115 to 125 MB;
@@ -10,12 +15,68 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+import structlog
+
+_log = structlog.get_logger()
+
+# Control groups (cgroups(7)): version 2, and version 1, whose file says a number beyond any memory for none.
+_CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# A body is held once, and twice for a moment as it is put together; the other part is for decoded images.
+_PART = 1 / 3
 _M_TRIM_THRESHOLD = -1
 _M_ARENA_MAX = -8
 # glibc's own first value; setting it keeps it from growing.
 TRIM_THRESHOLD_BYTES = 128 * 2**10
 ARENAS = 2
+
+
+class Bound(NamedTuple):
+    """A limit on this process's memory, and how much of it is used."""
+
+    limit_bytes: int
+    used_bytes: int
+
+    @property
+    def left_bytes(self) -> int:
+        """What the process may still take."""
+        return max(self.limit_bytes - self.used_bytes, 0)
+
+
+def bounds(cgroup_files: Sequence[str] = _CGROUP_FILES) -> list[Bound]:
+    """The limits that hold for this process: its control group's, and of its address space (RLIMIT_AS)."""
+    mapped_bytes, resident_bytes = (
+        int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()[:2]
+    )
+    found = []
+    for name in cgroup_files:
+        try:
+            found.append(Bound(int(Path(name).read_text()), resident_bytes))
+        except (OSError, ValueError):  # there is none, or it says "max"
+            continue
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        found.append(Bound(soft, mapped_bytes))
+    return found
+
+
+def fitting(wanted_bytes: int, limits: Sequence[Bound] | None = None) -> int:
+    """How many bytes of bodies may be held: what is wanted, or less, where memory is limited to less."""
+    left_bytes = min((each.left_bytes for each in (bounds() if limits is None else limits)), default=None)
+    if left_bytes is None or wanted_bytes <= left_bytes * _PART:
+        return wanted_bytes
+    fits_bytes = int(left_bytes * _PART)
+    _log.warning(
+        "bodies in flight are kept to a third of the memory that is left",
+        max_in_flight_bytes=fits_bytes,
+        instead_of=wanted_bytes,
+    )
+    return fits_bytes
 
 
 def give_back_memory() -> bool:

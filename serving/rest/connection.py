@@ -6,6 +6,7 @@ uvicorn waits for headers without end, and takes them in any size.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import Any, cast
 
@@ -139,8 +140,11 @@ class Connection(HttpToolsProtocol):
         body = problem_body(error, status=status, request_id="")
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n"
         )
+        if error.retry_after_s is not None:
+            head += f"retry-after: {math.ceil(error.retry_after_s)}\r\n"
+        head += "\r\n"
         self.transport.write(head.encode() + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -74,10 +74,14 @@ async def _find(live: LiveProcess, pattern: str) -> str:
 
 @asynccontextmanager
 async def started(
-    arguments: Sequence[str], environment: dict[str, str] | None = None
+    arguments: Sequence[str], environment: dict[str, str] | None = None, under: Sequence[str] = ()
 ) -> AsyncIterator[LiveProcess]:
-    """`sluice ARGUMENTS` on free ports, up and ready; ended when the block ends."""
+    """`sluice ARGUMENTS` on free ports, up and ready; ended when the block ends.
+
+    `under` is a program, with its arguments, that runs the rest in its own process, such as prlimit.
+    """
     process = await asyncio.create_subprocess_exec(
+        *under,
         *COMMAND,
         *arguments,
         "--http-port=0",
