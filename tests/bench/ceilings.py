@@ -1,60 +1,62 @@
-"""What the parts could do alone: decode, HTTP, the model, a call; and a replica that costs nothing."""
+"""What the parts could do alone: decode, HTTP, the model, a gRPC call; and a replica that costs nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from serving.images import ImageSpec, decode
 
 MAX_PIXELS = 64_000_000
+CORES = len(os.sched_getaffinity(0))
+
+
+def rate(calls: Sequence[Callable[[], Any]], seconds: float) -> float:
+    """Calls a second, with a thread for each of these, from the first call's end to the last's."""
+    rates: list[float] = []
+
+    def work(call: Callable[[], Any]) -> None:
+        call()
+        count, started = 0, time.perf_counter()
+        while (now := time.perf_counter()) < started + seconds:
+            call()
+            count += 1
+        rates.append(count / (now - started))
+
+    threads = [threading.Thread(target=work, args=[call]) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(rates)
 
 
 def decode_per_s(photos: list[bytes], side: int, seconds: float) -> tuple[float, float]:
     """Photographs decoded a second on all cores, and milliseconds for one alone."""
     spec = ImageSpec(side, side, 3)
 
-    def work(count: list[int], end: float) -> None:
-        index = 0
-        while time.perf_counter() < end:
-            decode(photos[index % len(photos)], spec, max_pixels=MAX_PIXELS)
-            index += 1
-        count.append(index)
+    def call(turn: Iterator[bytes]) -> None:
+        decode(next(turn), spec, max_pixels=MAX_PIXELS)
 
-    def run(threads: int) -> float:
-        counts: list[int] = []
-        end = time.perf_counter() + seconds
-        workers = [threading.Thread(target=work, args=[counts, end]) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return sum(counts) / seconds
+    def calls(threads: int) -> list[Callable[[], None]]:
+        return [functools.partial(call, itertools.cycle(photos)) for _ in range(threads)]
 
-    alone = run(1)
-    return run(len(os.sched_getaffinity(0))), 1e3 / alone
+    return rate(calls(CORES), seconds), 1e3 / rate(calls(1), seconds)
 
 
-def rate(call: Callable[[], Any], seconds: float) -> float:
-    """Calls a second, one after the other."""
-    call()
-    count, started = 0, time.perf_counter()
-    while (now := time.perf_counter()) < started + seconds:
-        call()
-        count += 1
-    return count / (now - started)
-
-
-def in_process(folder: Path, side: int, sizes: list[int], seconds: float) -> dict[int, float]:
-    """Images a second through the SavedModel, by batch size; imports TensorFlow."""
+def in_process(folder: Path, side: int, sizes: list[int], seconds: float) -> dict[str, float]:
+    """Images a second through the SavedModel by batch size, with as many callers as cores; and milliseconds
+    for one image, alone. Imports TensorFlow."""
     import numpy as np
 
     from serving.modelserver.servable import LoadOptions, Session
@@ -62,15 +64,16 @@ def in_process(folder: Path, side: int, sizes: list[int], seconds: float) -> dic
     session = Session(folder, LoadOptions())
     signature = session.signatures["serving_default"]
     feed, fetch = signature.inputs["images"].name, signature.outputs["scores"].name
-    found = {}
-    for size in sizes:
+
+    def call_with(size: int) -> Callable[[], Any]:
         images = np.random.default_rng(0).integers(0, 256, [size, side, side, 3], dtype=np.uint8)
+        return lambda: session.run({feed: images}, [fetch])
 
-        def call(images: np.ndarray = images) -> Any:
-            return session.run({feed: images}, [fetch])
-
-        found[size] = size * rate(call, seconds)
-    return found
+    found = {
+        f"model in process, batch {size} (images/s)": size * rate([call_with(size)] * CORES, seconds)
+        for size in sizes
+    }
+    return found | {"model in process, one image alone (ms)": 1e3 / rate([call_with(1)], seconds)}
 
 
 async def empty_post(scope: Any, receive: Any, send: Any) -> None:
@@ -97,6 +100,33 @@ def serve_empty_post() -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
+async def serve_empty_predict(rows: int) -> None:
+    """A replica that parses a batch and answers scores at once, without a look at it; prints the port."""
+    import grpc.aio
+    import numpy as np
+
+    from serving import protos, tensors
+
+    answer = protos.PredictResponse()
+    answer.outputs["scores"].CopyFrom(tensors.to_proto(np.zeros([rows, 10], np.float32)))
+
+    async def predict(_request: Any, _context: Any) -> Any:
+        return answer
+
+    request_type, response_type = protos.methods(protos.PREDICTION_SERVICE)["Predict"]
+    method = grpc.unary_unary_rpc_method_handler(
+        predict, request_type.FromString, response_type.SerializeToString
+    )
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(protos.PREDICTION_SERVICE, {"Predict": method})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
 async def serve_fast_replica(side: int) -> None:
     """A replica that computes a batch in 5 ms, as a GPU does, until killed; prints the port."""
     from tests.support.fake_replica import FakeReplica, running
@@ -114,6 +144,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "empty-post":
         serve_empty_post()
+    elif what == "empty-predict":
+        asyncio.run(serve_empty_predict(int(rest[0])))
     elif what == "fast-replica":
         asyncio.run(serve_fast_replica(int(rest[0])))
     else:

@@ -5,28 +5,23 @@
 
 from __future__ import annotations
 
-import io
 import socket
 import sys
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image
+
+from tests.bench.peers.classifier import Classifier, decode
 
 
-def build(model: Any, side: int) -> FastAPI:
+def build(classifier: Classifier, side: int) -> FastAPI:
     """The app."""
     app = FastAPI()
-    predict = model.signatures["serving_default"]
 
-    def classify(body: bytes) -> list[dict[str, float]]:
-        image = Image.open(io.BytesIO(body)).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-        scores = predict(images=tf.constant(np.asarray(image)[None]))["scores"].numpy()[0]
-        return [{"index": int(index), "score": float(scores[index])} for index in np.argsort(-scores)[:5]]
+    def classify(body: bytes) -> list[dict[str, Any]]:
+        return classifier.classify(decode(body, side)[None])[0]
 
     @app.post("/classify")
     async def post(request: Request) -> dict[str, Any]:
@@ -41,7 +36,7 @@ def main() -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)
-    app = build(tf.saved_model.load(folder), int(side))
+    app = build(Classifier(folder), int(side))
     print(listener.getsockname()[1], flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
 

@@ -1,84 +1,184 @@
-"""Load: wrk over HTTP, which costs little; an asyncio client over gRPC, which wrk cannot speak."""
+"""Load: wrk over HTTP, which costs little, and asyncio clients where wrk cannot serve: gRPC, and servers so
+slow that what wrk leaves unfinished counts.
+
+The asyncio clients run in a process of their own: `python -m tests.bench.load WHAT JSON`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
+import resource
 import shutil
 import subprocess
 import sys
 import time
-import zipfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.bench.photos import Requests, bodies
+
 SCRIPT = Path(__file__).with_name("photos.lua")
+TURN_S = 0.5  # how long a server is called before it is the other's turn
 
 
 class Load(NamedTuple):
-    """What a round of load met: answers a second, their latency, and requests that failed."""
+    """What a round of load met: answers a second, their latency, requests that failed, how many answers there
+    were, and the processor time of the client itself for each."""
 
     per_s: float
     p50_ms: float
     p99_ms: float
     failed: int
+    answers: int = 0
+    client_ms: float = 0.0
 
 
-def unpack_photos(archive: Path, folder: Path, most: int = 96) -> list[bytes]:
-    """Put the photographs of a zip archive into a folder for `post_photos`; their bytes."""
-    with zipfile.ZipFile(archive) as opened:
-        names = [name for name in opened.namelist() if name.lower().endswith((".jpg", ".jpeg"))][:most]
-        photos = [opened.read(name) for name in names]
-    for index, photo in enumerate(photos):
-        (folder / str(index)).write_bytes(photo)
-    (folder / "list").write_text("".join(f"{index}\n" for index in range(len(photos))))
-    return photos
+class NoAnswer(Exception):
+    """A server from which nothing came; the text is the client's."""
 
 
-def post_photos(
-    url: str, folder: Path, *, clients: int, seconds: float, content_type: str = "image/jpeg"
-) -> Load:
-    """Post photographs from so many connections; raises RuntimeError if wrk is missing."""
+def post_photos(url: str, requests: Requests, *, clients: int, seconds: float) -> Load:
+    """Post photographs from so many connections with wrk; raises RuntimeError if wrk is missing, and
+    `NoAnswer` if nobody listens."""
     if shutil.which("wrk") is None:
         raise RuntimeError("wrk is missing; install it: apt-get install wrk")
-    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(SCRIPT), url]
-    output = subprocess.run(
-        [*command, "--", str(folder), content_type], check=True, capture_output=True, text=True
-    ).stdout
-    found = json.loads(output.strip().splitlines()[-1])
-    failed = found["refused"] + found["broken"]
+    whole_s = max(1, round(seconds))  # wrk knows no others
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{whole_s}s", "--timeout", "30s", "-s", str(SCRIPT), url]
+    headers = [f"{name}: {value}" for name, value in requests.headers.items()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [*command, "--", str(requests.folder), *headers], check=False, capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise NoAnswer((done.stdout + done.stderr).strip() or "no message")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
     answered = found["requests"] - found["refused"]
-    return Load(answered / (found["duration_us"] / 1e6), found["p50_us"] / 1e3, found["p99_us"] / 1e3, failed)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Load(
+        answered / (found["duration_us"] / 1e6),
+        found["p50_us"] / 1e3,
+        found["p99_us"] / 1e3,
+        found["refused"] + found["broken"],
+        answered,
+        cpu_s / max(found["requests"], 1) * 1e3,
+    )
 
 
-def call_predict(
-    address: str, model: str, *, rows: int, size: int, clients: int, seconds: float, calls_per_s: float = 0.0
-) -> Load:
-    """Predict with random images; `calls_per_s` 0: as fast as answers come."""
-    about = {"address": address, "model": model, "rows": rows, "size": size, "clients": clients}
-    return _in_a_process("predict", about | {"seconds": seconds, "calls_per_s": calls_per_s})
+def post_photos_slowly(url: str, requests: Requests, *, clients: int, seconds: float) -> Load:
+    """The same from asyncio, for servers of a few answers a second: exact where each client has but few."""
+    about = {"url": url, "folder": str(requests.folder), "headers": requests.headers}
+    return _in_a_process("post", about | {"clients": clients, "seconds": seconds})[""]
 
 
 def classify_photos(address: str, model: str, folder: Path, *, clients: int, seconds: float) -> Load:
     """Sluice's own gRPC API with a photograph a call."""
-    about = {"address": address, "model": model, "folder": str(folder), "clients": clients}
-    return _in_a_process("classify", about | {"seconds": seconds, "calls_per_s": 0.0, "rows": 1})
+    about = {"addresses": {"": address}, "model": model, "folder": str(folder), "rows": 1}
+    return _in_a_process("classify", about | {"clients": clients, "seconds": seconds})[""]
 
 
-def _in_a_process(what: str, about: dict[str, Any]) -> Load:
+def call_predict(address: str, model: str, *, rows: int, side: int, clients: int, seconds: float) -> Load:
+    """Predict with random images, as fast as answers come."""
+    about = {"addresses": {"": address}, "model": model, "rows": rows, "side": side}
+    return _in_a_process("predict", about | {"clients": clients, "seconds": seconds})[""]
+
+
+def compare_predict(
+    addresses: Mapping[str, str], model: str, *, rows: int, side: int, seconds: float, calls_per_s: float
+) -> dict[str, Load]:
+    """Predict at a steady rate at each of several addresses, turn and turn about, so many seconds each."""
+    about = {"addresses": dict(addresses), "model": model, "rows": rows, "side": side}
+    return _in_a_process("predict", about | {"seconds": seconds, "calls_per_s": calls_per_s})
+
+
+def _in_a_process(what: str, about: dict[str, Any]) -> dict[str, Load]:
     command = [sys.executable, "-m", "tests.bench.load", what, json.dumps(about)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return Load(*json.loads(output.strip().splitlines()[-1]))
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {name: Load(*found) for name, found in json.loads(output.strip().splitlines()[-1]).items()}
+
+
+class Calls(NamedTuple):
+    """What a round found: when each call of each client ended, how long it took, and how many failed."""
+
+    ended_s: list[list[float]]
+    took_s: list[float]
+    failed: int
+
+    def load(self, rows: int, client_s: float) -> Load:
+        """Each client's rate is that between its first and its last answer, so that neither the beginning nor
+        what is unfinished in the end counts."""
+        if not self.took_s:
+            raise NoAnswer(f"{self.failed} calls failed, none succeeded")
+        rates = [(len(each) - 1) / (each[-1] - each[0]) for each in self.ended_s if len(each) > 1]
+        p50, p99 = np.quantile(self.took_s, [0.5, 0.99]) * 1e3
+        answers = len(self.took_s) * rows
+        client_ms = client_s / answers * 1e3
+        return Load(sum(rates) * rows, float(p50), float(p99), self.failed, answers, client_ms)
+
+
+Call = Callable[[int], Awaitable[bool]]
+
+
+async def closed_loop(call: Call, clients: int, seconds: float) -> Calls:
+    """So many clients, each of which calls again as soon as it has its answer.
+
+    Args:
+        call: makes a call as client so and so; whether it succeeded.
+        clients: how many.
+        seconds: how long; at least two calls of each, however long they take.
+    """
+    found = Calls([[] for _ in range(clients)], [], 0)
+    failed = 0
+    started = time.perf_counter()
+
+    async def client(index: int) -> None:
+        nonlocal failed
+        ended = found.ended_s[index]
+        while (before := time.perf_counter()) < started + seconds or len(ended) + failed < 2:
+            succeeded = await call(index)
+            now = time.perf_counter()
+            if succeeded:
+                ended.append(now)
+                found.took_s.append(now - before)
+            failed += not succeeded
+
+    await asyncio.gather(*(client(index) for index in range(clients)))
+    return found._replace(failed=failed)
+
+
+async def steady(calls: Mapping[str, Call], seconds: float, calls_per_s: float) -> dict[str, Calls]:
+    """Calls at a steady rate whatever the answers take, a turn to each in turn, `seconds` in all to each."""
+    found = {name: Calls([[]], [], 0) for name in calls}
+    failures = dict.fromkeys(calls, 0)
+
+    async def one(name: str) -> None:
+        before = time.perf_counter()
+        if not await calls[name](0):
+            failures[name] += 1
+            return
+        now = time.perf_counter()
+        found[name].ended_s[0].append(now)
+        found[name].took_s.append(now - before)
+
+    for name in [*calls] * max(1, round(seconds / TURN_S)):
+        started, tasks = time.perf_counter(), []
+        for index in range(max(1, round(TURN_S * calls_per_s))):
+            await asyncio.sleep(started + index / calls_per_s - time.perf_counter())
+            tasks.append(asyncio.create_task(one(name)))
+        await asyncio.gather(*tasks)
+    return {name: each._replace(failed=failures[name]) for name, each in found.items()}
 
 
 def _predict_calls(about: dict[str, Any]) -> tuple[str, str, list[Any]]:
     """The service, the method, and the requests to send in turn."""
     from serving import protos, tensors
 
-    shape = [about["rows"], about["size"], about["size"], 3]
+    shape = [about["rows"], about["side"], about["side"], 3]
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     request = protos.PredictRequest(model_spec={"name": about["model"]})
     request.inputs["images"].CopyFrom(tensors.to_proto(images))
@@ -89,53 +189,69 @@ def _classify_calls(about: dict[str, Any]) -> tuple[str, str, list[Any]]:
     from serving import protos
 
     request_type, _ = protos.methods(protos.IMAGE_CLASSIFICATION)["Classify"]
-    photos = sorted(path for path in Path(about["folder"]).iterdir() if path.name.isdigit())
-    requests = [request_type(model=about["model"], images=[path.read_bytes()]) for path in photos]
+    requests = [request_type(model=about["model"], images=[body]) for body in bodies(Path(about["folder"]))]
     return protos.IMAGE_CLASSIFICATION, "Classify", requests
 
 
-async def _call(about: dict[str, Any], service: str, method: str, requests: list[Any]) -> Load:
+async def _grpc(about: dict[str, Any], service: str, method: str, requests: Sequence[Any]) -> dict[str, Load]:
     import grpc.aio
 
     from serving import protos
 
     request_type, response_type = protos.methods(service)[method]
-    times: list[float] = []
-    failed = 0
     turn = itertools.cycle(requests)
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    async with grpc.aio.insecure_channel(about["address"], options=options) as channel:
-        call = channel.unary_unary(
+
+    def caller(channel: grpc.aio.Channel) -> Call:
+        rpc = channel.unary_unary(
             f"/{service}/{method}",
             request_serializer=request_type.SerializeToString,
             response_deserializer=response_type.FromString,
         )
-        await call(requests[0])
-        started = time.perf_counter()
 
-        async def client() -> None:
-            nonlocal failed
-            while (before := time.perf_counter()) < started + about["seconds"]:
-                try:
-                    await call(next(turn))
-                except grpc.aio.AioRpcError:
-                    failed += 1
-                    continue
-                took_s = time.perf_counter() - before
-                times.append(took_s)
-                if about["calls_per_s"]:
-                    await asyncio.sleep(max(0.0, about["clients"] / about["calls_per_s"] - took_s))
+        async def call(_client: int) -> bool:
+            try:
+                await rpc(next(turn))
+            except grpc.aio.AioRpcError:
+                return False
+            return True
 
-        await asyncio.gather(*(client() for _ in range(about["clients"])))
-        duration_s = time.perf_counter() - started
-    p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
-    return Load(len(times) * about["rows"] / duration_s, float(p50), float(p99), failed)
+        return call
+
+    channels = {
+        name: grpc.aio.insecure_channel(address, options=options)
+        for name, address in about["addresses"].items()
+    }
+    calls = {name: caller(channel) for name, channel in channels.items()}
+    for call in calls.values():
+        await call(0)
+    used = time.process_time()
+    if "calls_per_s" in about:
+        found = await steady(calls, about["seconds"], about["calls_per_s"])
+    else:
+        found = {
+            name: await closed_loop(call, about["clients"], about["seconds"]) for name, call in calls.items()
+        }
+    used = time.process_time() - used
+    for channel in channels.values():
+        await channel.close()
+    loads = {name: each.load(about["rows"], used / len(found)) for name, each in found.items()}
+    if "calls_per_s" in about:  # each had pauses, while it was the other's turn
+        seconds = max(1, round(about["seconds"] / TURN_S)) * TURN_S
+        loads = {name: each._replace(per_s=each.answers / seconds) for name, each in loads.items()}
+    return loads
 
 
 def _main() -> None:
-    about = json.loads(sys.argv[2])
-    calls = {"predict": _predict_calls, "classify": _classify_calls}[sys.argv[1]]
-    print(json.dumps(asyncio.run(_call(about, *calls(about)))))
+    what, about = sys.argv[1], json.loads(sys.argv[2])
+    if what == "post":
+        from tests.bench.slow_client import post
+
+        found = asyncio.run(post(about))
+    else:
+        calls = {"predict": _predict_calls, "classify": _classify_calls}[what]
+        found = asyncio.run(_grpc(about, *calls(about)))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
--- wrk's script: posts every photograph of a folder in turn, and prints one line of JSON at the end.
+-- wrk's script: posts every body of a folder in turn, and prints one line of JSON at the end.
+-- Arguments: the folder, then headers as "Name: value".
 local requests, next_index = {}, 0
 
 function init(args)
-  local folder, content_type = args[1], args[2]
+  local folder, headers = args[1], {}
+  for index = 2, #args do
+    local name, value = args[index]:match("^(.-): (.*)$")
+    headers[name] = value
+  end
   local listing = io.open(folder .. "/list")
   for name in listing:lines() do
     local file = io.open(folder .. "/" .. name, "rb")
     local body = file:read("*a")
     file:close()
-    requests[#requests + 1] = wrk.format("POST", nil, { ["Content-Type"] = content_type }, body)
+    requests[#requests + 1] = wrk.format("POST", nil, headers, body)
   end
   listing:close()
 end

@@ -17,11 +17,12 @@ import uvloop
 
 from serving.main import gateway_up, new_metrics
 from serving.settings import Settings
-from tests.bench.__main__ import REPOSITORY, process
-from tests.bench.load import post_photos, unpack_photos
+from tests.bench import photos
+from tests.bench.load import post_photos
+from tests.bench.servers import REPOSITORY, process
 
 
-async def profile(replica: str, photos: Path) -> None:
+async def profile(replica: str, requests: photos.Requests) -> None:
     """Print the functions that take most time themselves."""
     settings = Settings(http_port=0, grpc_port=0, access_log_share=0.0)
     async with gateway_up(settings, [replica], ("model",), new_metrics()) as up:
@@ -29,7 +30,7 @@ async def profile(replica: str, photos: Path) -> None:
         target = f"{up.http_url}/v1/models/model:classify"
         profiler = cProfile.Profile()
         profiler.enable()
-        load = await asyncio.to_thread(post_photos, target, photos, clients=32, seconds=5)
+        load = await asyncio.to_thread(post_photos, target, requests, clients=32, seconds=5)
         profiler.disable()
         print(load)
         pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
@@ -42,8 +43,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as name,
         process("-m", "tests.bench.ceilings", "fast-replica", "32") as (port, _),
     ):
-        unpack_photos(data / "photos.zip", Path(name))
-        uvloop.run(profile(f"127.0.0.1:{port}", Path(name)))
+        requests = photos.write(photos.unpack(data / "photos.zip"), Path(name))
+        uvloop.run(profile(f"127.0.0.1:{port}", requests))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What a benchmark found: medians and spread, ratios, a table, a file, a picture."""
+"""What a benchmark found: medians and spread, lines of what it must show, a file, a picture."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,87 +11,66 @@ from typing import Any
 from tests.bench.load import Load
 
 Summary = dict[str, Any]
+CONTESTANTS = ("Sluice", "PyTriton", "LitServe", "KServe", "BentoML", "hand-written FastAPI")
 
 
-def summary(
-    rounds: Mapping[str, Sequence[Load]], parts: Mapping[str, Sequence[float]], memory_mb: Mapping[str, float]
-) -> Summary:
-    """Medians over the rounds, and the ratios that are promised."""
-    loads = {
+def medians(rounds: Mapping[str, Sequence[Load]]) -> dict[str, dict[str, float]]:
+    """Of each load over its rounds; `spread` is the highest round over the lowest."""
+    return {
         name: {
             "per_s": statistics.median(each.per_s for each in found),
             "spread": max(each.per_s for each in found) / max(min(each.per_s for each in found), 1e-9),
             "p50_ms": statistics.median(each.p50_ms for each in found),
             "p99_ms": statistics.median(each.p99_ms for each in found),
+            "client_ms": statistics.median(each.client_ms for each in found),
             "failed": sum(each.failed for each in found),
         }
         for name, found in rounds.items()
     }
-    medians = {name: statistics.median(found) for name, found in parts.items()}
-    return {
-        "loads": loads,
-        "parts": medians,
-        "memory_mb": dict(memory_mb),
-        "ratios": ratios(loads, medians, cores=len(os.sched_getaffinity(0))),
-    }
 
 
-def ratios(
-    loads: Mapping[str, Mapping[str, float]], parts: Mapping[str, float], *, cores: int
-) -> dict[str, float]:
-    """The figures of merit. A ceiling adds the processor time of the parts and shares it over the cores."""
+def clients(count: int) -> str:
+    """In words."""
+    return "1 client" if count == 1 else f"{count} clients"
 
-    def per_s(name: str) -> float:
-        return loads[name]["per_s"]
 
-    decode_per_s = parts["decode, all cores (images/s)"]
-    post_per_s = cores * per_s("empty POST, 32 clients")
-    ceiling = 1 / (1 / decode_per_s + 1 / post_per_s + 1 / per_s("direct, tensors, batch 32"))
-    best = max(value for name, value in parts.items() if name.startswith("model in process"))
-    many, one = loads["sluice, 32 clients"], loads["sluice, 1 clients"]
-    floor_ms = (
-        parts["decode, one image (ms)"]
-        + loads["empty POST, 1 clients"]["p50_ms"]
-        + 1e3 / parts["model in process, batch 1 (images/s)"]
-    )
-    direct, through = loads["direct, tensors, half load"], loads["sluice, tensors, half load"]
-    found = {
-        "32 clients / ceiling of the parts": many["per_s"] / ceiling,
-        "32 clients / hand-written FastAPI": many["per_s"] / per_s("hand-written FastAPI, 32 clients"),
-        "32 clients: p99 / p50": many["p99_ms"] / many["p50_ms"],
-        "32 clients / model in process at its best": many["per_s"] / best,
-        "1 client: p50 beyond decode + POST + model (ms)": one["p50_ms"] - floor_ms,
-        "tensors, batch 32 / model in process at its best": per_s("sluice, tensors, batch 32") / best,
-        "tensors, batch 32 / direct": per_s("sluice, tensors, batch 32") / per_s("direct, tensors, batch 32"),
-        "tensors, half load: added p50 (ms)": through["p50_ms"] - direct["p50_ms"],
-        "tensors, half load: added p99 (ms)": through["p99_ms"] - direct["p99_ms"],
-    }
-    fast = loads.get("sluice, fast replica, 64 clients")
-    if fast is not None:
-        lower = min(decode_per_s, per_s("empty POST, 32 clients"))
-        found["fast replica / min(decode, POST)"] = fast["per_s"] / lower
-    return found
+def merge(found: Mapping[str, Summary], folder: Path) -> dict[str, Summary]:
+    """What was found, and what an earlier run found for other models."""
+    path = folder / "bench.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = {model: each for model, each in earlier.items() if "lines" in each}
+    return dict(sorted({**earlier, **found}.items()))
 
 
 def write(found: Mapping[str, Summary], folder: Path) -> None:
-    """Print the table, and leave `bench.json` and `bench.png` in a folder."""
+    """Print the tables, and leave `bench.json` and `bench.png` in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(found, indent=2))
     for model, each in found.items():
-        print(f"\n{model}: medians (and the highest over the lowest round)")
-        for name, load in each["loads"].items():
-            print(
-                f"  {name:<44}{load['per_s']:9.1f}/s ({load['spread']:.2f})  p50 {load['p50_ms']:7.1f}"
-                f"  p99 {load['p99_ms']:7.1f} ms  failed {load['failed']}"
-            )
-        for name, value in each["parts"].items():
-            print(f"  {name:<44}{value:9.2f}")
-        for name, value in each["memory_mb"].items():
-            print(f"  {'memory of the ' + name:<44}{value:9.0f} MB")
-        print(f"{model}: ratios")
-        for name, value in each["ratios"].items():
-            print(f"  {name:<52}{value:8.2f}")
-    _draw(found, folder / "bench.png")
+        _print(model, each)
+    whole = merge(found, folder)
+    (folder / "bench.json").write_text(json.dumps(whole, indent=2))
+    _draw(whole, folder / "bench.png")
+
+
+def _print(model: str, each: Summary) -> None:
+    print(f"\n{model}, {each['photos']}: medians (and the highest over the lowest round)")
+    for name, load in each["loads"].items():
+        print(
+            f"  {name:<44}{load['per_s']:9.1f}/s ({load['spread']:.2f})  p50 {load['p50_ms']:7.1f}"
+            f"  p99 {load['p99_ms']:7.1f} ms  failed {load['failed']}"
+        )
+    for name, value in each["parts"].items():
+        print(f"  {name:<44}{value:9.3f}")
+    for name, value in each["memory_mb"].items():
+        print(f"  {'memory of ' + name:<44}{value:9.0f} MB")
+    for name, reason in each["failed_peers"].items():
+        print(f"  {name}: NOT MEASURED, {reason}")
+    print(f"{model}: what it must show")
+    if each["ceiling"]:
+        print(f"  ceiling of the parts: {each['ceiling']}")
+    for line in each["lines"]:
+        verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[line["holds"]]
+        print(f"  {line['what']:<64}{line['found']:9.2f} {line['unit']:<9}{line['asked']:<10}{verdict}")
 
 
 def _draw(found: Mapping[str, Summary], path: Path) -> None:
@@ -103,11 +81,13 @@ def _draw(found: Mapping[str, Summary], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(6 * len(found), 4), squeeze=False)
     for axis, (model, each) in zip(axes[0], found.items(), strict=True):
-        clients = [1, 8, 32, 128]
-        for name in ("sluice", "hand-written FastAPI"):
-            rates = [each["loads"][f"{name}, {count} clients"]["per_s"] for count in clients]
-            axis.plot([str(count) for count in clients], rates, marker="o", label=name)
+        for name in CONTESTANTS:
+            counts = [count for count in each["clients"] if f"{name}, {clients(count)}" in each["loads"]]
+            rates = [each["loads"][f"{name}, {clients(count)}"]["per_s"] for count in counts]
+            if rates:
+                axis.plot([str(count) for count in counts], rates, marker="o", label=name)
         axis.set(title=model, xlabel="clients", ylabel="images/s", ylim=(0, None))
         axis.legend()
     figure.tight_layout()
     figure.savefig(path)
+    pyplot.close(figure)

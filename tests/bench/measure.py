@@ -1,0 +1,290 @@
+"""One model under every load, round after round."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.bench import ceilings, load, photos, promises, report
+from tests.bench.load import Load
+from tests.bench.peers.launcher import Peer, PeerFailed, serving
+from tests.bench.report import clients
+from tests.bench.servers import REPOSITORY, cpu_s, gateway, hold, memory_mb, process, running, settle
+
+SIZES = [1, 8, 32]
+PEER_CLIENTS = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and how it is measured.
+
+    Attributes:
+        side: of its images, in pixels.
+        clients: so many at a time.
+        rows: of a call with tensors.
+        longer: by what its loads last longer than those of a fast model.
+        post: what makes the load over HTTP.
+    """
+
+    side: int
+    clients: tuple[int, ...]
+    rows: int
+    longer: float
+    post: Callable[..., Load]
+
+
+SUBJECTS = {
+    "resnet20": Subject(32, (1, 8, 32, 128), 32, 1.0, load.post_photos),
+    "resnet50": Subject(224, (1, 8, 32), 8, 2.0, load.post_photos_slowly),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do: so many rounds of so many seconds a load, beside these peers, with these photographs, in a
+    folder for files."""
+
+    rounds: int
+    seconds: float
+    peers: list[Peer]
+    images: list[bytes]
+    work: Path
+
+
+class Contestant(NamedTuple):
+    """A server that takes photographs over HTTP; `held` unless it is its turn."""
+
+    url: str
+    requests: photos.Requests
+    pid: int
+    held: bool = True
+
+
+class Bench:
+    """Collects what each load and part does, round by round."""
+
+    def __init__(self) -> None:
+        self.loads: dict[str, list[Load]] = {}
+        self.parts: dict[str, list[float]] = {}
+
+    def load(self, name: str, found: Load) -> Load:
+        """One round of a load."""
+        self.loads.setdefault(name, []).append(found)
+        print(
+            f"  {name:<44}{found.per_s:9.1f}/s  p50 {found.p50_ms:7.1f}  p99 {found.p99_ms:7.1f} ms", end=""
+        )
+        print(f"  {found.failed} FAILED" if found.failed else "", flush=True)
+        return found
+
+    def part(self, name: str, value: float) -> None:
+        """One measurement of a part."""
+        self.parts.setdefault(name, []).append(value)
+        print(f"  {name:<44}{value:9.3f}", flush=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that runs while a model is measured."""
+
+    model: str
+    subject: Subject
+    folder: Path
+    jpeg: photos.Requests
+    contestants: dict[str, Contestant]
+    grpc: dict[str, str]
+    empty_post: tuple[str, int]
+    empty_predict: tuple[str, int]
+    pids: dict[str, int]
+    failed_peers: dict[str, str]
+
+
+@contextlib.contextmanager
+def setting(model: str, plan: Plan) -> Iterator[Setting]:
+    """Start it all; peers that do not come up are told of in `failed_peers`."""
+    subject, folder, path = SUBJECTS[model], plan.work / model / "1", plan.work / f"{model}.sock"
+    export = [sys.executable, "-m", "tests.bench.model_server", "--export", model, str(folder)]
+    subprocess.run(export, check=True, capture_output=True, cwd=REPOSITORY)
+    flags = [f"--model_name={model}", f"--model_base_path={folder.parent}", f"--grpc_socket_path={path}"]
+    jpeg = photos.write(plan.images, plan.work / "jpeg")
+    contestants, failed = {}, {}
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        for peer in plan.peers:
+            requests = photos.write(plan.images, plan.work / peer.stem, peer.form)
+            try:
+                url, pid = enter(serving(peer, folder, subject.side, requests))
+                contestants[peer.name] = Contestant(url, requests, pid)
+                hold(pid)
+            except PeerFailed as error:
+                failed[peer.name] = str(error)
+                print(f"{peer.name}: NOT MEASURED, {error}", flush=True)
+        port, pid = enter(
+            process("-m", "tests.bench.fastapi_baseline", str(folder), str(subject.side), pattern=r"^(\d+)$")
+        )
+        contestants["hand-written FastAPI"] = Contestant(f"http://127.0.0.1:{port}/classify", jpeg, pid)
+        hold(pid)
+        _, server_pid = enter(process("-m", "tests.bench.quiet_server", *flags, "--port=0"))
+        url, grpc_address, pid = enter(gateway(f"unix:{path}", model))
+        sluice = Contestant(f"{url}/v1/models/{model}:classify", jpeg, pid, held=False)
+        yield Setting(
+            model,
+            subject,
+            folder,
+            jpeg,
+            {"Sluice": sluice, **contestants},
+            {"direct": f"unix:{path}", "Sluice": grpc_address},
+            enter(process("-m", "tests.bench.ceilings", "empty-post")),
+            enter(process("-m", "tests.bench.ceilings", "empty-predict", str(subject.rows))),
+            {"gateway": pid, "model server": server_pid}
+            | {name: contestant.pid for name, contestant in contestants.items()},
+            failed,
+        )
+
+
+def measure(model: str, plan: Plan) -> dict[str, Any]:
+    """A summary of the model, as bench.json has it."""
+    bench, seconds = Bench(), plan.seconds * SUBJECTS[model].longer
+    with setting(model, plan) as at:
+        for name in list(at.contestants):
+            try:
+                post(at, at.contestants[name], 32, seconds / 2)  # warms caches, and learns what a batch takes
+            except load.NoAnswer as error:
+                give_up(at, name, f"no answers: {error}")
+        for number in range(plan.rounds):
+            print(f"{model}, round {number + 1} of {plan.rounds}", flush=True)
+            measure_parts(bench, at, plan, seconds)
+            measure_photographs(bench, at, seconds)
+            measure_tensors(bench, at, seconds)
+            if model == "resnet20":
+                measure_half_load(bench, at, seconds)
+                measure_fast_replica(bench, at, seconds)
+        memory = {name: memory_mb(pid) for name, pid in at.pids.items()}
+    return summary(model, bench, at, memory)
+
+
+def summary(model: str, bench: Bench, at: Setting, memory: dict[str, float]) -> dict[str, Any]:
+    """Medians, and the lines of what must be shown."""
+    loads = report.medians(bench.loads)
+    parts = {name: sorted(found)[len(found) // 2] for name, found in bench.parts.items()}
+    small = model == "resnet20"
+    if small:
+        lines = promises.small_model(loads, parts, ceilings.CORES)
+    else:
+        lines = promises.large_model(loads, parts, at.subject.rows)
+    return {
+        "measured": datetime.now(UTC).isoformat(timespec="minutes"),
+        "cores": ceilings.CORES,
+        "clients": at.subject.clients,
+        "loads": loads,
+        "parts": parts,
+        "memory_mb": memory,
+        "failed_peers": at.failed_peers,
+        "ceiling": str(promises.ceiling(parts, ceilings.CORES)) if small else "",
+        "lines": promises.as_table(lines),
+    }
+
+
+def post(at: Setting, contestant: Contestant, count: int, seconds: float) -> Load:
+    """Photographs to one server, which is held before and after."""
+    with running(contestant.pid) if contestant.held else contextlib.nullcontext():
+        found = at.subject.post(contestant.url, contestant.requests, clients=count, seconds=seconds)
+        settle(contestant.pid)
+    return found
+
+
+def measure_parts(bench: Bench, at: Setting, plan: Plan, seconds: float) -> None:
+    """Decode, HTTP, a gRPC call and the model, each alone."""
+    side, rows = at.subject.side, at.subject.rows
+    per_s, alone_ms = ceilings.decode_per_s(plan.images, side, plan.seconds / 2)
+    bench.part("decode, all cores (images/s)", per_s)
+    bench.part("decode, one image alone (ms)", alone_ms)
+    port, pid = at.empty_post
+    for count in (1, 32):
+        used = cpu_s(pid)
+        found = load.post_photos(
+            f"http://127.0.0.1:{port}/", at.jpeg, clients=count, seconds=plan.seconds / 2
+        )
+        used = cpu_s(pid) - used
+        bench.load(f"empty POST, {clients(count)}", found)
+    bench.part("empty POST, server (core-ms)", used * 1e3 / found.answers)
+    bench.part("empty POST, wrk (core-ms)", found.client_ms)
+    port, pid = at.empty_predict
+    used = cpu_s(pid)
+    found = load.call_predict(
+        f"127.0.0.1:{port}", "model", rows=rows, side=side, clients=2, seconds=plan.seconds / 2
+    )
+    server_ms = (cpu_s(pid) - used) * 1e3 / found.answers
+    bench.part("gRPC call with a batch (core-ms an image)", server_ms + found.client_ms)
+    about = {"folder": str(at.folder), "side": side, "sizes": SIZES, "seconds": seconds / 2}
+    with process("-m", "tests.bench.ceilings", "in-process", json.dumps(about), pattern=r"^({.+})$") as (
+        text,
+        _,
+    ):
+        for name, value in json.loads(text).items():
+            bench.part(name, value)
+
+
+def measure_photographs(bench: Bench, at: Setting, seconds: float) -> None:
+    """Photographs to every server, over HTTP; and to Sluice over gRPC."""
+    for count in at.subject.clients:
+        for name in [name for name in at.contestants if count in PEER_CLIENTS or name == "Sluice"]:
+            try:
+                bench.load(f"{name}, {clients(count)}", post(at, at.contestants[name], count, seconds))
+            except load.NoAnswer as error:
+                give_up(at, name, f"no answers with {clients(count)}: {error}")
+        found = load.classify_photos(
+            at.grpc["Sluice"], at.model, at.jpeg.folder, clients=count, seconds=seconds
+        )
+        bench.load(f"Sluice over gRPC, {clients(count)}", found)
+
+
+def give_up(at: Setting, name: str, reason: str) -> None:
+    """Leave a peer out from here on; Sluice's own failure ends the run."""
+    if name == "Sluice":
+        raise RuntimeError(f"Sluice gave {reason}")
+    del at.contestants[name]
+    at.failed_peers[name] = reason
+    print(f"{name}: NOT MEASURED, {reason}", flush=True)
+
+
+def measure_tensors(bench: Bench, at: Setting, seconds: float) -> None:
+    """Predict over gRPC, straight and through the gateway, as fast as goes."""
+    rows, side = at.subject.rows, at.subject.side
+    for name, address in at.grpc.items():
+        found = load.call_predict(address, at.model, rows=rows, side=side, clients=2, seconds=seconds)
+        bench.load(f"{name}, tensors of {rows}", found)
+
+
+def measure_half_load(bench: Bench, at: Setting, seconds: float) -> None:
+    """Predict over gRPC, straight and through the gateway, at half of what goes straight: one image a call,
+    and a batch."""
+    side = at.subject.side
+    for rows in (1, 32):
+        most = load.call_predict(
+            at.grpc["direct"], at.model, rows=rows, side=side, clients=2, seconds=seconds / 4
+        )
+        found = load.compare_predict(
+            at.grpc, at.model, rows=rows, side=side, seconds=seconds, calls_per_s=most.per_s / rows / 2
+        )
+        for name, each in found.items():
+            bench.load(f"{name}, half load, {rows}", each)
+
+
+def measure_fast_replica(bench: Bench, at: Setting, seconds: float) -> None:
+    """The gateway in front of a replica that answers a batch in 5 ms: HTTP and decode are all there is."""
+    with (
+        process("-m", "tests.bench.ceilings", "fast-replica", str(at.subject.side)) as (port, _),
+        gateway(f"127.0.0.1:{port}", "model") as (url, _, _),
+    ):
+        target = f"{url}/v1/models/model:classify"
+        load.post_photos(target, at.jpeg, clients=64, seconds=1)
+        found = load.post_photos(target, at.jpeg, clients=64, seconds=seconds)
+        bench.load("Sluice, fast replica, 64 clients", found)
