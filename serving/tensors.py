@@ -18,6 +18,7 @@ array.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +36,14 @@ DATA_TYPES = protos.POOL.FindEnumTypeByName("tensorflow.DataType")
 
 
 class _Kind(NamedTuple):
-    """How one `tensorflow.DataType` is laid out: its bits in numpy, and its typed field."""
+    """How one `tensorflow.DataType` is laid out: its bits in numpy, in `tensor_content`, and its typed
+    field with the key that the field has on the wire when it is packed.
+    """
 
     dtype: np.dtype[Any]
+    content: np.dtype[Any]
     field: str
+    packed_key: bytes
 
 
 def _kinds() -> dict[int, _Kind]:
@@ -69,10 +74,25 @@ def _kinds() -> dict[int, _Kind]:
         "DT_FLOAT8_E5M2": ("u1", "float8_val"),
         "DT_FLOAT8_E4M3FN": ("u1", "float8_val"),
     }
+    numbers = {field.name: field.number for field in protos.TensorProto.DESCRIPTOR.fields}
     return {
-        DATA_TYPES.values_by_name[name].number: _Kind(np.dtype(code), field)
+        DATA_TYPES.values_by_name[name].number: _Kind(
+            np.dtype(code),
+            np.dtype(code).newbyteorder("<"),
+            field,
+            _encoded_varint(numbers[field] << 3 | _LENGTH_DELIMITED),
+        )
         for name, (code, field) in table.items()
     }
+
+
+def _encoded_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 _KINDS = _kinds()
@@ -99,17 +119,21 @@ def type_name(data_type: int) -> str:
 
 def bits_dtype(data_type: int) -> np.dtype[Any]:
     """The numpy dtype that holds one element's bits; raises InvalidInput for types that no array carries."""
+    return _kind_of(data_type).dtype
+
+
+def _kind_of(data_type: int) -> _Kind:
     kind = _KINDS.get(data_type)
     if kind is None:
         raise InvalidInput(f"a tensor of type {type_name(data_type)} cannot be carried in a request")
-    return kind.dtype
+    return kind
 
 
 def data_type_of(dtype: np.dtype[Any]) -> int:
     """The `tensorflow.DataType` of a numpy dtype; raises InvalidInput if there is none."""
     if dtype.kind in "SU":
         return DT_STRING
-    found = _BY_DTYPE.get(dtype.newbyteorder("="))
+    found = _BY_DTYPE.get(dtype if dtype.isnative else dtype.newbyteorder("="))
     if found is None:
         raise InvalidInput(f"numpy's {dtype} has no TensorFlow type")
     return found
@@ -117,14 +141,15 @@ def data_type_of(dtype: np.dtype[Any]) -> int:
 
 def shape_of(proto: Any) -> tuple[int, ...]:
     """The full shape that `proto` (a TensorProto) claims; raises InvalidInput unless it is a known one."""
-    if proto.tensor_shape.unknown_rank:
+    claimed = proto.tensor_shape
+    if claimed.unknown_rank:
         raise InvalidInput("the tensor's shape has an unknown rank; a value needs a full shape")
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if any(size < 0 for size in shape):
+    shape = tuple([dim.size for dim in claimed.dim])
+    if min(shape, default=0) < 0:
         raise InvalidInput(f"the tensor's shape {list(shape)} has a negative dimension")
     if len(shape) > MAX_RANK:
         raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are taken")
-    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+    if math.prod([size or 1 for size in shape]) > MAX_ELEMENTS:
         raise InvalidInput(f"the tensor's shape {list(shape)} is beyond what memory can address")
     return shape
 
@@ -144,29 +169,30 @@ def from_proto(proto: Any, *, raw: bool = False) -> np.ndarray:
         InvalidInput: the content does not match the shape, or the type cannot be carried.
     """
     shape = shape_of(proto)
-    dtype = bits_dtype(proto.dtype)
+    data_type = proto.dtype
+    kind = _kind_of(data_type)
     content = proto.tensor_content
     if not content:
-        array = _from_values(proto, shape)
-    elif proto.dtype == DT_STRING:
+        array = _from_values(proto, kind, shape)
+    elif data_type == DT_STRING:
         array = _strings_from_content(content, shape)
     else:
-        array = _from_content(content, dtype, shape)
-    if proto.dtype == DT_BFLOAT16 and not raw:
+        array = _from_content(content, kind, shape)
+    if data_type == DT_BFLOAT16 and not raw:
         return _widen_bfloat16(array)
     return array
 
 
-def _from_content(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    expected = math.prod(shape) * dtype.itemsize
+def _from_content(content: bytes, kind: _Kind, shape: tuple[int, ...]) -> np.ndarray:
+    expected = math.prod(shape) * kind.dtype.itemsize
     if len(content) != expected:
         raise InvalidInput(
-            f"tensor_content has {len(content)} bytes; shape {list(shape)} of {dtype} needs {expected}"
+            f"tensor_content has {len(content)} bytes; shape {list(shape)} of {kind.dtype} needs {expected}"
         )
-    if dtype.kind == "b":
+    if kind.dtype.kind == "b":
         # Any byte but 0 and 1 would make an invalid bool.
         return np.not_equal(np.frombuffer(content, np.uint8), 0).reshape(shape)
-    return np.frombuffer(content, dtype.newbyteorder("<")).reshape(shape)
+    return np.frombuffer(content, kind.content).reshape(shape)
 
 
 def _strings_from_content(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -206,8 +232,7 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
     raise InvalidInput("tensor_content ends inside, or has a malformed, string length")
 
 
-def _from_values(proto: Any, shape: tuple[int, ...]) -> np.ndarray:
-    kind = _KINDS[proto.dtype]
+def _from_values(proto: Any, kind: _Kind, shape: tuple[int, ...]) -> np.ndarray:
     values = _values(proto, kind)
     count = math.prod(shape)
     if len(values) == count:
@@ -260,9 +285,19 @@ def _round_to_bfloat16(array: np.ndarray) -> np.ndarray:
 
 
 def to_proto(array: np.ndarray, *, as_content: bool = True, data_type: int | None = None) -> Any:
-    """A TensorProto that carries `array`.
+    """A TensorProto that carries `array`; see `fill_proto`."""
+    proto = protos.TensorProto()
+    fill_proto(proto, array, as_content=as_content, data_type=data_type)
+    return proto
+
+
+def fill_proto(
+    proto: Any, array: np.ndarray, *, as_content: bool = True, data_type: int | None = None
+) -> None:
+    """Make `proto`, an empty TensorProto, carry `array`.
 
     Args:
+        proto: where to write.
         array: any array with a TensorFlow type; strings as objects (bytes or str), `S` or `U`.
         as_content: use `tensor_content`; otherwise the typed `*_val` field. Strings always go to
             `string_val`.
@@ -280,20 +315,27 @@ def to_proto(array: np.ndarray, *, as_content: bool = True, data_type: int | Non
     is_text = array.dtype.kind in "OSU"
     if kind is None or (is_text != (data_type == DT_STRING)) or not _holds(array, kind, is_text=is_text):
         raise InvalidInput(f"an array of {array.dtype} does not hold {type_name(data_type)}")
-    proto = protos.TensorProto(dtype=data_type)
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
+    proto.MergeFromString(_head(data_type, array.shape))
     if is_text:
         proto.string_val.extend(_as_bytes(value) for value in array.ravel().tolist())
     elif as_content:
-        proto.tensor_content = array.astype(kind.dtype.newbyteorder("<"), copy=False).tobytes()
+        proto.tensor_content = array.astype(kind.content, copy=False).tobytes()
     else:
         _set_values(proto, kind, array)
-    return proto
+
+
+@lru_cache(maxsize=1024)
+def _head(data_type: int, shape: tuple[int, ...]) -> bytes:
+    """The type and the shape of a TensorProto, serialised. Answers have few; set one by one, sizes cost more."""
+    proto = protos.TensorProto(dtype=data_type)
+    for size in shape:
+        proto.tensor_shape.dim.add(size=size)
+    head: bytes = proto.SerializeToString()
+    return head
 
 
 def _holds(array: np.ndarray, kind: _Kind, *, is_text: bool) -> bool:
-    return is_text or array.dtype.newbyteorder("=") == kind.dtype
+    return is_text or array.dtype == kind.dtype or array.dtype.newbyteorder("=") == kind.dtype
 
 
 def _as_bytes(value: Any) -> bytes:
@@ -305,23 +347,14 @@ def _as_bytes(value: Any) -> bytes:
 
 
 def _set_values(proto: Any, kind: _Kind, array: np.ndarray) -> None:
+    if kind.dtype.kind in "fc" and kind.field != "half_val":
+        # On the wire these fields are their values' bytes; merging those spares a Python object each.
+        content = array.astype(kind.content, copy=False).tobytes()
+        proto.MergeFromString(kind.packed_key + _encoded_varint(len(content)) + content)
+        return
     flat = np.ascontiguousarray(array, kind.dtype).reshape(-1)
     if kind.field == "float8_val":
         proto.float8_val = flat.tobytes()
-    elif kind.dtype.kind in "fc" and kind.field != "half_val":
-        # On the wire these fields are their values' bytes; merging those spares a Python object each.
-        content = flat.astype(kind.dtype.newbyteorder("<"), copy=False).tobytes()
-        key = proto.DESCRIPTOR.fields_by_name[kind.field].number << 3 | _LENGTH_DELIMITED
-        proto.MergeFromString(bytes([key]) + _encoded_varint(len(content)) + content)
     else:
         values = flat.view(np.uint16) if kind.field == "half_val" else flat
         getattr(proto, kind.field).extend(values.tolist())
-
-
-def _encoded_varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

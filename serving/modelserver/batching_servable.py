@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from serving.modelserver.batching import BatchingOptions, BatchQueue, BatchScheduler, Task, Tensors, finish
 from serving.modelserver.manager import Servable
 from serving.modelserver.metrics import Metrics
+from serving.modelserver.signature import Signature
 from serving.modelserver.status import StatusError, failed_precondition, invalid_argument
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]
@@ -33,7 +33,7 @@ class BatchingServable:
         self._queues: dict[Key, BatchQueue] = {}
 
     @property
-    def signatures(self) -> Mapping[str, Any]:
+    def signatures(self) -> Mapping[str, Signature]:
         """Those of the wrapped servable."""
         return self._wrapped.signatures
 
@@ -93,10 +93,9 @@ class BatchingServable:
         self._wrapped.close()
 
 
-def _key_of(signature: Any) -> Key:
+def _key_of(signature: Signature) -> Key:
     inputs = sorted({info.name for info in signature.inputs.values()})
-    outputs = sorted({info.name for info in signature.outputs.values()})
-    return tuple(inputs), tuple(outputs)
+    return tuple(inputs), tuple(signature.output_names)
 
 
 def _rows_of(feeds: Tensors) -> int:

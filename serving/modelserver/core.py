@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from serving.modelserver import config as configs
 from serving.modelserver import source
 from serving.modelserver.lifecycle import State, VersionState
-from serving.modelserver.manager import ModelManager
-from serving.modelserver.predict import Model
+from serving.modelserver.manager import Lease, ModelManager
 from serving.modelserver.status import Code, StatusError, invalid_argument, not_found
 
 logger = logging.getLogger(__name__)
@@ -99,11 +97,9 @@ class ServerCore:
             return configs.version_of_label(self._labels, spec.name, spec.version_label)
         return int(spec.version.value) if choice == "version" else None
 
-    @contextmanager
-    def model(self, spec: Any) -> Iterator[Model]:
+    def model(self, spec: Any) -> Lease:
         """The model that a `ModelSpec` asks for, kept from unloading while in use; raises StatusError."""
-        with self._manager.lease(spec.name, self.version_of(spec)) as (version, servable):
-            yield Model(spec.name, version, servable)
+        return self._manager.lease(spec.name, self.version_of(spec))
 
     def statuses(self, spec: Any) -> dict[int, VersionState]:
         """Version -> state, of the version that a `ModelSpec` names, or of all. A label is ignored."""

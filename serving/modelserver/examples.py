@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from serving import protos, tensors
-from serving.modelserver.predict import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD, Model
+from serving.modelserver.manager import Model
+from serving.modelserver.predict import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD
+from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, failed_precondition, invalid_argument
 
 INPUTS = "inputs"  # the alias of the examples, in both kinds of signature
@@ -68,7 +70,7 @@ def multi_inference(model: Model, request: Any, *, check_method: bool) -> Any:
     return response
 
 
-def _signature(model: Model, spec: Any) -> tuple[str, Any]:
+def _signature(model: Model, spec: Any) -> tuple[str, Signature]:
     name = spec.signature_name or DEFAULT_SIGNATURE
     signature = model.servable.signatures.get(name)
     if signature is None:
@@ -76,9 +78,9 @@ def _signature(model: Model, spec: Any) -> tuple[str, Any]:
     return name, signature
 
 
-def _check_tasks(model: Model, tasks: Sequence[Any], *, check_method: bool) -> dict[str, Any]:
+def _check_tasks(model: Model, tasks: Sequence[Any], *, check_method: bool) -> dict[str, Signature]:
     """Signature name -> signature of each task, in order."""
-    signatures: dict[str, Any] = {}
+    signatures: dict[str, Signature] = {}
     for task in tasks:
         if not task.model_spec.name:
             raise invalid_argument("Found ModelSpec with an empty model name.")
@@ -104,7 +106,7 @@ def _check_tasks(model: Model, tasks: Sequence[Any], *, check_method: bool) -> d
     return signatures
 
 
-def check_classification(signature: Any, *, check_method: bool) -> None:
+def check_classification(signature: Signature, *, check_method: bool) -> None:
     """Refuse a signature that Classify cannot use."""
     if check_method and signature.method_name != CLASSIFY_METHOD:
         raise invalid_argument(
@@ -116,15 +118,15 @@ def check_classification(signature: Any, *, check_method: bool) -> None:
     if len(signature.outputs) not in (1, 2):
         raise invalid_argument(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     if INPUTS not in signature.inputs:
-        raise failed_precondition(f"No classification inputs found in SignatureDef: {signature}")
+        raise failed_precondition(f"No classification inputs found in SignatureDef: {signature.message}")
     if not _classification_outputs(signature):
         raise failed_precondition(
             "Expected classification signature outputs to contain at least one of "
-            f'"{CLASSES}" or "{SCORES}". Signature was: {signature}'
+            f'"{CLASSES}" or "{SCORES}". Signature was: {signature.message}'
         )
 
 
-def check_regression(signature: Any, *, check_method: bool) -> None:
+def check_regression(signature: Signature, *, check_method: bool) -> None:
     """Refuse a signature that Regress cannot use."""
     if check_method and signature.method_name != REGRESS_METHOD:
         raise invalid_argument(
@@ -135,16 +137,16 @@ def check_regression(signature: Any, *, check_method: bool) -> None:
     if len(signature.outputs) != 1:
         raise invalid_argument("Expected one output Tensor.")
     if INPUTS not in signature.inputs:
-        raise failed_precondition(f"No regression inputs found in SignatureDef: {signature}")
+        raise failed_precondition(f"No regression inputs found in SignatureDef: {signature.message}")
     if OUTPUTS not in signature.outputs:
-        raise failed_precondition(f"No regression outputs found in SignatureDef: {signature}")
+        raise failed_precondition(f"No regression outputs found in SignatureDef: {signature.message}")
 
 
-def _classification_outputs(signature: Any) -> list[str]:
+def _classification_outputs(signature: Signature) -> list[str]:
     return [alias for alias in (CLASSES, SCORES) if alias in signature.outputs]
 
 
-def _outputs_of(method_name: str, signature: Any) -> list[str]:
+def _outputs_of(method_name: str, signature: Signature) -> list[str]:
     return _classification_outputs(signature) if method_name == CLASSIFY_METHOD else [OUTPUTS]
 
 
@@ -172,7 +174,7 @@ def _as_tensor(examples: Sequence[bytes]) -> np.ndarray:
 
 
 def _run(
-    model: Model, signature: Any, examples: Sequence[bytes], aliases: Sequence[str]
+    model: Model, signature: Signature, examples: Sequence[bytes], aliases: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Tensor name -> value of the outputs named."""
     fetches = sorted({signature.outputs[alias].name for alias in aliases})
@@ -186,7 +188,9 @@ def _fill_spec(spec: Any, model: Model, signature_name: str) -> None:
     spec.version.value = model.version
 
 
-def fill_classifications(result: Any, signature: Any, values: Mapping[str, np.ndarray], count: int) -> None:
+def fill_classifications(
+    result: Any, signature: Signature, values: Mapping[str, np.ndarray], count: int
+) -> None:
     """Fill a `ClassificationResult` for `count` examples from tensor values; raises StatusError."""
     found: dict[str, np.ndarray] = {}
     for alias, kind in ((CLASSES, "DT_STRING"), (SCORES, "DT_FLOAT")):
@@ -222,7 +226,7 @@ def _check_matrix(alias: str, array: np.ndarray, kind: str, count: int) -> None:
         raise invalid_argument(f"Expected {alias} output batch size of {count}. Got: {array.shape[0]}")
 
 
-def fill_regressions(result: Any, signature: Any, values: Mapping[str, np.ndarray], count: int) -> None:
+def fill_regressions(result: Any, signature: Signature, values: Mapping[str, np.ndarray], count: int) -> None:
     """Fill a `RegressionResult` for `count` examples from tensor values; raises StatusError."""
     array = values[signature.outputs[OUTPUTS].name]
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):

@@ -10,9 +10,8 @@ from pathlib import Path
 from serving.modelserver.batching import BatchingOptions, BatchScheduler
 from serving.modelserver.batching_servable import BatchingServable
 from serving.modelserver.flags import Flags
-from serving.modelserver.manager import Servable
+from serving.modelserver.manager import Model, Servable
 from serving.modelserver.metrics import Metrics
-from serving.modelserver.predict import Model
 from serving.modelserver.servable import LoadOptions, Session
 from serving.modelserver.status import StatusError, invalid_argument
 from serving.modelserver.warmup import warm_up

@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
+from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, from_exception, not_found
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ class Servable(Protocol):
     """What a loader returns: signatures, and a graph behind them."""
 
     @property
-    def signatures(self) -> Mapping[str, Any]:
-        """Name -> `tensorflow.SignatureDef`, in the classes of `serving.protos`."""
+    def signatures(self) -> Mapping[str, Signature]:
+        """By name."""
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """Run the graph once: tensor name -> value in, the named tensors out; raises StatusError."""
@@ -38,6 +38,14 @@ class Servable(Protocol):
 
 
 Loader = Callable[[str, int, Path], Servable]
+
+
+class Model(NamedTuple):
+    """What a request runs against: one version of a model, while it is held."""
+
+    name: str
+    version: int
+    servable: Servable
 
 
 @dataclass(frozen=True)
@@ -183,23 +191,26 @@ class ModelManager:
 
     # --- what is ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def lease(self, name: str, number: int | None) -> Iterator[tuple[int, Servable]]:
+    def lease(self, name: str, number: int | None) -> Lease:
         """The available version `number` of `name` (None: the highest), kept from unloading while in use.
 
-        Raises:
-            StatusError: NOT_FOUND, as the original words it.
+        Entering it raises StatusError NOT_FOUND, as the original words it.
         """
+        return Lease(self, name, number)
+
+    def take(self, name: str, number: int | None) -> tuple[_Version, Model]:
+        """Find a version and count a user more; raises StatusError."""
         with self._changed:
             version, servable, chosen = self._find(name, number)
             version.users += 1
-        try:
-            yield chosen, servable
-        finally:
-            with self._changed:
-                version.users -= 1
-                if version.users == 0 and version.at.state is State.UNLOADING:
-                    self._changed.notify_all()
+        return version, Model(name, chosen, servable)
+
+    def give_back(self, version: _Version) -> None:
+        """Count a user less of what `take` gave."""
+        with self._changed:
+            version.users -= 1
+            if version.users == 0 and version.at.state is State.UNLOADING:
+                self._changed.notify_all()
 
     def _find(self, name: str, number: int | None) -> tuple[_Version, Servable, int]:
         versions = self._models.get(name, {})
@@ -257,3 +268,21 @@ class ModelManager:
             self._closing = True
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._threads, timeout=deadline - time.monotonic())
+
+
+class Lease:
+    """A version in use, for a `with`. A class, since a generator costs each request several times this."""
+
+    __slots__ = ("_manager", "_name", "_number", "_version")
+
+    def __init__(self, manager: ModelManager, name: str, number: int | None) -> None:
+        self._manager, self._name, self._number = manager, name, number
+
+    def __enter__(self) -> Model:
+        """Take it; raises StatusError if it is not there."""
+        self._version, model = self._manager.take(self._name, self._number)
+        return model
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go."""
+        self._manager.give_back(self._version)

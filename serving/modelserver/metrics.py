@@ -62,9 +62,12 @@ class Histogram:
         """Count `value` under these label values."""
         index = bisect.bisect_left(self._limits, value)
         with self._lock:
-            buckets = self._buckets.setdefault(labels, [0] * (len(self._limits) + 1))
+            buckets = self._buckets.get(labels)
+            if buckets is None:
+                buckets = self._buckets[labels] = [0] * (len(self._limits) + 1)
+                self._sums[labels] = 0.0
             buckets[index] += 1
-            self._sums[labels] = self._sums.get(labels, 0.0) + value
+            self._sums[labels] += value
 
     def lines(self) -> list[str]:
         """The exposition, header first; empty before the first observation."""

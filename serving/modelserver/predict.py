@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,14 @@ import tensorflow as tf
 
 from serving import protos, tensors
 from serving.errors import InvalidInput
-from serving.modelserver.manager import Servable
+from serving.modelserver.manager import Model, Servable
+from serving.modelserver.signature import Signature, TensorInfo
 from serving.modelserver.status import Code, StatusError, failed_precondition, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 PREDICT_METHOD = "tensorflow/serving/predict"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a request runs against: one version of a model, while it is held."""
-
-    name: str
-    version: int
-    servable: Servable
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,8 @@ def joined(names: Iterable[str]) -> str:
 
 def predict(model: Model, request: Any, options: PredictOptions) -> Any:
     """The `PredictResponse` to `request`; raises StatusError in the original's words."""
-    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    asked = request.model_spec
+    name = asked.signature_name or DEFAULT_SIGNATURE
     signature = model.servable.signatures.get(name)
     if signature is None:
         raise failed_precondition(f'Serving signature key "{name}" not found.')
@@ -61,11 +55,11 @@ def predict(model: Model, request: Any, options: PredictOptions) -> Any:
     outputs = run(model.servable, signature, feeds, request.output_filter)
     response = protos.PredictResponse()
     spec = response.model_spec
-    spec.name = request.model_spec.name
+    spec.name = asked.name
     spec.signature_name = name
     spec.version.value = model.version
     for alias, array in outputs.items():
-        response.outputs[alias].CopyFrom(tensor_proto(array, as_content=options.as_content))
+        fill_tensor(response.outputs[alias], array, as_content=options.as_content)
     return response
 
 
@@ -80,7 +74,7 @@ def check_method(method_name: str) -> None:
         )
 
 
-def check_inputs_count(signature: Any, given: Mapping[str, Any]) -> None:
+def check_inputs_count(signature: Signature, given: Mapping[str, Any]) -> None:
     """Refuse more inputs than the signature has, or fewer where none has a default."""
     has, needs = len(given), len(signature.inputs)
     if has > needs or (has < needs and not signature.defaults):
@@ -92,13 +86,15 @@ def check_inputs_count(signature: Any, given: Mapping[str, Any]) -> None:
         )
 
 
-def feeds_of(signature: Any, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def feeds_of(signature: Signature, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Tensor name -> value, from the request and the signature's defaults."""
     feeds = {}
+    used = 0
     for alias, info in signature.inputs.items():
         if alias in given:
-            feeds[info.name] = parse(alias, given[alias])
-            check_shape(alias, info.tensor_shape, feeds[info.name].shape)
+            used += 1
+            feeds[info.name] = array = parse(alias, given[alias])
+            check_shape(alias, info, array.shape)
         elif alias in signature.defaults:
             feeds[info.name] = parse(alias, signature.defaults[alias])
         else:
@@ -107,28 +103,29 @@ def feeds_of(signature: Any, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 f"value provided. Inputs expected to be in the request {joined(given)}, or default input "
                 f"alias set: {joined(signature.defaults)}"
             )
-    unknown = given.keys() - signature.inputs.keys()
-    if unknown:
-        used = joined(given.keys() - unknown)[1:-1]
+    if used < len(given):
+        known, sent = joined(given.keys() & signature.inputs.keys())[1:-1], joined(given)[1:-1]
         raise invalid_argument(
-            f"Inputs contains invalid name. Used request inputs: {used}, request input: {joined(given)[1:-1]}"
+            f"Inputs contains invalid name. Used request inputs: {known}, request input: {sent}"
         )
     return feeds
 
 
-def check_shape(alias: str, taken: Any, given: tuple[int, ...]) -> None:
+def check_shape(alias: str, taken: TensorInfo, given: tuple[int, ...]) -> None:
     """Refuse a value whose shape the signature does not take.
 
     The original leaves this to the kernels, some of which end the whole process on a shape that the graph
     was not made for (an empty batch of the wrong rank into a fused kernel, for one).
     """
-    sizes = [dim.size for dim in taken.dim]
+    sizes = taken.sizes
+    if sizes is None or sizes == given:
+        return
     fits = len(sizes) == len(given) and all(
         size in (-1, actual) for size, actual in zip(sizes, given, strict=True)
     )
-    if not taken.unknown_rank and not fits:
+    if not fits:
         raise invalid_argument(
-            f"input {alias} has shape {list(given)}; the signature takes {sizes} (-1: any size)"
+            f"input {alias} has shape {list(given)}; the signature takes {list(sizes)} (-1: any size)"
         )
 
 
@@ -138,32 +135,41 @@ def parse(alias: str, proto: Any) -> np.ndarray:
         bits = tensors.from_proto(proto, raw=True)
     except InvalidInput as error:
         raise invalid_argument(f"tensor parsing error: {alias}: {error.message}") from error
-    own = tf.as_dtype(proto.dtype).as_numpy_dtype
+    own = _numpy_dtype(proto.dtype)
     return bits if bits.dtype == own else bits.view(own)
 
 
-def tensor_proto(array: np.ndarray, *, as_content: bool) -> Any:
-    """The TensorProto of one output."""
+@cache
+def _numpy_dtype(data_type: int) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(tf.as_dtype(data_type).as_numpy_dtype)
+    return dtype
+
+
+def fill_tensor(proto: Any, array: np.ndarray, *, as_content: bool) -> None:
+    """Write one output into its TensorProto."""
     if array.dtype.kind in "OSU" or array.dtype.isbuiltin == 1:
-        return tensors.to_proto(array, as_content=as_content)
+        tensors.fill_proto(proto, array, as_content=as_content)
+        return
     data_type = tf.as_dtype(array.dtype).as_datatype_enum
-    return tensors.to_proto(
-        array.view(tensors.bits_dtype(data_type)), as_content=as_content, data_type=data_type
-    )
+    bits = array.view(tensors.bits_dtype(data_type))
+    tensors.fill_proto(proto, bits, as_content=as_content, data_type=data_type)
 
 
 def run(
-    servable: Servable, signature: Any, feeds: Mapping[str, np.ndarray], output_filter: Sequence[str]
+    servable: Servable, signature: Signature, feeds: Mapping[str, np.ndarray], output_filter: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Run a signature: alias -> value, of the outputs that are asked for (none named: all)."""
-    aliases = chosen_outputs(signature, output_filter)
-    fetches = sorted({signature.outputs[alias].name for alias in aliases})
+    if output_filter:
+        aliases = chosen_outputs(signature, output_filter)
+        fetches = sorted({signature.outputs[alias].name for alias in aliases})
+    else:
+        aliases, fetches = signature.output_aliases, signature.output_names
     values = dict(zip(fetches, servable.run(feeds, fetches), strict=True))
     return {alias: values[signature.outputs[alias].name] for alias in aliases}
 
 
-def chosen_outputs(signature: Any, output_filter: Sequence[str]) -> list[str]:
-    """The aliases to answer with; raises StatusError for unknown ones and repetitions."""
+def chosen_outputs(signature: Signature, output_filter: Sequence[str]) -> list[str]:
+    """The aliases that are asked for; raises StatusError for unknown ones and repetitions."""
     seen: list[str] = []
     for alias in output_filter:
         if alias not in signature.outputs:
@@ -174,4 +180,4 @@ def chosen_outputs(signature: Any, output_filter: Sequence[str]) -> list[str]:
         if alias in seen:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
         seen.append(alias)
-    return seen or sorted(signature.outputs)
+    return seen

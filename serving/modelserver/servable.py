@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2
 
 from serving import protos
+from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument, not_found
 from serving.tensor_json import short_name
 
@@ -56,7 +57,7 @@ class Session:
     """A loaded SavedModel.
 
     Attributes:
-        signatures: name -> `tensorflow.SignatureDef`, in the classes of `serving.protos`.
+        signatures: by name.
     """
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
@@ -69,7 +70,7 @@ class Session:
         self._inter_op_thread_pool = SHARED_POOL if options.inter_op_threads > 0 else CALLERS_THREAD
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
-        self._callables: OrderedDict[Key, tuple[Any, list[tf.DType]]] = OrderedDict()
+        self._callables: OrderedDict[Key, tuple[Any, list[np.dtype[Any]]]] = OrderedDict()
         self._lock = threading.Lock()
         try:
             with self._graph.as_default():
@@ -77,8 +78,8 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self.signatures: dict[str, Any] = {
-            name: protos.SignatureDef.FromString(signature.SerializeToString())
+        self.signatures: dict[str, Signature] = {
+            name: Signature.read(protos.SignatureDef.FromString(signature.SerializeToString()))
             for name, signature in meta_graph.signature_def.items()
         }
 
@@ -95,8 +96,8 @@ class Session:
         names = tuple(sorted(feeds))
         call, types = self._callable(names, tuple(fetches))
         for index, (name, expected) in enumerate(zip(names, types, strict=True)):
-            if feeds[name].dtype != expected.as_numpy_dtype:
-                given = tf.as_dtype(feeds[name].dtype)
+            given = feeds[name].dtype
+            if given != expected:
                 raise invalid_argument(
                     f"Expects arg[{index}] to be {_word(expected)} but {_word(given)} is provided"
                 )
@@ -108,7 +109,7 @@ class Session:
             raise invalid_argument(str(error)) from error
         return [_as_array(output) for output in outputs]
 
-    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[tf.DType]]:
+    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[np.dtype[Any]]]:
         """What runs the graph with these feeds and fetches, and the types of the feeds."""
         key = (feeds, fetches)
         with self._lock:
@@ -122,11 +123,13 @@ class Session:
                 self._callables.move_to_end(key)
             return found
 
-    def _make_callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[tf.DType]]:
+    def _make_callable(
+        self, feeds: tuple[str, ...], fetches: tuple[str, ...]
+    ) -> tuple[Any, list[np.dtype[Any]]]:
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
         options.run_options.inter_op_thread_pool = self._inter_op_thread_pool
         try:
-            types = [self._graph.get_tensor_by_name(name).dtype for name in feeds]
+            types = [np.dtype(self._graph.get_tensor_by_name(name).dtype.as_numpy_dtype) for name in feeds]
             return self._session._make_callable_from_options(options), types
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
@@ -151,9 +154,9 @@ def _as_array(output: Any) -> np.ndarray:
     return array
 
 
-def _word(dtype: tf.DType) -> str:
+def _word(dtype: np.dtype[Any]) -> str:
     """`float` for float32, as C++ prints types."""
-    return short_name(dtype.as_datatype_enum)
+    return short_name(tf.as_dtype(dtype).as_datatype_enum)
 
 
 def _load(session: Any, path: Path, tags: Sequence[str]) -> Any:

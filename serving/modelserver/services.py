@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,15 @@ from serving import protos
 from serving.modelserver import examples
 from serving.modelserver import predict as predicting
 from serving.modelserver.core import ServerCore
-from serving.modelserver.manager import Servable
+from serving.modelserver.manager import Model, Servable
 from serving.modelserver.metrics import Metrics
+from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, invalid_argument
 
 logger = logging.getLogger(__name__)
 
 SIGNATURE_DEF = "signature_def"
+OK = Code.OK.name
 
 
 @dataclass(frozen=True)
@@ -39,59 +40,60 @@ class Services:
 
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
-        name = _spec_of(request).name
-        with self._measured(name, "Predict"), self._model(request.model_spec, "Predict") as model:
-            return predicting.predict(model, request, self.options)
+        spec = _spec_of(request)
+
+        def work() -> Any:
+            with self.core.model(spec) as model:
+                return predicting.predict(self._timed(model, "Predict"), request, self.options)
+
+        return self._measured(spec.name, "Predict", work)
 
     def classify(self, request: Any) -> Any:
         """PredictionService.Classify."""
-        name = _spec_of(request).name
-        with self._measured(name, "Classify"), self._model(request.model_spec, "Classify") as model:
-            self._count_examples(name, request)
-            return examples.classify(model, request, check_method=self.options.check_method_names)
+        return self._infer_examples(request, "Classify", examples.classify)
 
     def regress(self, request: Any) -> Any:
         """PredictionService.Regress."""
-        name = _spec_of(request).name
-        with self._measured(name, "Regress"), self._model(request.model_spec, "Regress") as model:
-            self._count_examples(name, request)
-            return examples.regress(model, request, check_method=self.options.check_method_names)
+        return self._infer_examples(request, "Regress", examples.regress)
+
+    def _infer_examples(self, request: Any, api: str, infer: Callable[..., Any]) -> Any:
+        spec = _spec_of(request)
+
+        def work() -> Any:
+            with self.core.model(spec) as model:
+                self._count_examples(model.name, request)
+                timed = self._timed(model, api)
+                return infer(timed, request, check_method=self.options.check_method_names)
+
+        return self._measured(spec.name, api, work)
 
     def multi_inference(self, request: Any) -> Any:
         """PredictionService.MultiInference: the first task says which model and version."""
         if not request.tasks:
             raise invalid_argument("Inference request cannot have empty list of tasks.")
-        with self._model(request.tasks[0].model_spec, "MultiInference") as model:
+        with self.core.model(request.tasks[0].model_spec) as model:
             self._count_examples(model.name, request)
-            return examples.multi_inference(model, request, check_method=self.options.check_method_names)
+            timed = self._timed(model, "MultiInference")
+            return examples.multi_inference(timed, request, check_method=self.options.check_method_names)
 
-    @contextmanager
-    def _model(self, spec: Any, api: str) -> Iterator[predicting.Model]:
-        """The model that `spec` asks for; the time of its runs is measured."""
-        with self.core.model(spec) as model:
-            timed = _TimedServable(
-                model.servable, lambda us: self.metrics.runtime_latency.observe(us, model.name, api, "TF1")
-            )
-            yield predicting.Model(model.name, model.version, timed)
+    def _timed(self, model: Model, api: str) -> Model:
+        """`model` with the time of its runs measured."""
+        name, version, servable = model
+        return Model(name, version, _TimedServable(servable, self.metrics, name, api))
 
-    @contextmanager
-    def _measured(self, name: str, api: str) -> Iterator[None]:
-        """Count a request under its status, and its latency if it succeeds."""
+    def _measured(self, name: str, api: str, work: Callable[[], Any]) -> Any:
+        """What `work` answers; it is counted under its status, and its latency if it succeeds."""
         started = time.perf_counter()
-        status = Code.OK
         try:
-            yield
-        except StatusError as error:
-            status = error.code
+            response = work()
+        except Exception as error:
+            code = error.code if isinstance(error, StatusError) else Code.INTERNAL
+            self.metrics.request_count.add(name, code.name)
             raise
-        except Exception:
-            status = Code.INTERNAL
-            raise
-        finally:
-            self.metrics.request_count.add(name, status.name)
-            if status is Code.OK:
-                elapsed_us = (time.perf_counter() - started) * 1e6
-                self.metrics.request_latency.observe(elapsed_us, name, api, self.entrypoint)
+        self.metrics.request_count.add(name, OK)
+        elapsed_us = (time.perf_counter() - started) * 1e6
+        self.metrics.request_latency.observe(elapsed_us, name, api, self.entrypoint)
+        return response
 
     def _count_examples(self, name: str, request: Any) -> None:
         kind = request.input.WhichOneof("kind")
@@ -114,7 +116,7 @@ class Services:
             response.model_spec.version.value = model.version
             signatures = protos.SignatureDefMap()
             for name, signature in model.servable.signatures.items():
-                signatures.signature_def[name].CopyFrom(signature)
+                signatures.signature_def[name].CopyFrom(signature.message)
             response.metadata[SIGNATURE_DEF].Pack(signatures)
             return response
 
@@ -147,25 +149,24 @@ class Services:
         return response
 
 
-@dataclass(frozen=True)
 class _TimedServable:
-    """A servable whose runs are timed; `observe` gets microseconds."""
+    """A servable whose runs are timed, under a model's name and an API's."""
 
-    wrapped: Servable
-    observe: Callable[[float], None]
+    __slots__ = ("_api", "_metrics", "_name", "_wrapped", "signatures")
 
-    @property
-    def signatures(self) -> Mapping[str, Any]:
-        return self.wrapped.signatures
+    def __init__(self, wrapped: Servable, metrics: Metrics, name: str, api: str) -> None:
+        self.signatures: Mapping[str, Signature] = wrapped.signatures
+        self._wrapped, self._metrics, self._name, self._api = wrapped, metrics, name, api
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         started = time.perf_counter()
-        outputs = self.wrapped.run(feeds, fetches)
-        self.observe((time.perf_counter() - started) * 1e6)
+        outputs = self._wrapped.run(feeds, fetches)
+        elapsed_us = (time.perf_counter() - started) * 1e6
+        self._metrics.runtime_latency.observe(elapsed_us, self._name, self._api, "TF1")
         return outputs
 
     def close(self) -> None:
-        self.wrapped.close()
+        self._wrapped.close()
 
 
 def _spec_of(request: Any) -> Any:

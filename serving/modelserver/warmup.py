@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 
 from serving import protos
 from serving.modelserver import examples
-from serving.modelserver.predict import Model, PredictOptions, predict
+from serving.modelserver.manager import Model
+from serving.modelserver.predict import PredictOptions, predict
 from serving.modelserver.status import Code, StatusError, invalid_argument
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from serving.modelserver import config as configs
 from serving.modelserver import source
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
 from serving.modelserver.manager import ModelManager, RetryPolicy
+from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, from_exception, truncated
 from tests.modelserver.conftest import config_of
 from tests.modelserver.process import until
@@ -116,7 +117,7 @@ class Fake:
     """A servable that is nothing, and knows whether it was let go."""
 
     def __init__(self) -> None:
-        self.signatures: dict[str, Any] = {}
+        self.signatures: dict[str, Signature] = {}
         self.is_closed = threading.Event()
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
@@ -131,8 +132,8 @@ def test_a_version_in_use_is_not_let_go() -> None:
     manager = ModelManager(lambda *_: servable, RetryPolicy(0, 0.0), 1)
     manager.want("m", wanted(1))
     until(lambda: manager.states("m").get(1) == AVAILABLE, "it loads")
-    with manager.lease("m", None) as (version, _):
-        assert version == 1
+    with manager.lease("m", None) as model:
+        assert model.version == 1
         manager.want("m", {})
         until(lambda: manager.states("m")[1] == UNLOADING, "it is on its way out")
         with pytest.raises(StatusError):
