@@ -326,7 +326,7 @@ def fill_proto(
 
 @lru_cache(maxsize=1024)
 def _head(data_type: int, shape: tuple[int, ...]) -> bytes:
-    """The type and the shape of a TensorProto, serialised. Answers have few; set one by one, sizes cost more."""
+    """The type and the shape of a TensorProto, serialised. Answers have few, and writing one is slow."""
     proto = protos.TensorProto(dtype=data_type)
     for size in shape:
         proto.tensor_shape.dim.add(size=size)
