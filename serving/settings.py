@@ -123,7 +123,8 @@ class Settings(BaseSettings):
     """Requests admitted at once; the rest is refused at once instead of waiting past its deadline. Where keys
     are asked for, an eighth of it, and of the bytes, is kept for callers who hold less than an equal share."""
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
-    """Bodies held at once: what bounds memory when bodies are large."""
+    """Bodies held at once: what bounds memory when bodies are large. Where memory is limited (a container's, or
+    RLIMIT_AS) it is a third of what is left at the start, if that is less."""
 
     target_latency_s: Positive = 2.0
     """Requests that take longer than this, their bodies read, make the gateway take fewer at once, down to

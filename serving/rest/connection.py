@@ -18,8 +18,9 @@ from serving.rest.errors import problem_body
 
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
 MAX_HEAD_BYTES = 64 * 2**10
-# How long a client may take to read why it was refused.
+# How long a client may take to read why it was refused: so long after it has sent something, and all in all.
 LINGER_S = 1.0
+MOST_LINGER_S = 10.0
 
 
 class HeadTooLarge(Exception):
@@ -42,6 +43,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._in_body = False
         self._refused = False
+        self._still_sends = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first headers."""
@@ -56,6 +58,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came; while it is headers, count it. What comes after a refusal is thrown away."""
         if self._refused:
+            self._still_sends = True
             return
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()
@@ -149,7 +152,14 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self.loop.call_later(LINGER_S, self._close_once_quiet, self.loop.time() + MOST_LINGER_S)
+
+    def _close_once_quiet(self, latest: float) -> None:
+        if self._still_sends and self.loop.time() < latest:
+            self._still_sends = False
+            self.loop.call_later(LINGER_S, self._close_once_quiet, latest)
+        else:
+            self.transport.close()
 
 
 _REASONS = {

@@ -8,13 +8,19 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+import uvicorn
 from PIL import Image
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from serving.memory import Bound, bounds, fitting
+from serving.rest.connection import Connection
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import LiveProcess, started
@@ -30,7 +36,9 @@ ROOM_BYTES = 160 * MIB
 
 
 @asynccontextmanager
-async def narrow_gateway(*, from_its_start: bool) -> AsyncIterator[tuple[LiveProcess, httpx.AsyncClient]]:
+async def narrow_gateway(
+    *, from_its_start: bool, **settings: str
+) -> AsyncIterator[tuple[LiveProcess, httpx.AsyncClient]]:
     """A gateway process that may map `ROOM_BYTES` more than one that is idle, and a client of it.
 
     If it has been so from its start it knows, and keeps bodies to a part of it.
@@ -39,18 +47,25 @@ async def narrow_gateway(*, from_its_start: bool) -> AsyncIterator[tuple[LivePro
         pytest.skip("needs prlimit")
     async with running(FakeReplica()) as fake:
         command = ["gateway", f"--replica={fake.address}", "--model=digits"]
-        async with started(command) as live, httpx.AsyncClient(base_url=live.http_url, timeout=60) as client:
+        async with started(command, settings) as live, client_of(live) as client:
             process = psutil.Process(live.pid)
             limit_bytes = process.memory_info().vms + ROOM_BYTES
             if not from_its_start:
                 process.rlimit(psutil.RLIMIT_AS, (limit_bytes, limit_bytes))
                 yield live, client
                 return
-        async with (
-            started(command, under=["prlimit", f"--as={limit_bytes}"]) as live,
-            httpx.AsyncClient(base_url=live.http_url, timeout=60) as client,
-        ):
+        under = ["prlimit", f"--as={limit_bytes}"]
+        async with started(command, settings, under) as live, client_of(live) as client:
             yield live, client
+
+
+def client_of(live: LiveProcess) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=live.http_url, timeout=60)
+
+
+def picture_of(size_bytes: int) -> bytes:
+    """A picture with much behind its end, which decoders do not look at."""
+    return PICTURE + bytes(size_bytes - len(PICTURE))
 
 
 async def post(client: httpx.AsyncClient, body: bytes) -> httpx.Response:
@@ -64,16 +79,26 @@ async def assert_answers(live: LiveProcess, client: httpx.AsyncClient) -> None:
         assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize("from_its_start", [True, False])
-async def test_more_large_bodies_than_there_is_memory_for_are_refused(*, from_its_start: bool) -> None:
-    """Pictures with much behind their end, which decoders do not look at."""
-    body = PICTURE + bytes(LARGE_BYTES - len(PICTURE))
-    async with narrow_gateway(from_its_start=from_its_start) as (live, client):
+async def test_more_large_bodies_than_there_is_memory_for_are_refused() -> None:
+    body = picture_of(LARGE_BYTES)
+    async with narrow_gateway(from_its_start=True) as (live, client):
         answers = await asyncio.gather(*(post(client, body) for _ in range(CLIENTS)))
-        seen = Counter(each.status_code for each in answers)
         await assert_answers(live, client)
+    seen = Counter(each.status_code for each in answers)
     assert set(seen) == {200, 503}, seen
     assert all(each.headers["retry-after"] == "1" for each in answers if each.status_code == 503)
+
+
+async def test_a_body_that_there_is_no_memory_for_is_refused_as_that() -> None:
+    """Its parts have room, but not twice, which it takes to put them together."""
+    body = picture_of(110 * MIB)
+    async with narrow_gateway(from_its_start=False, SLUICE_MAX_BODY_BYTES=str(200 * MIB)) as (live, client):
+        for _ in range(2):
+            refused = await post(client, body)
+            assert refused.status_code == 503, refused.text
+            assert "not enough memory for this request" in refused.json()["detail"]
+            assert refused.json()["retryable"] is True
+            await assert_answers(live, client)
 
 
 async def test_an_image_that_there_is_no_memory_for_is_refused_as_that() -> None:
@@ -85,3 +110,47 @@ async def test_an_image_that_there_is_no_memory_for_is_refused_as_that() -> None
             assert (large.status_code, small.status_code) == (503, 200), large.text
             assert "not enough memory for this request" in large.json()["detail"]
         await assert_answers(live, client)
+
+
+class Forgetful(Connection):
+    """Finds no memory for any part of a body, as the parser's callback may."""
+
+    def on_body(self, body: bytes) -> None:
+        raise MemoryError
+
+
+async def test_bytes_that_the_parser_cannot_keep_are_not_called_bad_http() -> None:
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    config = uvicorn.Config(app, lifespan="off", log_config=None)
+    config.load()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Forgetful(config=config, server_state=ServerState(), app_state={}, header_timeout_s=10.0),
+        "127.0.0.1",
+        0,
+    )
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nabcd")
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"\r\nretry-after: 1\r\n" in answer
+    assert b"not enough memory for this request" in answer
+
+
+def test_bodies_are_kept_to_a_third_of_the_least_that_is_left(tmp_path: Path) -> None:
+    assert fitting(300, []) == 300
+    assert fitting(300, [Bound(1000, 100)]) == 300
+    assert fitting(301, [Bound(1000, 100)]) == 300
+    assert fitting(300, [Bound(1000, 100), Bound(700, 400)]) == 100
+    assert fitting(300, [Bound(100, 200)]) == 0
+    (tmp_path / "some").write_text(f"{10**9}\n")
+    (tmp_path / "none").write_text("max\n")
+    names = [str(tmp_path / name) for name in ("none", "missing", "some")]
+    found = [each for each in bounds(names) if each.limit_bytes == 10**9]
+    assert len(found) == 1
+    assert 10 * MIB < found[0].used_bytes < 10**9
