@@ -5,27 +5,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 
 from tests.bench.peers.classifier import Classifier, decode
+
+THREADS = 4  # FastAPI's own pool has 40: as many ResNet-50s at once want more memory than there is
 
 
 def build(classifier: Classifier, side: int) -> FastAPI:
     """The app."""
-    app = FastAPI()
+    app, pool = FastAPI(), ThreadPoolExecutor(THREADS)
 
     def classify(body: bytes) -> list[dict[str, Any]]:
         return classifier.classify(decode(body, side)[None])[0]
 
     @app.post("/classify")
     async def post(request: Request) -> dict[str, Any]:
-        return {"classes": await run_in_threadpool(classify, await request.body())}
+        loop = asyncio.get_running_loop()
+        return {"classes": await loop.run_in_executor(pool, classify, await request.body())}
 
     return app
 
