@@ -9,6 +9,8 @@ everything else by Pillow. The resize is antialiased bilinear (Pillow's BILINEAR
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -63,10 +65,7 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
     if not data:
         raise BadImage("the image is empty (0 bytes)", stage="decode")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; what matters raises
-            image = _decode_jpeg(data, spec, max_pixels) or _decode_any(data, spec, max_pixels)
-            return _resize(image, spec)
+        return _resize(_decode_jpeg(data, spec, max_pixels) or _decode_any(data, spec, max_pixels), spec)
     except (TooLarge, Overloaded):
         raise
     except MemoryError:
@@ -101,7 +100,7 @@ def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image |
 def _jpeg_orientation(data: bytes) -> int:
     if not _has_exif(data):
         return 1
-    with Image.open(BytesIO(data), formats=("JPEG",)) as header:
+    with _no_warnings(), Image.open(BytesIO(data), formats=("JPEG",)) as header:
         return int(header.getexif().get(_EXIF_ORIENTATION, 1))
 
 
@@ -116,7 +115,7 @@ def _has_exif(data: bytes) -> bool:
 
 
 def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image:
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
+    with _no_warnings(), Image.open(BytesIO(data), formats=FORMATS) as image:
         _check_pixels(image.width, image.height, max_pixels)
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         if image.format == "JPEG":
@@ -133,6 +132,14 @@ def _load(image: Image.Image) -> None:
         if "out of memory" in str(error):  # what Pillow makes of its decoders' own failures to allocate
             raise out_of_memory("decode") from None
         raise
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep Pillow from warning of odd metadata; what matters raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
