@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import sys
@@ -25,22 +24,36 @@ class Lossy:
     """A stream that loses what cannot be written: a full disk or a closed pipe must not fail a request.
 
     Args:
-        stream: where to write.
+        stream: gives where to write.
+
+    Attributes:
+        lost: how many lines were lost.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Callable[[], TextIO]) -> None:
         self._stream = stream
+        self._losing = False
+        self.lost = 0
 
     def write(self, text: str) -> int:
         """Write, if it can be."""
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
+        try:
+            self._stream().write(text)
+        except OSError:
+            self._losing = True
         return len(text)
 
     def flush(self) -> None:
-        """Write out, if it can be."""
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+        """Write out, if it can be; a line ends with this."""
+        try:
+            self._stream().flush()
+        except OSError:
+            self._losing = True
+        self.lost += self._losing
+        self._losing = False
+
+
+STDERR = Lossy(lambda: sys.stderr)
 
 
 def configure_logging() -> None:
@@ -56,7 +69,7 @@ def configure_logging() -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=Lossy(sys.stderr)),  # type: ignore[arg-type]
+        logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 

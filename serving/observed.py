@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from serving import logs
 from serving.backends.pool import Pool
 from serving.certificates import Certificates
 from serving.gateway import Gateway
@@ -58,6 +59,8 @@ def _read_room(readings: Readings, gateway: Gateway) -> None:
     readings.add("sluice_requests_in_progress_limit", gateway.admission.limit.limit)
     readings.add("sluice_request_body_bytes", gateway.admission.held_bytes)
     readings.add("sluice_request_body_limit_bytes", most_bytes)
+    readings.add("sluice_log_lines_lost", logs.STDERR.lost)
+    readings.add("sluice_feedback_store_failures", gateway.steering.memory.failures)
     depths = gateway.batcher.depths()
     for name in gateway.catalog.names():
         readings.add("sluice_queue_depth", depths.get(name, 0), name)

@@ -65,6 +65,8 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sluice_tls_certificate_expiry_timestamp_seconds": ("Unix time at which the certificate ends.", ()),
 }  # fmt: skip
 _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "sluice_log_lines_lost": ("Lines of the log that could not be written, as on a full disk.", ()),
+    "sluice_feedback_store_failures": ("How often what is known of feedback could not be read or kept.", ()),
     "sluice_replica_calls_retried": ("Calls that were made once more after one failed.", ()),
     "sluice_replica_calls_hedged": ("Calls that were made beside one that was late.", ()),
     "sluice_version_calls": ("Calls to replicas for a version under a rollout.", ("model", "version")),

@@ -138,7 +138,7 @@ class ModelServerProcess:
 
 async def _pass_on(log: asyncio.StreamReader) -> None:
     """Write to stderr what a child writes there, but for what TensorFlow says whenever it starts."""
-    stream = Lossy(sys.stderr)
+    stream = Lossy(lambda: sys.stderr)
     async for line in _lines(log):
         if not _CHATTER.match(line):
             stream.write(line.decode(errors="replace"))

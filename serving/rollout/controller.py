@@ -93,7 +93,7 @@ class Controller:
                 try:
                     await self.look()
                 except (SluiceError, OSError) as error:
-                    _log.error("a look at the rollouts failed; the next one tries again", error=str(error))
+                    self._around.announcer.look_failed(error)
                 await asyncio.sleep(self._interval_s)
         finally:
             await asyncio.shield(asyncio.to_thread(self._around.leadership.release))

@@ -27,6 +27,16 @@ class Announcer:
         self._moves = Counter(
             "sluice_rollout_moves", "Moves of rollouts into a phase.", ("model", "phase"), registry=registry
         )
+        self._failures = Counter(
+            "sluice_rollout_look_failures",
+            "Looks at the rollouts that failed, as on a full disk: nothing moves until one succeeds.",
+            registry=registry,
+        )
+
+    def look_failed(self, error: Exception) -> None:
+        """A look at the rollouts failed."""
+        self._failures.inc()
+        _log.error("a look at the rollouts failed; the next one tries again", error=str(error))
 
     async def moved(self, rollout: Rollout) -> None:
         """A rollout moved, and the move is saved."""

@@ -69,12 +69,12 @@ def shared_key(folder: Path) -> bytes:
     path = folder / "feedback.key"
     with suppress(FileExistsError):
         temporary = folder / f".feedback.{os.getpid()}.{secrets.token_hex(4)}"
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
         try:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
             path.hardlink_to(temporary)
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
     return path.read_bytes()
 
 

@@ -82,10 +82,10 @@ class FolderCounts:
         """See `CountSource.publish`."""
         if counts == self._own and self._path.exists():
             return
-        self._own = counts
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(counts))
         temporary.replace(self._path)
+        self._own = counts
 
     def collect(self, model: str) -> dict[str, Counts]:
         """See `CountSource.collect`."""

@@ -45,7 +45,13 @@ class Named:
 
 
 class Memory(Protocol):
-    """Remembers. Safe to use from several threads; all but `note` may wait for a disk."""
+    """Remembers. Safe to use from several threads; all but `note` may wait for a disk.
+
+    Attributes:
+        failures: How often something could not be read or kept.
+    """
+
+    failures: int
 
     def take(self, ids: Sequence[bytes]) -> list[bool]:
         """Whether each of these has not been taken before; from now on all of them have.
@@ -76,6 +82,7 @@ class OwnMemory:
     """
 
     def __init__(self) -> None:
+        self.failures = 0
         self._lock = threading.Lock()
         self._taken: OrderedDict[bytes, None] = OrderedDict()
         self._named: OrderedDict[str, Named] = OrderedDict()
@@ -188,6 +195,8 @@ class FolderMemory(OwnMemory):
                 self._prepare(database)
                 yield database
         except sqlite3.Error as error:
+            with self._lock:
+                self.failures += 1
             raise Unavailable(f"what is known of feedback cannot be read or kept: {error}") from error
 
     def _prepare(self, database: sqlite3.Connection) -> None:

@@ -196,11 +196,7 @@ class FileStore:
 
     def pin(self, model: str, version: int) -> None:
         """See `Store.pin`."""
-        path = self._pins / _checked(model)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        self._files.write(temporary, f"{version}\n".encode())
-        self._files.replace(temporary, path)
-        self._files.sync_folder(self._pins)
+        self._replace(self._pins / _checked(model), f"{version}\n".encode())
 
     def _newest(self, model: str) -> Path:
         return self._folder / f"{_checked(model)}.json"
@@ -209,8 +205,10 @@ class FileStore:
         return self._folder / f"{_checked(model)}.previous.json"
 
     def _put(self, path: Path, rollout: Rollout) -> None:
+        self._replace(path, json.dumps(to_json(rollout), indent=1, allow_nan=False).encode())
+
+    def _replace(self, path: Path, content: bytes) -> None:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        content = json.dumps(to_json(rollout), indent=1, allow_nan=False).encode()
         try:
             self._files.write(temporary, content)
             self._files.replace(temporary, path)
