@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from bisect import bisect_right
 
 import pytest
 
@@ -22,23 +23,30 @@ def simulated_p99_s(
 ) -> float:
     """The 99th percentile of a replica with Poisson arrivals, batch by batch.
 
-    At most `calls` batches are with the replica, which computes one at a time; whatever has gathered when one
-    ends becomes the next batch.
+    At most `calls` batches are with the replica, which computes one at a time. Whatever has gathered leaves
+    when there is a place: at once if the replica is idle, else once it is as much as is there on average.
     """
     rng = random.Random(7)
     now = 0.0
     arrivals = [now := now + rng.expovariate(rate) for _ in range(images)]
     latencies: list[float] = []
-    ends: list[float] = []  # of every batch, in order
+    there: list[tuple[float, int]] = []  # when each batch ends, and its size
+    last_end = 0.0
     at = 0
     while at < images:
-        slot_free = ends[-calls] if len(ends) >= calls else 0.0
-        leaves = max(arrivals[at], slot_free)
-        size = 0
-        while at + size < images and arrivals[at + size] <= leaves and size < max_batch:
-            size += 1
-        ends.append(max(leaves, ends[-1] if ends else 0.0) + measured.latency_s(size))
-        latencies += [ends[-1] - arrival for arrival in arrivals[at : at + size]]
+        now = arrivals[at]
+        while there := [each for each in there if each[0] > now]:
+            enough = -(-sum(size for _, size in there) // len(there))
+            enough_at = arrivals[at + enough - 1] if at + enough <= images else float("inf")
+            first_end = min(end for end, _ in there)
+            if len(there) < calls and enough_at <= first_end:
+                now = max(now, enough_at)
+                break
+            now = first_end
+        size = bisect_right(arrivals, now, at, min(at + max_batch, images)) - at
+        last_end = max(now, last_end) + measured.latency_s(size)
+        there.append((last_end, size))
+        latencies += [last_end - arrival for arrival in arrivals[at : at + size]]
         at += size
     latencies.sort()
     return latencies[int(0.99 * len(latencies))]
