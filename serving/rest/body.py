@@ -20,73 +20,95 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _STEP_BYTES = 256 * 2**10
 
 
-async def read_body(
-    scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext, settings: Settings
-) -> bytes:
-    """The whole body, unpacked; raises as `read_chunks` does."""
-    return b"".join([chunk async for chunk in read_chunks(scope, receive, ticket, context, settings)])
+class Body:
+    """One request's body. Room is taken as it comes: a length that is only claimed costs nothing.
 
-
-async def read_chunks(
-    scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext, settings: Settings
-) -> AsyncGenerator[bytes, None]:
-    """The body's chunks, unpacked. Room is taken as they come: a length that is only claimed costs nothing.
+    Args:
+        scope: the request's; `body_read` in its state tells that all has come.
+        receive: where it comes from.
+        ticket: takes the room.
+        context: the request's; its deadline holds.
+        settings: limits of size and of time.
 
     Raises:
         UnsupportedMedia: a content encoding that is not taken.
-        TooLarge: more than `max_body_bytes`, found from `Content-Length` or while reading or unpacking.
-        InvalidInput: what should be compressed is not.
-        Overloaded: the gateway holds too many bytes.
-        DeadlineExceeded: the body comes too slowly, or the deadline passed.
-        Cancelled: the client went away.
+        TooLarge: `Content-Length` is more than `max_body_bytes`.
     """
-    headers = headers_of(scope)
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ENCODINGS:
-        raise UnsupportedMedia(
-            f'the content encoding is "{encoding}"; taken are {", ".join(ENCODINGS)}', stage="admission"
-        )
-    claimed = headers.get("content-length", "")
-    if claimed.isascii() and claimed.isdigit() and int(claimed) > settings.max_body_bytes:
-        raise _too_large(f"{int(claimed):,} bytes", settings.max_body_bytes)
-    unpacker = None if encoding == "identity" else Unpacker(encoding)
-    size_bytes = 0
-    async for received in _received(scope, receive, context, settings):
-        for chunk in (received,) if unpacker is None else unpacker.feed(received):
-            size_bytes += len(chunk)
-            if size_bytes > settings.max_body_bytes:
-                raise _too_large(f"over {settings.max_body_bytes:,} bytes", settings.max_body_bytes)
-            ticket.hold(len(chunk))
-            if chunk:
-                yield chunk
-    if unpacker is not None:
-        unpacker.finish()
 
+    def __init__(
+        self, scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext, settings: Settings
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._ticket = ticket
+        self._context = context
+        self._settings = settings
+        headers = headers_of(scope)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ENCODINGS:
+            raise UnsupportedMedia(
+                f'the content encoding is "{encoding}"; taken are {", ".join(ENCODINGS)}', stage="admission"
+            )
+        claimed = headers.get("content-length", "")
+        if claimed.isascii() and claimed.isdigit() and int(claimed) > settings.max_body_bytes:
+            raise _too_large(f"{int(claimed):,} bytes", settings.max_body_bytes)
+        self._unpacker = None if encoding == "identity" else Unpacker(encoding)
+        self._started = time.monotonic()
+        self._received_bytes = 0
+        self._unpacked_bytes = 0
+        self._complete = False
 
-async def _received(
-    scope: Scope, receive: Receive, context: RequestContext, settings: Settings
-) -> AsyncGenerator[bytes, None]:
-    """What comes in, as long as it comes fast enough."""
-    started = time.monotonic()
-    size_bytes = 0
-    while True:
-        patience_s = settings.body_grace_s + size_bytes / settings.min_body_bytes_per_s
-        latest = min(started + patience_s, context.deadline)
+    async def whole(self) -> bytes:
+        """All of it, unpacked; raises as `chunks` does."""
+        pieces: list[bytes] = []
+        while not self._complete:
+            pieces += self._unpacked(await self._next())
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """It piece by piece, unpacked.
+
+        Raises:
+            TooLarge: more than `max_body_bytes`, found while reading or unpacking.
+            InvalidInput: what should be compressed is not.
+            Overloaded: the gateway holds too many bytes.
+            DeadlineExceeded: the body comes too slowly, or the deadline passed.
+            Cancelled: the client went away.
+        """
+        while not self._complete:
+            for piece in self._unpacked(await self._next()):
+                yield piece
+
+    def _unpacked(self, received: bytes) -> Iterator[bytes]:
+        """What was received, unpacked, and with room taken for it."""
+        for piece in (received,) if self._unpacker is None else self._unpacker.feed(received):
+            self._unpacked_bytes += len(piece)
+            if self._unpacked_bytes > self._settings.max_body_bytes:
+                raise _too_large(
+                    f"over {self._settings.max_body_bytes:,} bytes", self._settings.max_body_bytes
+                )
+            self._ticket.hold(len(piece))
+            if piece:
+                yield piece
+        if self._complete and self._unpacker is not None:
+            self._unpacker.finish()
+
+    async def _next(self) -> bytes:
+        """What comes next, if it comes fast enough."""
+        patience_s = self._settings.body_grace_s + self._received_bytes / self._settings.min_body_bytes_per_s
+        latest = min(self._started + patience_s, self._context.deadline)
         try:
             async with asyncio.timeout(latest - time.monotonic()):
-                message = await receive()
+                message = await self._receive()
         except TimeoutError:
-            raise _too_slow(context, settings) from None
+            raise _too_slow(self._context, self._settings) from None
         if message["type"] == "http.disconnect":
             raise Cancelled("the client went away before its request was complete", stage="admission")
-        chunk = message.get("body", b"")
-        size_bytes += len(chunk)
-        last = not message.get("more_body", False)
-        if last:
-            scope["state"]["body_read"] = True
-        yield chunk
-        if last:
-            return
+        received: bytes = message.get("body", b"")
+        self._received_bytes += len(received)
+        if not message.get("more_body", False):
+            self._complete = self._scope["state"]["body_read"] = True
+        return received
 
 
 def _too_slow(context: RequestContext, settings: Settings) -> DeadlineExceeded:

@@ -20,7 +20,7 @@ from serving.errors import InvalidInput, SluiceError, UnsupportedMedia
 from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rest import uploads
-from serving.rest.body import read_body, read_chunks
+from serving.rest.body import Body
 from serving.rest.context import headers_of, request_context, server_timing
 from serving.rest.errors import plain_error
 from serving.rest.tfserving import TensorFlowServingRest
@@ -62,18 +62,18 @@ class ClassifyEndpoint:
         settings = self._gateway.settings
         top_k = _read_top_k(QueryParams(scope["query_string"]))
         content_type = uploads.content_type_of(headers_of(scope))
-        chunks = read_chunks(scope, receive, ticket, context, settings)
+        body = Body(scope, receive, ticket, context, settings)
         if content_type == uploads.MULTIPART:
-            found = await uploads.form_uploads(Headers(scope=scope), chunks, settings)
+            found = await uploads.form_uploads(Headers(scope=scope), body.chunks(), settings)
         elif content_type in uploads.BINARY:
-            found = uploads.one_upload(b"".join([chunk async for chunk in chunks]))
+            found = uploads.one_upload(await body.whole())
         elif content_type == uploads.JSON or content_type in _MAYBE_JSON:
-            body = await read_body(scope, receive, ticket, context, settings)
-            if content_type != uploads.JSON and not body.lstrip().startswith(b"{"):
+            data = await body.whole()
+            if content_type != uploads.JSON and not data.lstrip().startswith(b"{"):
                 raise _unsupported(content_type)
-            value = await self._gateway.in_thread(uploads.parse_json, body)
+            value = await self._gateway.in_thread(uploads.parse_json, data)
             if isinstance(value, dict) and "images" not in value:
-                return body
+                return data
             found = await self._gateway.in_thread(uploads.json_uploads, value)
         else:
             raise _unsupported(content_type)

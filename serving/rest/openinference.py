@@ -16,7 +16,7 @@ from serving.catalog import ModelVersion
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.prediction import ModelRef
-from serving.rest.body import read_body
+from serving.rest.body import Body
 from serving.rest.context import headers_of, model_ref, request_context
 from serving.rest.infer_body import HEADER_LENGTH, InferBody, parse, render
 
@@ -77,7 +77,7 @@ class OpenInferenceRest:
     async def _index(self, scope: Scope, receive: Receive, ref: ModelRef) -> Response:
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
-            body = await read_body(scope, receive, ticket, context, self._gateway.settings)
+            body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
             asked = _object(body) if body else {}
             ready_only = asked.get("ready", False)
             if not isinstance(ready_only, bool):
@@ -101,7 +101,7 @@ class OpenInferenceRest:
         context = request_context(scope, self._gateway.settings)
         header_length = headers_of(scope).get(HEADER_LENGTH)
         with self._gateway.request(context, ref) as ticket:
-            body = await read_body(scope, receive, ticket, context, self._gateway.settings)
+            body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
             asked: InferBody = await self._gateway.in_thread(parse, body, header_length)
             answering: ModelVersion | None = None
 

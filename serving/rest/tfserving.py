@@ -17,7 +17,7 @@ from serving.catalog import ModelVersion
 from serving.example_json import parse_examples
 from serving.gateway import Gateway
 from serving.prediction import ModelRef, RequestContext
-from serving.rest.body import read_body
+from serving.rest.body import Body
 from serving.rest.context import request_context
 from serving.tensorflow_api import SIGNATURE_DEF, input_types, status_response, their_words
 
@@ -42,7 +42,7 @@ class TensorFlowServingRest:
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
             if body is None:
-                body = await read_body(scope, receive, ticket, context, self._gateway.settings)
+                body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
             return await self.infer_admitted(ref, verb, body, context)
 
     async def infer_admitted(
