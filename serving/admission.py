@@ -11,6 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 from limits import RateLimitItem
 
@@ -30,7 +32,12 @@ _RESERVE = 8
 
 
 class Ticket:
-    """The room that one admitted request takes: itself, and the bytes of its body as they come in."""
+    """The room that one admitted request takes: itself, and the bytes of its body as they come in.
+
+    A context manager, which gives it back at its end.
+    """
+
+    __slots__ = ("_admission", "caller", "held_bytes")
 
     def __init__(self, admission: Admission, caller: Caller) -> None:
         self._admission = admission
@@ -41,6 +48,17 @@ class Ticket:
         """Take room for `size_bytes` more of the body; raises Overloaded if there is none."""
         self._admission.take_bytes(size_bytes, self.caller.name)
         self.held_bytes += size_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._admission.leave(self)
 
 
 class Admission:
@@ -92,9 +110,8 @@ class Admission:
         """Bytes of bodies that are held."""
         return self._bytes.total
 
-    @contextmanager
-    def admit(self, credential: str | None = None, scope: Scope = "classify") -> Iterator[Ticket]:
-        """Room for one request while the block runs.
+    def admit(self, credential: str | None = None, scope: Scope = "classify") -> Ticket:
+        """Room for one request, to be given back by the ticket.
 
         Raises:
             Unauthenticated, PermissionDenied: the credential does not allow this.
@@ -104,16 +121,17 @@ class Admission:
         caller = self._authorize(credential, scope)
         self._check_room(caller.name)
         self._check_limits(caller)
-        ticket = Ticket(self, caller)
         self._admitted.take(caller.name)
         self._metrics.in_flight.inc()
-        try:
-            yield ticket
-        finally:
-            self._admitted.give_back(caller.name)
-            self._metrics.in_flight.dec()
-            if ticket.held_bytes:
-                self._bytes.give_back(caller.name, ticket.held_bytes)
+        return Ticket(self, caller)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Take back the room of a request that has ended."""
+        name = ticket.caller.name
+        self._admitted.give_back(name)
+        self._metrics.in_flight.dec()
+        if ticket.held_bytes:
+            self._bytes.give_back(name, ticket.held_bytes)
 
     @contextmanager
     def progress(self, caller: str) -> Iterator[None]:
