@@ -51,7 +51,7 @@ class Flags:
     )
     max_num_load_retries: int = _flag(5, "how often a failed load is tried again")
     load_retry_interval_micros: int = _flag(60_000_000, "time between tries; negative means none")
-    num_load_threads: int = _flag(0, "how many loads may run at once; 0 means one")
+    num_load_threads: int = _flag(0, "how many loads may run at once; 0 means one a core")
     enable_model_warmup: bool = _flag(default=True, text="replay a model's warm-up requests before it serves")
     num_request_iterations_for_warmup: int = _flag(0, "how often each warm-up request is run; 0 means once")
     enable_batching: bool = _flag(default=False, text="join requests of many callers into one run")

@@ -133,8 +133,11 @@ class HttpServer:
         """Take calls."""
         self._thread.start()
 
-    def stop(self, grace_s: float) -> bool:
-        """Take no more calls; wait at most `grace_s` for those under way. False if some still are."""
+    def stop(self) -> None:
+        """Take no more calls."""
         self._server.should_exit = True
-        self._thread.join(grace_s)
+
+    def wait_stopped(self, timeout_s: float) -> bool:
+        """Wait, after `stop`, for the calls under way. False if some still are after `timeout_s`."""
+        self._thread.join(timeout_s)
         return not self._thread.is_alive()

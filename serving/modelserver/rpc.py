@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 SPARE_THREADS = 2  # they refuse calls while all others work
+LINGER_S = 2.0  # for the last answers to reach their clients, and for these to hang up
 
 Behaviour = Callable[[Any, Callable[[], bool]], Any]
 
@@ -48,6 +49,34 @@ class Listening:
     socket_path: str
 
 
+class _Calls:
+    """How many calls are worked on, at most `most` at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._changed = threading.Condition(threading.Lock())
+
+    def begin(self) -> bool:
+        """Count one more; False, and nothing counted, if there is no room for it."""
+        with self._changed:
+            has_room = self._count < self._most
+            self._count += has_room
+            return has_room
+
+    def end(self) -> None:
+        """Count one less."""
+        with self._changed:
+            self._count -= 1
+            if self._count == 0:
+                self._changed.notify_all()
+
+    def wait_for_none(self, timeout_s: float) -> bool:
+        """Wait until none is worked on; False if some still is after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._count == 0, timeout_s)
+
+
 class RpcServer:
     """The gRPC server.
 
@@ -58,11 +87,9 @@ class RpcServer:
     """
 
     def __init__(self, services: Services, max_threads: int, options: list[tuple[str, Any]]) -> None:
-        self._max_threads = max_threads
-        self._places = threading.Semaphore(max_threads)
-        self._pool = ThreadPoolExecutor(max_threads + SPARE_THREADS, thread_name_prefix="grpc")
+        self._calls = _Calls(max_threads)
         self._server = grpc.server(
-            self._pool,
+            ThreadPoolExecutor(max_threads + SPARE_THREADS, thread_name_prefix="grpc"),
             options=[
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
@@ -93,7 +120,7 @@ class RpcServer:
 
     def _handler(self, request_class: Any, behaviour: Behaviour) -> Callable[[bytes, Any], bytes]:
         def handle(serialized: bytes, context: Any) -> bytes:
-            if not self._places.acquire(blocking=False):
+            if not self._calls.begin():
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
             try:
                 request = request_class.FromString(serialized)
@@ -109,7 +136,7 @@ class RpcServer:
             else:
                 return response
             finally:
-                self._places.release()
+                self._calls.end()
             context.abort(GRPC_CODES[error.code], truncated(error.message))
             raise error
 
@@ -145,9 +172,12 @@ class RpcServer:
 
     def stop(self, grace_s: float) -> bool:
         """Take no more calls; wait at most `grace_s` for those under way. False if some still are."""
-        self._server.stop(grace_s).wait()
-        self._pool.shutdown(wait=False)
-        return all(self._places.acquire(blocking=False) for _ in range(self._max_threads))
+        hung_up = self._server.stop(grace_s)
+        has_none = self._calls.wait_for_none(grace_s)
+        if has_none:
+            # gRPC waits for its clients to hang up. One that is suspended, or that starves, does not.
+            hung_up.wait(LINGER_S)
+        return has_none
 
 
 def credentials_from(config: Any) -> Any:

@@ -6,12 +6,14 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import protos
 from serving.modelserver import config as configs
@@ -32,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 START_FAILED = 255  # the original's -1
 GRACE_S = 30.0  # for calls under way when the end is asked for
-LOAD_GRACE_S = 1.0  # for loads: nobody waits for them any more
 THREADS_PER_CORE = 4  # the original's default for both transports
 
 
@@ -52,18 +53,59 @@ def run(argv: Sequence[str]) -> int:
     )
     for name in ignored:
         logger.warning("--%s has no effect in this server", name)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    return _end_process(_serve(flags))
+
+
+def _serve(flags: Flags) -> int:
+    end = _End()
     server = Server(flags)
     try:
-        server.start(stop.is_set)
+        server.start()
     except StatusError as error:
-        if not stop.is_set():
-            print(f"Failed to start server. Error: {error}", file=sys.stderr)
-            return server.stop(START_FAILED)
-    stop.wait()
-    return server.stop(0)
+        print(f"Failed to start server. Error: {error}", file=sys.stderr)
+        return START_FAILED
+    end.wait()
+    if not server.stop():
+        logger.warning("Something still runs; ending without it")
+    return 0
+
+
+def _end_process(status: int) -> NoReturn:
+    """End at once. TensorFlow cannot be interrupted: tearing the interpreter down beneath a load or a run
+    would wait for it, or crash.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class _End:
+    """SIGTERM and SIGINT. While the server starts, which can take a minute on a busy machine, they end the
+    process, for nobody waits for an answer yet; afterwards they end `wait`.
+
+    A thread is told of them. A handler would run in the midst of what the main thread does, with locks held.
+    """
+
+    def __init__(self) -> None:
+        self._is_started, self._is_asked = threading.Event(), threading.Event()
+        self._told, telling = socket.socketpair()
+        telling.setblocking(False)
+        signal.set_wakeup_fd(telling.detach(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def _listen(self) -> None:
+        self._told.recv(1)
+        if not self._is_started.is_set():
+            _end_process(0)
+        self._is_asked.set()
+
+    def wait(self) -> None:
+        """Wait, once the server has started, for a signal."""
+        self._is_started.set()
+        self._is_asked.wait()
 
 
 class Server:
@@ -77,7 +119,7 @@ class Server:
         self._http: HttpServer | None = None
         self._metrics = Metrics()
 
-    def start(self, is_stopped: Callable[[], bool]) -> None:
+    def start(self) -> None:
         """Load the configured models, then listen; raises StatusError if either fails."""
         flags = self._flags
         config = _initial_config(flags)
@@ -85,7 +127,7 @@ class Server:
         core = self._make_core(_batching_options(flags))
         if flags.file_system_poll_wait_seconds > 0:
             self._every(flags.file_system_poll_wait_seconds, core.poll, "file-system-poll")
-        core.reload(config, is_stopped)
+        core.reload(config)
         if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
             self._every(
                 flags.model_config_file_poll_wait_seconds, lambda: _reread_config(flags, core), "config-poll"
@@ -192,23 +234,19 @@ class Server:
 
         threading.Thread(target=loop, name=name, daemon=True).start()
 
-    def stop(self, status: int) -> int:
-        """Finish the calls under way and end; returns `status`."""
+    def stop(self) -> bool:
+        """Take no more calls; finish those under way, for at most `GRACE_S`. False if some still run."""
+        deadline = time.monotonic() + GRACE_S
         self._stopping.set()
-        is_idle = all(
+        if self._http is not None:
+            self._http.stop()
+        return all(
             [
-                self._http is None or self._http.stop(GRACE_S),
                 self._rpc is None or self._rpc.stop(GRACE_S),
-                self._manager is None or self._manager.close(LOAD_GRACE_S),
+                self._http is None or self._http.wait_stopped(max(deadline - time.monotonic(), 0.0)),
+                self._manager is None or self._manager.close(0.0),
             ]
         )
-        if not is_idle:
-            # TensorFlow cannot be interrupted, and tearing the interpreter down beneath it would crash.
-            logger.warning("Something still runs; ending without it")
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(status)
-        return status
 
 
 def _initial_config(flags: Flags) -> Any:

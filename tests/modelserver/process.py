@@ -40,6 +40,7 @@ def program() -> list[str]:
 
 
 IS_OURS = not os.environ.get("SLUICE_MODEL_SERVER")
+ENDED = {0} if IS_OURS else {0, -signal.SIGTERM}  # exit status after SIGTERM; the original does not catch it
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from serving import protos
 from tests.modelserver.conftest import StartServer, config_of
-from tests.modelserver.process import ServerProcess, until
+from tests.modelserver.process import ENDED, ServerProcess, until
 from tests.modelserver.test_conformance_predict import Code, request
 
 X = np.array([2.0], np.float32)
@@ -99,7 +99,7 @@ def test_new_versions_are_found_and_old_ones_leave_while_clients_call(
     assert version_that_answers(server) == 2
     shutil.rmtree(base / "2")
     server.wait_states("m", {1: "AVAILABLE"})
-    assert server.stop() == 0
+    assert server.stop() in ENDED
 
 
 def test_a_base_path_that_appears_late_is_served_then(start: StartServer, zoo: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from serving import protos, tensors
 from tests.modelserver.conftest import StartServer, config_of
-from tests.modelserver.process import DEADLINE_S, IS_OURS, ServerProcess, program, until
+from tests.modelserver.process import DEADLINE_S, ENDED, IS_OURS, ServerProcess, program, until
 from tests.modelserver.test_conformance_predict import Code, predict_refusal, request
 
 ONE = np.ones(1, np.float32)
@@ -38,7 +38,7 @@ def batching(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder / "log",
     )  # fmt: skip
     yield server.wait_ready()
-    assert server.stop() == 0, server.log_text()[-3000:]
+    assert server.stop() in ENDED, server.log_text()[-3000:]
 
 
 def together(server: ServerProcess, messages: list[Any]) -> list[Any]:
@@ -173,10 +173,12 @@ def test_the_version_is_printed() -> None:
     assert "TensorFlow Library:" in output
 
 
-def test_a_model_that_fails_to_load_ends_the_start(tmp_path: Path) -> None:
+def test_a_newest_version_that_fails_to_load_ends_the_start(zoo: Path, tmp_path: Path) -> None:
+    """Under the default policy nobody asks for the older one, whether or not it would load."""
     from tests.modelserver import models
 
-    models.corrupt(tmp_path / "m" / "1")
+    shutil.copytree(zoo / "half_plus_two" / "1", tmp_path / "m" / "1")
+    models.corrupt(tmp_path / "m" / "2")
     status, output = run_to_the_end(
         "--port=0", f"--grpc_socket_path={tmp_path}/s", "--model_name=m",
         f"--model_base_path={tmp_path / 'm'}", "--max_num_load_retries=0",
@@ -184,7 +186,15 @@ def test_a_model_that_fails_to_load_ends_the_start(tmp_path: Path) -> None:
     assert status != 0
     assert "Failed to start server. Error: " in output
     assert "1 servable(s) did not become available: {" in output
-    assert "name: m version: 1" in output
+    assert "name: m version: 2" in output
+    assert "version: 1" not in output
+
+
+def test_sigterm_ends_a_server_that_still_waits_for_its_models(start: StartServer, tmp_path: Path) -> None:
+    server = start("--model_name=m", f"--model_base_path={tmp_path / 'late'}")
+    until(lambda: "Could not find base path" in server.log_text(), "it waits")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait_exit() in ENDED
 
 
 def test_a_unix_socket_beside_the_port_and_a_clean_end(start: StartServer, zoo: Path, tmp_path: Path) -> None:
@@ -209,7 +219,7 @@ def test_a_unix_socket_beside_the_port_and_a_clean_end(start: StartServer, zoo: 
             for future in slow
             if not isinstance(future.exception(60), grpc.RpcError)
         ]
-    assert server.wait_exit() == 0
+    assert server.wait_exit() in ENDED
     assert all(list(answer.outputs["y"].float_val) == [1.0] for answer in answers)
 
 
