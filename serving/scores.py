@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,11 @@ def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:
 
 
 def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """The output `name` of a PredictResponse, of this shape; raises Internal if it is not so."""
+    """The output `name` of a PredictResponse, of this shape; raises Internal if it is not so.
+
+    Rows without a number are left to `best`: one image must not cost the others of its batch their answers.
+    If there is no good row at all it is the replica that fails, and another one may do better.
+    """
     if name not in response.outputs:
         raise Internal(f'the replica\'s answer has no output "{name}"', stage="backend")
     try:
@@ -61,6 +66,8 @@ def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
             f'the replica\'s output "{name}" has shape {list(scores.shape)}; {list(shape)} was due',
             stage="backend",
         )
+    if not math.isfinite(scores.sum()) and not np.isfinite(scores).all(axis=1).any():
+        raise Internal(f'the replica\'s output "{name}" has no finite numbers', stage="backend")
     return scores
 
 
@@ -78,8 +85,14 @@ def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
 
 
 def best(scores: np.ndarray, labels: Sequence[str], count: int) -> tuple[ClassScore, ...]:
-    """The `count` best of `scores`, float32 [K], best first; of equals the lower index first."""
+    """The `count` best of `scores`, float32 [K], best first; of equals the lower index first.
+
+    Raises:
+        Internal: a score is no finite number, so that none is the best.
+    """
     values: list[float] = scores.tolist()
+    if not math.isfinite(sum(values)):
+        raise Internal("the model gave a score that is no finite number", stage="backend")
     if len(values) <= _FEW_CLASSES:
         order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
     else:
