@@ -64,11 +64,12 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One queue, the calls it has in flight, and the images in them."""
+    """One queue, the calls it has in flight, and the images in them; how many left it since it was tidied."""
 
     queue: TurnQueue[Entry] = field(default_factory=TurnQueue)
     in_flight: int = 0
     images_in_flight: int = 0
+    left: int = 0
 
     def is_worth_a_call(self) -> bool:
         """Whether what waits makes a batch that is no smaller than those in flight are on average."""
@@ -224,6 +225,22 @@ class Batcher(Generic[AnyPlace]):
         while self._send_next(key, lane, "idle"):
             pass
         return future
+
+    def has_left(self, key: LaneKey, images: int) -> None:
+        """Told that a caller left who had queued so many images.
+
+        What has been left is taken out once it is half of a queue, and not one by one: while replicas hang
+        nothing else would, and it must neither hold memory nor count as work that is ahead of others.
+        """
+        lane = self._lanes.get(key)
+        if lane is None:
+            return
+        lane.left += images
+        if 2 * lane.left >= len(lane.queue):
+            lane.left = 0
+            lane.queue.keep(lambda entry: not entry.future.done())
+            if not lane.queue and not lane.in_flight:
+                del self._lanes[key]
 
     def depth(self) -> int:
         """How many images wait, over all lanes."""

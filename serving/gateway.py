@@ -351,6 +351,8 @@ class Gateway:
         finally:
             for future in pending:  # when one fails or the caller leaves, the rest must not be computed
                 future.cancel()
+            if rows is None:
+                self.batcher.has_left(lane, len(pending))
             failed = any(each.done() and not each.cancelled() and each.exception() for each in pending)
             if images and (rows is not None or failed):
                 context.copied = self.steering.copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -46,6 +47,16 @@ class TurnQueue(Generic[Item]):
         elif len(self._lines) > 1:
             self._lines.move_to_end(caller)
         return item
+
+    def keep(self, wanted: Callable[[Item], bool]) -> None:
+        """Take out what is not wanted any more; who has nothing left has no turn."""
+        for caller, line in list(self._lines.items()):
+            kept = deque(filter(wanted, line))
+            self._length -= len(line) - len(kept)
+            if kept:
+                self._lines[caller] = kept
+            else:
+                del self._lines[caller]
 
     def ahead_of(self, caller: str) -> int:
         """How many items leave, at most, before one that this caller would append now."""

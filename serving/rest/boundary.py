@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import Internal, SluiceError
 from serving.rest.context import headers_of
 from serving.rest.errors import problem
+from serving.rest.leaving import client_of
 from serving.tracing import child_of, request_id_from
 
 _log = structlog.get_logger()
@@ -69,14 +70,19 @@ class Boundary:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception as error:
-            if started:
-                raise
-            if not isinstance(error, SluiceError):
-                _log.exception("a request failed in an unforeseen way", request_id=request_id)
-                error = Internal("the request failed in an unforeseen way; the log says how")
-            await _refuse(error, request_id, scope, receive, send_with_headers)
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception as error:
+                if started:
+                    raise
+                if not isinstance(error, SluiceError):
+                    _log.exception("a request failed in an unforeseen way", request_id=request_id)
+                    error = Internal("the request failed in an unforeseen way; the log says how")
+                await _refuse(error, request_id, scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            client = client_of(scope)
+            if client is None or not client.left:
+                raise  # else nobody is there to be answered
 
 
 async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, out_of_memory
 from serving.rest.corked import CorkedTransport
 from serving.rest.errors import problem_body
+from serving.rest.leaving import Client
 
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
 MAX_HEAD_BYTES = 64 * 2**10
@@ -44,6 +45,7 @@ class Connection(HttpToolsProtocol):
         self._in_body = False
         self._refused = False
         self._still_sends = False
+        self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first headers."""
@@ -51,9 +53,10 @@ class Connection(HttpToolsProtocol):
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop waiting, and what is done for this client alone."""
         self._stop_waiting()
         super().connection_lost(exc)
+        self._client.leave()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; while it is headers, count it. What comes after a refusal is thrown away."""
@@ -73,6 +76,7 @@ class Connection(HttpToolsProtocol):
         """Begin to read a request's headers."""
         self._in_head = True
         super().on_message_begin()
+        self.scope["state"]["client"] = self._client
 
     def on_headers_complete(self) -> None:
         """Let the request begin."""

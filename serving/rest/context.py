@@ -16,6 +16,7 @@ from serving.errors import InvalidInput
 from serving.keys import Caller
 from serving.keys import Scope as CallerScope
 from serving.prediction import ModelRef, RequestContext
+from serving.rest.leaving import cancel_if_left
 from serving.settings import Settings
 
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
@@ -38,8 +39,10 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
 def request_context(scope: Scope, settings: Settings) -> RequestContext:
     """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default.
 
-    It is kept in the scope, too: with it, the request is the gateway's to count.
+    It is kept in the scope, too: with it, the request is the gateway's to count, and cancelled if its client
+    leaves.
     """
+    cancel_if_left(scope)
     headers = headers_of(scope)
     timeout_s = settings.request_timeout_s
     asked = headers.get("x-request-timeout")

@@ -33,3 +33,16 @@ def test_nobody_waits_longer_than_was_foretold(callers: list[str], newcomer: str
         own = [index for who, index in left if who == caller and index >= 0]
         assert own == sorted(own)
     assert Counter(who for who, _ in left) == Counter([*callers, newcomer])
+
+
+def test_what_is_not_wanted_any_more_is_ahead_of_nobody() -> None:
+    queue: TurnQueue[int] = TurnQueue()
+    for caller, item in (("a", 1), ("b", 2), ("a", 3), ("c", 4), ("b", 6), ("a", 8)):
+        queue.append(caller, item)
+    queue.keep(lambda item: item % 2 == 0)
+    assert len(queue) == 4
+    assert queue.ahead_of("d") == 3
+    assert [queue.popleft() for _ in range(4)] == [8, 2, 4, 6]
+    queue.append("a", 1)
+    queue.keep(lambda _: False)
+    assert not queue
