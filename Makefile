@@ -105,8 +105,8 @@ profile: install-dev ## Show where the gateway's event loop spends its time unde
 	$(BIN)/python -m tests.bench.profile_gateway
 
 .PHONY: bench
-bench: install-dev ## Measure the gateway against its parts and a hand-written server (minutes; needs wrk)
-	$(BIN)/python -m tests.bench
+bench: install-dev ## Measure the gateway against its parts and other servers (minutes; needs wrk; BENCH=--help)
+	$(BIN)/python -m tests.bench $(BENCH)
 
 .PHONY: bench-model-server
 bench-model-server: install-dev ## Measure Predict through the model server against the same model in process

@@ -54,9 +54,9 @@ def decode_per_s(photos: list[bytes], side: int, seconds: float) -> tuple[float,
     return rate(calls(CORES), seconds), 1e3 / rate(calls(1), seconds)
 
 
-def in_process(folder: Path, side: int, sizes: list[int], seconds: float) -> dict[str, float]:
-    """Images a second through the SavedModel by batch size, with as many callers as cores; and milliseconds
-    for one image, alone. Imports TensorFlow."""
+def serve_in_process(folder: Path, side: int) -> None:
+    """Calls of a SavedModel a second, for each line of the input: `{"size", "callers", "seconds"}`. Imports
+    TensorFlow, and says `{}` once the model is loaded."""
     import numpy as np
 
     from serving.modelserver.servable import LoadOptions, Session
@@ -64,16 +64,13 @@ def in_process(folder: Path, side: int, sizes: list[int], seconds: float) -> dic
     session = Session(folder, LoadOptions())
     signature = session.signatures["serving_default"]
     feed, fetch = signature.inputs["images"].name, signature.outputs["scores"].name
-
-    def call_with(size: int) -> Callable[[], Any]:
-        images = np.random.default_rng(0).integers(0, 256, [size, side, side, 3], dtype=np.uint8)
-        return lambda: session.run({feed: images}, [fetch])
-
-    found = {
-        f"model in process, batch {size} (images/s)": size * rate([call_with(size)] * CORES, seconds)
-        for size in sizes
-    }
-    return found | {"model in process, one image alone (ms)": 1e3 / rate([call_with(1)], seconds)}
+    print("{}", flush=True)
+    for line in sys.stdin:
+        about = json.loads(line)
+        shape = [about["size"], side, side, 3]
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        call = functools.partial(session.run, {feed: images}, [fetch])
+        print(json.dumps(rate([call] * about["callers"], about["seconds"])), flush=True)
 
 
 async def empty_post(scope: Any, receive: Any, send: Any) -> None:
@@ -149,5 +146,4 @@ if __name__ == "__main__":
     elif what == "fast-replica":
         asyncio.run(serve_fast_replica(int(rest[0])))
     else:
-        about = json.loads(rest[0])
-        print(json.dumps(in_process(Path(about["folder"]), about["side"], about["sizes"], about["seconds"])))
+        serve_in_process(Path(rest[0]), int(rest[1]))

@@ -23,7 +23,6 @@ import numpy as np
 from tests.bench.photos import Requests, bodies
 
 SCRIPT = Path(__file__).with_name("photos.lua")
-TURN_S = 0.5  # how long a server is called before it is the other's turn
 
 
 class Load(NamedTuple):
@@ -89,11 +88,21 @@ def call_predict(address: str, model: str, *, rows: int, side: int, clients: int
 
 
 def compare_predict(
-    addresses: Mapping[str, str], model: str, *, rows: int, side: int, seconds: float, calls_per_s: float
+    addresses: Mapping[str, str],
+    model: str,
+    *,
+    rows: int,
+    side: int,
+    seconds: float,
+    clients: int = 1,
+    calls_per_s: float = 0.0,
+    turn_s: float = 1.0,
 ) -> dict[str, Load]:
-    """Predict at a steady rate at each of several addresses, turn and turn about, so many seconds each."""
-    about = {"addresses": dict(addresses), "model": model, "rows": rows, "side": side}
-    return _in_a_process("predict", about | {"seconds": seconds, "calls_per_s": calls_per_s})
+    """The same at each of several addresses in turns, so many seconds each in all; at a steady rate, whatever
+    the answers take, where one is given."""
+    about = {"addresses": dict(addresses), "model": model, "rows": rows, "side": side, "clients": clients}
+    about |= {"seconds": seconds, "calls_per_s": calls_per_s, "turn_s": turn_s}
+    return _in_a_process("predict", about)
 
 
 def _in_a_process(what: str, about: dict[str, Any]) -> dict[str, Load]:
@@ -151,27 +160,35 @@ async def closed_loop(call: Call, clients: int, seconds: float) -> Calls:
     return found._replace(failed=failed)
 
 
-async def steady(calls: Mapping[str, Call], seconds: float, calls_per_s: float) -> dict[str, Calls]:
-    """Calls at a steady rate whatever the answers take, a turn to each in turn, `seconds` in all to each."""
-    found = {name: Calls([[]], [], 0) for name in calls}
-    failures = dict.fromkeys(calls, 0)
+async def steady(call: Call, seconds: float, calls_per_s: float) -> Calls:
+    """Calls at a steady rate, whatever the answers take."""
+    found, failed = Calls([[]], [], 0), 0
 
-    async def one(name: str) -> None:
+    async def one() -> None:
+        nonlocal failed
         before = time.perf_counter()
-        if not await calls[name](0):
-            failures[name] += 1
-            return
+        succeeded = await call(0)
         now = time.perf_counter()
-        found[name].ended_s[0].append(now)
-        found[name].took_s.append(now - before)
+        if succeeded:
+            found.ended_s[0].append(now)
+            found.took_s.append(now - before)
+        failed += not succeeded
 
-    for name in [*calls] * max(1, round(seconds / TURN_S)):
-        started, tasks = time.perf_counter(), []
-        for index in range(max(1, round(TURN_S * calls_per_s))):
-            await asyncio.sleep(started + index / calls_per_s - time.perf_counter())
-            tasks.append(asyncio.create_task(one(name)))
-        await asyncio.gather(*tasks)
-    return {name: each._replace(failed=failures[name]) for name, each in found.items()}
+    started, tasks = time.perf_counter(), []
+    for index in range(max(2, round(seconds * calls_per_s))):
+        await asyncio.sleep(started + index / calls_per_s - time.perf_counter())
+        tasks.append(asyncio.create_task(one()))
+    await asyncio.gather(*tasks)
+    return found._replace(failed=failed)
+
+
+def together(turns: Sequence[Calls], rows: int, client_s: float) -> Load:
+    """The load of several turns: the mean of their rates, and the quantiles of all their calls."""
+    whole = Calls(
+        [], [took_s for turn in turns for took_s in turn.took_s], sum(turn.failed for turn in turns)
+    )
+    rates = [turn.load(rows, client_s).per_s for turn in turns]
+    return whole.load(rows, client_s)._replace(per_s=sum(rates) / len(rates))
 
 
 def _predict_calls(about: dict[str, Any]) -> tuple[str, str, list[Any]]:
@@ -226,20 +243,18 @@ async def _grpc(about: dict[str, Any], service: str, method: str, requests: Sequ
     for call in calls.values():
         await call(0)
     used = time.process_time()
-    if "calls_per_s" in about:
-        found = await steady(calls, about["seconds"], about["calls_per_s"])
-    else:
-        found = {
-            name: await closed_loop(call, about["clients"], about["seconds"]) for name, call in calls.items()
-        }
+    turns: dict[str, list[Calls]] = {name: [] for name in calls}
+    count = max(1, round(about["seconds"] / about["turn_s"])) if len(calls) > 1 else 1
+    for name, call in [*calls.items()] * count:
+        seconds = about["seconds"] / count
+        if about.get("calls_per_s"):
+            turns[name].append(await steady(call, seconds, about["calls_per_s"]))
+        else:
+            turns[name].append(await closed_loop(call, about["clients"], seconds))
     used = time.process_time() - used
     for channel in channels.values():
         await channel.close()
-    loads = {name: each.load(about["rows"], used / len(found)) for name, each in found.items()}
-    if "calls_per_s" in about:  # each had pauses, while it was the other's turn
-        seconds = max(1, round(about["seconds"] / TURN_S)) * TURN_S
-        loads = {name: each._replace(per_s=each.answers / seconds) for name, each in loads.items()}
-    return loads
+    return {name: together(each, about["rows"], used / len(turns)) for name, each in turns.items()}
 
 
 def _main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +15,19 @@ from tests.bench import ceilings, load, photos, promises, report
 from tests.bench.load import Load
 from tests.bench.peers.launcher import Peer, PeerFailed, serving
 from tests.bench.report import clients
-from tests.bench.servers import REPOSITORY, cpu_s, gateway, hold, memory_mb, process, running, settle
+from tests.bench.servers import (
+    REPOSITORY,
+    InProcess,
+    cpu_s,
+    gateway,
+    hold,
+    memory_mb,
+    process,
+    running,
+    settle,
+)
 
-SIZES = [1, 8, 32]
+SIZES = [1, 8, 16, 32]
 PEER_CLIENTS = (1, 8, 32)
 
 
@@ -96,7 +105,7 @@ class Setting:
 
     model: str
     subject: Subject
-    folder: Path
+    in_process: InProcess
     jpeg: photos.Requests
     contestants: dict[str, Contestant]
     grpc: dict[str, str]
@@ -126,6 +135,8 @@ def setting(model: str, plan: Plan) -> Iterator[Setting]:
             except PeerFailed as error:
                 failed[peer.name] = str(error)
                 print(f"{peer.name}: NOT MEASURED, {error}", flush=True)
+        in_process = InProcess(folder, subject.side)
+        stack.callback(in_process.close)
         port, pid = enter(
             process("-m", "tests.bench.fastapi_baseline", str(folder), str(subject.side), pattern=r"^(\d+)$")
         )
@@ -137,7 +148,7 @@ def setting(model: str, plan: Plan) -> Iterator[Setting]:
         yield Setting(
             model,
             subject,
-            folder,
+            in_process,
             jpeg,
             {"Sluice": sluice, **contestants},
             {"direct": f"unix:{path}", "Sluice": grpc_address},
@@ -223,13 +234,16 @@ def measure_parts(bench: Bench, at: Setting, plan: Plan, seconds: float) -> None
     )
     server_ms = (cpu_s(pid) - used) * 1e3 / found.answers
     bench.part("gRPC call with a batch (core-ms an image)", server_ms + found.client_ms)
-    about = {"folder": str(at.folder), "side": side, "sizes": SIZES, "seconds": seconds / 2}
-    with process("-m", "tests.bench.ceilings", "in-process", json.dumps(about), pattern=r"^({.+})$") as (
-        text,
-        _,
-    ):
-        for name, value in json.loads(text).items():
-            bench.part(name, value)
+    for size in SIZES:
+        measure_in_process(bench, at, size, seconds / 2)
+    alone_per_s = at.in_process.calls_per_s(1, callers=1, seconds=seconds / 2)
+    bench.part("model in process, one image alone (ms)", 1e3 / alone_per_s)
+
+
+def measure_in_process(bench: Bench, at: Setting, size: int, seconds: float) -> None:
+    """The model alone, with a caller for each core."""
+    per_s = at.in_process.calls_per_s(size, callers=ceilings.CORES, seconds=seconds)
+    bench.part(f"model in process, batch {size} (images/s)", size * per_s)
 
 
 def measure_photographs(bench: Bench, at: Setting, seconds: float) -> None:
@@ -256,11 +270,21 @@ def give_up(at: Setting, name: str, reason: str) -> None:
 
 
 def measure_tensors(bench: Bench, at: Setting, seconds: float) -> None:
-    """Predict over gRPC, straight and through the gateway, as fast as goes."""
+    """Predict over gRPC, straight and through the gateway, as fast as goes; and the model in process again,
+    since the machine may have changed its pace."""
     rows, side = at.subject.rows, at.subject.side
-    for name, address in at.grpc.items():
-        found = load.call_predict(address, at.model, rows=rows, side=side, clients=2, seconds=seconds)
-        bench.load(f"{name}, tensors of {rows}", found)
+    found = load.compare_predict(
+        at.grpc,
+        at.model,
+        rows=rows,
+        side=side,
+        seconds=seconds,
+        clients=2 * ceilings.CORES,
+        turn_s=at.subject.longer**2,
+    )
+    for name, each in found.items():
+        bench.load(f"{name}, tensors of {rows}", each)
+    measure_in_process(bench, at, rows, seconds / 2)
 
 
 def measure_half_load(bench: Bench, at: Setting, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -42,6 +44,43 @@ def process(*arguments: str, pattern: str = r"(.+)") -> Iterator[tuple[str, int]
     finally:
         end(child.pid)
         child.wait()
+
+
+class InProcess:
+    """A process that calls a SavedModel itself, as often as it is asked to.
+
+    Args:
+        folder: the SavedModel.
+        side: of its images, in pixels.
+    """
+
+    def __init__(self, folder: Path, side: int) -> None:
+        command = [sys.executable, "-m", "tests.bench.ceilings", "in-process", str(folder), str(side)]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        self._child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=nothing, text=True, cwd=REPOSITORY, env=environment
+        )
+        self._answer()
+
+    def _answer(self) -> Any:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the model in process ended with code {self._child.wait()}")
+        return json.loads(line)
+
+    def calls_per_s(self, size: int, callers: int, seconds: float) -> float:
+        """Calls a second with batches of this size."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({"size": size, "callers": callers, "seconds": seconds}) + "\n")
+        self._child.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End it."""
+        end(self._child.pid)
+        self._child.wait()
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -25,7 +25,7 @@ class Resnet:
         self.side = int(os.environ["BENCH_SIDE"])
         self.classifier = Classifier(os.environ["BENCH_FOLDER"])
 
-    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=1000)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True, max_batch_size=32)  # type: ignore[untyped-decorator]
     def classify(self, photos: list[PillowImage.Image]) -> list[list[dict[str, Any]]]:
         """The best classes of each."""
         size, how = (self.side, self.side), PillowImage.Resampling.BILINEAR
