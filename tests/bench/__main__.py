@@ -11,14 +11,16 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.bench import photos, readme, report
-from tests.bench.measure import SUBJECTS, Plan, measure
+from tests.bench.measure import measure
 from tests.bench.peers.launcher import PEERS
 from tests.bench.servers import REPOSITORY
+from tests.bench.setting import SUBJECTS, Plan
 
 
 def size(text: str) -> tuple[int, int]:
@@ -79,6 +81,7 @@ def main() -> None:
         except (OSError, ValueError) as error:
             sys.exit(f"error: {error}")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else servers that are held would stay for ever
     data = Path(os.environ.get("SLUICE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     images, about = photographs(data, arguments.size)
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
