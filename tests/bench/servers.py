@@ -100,9 +100,11 @@ def end(pid: int, patience_s: float = 10.0) -> None:
             each.resume()
             if each.pid == pid:
                 each.terminate()
-    for each in psutil.wait_procs(processes, timeout=patience_s)[1]:
+    stubborn = psutil.wait_procs(processes, timeout=patience_s)[1]
+    for each in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
+    psutil.wait_procs(stubborn, timeout=patience_s)
 
 
 def hold(pid: int) -> None:
