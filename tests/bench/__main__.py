@@ -12,11 +12,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.bench import photos, readme, report
+from tests.bench.load import NoAnswer
 from tests.bench.measure import measure
 from tests.bench.peers.launcher import PEERS
 from tests.bench.servers import REPOSITORY
@@ -88,7 +90,10 @@ def main() -> None:
         named = list(PEERS) if arguments.peers == [] else arguments.peers or []
         peers = [PEERS[stem] for stem in named]
         plan = Plan(arguments.rounds, arguments.seconds, peers, images, Path(name))
-        found = {model: measure(model, plan) | {"photos": about} for model in arguments.models}
+        try:
+            found = {model: measure(model, plan) | {"photos": about} for model in arguments.models}
+        except (NoAnswer, RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
+            sys.exit(f"error: {error}")
     report.write(found, arguments.out)
 
 

@@ -107,8 +107,10 @@ def compare_predict(
 
 def _in_a_process(what: str, about: dict[str, Any]) -> dict[str, Load]:
     command = [sys.executable, "-m", "tests.bench.load", what, json.dumps(about)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {name: Load(*found) for name, found in json.loads(output.strip().splitlines()[-1]).items()}
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise NoAnswer(done.stderr.strip().rpartition("\n")[2])
+    return {name: Load(*found) for name, found in json.loads(done.stdout.strip().splitlines()[-1]).items()}
 
 
 class Calls(NamedTuple):

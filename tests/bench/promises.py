@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Loads = Mapping[str, Mapping[str, float]]
@@ -156,7 +157,15 @@ def large_model(loads: Loads, parts: Mapping[str, float], rows: int) -> list[Lin
     return lines + tensors(loads, parts, rows)
 
 
-def as_table(lines: list[Line]) -> list[dict[str, Any]]:
+def medians(rounds: Sequence[Sequence[Line]]) -> list[Line]:
+    """Each line with the median of what the rounds found, so that a machine that changes its pace from one
+    round to the next changes no ratio."""
+    lines = {line.what: line for each in rounds for line in each}
+    found = {what: [line.found for each in rounds for line in each if line.what == what] for what in lines}
+    return [line._replace(found=statistics.median(found[what])) for what, line in lines.items()]
+
+
+def as_table(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """For bench.json."""
     return [
         {"what": each.what, "asked": each.asked, "found": each.found, "unit": each.unit, "holds": each.holds}

@@ -14,8 +14,10 @@ Summary = dict[str, Any]
 CONTESTANTS = ("Sluice", "PyTriton", "LitServe", "KServe", "BentoML", "hand-written FastAPI")
 
 
-def medians(rounds: Mapping[str, Sequence[Load]]) -> dict[str, dict[str, float]]:
-    """Of each load over its rounds; `spread` is the highest round over the lowest."""
+def medians(rounds: Sequence[Mapping[str, Load]]) -> dict[str, dict[str, float]]:
+    """Of each load over the rounds that have it; `spread` is the highest round over the lowest."""
+    names = dict.fromkeys(name for each in rounds for name in each)
+    loads = {name: [each[name] for each in rounds if name in each] for name in names}
     return {
         name: {
             "per_s": statistics.median(each.per_s for each in found),
@@ -25,8 +27,14 @@ def medians(rounds: Mapping[str, Sequence[Load]]) -> dict[str, dict[str, float]]
             "client_ms": statistics.median(each.client_ms for each in found),
             "failed": sum(each.failed for each in found),
         }
-        for name, found in rounds.items()
+        for name, found in loads.items()
     }
+
+
+def parts(rounds: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """The median of each part over the rounds."""
+    names = dict.fromkeys(name for each in rounds for name in each)
+    return {name: statistics.median(value for each in rounds for value in each[name]) for name in names}
 
 
 def clients(count: int) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -105,6 +106,22 @@ def test_lines_hold_or_do_not() -> None:
     assert found["fast replica: throughput a core"].holds is None
 
 
+def test_each_line_is_the_median_of_the_rounds() -> None:
+    rounds = [[promises.Line("a", found, least=2.0)] for found in (1.0, 5.0, 3.0)]
+    rounds[1].append(promises.Line("b", 7.0))
+    assert promises.medians(rounds) == [promises.Line("a", 3.0, least=2.0), promises.Line("b", 7.0)]
+
+
+def test_loads_and_parts_are_the_medians_of_the_rounds_that_have_them() -> None:
+    rounds = [{"a": load.Load(rate, rate / 10, rate, 1)} for rate in (10.0, 40.0, 20.0)]
+    rounds[0]["b"] = load.Load(1.0, 1.0, 1.0, 0)
+    found = report.medians(rounds)
+    assert found["a"]["per_s"] == 20.0
+    assert found["a"]["spread"] == 4.0
+    assert (found["a"]["failed"], found["b"]["per_s"]) == (3, 1.0)
+    assert report.parts([{"c": [1.0, 2.0]}, {"c": [9.0]}]) == {"c": 2.0}
+
+
 def test_a_peer_that_was_not_measured_has_no_line() -> None:
     found = loads()
     del found["PyTriton, 32 clients"]
@@ -157,6 +174,15 @@ def test_photographs_are_posted(tmp_path: Path, slowly: bool) -> None:
     assert found.failed == 0
     assert found.answers >= 4
     assert 0 < found.p50_ms <= found.p99_ms
+
+
+def test_a_server_from_which_nothing_comes_is_told(tmp_path: Path) -> None:
+    requests = photos.write([jpeg(0)], tmp_path)
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/"
+        with pytest.raises(load.NoAnswer, match="calls failed, none succeeded"):
+            load.post_photos_slowly(url, requests, clients=1, seconds=0.1)
 
 
 def is_alive(process: psutil.Process) -> bool:
