@@ -177,7 +177,7 @@ def through_server(server: ServerProcess, depth: str, rows: int, seconds: float)
 
     def call() -> Any:
         request = protos.PredictRequest(model_spec={"name": depth})
-        request.inputs["images"].CopyFrom(tensors.to_proto(array))
+        tensors.fill_proto(request.inputs["images"], array)
         return tensors.from_proto(predict(request).outputs["scores"])
 
     process = psutil.Process(server.process.pid)
