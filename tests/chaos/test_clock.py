@@ -143,7 +143,5 @@ async def test_a_clock_that_is_set_changes_nothing_for_callers_and_rollouts(tmp_
         await asyncio.to_thread(order, scene.store, "digits", "promote", by="a test", at=time.time())
         await until(lambda: scene.rollout.state.phase is Phase.PROMOTED, timeout_s=60)
         assert [event.after.phase for event in scene.rollout.events][-1] is Phase.PROMOTED
-        metrics = (await scene.client.get("/metrics")).text
     assert set(scene.seen) == {200}, scene.seen
     assert scene.slowest_s < 10.0, "its deadline, whatever the clock said"
-    assert "sluice_event_loop_stalls_total 0.0" in metrics
