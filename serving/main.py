@@ -29,7 +29,7 @@ from serving.catalog import Catalog
 from serving.certificates import Certificates
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
-from serving.memory import give_back_memory, trim_steadily
+from serving.memory import give_back_memory, start_threads, trim_steadily
 from serving.page.curves import Curves
 from serving.page.state import of_one_worker
 from serving.peers import Peers, samples
@@ -370,4 +370,9 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     gc.freeze()  # what was imported stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvloop.run(work)
+    uvloop.run(_with_threads(work))
+
+
+async def _with_threads(work: Coroutine[Any, Any, None]) -> None:
+    start_threads()
+    await work

@@ -17,7 +17,9 @@ import asyncio
 import ctypes
 import os
 import resource
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ _log = structlog.get_logger()
 _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # A body is held once, and twice for a moment as it is put together; the other part is for decoded images.
 _PART = 1 / 3
+# For files and name servers, beside the event loop: they wait, and need no cores.
+_THREADS = 6
 _M_TRIM_THRESHOLD = -1
 _M_ARENA_MAX = -8
 # glibc's own first value; setting it keeps it from growing.
@@ -77,6 +81,19 @@ def fitting(wanted_bytes: int, limits: Sequence[Bound] | None = None) -> int:
         instead_of=wanted_bytes,
     )
     return fits_bytes
+
+
+def start_threads() -> None:
+    """Start the threads that the running event loop hands work to, all of them, now.
+
+    Else they are started one by one as they are needed: where memory has run short meanwhile a thread finds
+    none for its stack, and whatever wanted to read a file fails.
+    """
+    executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="beside")
+    all_started = threading.Barrier(_THREADS)
+    for _ in range(_THREADS):
+        executor.submit(all_started.wait)
+    asyncio.get_running_loop().set_default_executor(executor)
 
 
 def give_back_memory() -> bool:
