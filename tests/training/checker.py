@@ -31,6 +31,7 @@ def check_layer(
             weights at one where it has any.
         folder: to save in.
     """
+    keras.utils.set_random_seed(0)  # else a small layer with a ReLU may begin with all of it dead
     layer = make()
     assert keras.saving.get_registered_name(type(layer)).startswith("sluice>")
     outputs = layer(inputs)
