@@ -320,11 +320,12 @@ class Gateway:
     ) -> Prediction:
         context.answered_by = (model.name, str(model.version))
         count = checked_top_k(top_k, model, self.settings.default_top_k)
+        lane = LaneKey(model.name, model.version)
         with measured(self.steering, model, context, self._clock):
-            self.batcher.check(LaneKey(model.name, model.version), context.deadline, context.caller)
+            self.batcher.check(lane, context.deadline, context.caller)
             decoded = await self._decode(images, model, context)
             # Again: in a sudden rush many pass the first check together, before any of them is queued.
-            self.batcher.check(LaneKey(model.name, model.version), context.deadline, context.caller)
+            self.batcher.check(lane, context.deadline, context.caller)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = iter(await self._score(model, pixels_of, context))
         self.metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))

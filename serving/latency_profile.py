@@ -6,6 +6,7 @@ as TCP does of its round trips (Jacobson and Karels, "Congestion Avoidance and C
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 _MEAN_WEIGHT = 1 / 8
@@ -49,19 +50,18 @@ class LatencyProfile:
 
     def least_s(self, size: int, now: float) -> float:
         """What a call with `size` images takes even if it goes well; 0 while too little is known."""
-        best = 0.0
-        for bucket, each in self._buckets.items():
-            if bucket <= size and each.calls >= _LEAST_CALLS:
-                best = max(best, each.mean_s - each.deviation_s)
-        return self._fresh(now) * best
+        least = (each.mean_s - each.deviation_s for each in self._known(size))
+        return self._fresh(now) * max(0.0, max(least, default=0.0))
 
     def usual_s(self, size: int, now: float) -> float:
         """What a call with `size` images takes on average: over many calls, deviations even out."""
-        usual = 0.0
+        return self._fresh(now) * max((each.mean_s for each in self._known(size)), default=0.0)
+
+    def _known(self, size: int) -> Iterator[_Bucket]:
+        """The buckets that tell of `size` images or fewer."""
         for bucket, each in self._buckets.items():
             if bucket <= size and each.calls >= _LEAST_CALLS:
-                usual = max(usual, each.mean_s)
-        return self._fresh(now) * usual
+                yield each
 
     def _fresh(self, now: float) -> float:
         return float(0.5 ** ((now - self._learned_at) / HALF_LIFE_S))
