@@ -156,14 +156,16 @@ async def test_copies_are_made_in_the_shadow_only_and_nobody_waits_for_them(tmp_
 
 
 async def test_no_copy_is_made_in_the_canary(tmp_path: Path) -> None:
-    async with scene_over(tmp_path, VersionedReplica()) as scene:
+    callers = 4
+    async with scene_over(tmp_path, VersionedReplica(), callers=callers) as scene:
         scene.begin(FAST | {"canary": [{"weight": 0.01, "min_time_s": 1000}]})
         await scene.reached(Phase.CANARY)
         steering = scene.running.gateway.steering
         await until(lambda: steering.splits()["digits"].shadow == 0.0)
         copies, seen = steering.counts("digits")["copies/2"], len(scene.answered)
         await until(lambda: len(scene.answered) > seen + 80)
-        assert steering.counts("digits")["copies/2"] <= copies + 2, "those that were on their way at most"
+        # Each caller may have a request that was routed in the shadow, and two copies may be under way.
+        assert steering.counts("digits")["copies/2"] <= copies + callers + 2
 
 
 async def test_copies_are_dropped_first_under_load() -> None:
