@@ -9,12 +9,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import promql_parser
-from prometheus_client import CollectorRegistry
 
 from k8s.tools.manifests import Document, name_of, of_kind
-from serving.rollout.prometheus import METRIC as ROLLOUT_EVENTS
-from serving.snapshot import Readings
-from serving.telemetry import Metrics
+from serving.metrics_page import families
 
 # What others export, and these manifests may name: TensorFlow Serving, NVIDIA's exporter, Prometheus itself.
 _OTHERS = re.compile(r"^(:tensorflow:\w+(:\w+)*|DCGM_FI_\w+|up|scrape_\w+|ALERTS|kube_\w+|container_\w+)$")
@@ -52,21 +49,12 @@ class Series(NamedTuple):
 
 @cache
 def exported() -> Mapping[str, Series]:
-    """Every name that the gateway's metrics page can have, from the objects that make the page."""
-    registry = CollectorRegistry()
-    Metrics(registry)
-    found: dict[str, Series] = {}
-    for collector in list(registry._collector_to_names):
-        labels = frozenset(getattr(collector, "_labelnames", ()))
-        for family in collector.collect():
-            labels_of = labels | {label for sample in family.samples for label in sample.labels}
-            for suffix in _SUFFIXES.get(family.type, ("",)):
-                found[family.name + suffix] = Series(family.type, labels_of)
-    for family in Readings().families.values():
-        labels = frozenset(getattr(family, "_labelnames", ()))
-        found |= {family.name + suffix: Series(family.type, labels) for suffix in _SUFFIXES[family.type]}
-    found[ROLLOUT_EVENTS + "_total"] = Series("counter", frozenset({"model", "name"}))
-    return found
+    """Every name that the gateway's metrics page can have, as `docs/metrics.md` is written."""
+    return {
+        family.name + suffix: Series(family.type, frozenset(labels))
+        for family, labels in families()
+        for suffix in _SUFFIXES[family.type]
+    }
 
 
 def faults(documents: Sequence[Document]) -> Iterator[str]:
