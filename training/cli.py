@@ -16,86 +16,61 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training import flags
 from training.config import PRESETS, Options, preset
 from training.errors import BadInput, TrainingError
 
-Out = Annotated[Path, typer.Option(help="Folder of models; the version goes to OUT/NAME/VERSION.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="digits, mnist, fashion_mnist or cifar10, these also as NAME=PATH of an .npz file,"
-        " or folder=PATH of a folder or zip of images.",
-        show_default="what the recipe or the model was made for",
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="Side to resize a folder's images to.", show_default="the images' own"),
-]
+MODELS = Path("models")
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train; `sluice recipes` lists them.")],
-    data: Data = None,
-    out: Out = Path("models"),
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model.", show_default="the data's or the recipe's")
-    ] = None,
-    depth: Annotated[
-        str | None, typer.Option(help="resnet8, 14, 20, 32, 56, 18, 34, 50; vgg4, 7, 16.")
-    ] = None,
-    image_size: ImageSize = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Train on so many examples only.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Of all replicas together.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Peak of the cosine after the warm-up.")
-    ] = None,
-    augment: Annotated[str | None, typer.Option(help="none, shift or shift-flip.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same data: same model.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="Epochs without a lower validation loss before it stops.")
-    ] = None,
-    mixed_precision: Annotated[
-        str | None, typer.Option(help="Train in bfloat16 or float16, with float32 weights.")
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Publish a model that computes in float32, bfloat16 or float16.")
-    ] = "float32",
-    freeze: Annotated[bool, typer.Option(help="Fold the weights into the graph as constants.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run was.")] = False,
-    tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard logs here.")] = None,
-    strategy: Annotated[
-        str, typer.Option(help="none, mirrored (all devices) or multiworker (as TF_CONFIG says).")
-    ] = "none",
+    recipe: flags.Recipe,
+    data: flags.Data = None,
+    out: flags.Out = MODELS,
+    name: flags.Name = None,
+    depth: flags.Depth = None,
+    image_size: flags.ImageSize = None,
+    examples: flags.Examples = None,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
+    learning_rate: flags.LearningRate = None,
+    augment: flags.Augment = None,
+    seed: flags.Seed = None,
+    patience: flags.Patience = None,
+    mixed_precision: flags.MixedPrecision = None,
+    precision: flags.Precision = "float32",
+    freeze: flags.Freeze = True,
+    resume: flags.Resume = False,
+    tensorboard: flags.TensorBoard = None,
+    strategy: flags.Strategy = "none",
 ) -> None:
     """Train a recipe and publish the model as the next version.
 
     The version appears whole, by one rename, after it was loaded and tried as TensorFlow Serving would.
     """
-    options = Options(
-        data=data,
-        out=out,
-        name=name,
-        depth=depth,
-        image_size=image_size,
-        examples=examples,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        augment=augment,
-        mixed_precision=mixed_precision,
-        seed=seed,
-        patience=patience,
-        precision=precision,
-        freeze=freeze,
-        resume=resume,
-        tensorboard=tensorboard,
-        strategy=strategy,
-    )
     console = Console()
     with _user_errors():
         preset(recipe)
+        options = Options(
+            data=data,
+            out=out,
+            name=name,
+            depth=depth,
+            image_size=image_size,
+            examples=examples,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            augment=augment,
+            mixed_precision=mixed_precision,
+            seed=seed,
+            patience=patience,
+            precision=precision,
+            freeze=freeze,
+            resume=resume,
+            tensorboard=tensorboard,
+            strategy=strategy,
+        )
     with _user_errors(), _quiet_tensorflow():
         from training import job
 
@@ -110,7 +85,7 @@ def train(
 
 def publish(
     path: Annotated[Path, typer.Argument(help="A .keras file or a SavedModel folder.")],
-    out: Out = Path("models"),
+    out: flags.Out = MODELS,
     name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Text file with a label a line.", show_default="the classes' numbers")
@@ -118,7 +93,7 @@ def publish(
     pixel_scale: Annotated[
         float, typer.Option(help="What pixels 0..255 are multiplied by; 0.0039215686 makes them 0..1.")
     ] = 1.0,
-    freeze: Annotated[bool, typer.Option(help="Fold the weights into the graph as constants.")] = True,
+    freeze: flags.Freeze = True,
 ) -> None:
     """Publish a model of your own as the next version, proved and with all the signatures.
 
@@ -142,8 +117,8 @@ def recipes() -> None:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A version's folder, or a model's for its newest.")],
-    data: Data = None,
+    model: flags.Version,
+    data: flags.Data = None,
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all the metrics as JSON.")] = False,
 ) -> None:
@@ -170,9 +145,9 @@ def evaluate(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="A version's folder, or a model's for its newest.")],
+    first: flags.Version,
     second: Annotated[Path, typer.Argument(help="The other one.")],
-    data: Data = None,
+    data: flags.Data = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compare two versions on the same held-out examples by McNemar's exact test."""
@@ -198,9 +173,7 @@ def compare(
     )
 
 
-def inspect(
-    model: Annotated[Path, typer.Argument(help="A version's folder, or a model's for its newest.")],
-) -> None:
+def inspect(model: flags.Version) -> None:
     """Show a published version: signatures, sizes, card."""
     with _user_errors(), _quiet_tensorflow():
         from training.inspection import show
@@ -228,6 +201,10 @@ def _user_errors() -> Iterator[None]:
         print(
             f"error: {error.name} is not installed; it comes with the extra: sluice[train]", file=sys.stderr
         )
+        raise typer.Exit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("interrupted; nothing was published", file=sys.stderr)

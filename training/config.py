@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from training.errors import BadInput
 
 # Of MNIST's 54,000 digits 9 epochs in batches of 64 are as good as 30; 30 of the small ones are a tenth.
 MOST_STEPS = 8_000
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+# A model's name is a folder's, and stands in the paths of the gateway's API.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,11 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose; None leaves what the preset or the data say."""
+    """What the user may choose; None leaves what the preset or the data say.
+
+    Raises:
+        BadInput: what could not be published in the end, said before anything is trained.
+    """
 
     data: str | None = None
     out: Path = Path("models")
@@ -58,6 +68,13 @@ class Options:
     resume: bool = False
     tensorboard: Path | None = None
     strategy: str = "none"
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_folder(self.out)
+        for precision in (self.precision, self.mixed_precision):
+            if precision not in (None, *PRECISIONS):
+                raise BadInput(f"there is no precision {precision!r}; there are: {', '.join(PRECISIONS)}")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -217,3 +234,18 @@ def preset(name: str) -> Preset:
     near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
     raise BadInput(f"there is no recipe {name!r}; {hint}")
+
+
+def check_name(name: str | None) -> None:
+    """Raises BadInput for what cannot be the name of a model; None leaves it to the data or the recipe."""
+    if name is not None and not _NAME.fullmatch(name):
+        raise BadInput(f"{name!r} is no name for a model: letters, digits, `_`, `.`, `-`, no dot in front")
+
+
+def check_folder(models: Path) -> None:
+    """Raises BadInput if nothing can be written into a folder of models, which need not be there yet."""
+    there = next(each for each in (models, *models.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise BadInput(f"--out {models}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise BadInput(f"--out {models}: {there} may not be written to")

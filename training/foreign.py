@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from training.card import card
+from training.config import check_folder, check_name
 from training.errors import BadInput
 from training.export import Exported
 from training.models import residual, resnet, vgg, wide_deep  # noqa: F401 - their classes register themselves
@@ -56,6 +57,8 @@ def publish_file(
         pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
         freeze: fold variables into constants.
     """
+    check_name(name)
+    check_folder(out)
     model = _load(path)
     image = _as_classifier(model, pixel_scale)
     if image is None and labels is not None:
@@ -139,6 +142,8 @@ def _load_saved_model(path: Path) -> _Model:
         loaded = tf.saved_model.load(str(path))
         function = loaded.signatures["serving_default"]
     except (OSError, tf.errors.OpError, ValueError) as error:
+        if "0 MetaGraphs" in str(error):
+            raise BadInput(f"{path} has an empty saved_model.pb: is it written still?") from error
         raise BadInput(
             f"{path} cannot be loaded as a SavedModel: {str(error).partition(chr(10))[0]}"
         ) from error
@@ -199,7 +204,8 @@ def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
     try:
         labels = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a text file of labels ({error})") from error
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise BadInput(f"--labels {path}: {reason}; it is a text file with a label a line") from error
     if len(labels) != classes:
         raise BadInput(f"{path} has {len(labels)} labels, a line each, and the model has {classes} classes")
     if blank := [number for number, label in enumerate(labels, start=1) if not label.strip()]:

@@ -7,16 +7,12 @@ from contextlib import contextmanager
 
 import keras
 
-from training.errors import BadInput
-
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 @contextmanager
 def computing_in(precision: str) -> Iterator[None]:
     """Layers made within compute in this type: float32, bfloat16 or float16."""
-    if precision not in POLICIES:
-        raise BadInput(f"there is no precision {precision!r}; there are: {', '.join(POLICIES)}")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(POLICIES[precision])
     try:

@@ -91,6 +91,13 @@ def test_train_publishes_and_says_where(tmp_path: Path) -> None:
         (("train", "resnt"), 2, "error: there is no recipe 'resnt'; did you mean 'resnet'?"),
         (("inspect", "nowhere"), 2, "error: nowhere: no saved_model.pb in it, nor in a version folder"),
         (("train", "resnet", "--data", "mnist=none.npz"), 2, "error: none.npz: no such file"),
+        (("train", "resnet", "--name", "../digits"), 2, "error: '../digits' is no name for a model: letters"),
+        (
+            ("train", "resnet", "--precision", "int8"),
+            2,
+            "error: there is no precision 'int8'; there are: float32",
+        ),
+        (("train", "resnet", "--out", "README.md"), 2, "error: --out README.md: README.md is no folder"),
     ],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -133,15 +133,32 @@ def test_labels_that_do_not_fit(text: str, message: str, tmp_path: Path) -> None
     assert not (tmp_path / "models").exists()
 
 
+def test_labels_and_places_that_are_none(tmp_path: Path) -> None:
+    classifier().save(tmp_path / "m.keras")
+    file, models = tmp_path / "m.keras", tmp_path / "models"
+    with pytest.raises(BadInput, match=r"--labels .*none: No such file or directory; it is a text file with"):
+        publish_file(file, models, labels=tmp_path / "none")
+    with pytest.raises(BadInput, match=r"--labels .*m.keras: not UTF-8 text"):
+        publish_file(file, models, labels=file)
+    with pytest.raises(BadInput, match=r"--out .*m.keras/models: .*m.keras is no folder"):
+        publish_file(file, file / "models")
+    with pytest.raises(BadInput, match=r"'a/b' is no name for a model"):
+        publish_file(file, models, "a/b")
+    assert not models.exists()
+
+
 def test_files_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "m.keras").write_bytes(b"no archive")
     (tmp_path / "m.txt").write_text("")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "saved_model.pb").touch()
     for name, message in (
         ("none.keras", "no such file or folder"),
         ("m.keras", "m.keras cannot be loaded"),
         ("m.txt", "neither a .keras file nor a SavedModel folder"),
         ("folder", "cannot be loaded as a SavedModel"),
+        ("half", "has an empty saved_model.pb: is it written still?"),
     ):
         with pytest.raises(BadInput, match=message):
             publish_file(tmp_path / name, tmp_path / "models")
