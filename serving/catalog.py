@@ -363,8 +363,10 @@ class Catalog:
 
     def _show(self, names: Iterable[str]) -> None:
         self._metrics.replica_up.clear()  # of replicas that have left nothing is shown
+        self._metrics.replica_calls_limit.clear()
         for replica in self._pool.replicas:
             self._metrics.replica_up.labels(replica.address).set(replica.reachable)
+            self._metrics.replica_calls_limit.labels(replica.address).set(int(replica.room.limit))
         self._metrics.version_replicas.clear()
         for name in names:
             available = self._pool.availability(name)

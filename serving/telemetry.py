@@ -129,6 +129,12 @@ class Metrics:
             ("replica",),
             registry=registry,
         )
+        self.replica_calls_limit = Gauge(
+            "sluice_replica_calls_limit",
+            "How many calls a replica is given at once, as learned from its refusals; others wait.",
+            ("replica",),
+            registry=registry,
+        )
         self.version_replicas = Gauge(
             "sluice_model_version_replicas",
             "On how many replicas a version is AVAILABLE.",

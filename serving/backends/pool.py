@@ -10,29 +10,23 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
-
-import structlog
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
 
 from serving import errors
 from serving.backends.budget import RetryBudget
 from serving.backends.hedging import first_good
-from serving.backends.outliers import is_outlier
+from serving.backends.members import SAME_REPLICA_PAUSE_S, Members
 from serving.backends.replica import Answer, Call, Replica
-
-_log = structlog.get_logger()
+from serving.backends.room import Waiting
+from serving.backends.tfserving import is_full
 
 # What another replica may well do: the first was unreachable, full, broken, or lost the version just now.
 RETRYABLE = (errors.Unavailable, errors.Overloaded, errors.Internal, errors.NotFound)
 MAX_ATTEMPTS = 3
-# After so long the same replica is tried again, where there is no other: it may have closed a connection.
-SAME_REPLICA_PAUSE_S = 0.05
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
-STATUS_TIMEOUT_S = 2.0
-# A replica that left gets this long to answer what it was asked; the default deadline of a request.
-LEAVE_TIMEOUT_S = 30.0
 
 
 class Slot:
@@ -62,8 +56,20 @@ class Slot:
             self.replica = None
 
 
-class Pool:
-    """A set of replicas, which may change by `join` and `leave`.
+@dataclass(frozen=True, slots=True)
+class _Task(Generic[Answer]):
+    """What `Pool.call` is asked to do; see there."""
+
+    model: str
+    version: int
+    call: Call[Answer]
+    deadline: float
+    patience_s: float | None
+    hedge_after_s: float | None
+
+
+class Pool(Members):
+    """A set of replicas, which may change by `join` and `leave`, asked as one.
 
     Args:
         replicas: the replicas to begin with; the pool closes them.
@@ -84,24 +90,13 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        self.replicas = tuple(replicas)
-        self._leaving: list[tuple[Replica, float]] = []  # with when to close it at the latest
+        super().__init__(replicas, clock)
         self._calls_per_replica = calls_per_replica
-        self._clock = clock
         self._rng = rng or random.Random()
         self._budget = RetryBudget()
+        self._waiting: Waiting[Replica] = Waiting()
         self.retries = 0
         self.hedges = 0
-
-    def join(self, replica: Replica) -> None:
-        """Take a replica in. It gets calls once it has been asked what it serves."""
-        self.replicas = (*self.replicas, replica)
-
-    def leave(self, address: str) -> None:
-        """Give the replica at `address` nothing new; it is closed by `refresh` once its calls have ended."""
-        close_at = self._clock() + LEAVE_TIMEOUT_S
-        self._leaving += [(replica, close_at) for replica in self.replicas if replica.address == address]
-        self.replicas = tuple(replica for replica in self.replicas if replica.address != address)
 
     def capacity(self, model: str, version: int) -> int:
         """How many batches for this version the usable replicas take at once."""
@@ -132,19 +127,6 @@ class Pool:
             for replica, weight in weights.items()
         }
 
-    def reachable(self) -> bool:
-        """Whether any replica answered when it was last asked."""
-        return any(replica.reachable for replica in self.replicas)
-
-    def availability(self, model: str) -> dict[int, int]:
-        """Each version of `model` that is AVAILABLE somewhere reachable -> on how many replicas it is."""
-        counts: dict[int, int] = {}
-        for replica in self.replicas:
-            for version in replica.versions.get(model, {}) if replica.reachable else ():
-                if replica.has(model, version):
-                    counts[version] = counts.get(version, 0) + 1
-        return counts
-
     async def call(
         self,
         model: str,
@@ -157,6 +139,9 @@ class Pool:
         hedge_after_s: float | None = None,
     ) -> Answer:
         """Make `call(api, timeout_s)` on a replica that has the version; retry elsewhere what may be retried.
+
+        It waits while every such replica has as many calls as it takes at once; a batch, which has booked its
+        place, goes before other calls.
 
         Args:
             model: the model.
@@ -172,168 +157,126 @@ class Pool:
             NotFound: replicas answer, but none of them has this version any longer.
             SluiceError: what the last replica that was tried answered.
         """
+        task = _Task(model, version, call, deadline, patience_s, hedge_after_s)
         tried: list[Replica] = []
         last: errors.SluiceError | None = None
         self._budget.earn()
-        while len(tried) < MAX_ATTEMPTS:
-            now = self._clock()
-            replica = self._pick(model, version, now, tried, last, slot)
-            if replica is None or now >= deadline or (tried and not self._budget.spend(now)):
-                break
-            if replica in tried:
-                await asyncio.sleep(SAME_REPLICA_PAUSE_S)
-            if slot is not None:
-                slot.move(replica)
-            self.retries += bool(tried)
-            tried.append(replica)
-            alone = not self._usable(model, version, now, tried)
-            attempt = functools.partial(self._attempt, model, version, call, deadline)
-            first = attempt(replica, None if alone else patience_s)
+        while (replica := await self._next(task, slot, tried, last)) is not None:
             try:
-                if alone or hedge_after_s is None:
-                    return await first
-                hedge = functools.partial(self._hedge, model, version, attempt, tried)
-                return await first_good(first, hedge_after_s, hedge, retryable=RETRYABLE)
+                return await self._try(task, replica, slot, tried)
             except RETRYABLE as error:
                 last = error
+            finally:
+                self._waiting.leave(replica)
         if last is None and self._clock() >= deadline:
             raise errors.DeadlineExceeded("the deadline passed before a replica was free", stage="backend")
         if last is None and self.reachable() and not self._held(model, version):
             raise errors.NotFound(f'no replica has version {version} of model "{model}"', stage="backend")
         raise _with_advice(last, model, version)
 
-    async def _attempt(
-        self,
-        model: str,
-        version: int,
-        call: Call[Answer],
-        deadline: float,
-        replica: Replica,
-        patience_s: float | None = None,
+    async def _next(
+        self, task: _Task[Any], slot: Slot | None, tried: Sequence[Replica], last: errors.SluiceError | None
+    ) -> Replica | None:
+        """Take a place at the replica for the next attempt, once it has one; None: there is to be none."""
+        if len(tried) == MAX_ATTEMPTS:
+            return None
+        may_retry = not tried
+        while usable := self._candidates(task, tried, last):
+            now = self._clock()
+            may_retry = may_retry or self._budget.spend(now)
+            if now >= task.deadline or not may_retry:
+                return None
+            replica = self._take(usable, None if slot is None else slot.replica, now)
+            if replica is None:
+                ahead = slot is not None or is_full(last)
+                replica = await self._waiting.place(usable, task.deadline - now, ahead=ahead)
+            if replica is None or replica.usable(task.model, task.version, self._clock()):
+                return replica
+            self._waiting.leave(replica)  # it went while this call waited for it
+        return None
+
+    def _candidates(
+        self, task: _Task[Any], tried: Sequence[Replica], last: errors.SluiceError | None
+    ) -> list[Replica]:
+        """The replicas for the next attempt: those that were not tried, or the same ones again."""
+        now = self._clock()
+        usable = self._usable(task.model, task.version, now, tried)
+        if not usable and isinstance(last, errors.Unavailable):
+            usable = self._usable(task.model, task.version, now)
+        return usable
+
+    def _take(self, usable: Sequence[Replica], booked: Replica | None, now: float) -> Replica | None:
+        """Take a place at the booked replica, or at one that has room; None: all are full."""
+        free = [replica for replica in usable if replica.room.free]
+        replica = booked if booked in free else choose(free, self._rng, now)
+        if replica is not None:
+            replica.room.take()
+        return replica
+
+    async def _try(
+        self, task: _Task[Answer], replica: Replica, slot: Slot | None, tried: list[Replica]
     ) -> Answer:
-        """Make a call on one replica, and learn about it."""
+        """Make a call on a replica, and on another one too if the first is late; both count as tried.
+
+        A replica that was full has not been tried: it did not look at the call.
+        """
+        if replica in tried:
+            await asyncio.sleep(SAME_REPLICA_PAUSE_S)
+        if slot is not None:
+            slot.move(replica)
+        self.retries += bool(tried)
+        tried.append(replica)
+        alone = not self._usable(task.model, task.version, self._clock(), tried)
+        first = self._attempt(task, replica, None if alone else task.patience_s)
         try:
-            return await replica.run(call, deadline, self._clock, patience_s)
-        except RETRYABLE as error:
-            if isinstance(error, errors.NotFound):
-                replica.forget(model, version)
-            self._judge(replica)
+            if alone or task.hedge_after_s is None:
+                return await first
+            hedge = functools.partial(self._hedge, task, tried)
+            return await first_good(first, task.hedge_after_s, hedge, retryable=RETRYABLE)
+        except errors.Overloaded as error:
+            if is_full(error):
+                tried.remove(replica)
+                if replica.room.taken == 1:  # others fill it, and tell nobody here when they have done
+                    await asyncio.sleep(SAME_REPLICA_PAUSE_S)
             raise
 
-    def _hedge(
-        self,
-        model: str,
-        version: int,
-        attempt: Callable[[Replica], Coroutine[Any, Any, Answer]],
-        tried: list[Replica],
-    ) -> Coroutine[Any, Any, Answer] | None:
+    async def _attempt(
+        self, task: _Task[Answer], replica: Replica, patience_s: float | None = None
+    ) -> Answer:
+        """Make a call on one replica, where it has a place, and learn about the replica."""
+        try:
+            answer = await replica.run(task.call, task.deadline, self._clock, patience_s)
+        except RETRYABLE as error:
+            if isinstance(error, errors.NotFound):
+                replica.forget(task.model, task.version)
+            elif is_full(error):
+                replica.room.refused()
+            self._judge(replica)
+            raise
+        replica.room.answered()
+        return answer
+
+    def _hedge(self, task: _Task[Answer], tried: list[Replica]) -> Coroutine[Any, Any, Answer] | None:
         """The same call on a replica that was not tried and has a free place, if the budget has it."""
         now = self._clock()
-        replica = choose(self._free(self._usable(model, version, now, tried)), self._rng, now)
+        usable = self._usable(task.model, task.version, now, tried)
+        free = [replica for replica in self._free(usable) if replica.room.free]
+        replica = choose(free, self._rng, now)
         if replica is None or not self._budget.spend(now):
             return None
         self.hedges += 1
         tried.append(replica)
-        return _in_a_place(attempt, replica)
+        return self._beside(task, replica)
 
-    def _pick(
-        self,
-        model: str,
-        version: int,
-        now: float,
-        tried: Sequence[Replica],
-        last: errors.SluiceError | None,
-        slot: Slot | None,
-    ) -> Replica | None:
-        """The replica for the next attempt: the booked one, one that was not tried, or the same again."""
-        usable = self._usable(model, version, now, tried)
-        if not tried and slot is not None and slot.replica in usable:
-            return slot.replica
-        if not usable and isinstance(last, errors.Unavailable):
-            usable = self._usable(model, version, now)
-        return choose(usable, self._rng, now)
-
-    def _judge(self, replica: Replica) -> None:
-        """Leave a replica alone that fails much more often than the others."""
-        now = self._clock()
-        others = [other.outcomes for other in self.replicas if other is not replica and other.reachable]
-        if is_outlier(replica.outcomes, others, now):
-            replica.outcomes.eject(now)
-            _log.warning(
-                "a replica fails more often than the others; it is left alone", replica=replica.address
-            )
-
-    def _held(self, model: str, version: int) -> bool:
-        """Whether any reachable replica has the version, be it well or not."""
-        return any(replica.reachable and replica.has(model, version) for replica in self.replicas)
-
-    def _usable(self, model: str, version: int, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
-        return [
-            replica
-            for replica in self.replicas
-            if replica not in tried and replica.usable(model, version, now)
-        ]
-
-    async def refresh(self, models: Iterable[str]) -> None:
-        """Ask every replica which versions of `models` it has. One that does not answer is not reachable."""
-        names = list(models)
-        await self._close_idle()
-        async with asyncio.TaskGroup() as tasks:
-            for replica in self.replicas:
-                tasks.create_task(self._refresh_one(replica, names))
-
-    async def _close_idle(self) -> None:
-        """Close replicas that have left and have no call in flight, or have had long enough."""
-        now = self._clock()
-        done = [replica for replica, close_at in self._leaving if not replica.in_flight or now >= close_at]
-        self._leaving = [each for each in self._leaving if each[0] not in done]
-        for replica in done:
-            await replica.api.close()
-
-    async def _refresh_one(self, replica: Replica, models: Sequence[str]) -> None:
+    async def _beside(self, task: _Task[Answer], replica: Replica) -> Answer:
+        """Make a hedging call, which takes places of its own."""
+        slot = Slot(replica)
+        replica.room.take()
         try:
-            await self._ask_versions(replica, models)
-        except errors.SluiceError:
-            replica.went()
-            if self.reachable():
-                replica.give_up()
-        else:
-            replica.came(self._clock())
-
-    async def _ask_versions(self, replica: Replica, models: Sequence[str]) -> None:
-        """Learn what the replica has; once more if its connection broke just then, as it may at any time."""
-        for again in (True, False) if replica.reachable else (False,):
-            try:
-                for model in models:
-                    replica.versions[model] = await replica.api.status(model, STATUS_TIMEOUT_S)
-            except errors.Unavailable:
-                if not again:
-                    raise
-                await asyncio.sleep(SAME_REPLICA_PAUSE_S)
-            else:
-                return
-
-    async def reload_config(self, config: Any, timeout_s: float) -> None:
-        """Give every replica a new model configuration (ModelServerConfig), one after the other.
-
-        Raises:
-            SluiceError: a replica could not take it; those before it have.
-        """
-        for replica in self.replicas:
-            await replica.api.reload_config(config, timeout_s)
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        for replica in (*self.replicas, *(replica for replica, _ in self._leaving)):
-            await replica.api.close()
-
-
-async def _in_a_place(attempt: Callable[[Replica], Coroutine[Any, Any, Answer]], replica: Replica) -> Answer:
-    slot = Slot(replica)
-    try:
-        return await attempt(replica)
-    finally:
-        slot.release()
+            return await self._attempt(task, replica)
+        finally:
+            self._waiting.leave(replica)
+            slot.release()
 
 
 def choose(usable: Sequence[Replica], rng: random.Random, now: float) -> Replica | None:

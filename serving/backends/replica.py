@@ -10,6 +10,7 @@ from typing import TypeVar
 from serving import errors
 from serving.backends.breaker import Breaker
 from serving.backends.outliers import Outcomes
+from serving.backends.room import Room
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 
 Answer = TypeVar("Answer")
@@ -42,6 +43,7 @@ class Replica:
         reachable_since: when it began to be so.
         in_flight: calls that have not ended.
         booked: batches that it computes, or that are on their way to it.
+        room: how many calls it takes at once, batches and others alike.
         latency_s: moving average of successful calls' duration; 0 before the first.
     """
 
@@ -55,6 +57,7 @@ class Replica:
         self.reachable_since = -math.inf
         self.in_flight = 0
         self.booked = 0
+        self.room = Room()
         self.latency_s = 0.0
         self._limits: set[asyncio.Timeout] = set()
 

@@ -59,6 +59,9 @@ KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {
 # replica, and not of the model.
 _BROKEN_STREAM = ("RST_STREAM", "Stream removed")
 
+# How gRPC's server words a refusal under RESOURCE_EXHAUSTED, which a model that runs out of memory says, too.
+_NO_THREAD = "Server Threadpool Exhausted"
+
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
@@ -178,3 +181,8 @@ def translate(error: grpc.aio.AioRpcError) -> errors.SluiceError:
     if any(text in details for text in _BROKEN_STREAM):
         kind = errors.Unavailable
     return kind(details, stage="backend")
+
+
+def is_full(error: Exception | None) -> bool:
+    """Whether a replica refused a call since all its threads were at work: it did not look at the call."""
+    return isinstance(error, errors.Overloaded) and _NO_THREAD in error.message

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serving.backends.pool import STATUS_TIMEOUT_S
+from serving.backends.members import STATUS_TIMEOUT_S
 from serving.main import Running
 from tests.chaos.http2_proxy import Harm, HarmfulProxy
 from tests.support.fake_replica import CLASSES, FakeReplica, Refusal, running, until

@@ -100,6 +100,7 @@ def replica(port: int) -> Replica:
     made = Replica(TensorFlowServing(f"127.0.0.1:{port}"))
     made.reachable = True
     made.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
+    made.room.limit = 1000.0
     return made
 
 

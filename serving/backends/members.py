@@ -1,0 +1,136 @@
+"""The replicas of a pool: who is there, what each has, and who is well."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import structlog
+
+from serving import errors
+from serving.backends.outliers import is_outlier
+from serving.backends.replica import Replica
+from serving.backends.tfserving import is_full
+
+_log = structlog.get_logger()
+
+# After so long the same replica is tried again, where there is no other: it may have closed a connection.
+SAME_REPLICA_PAUSE_S = 0.05
+STATUS_TIMEOUT_S = 2.0
+# A replica that left gets this long to answer what it was asked; the default deadline of a request.
+LEAVE_TIMEOUT_S = 30.0
+
+
+class Members:
+    """A set of replicas, which may change by `join` and `leave`.
+
+    Args:
+        replicas: the replicas to begin with; they are closed with this.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], clock: Callable[[], float] = time.monotonic) -> None:
+        self.replicas = tuple(replicas)
+        self._leaving: list[tuple[Replica, float]] = []  # with when to close it at the latest
+        self._clock = clock
+
+    def join(self, replica: Replica) -> None:
+        """Take a replica in. It gets calls once it has been asked what it serves."""
+        self.replicas = (*self.replicas, replica)
+
+    def leave(self, address: str) -> None:
+        """Give the replica at `address` nothing new; it is closed by `refresh` once its calls have ended."""
+        close_at = self._clock() + LEAVE_TIMEOUT_S
+        self._leaving += [(replica, close_at) for replica in self.replicas if replica.address == address]
+        self.replicas = tuple(replica for replica in self.replicas if replica.address != address)
+
+    def reachable(self) -> bool:
+        """Whether any replica answered when it was last asked."""
+        return any(replica.reachable for replica in self.replicas)
+
+    def availability(self, model: str) -> dict[int, int]:
+        """Each version of `model` that is AVAILABLE somewhere reachable -> on how many replicas it is."""
+        counts: dict[int, int] = {}
+        for replica in self.replicas:
+            for version in replica.versions.get(model, {}) if replica.reachable else ():
+                if replica.has(model, version):
+                    counts[version] = counts.get(version, 0) + 1
+        return counts
+
+    def _held(self, model: str, version: int) -> bool:
+        """Whether any reachable replica has the version, be it well or not."""
+        return any(replica.reachable and replica.has(model, version) for replica in self.replicas)
+
+    def _usable(self, model: str, version: int, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
+        return [
+            replica
+            for replica in self.replicas
+            if replica not in tried and replica.usable(model, version, now)
+        ]
+
+    def _judge(self, replica: Replica) -> None:
+        """Leave a replica alone that fails much more often than the others."""
+        now = self._clock()
+        others = [other.outcomes for other in self.replicas if other is not replica and other.reachable]
+        if is_outlier(replica.outcomes, others, now):
+            replica.outcomes.eject(now)
+            _log.warning(
+                "a replica fails more often than the others; it is left alone", replica=replica.address
+            )
+
+    async def refresh(self, models: Iterable[str]) -> None:
+        """Ask every replica which versions of `models` it has. One that does not answer is not reachable."""
+        names = list(models)
+        await self._close_idle()
+        async with asyncio.TaskGroup() as tasks:
+            for replica in self.replicas:
+                tasks.create_task(self._refresh_one(replica, names))
+
+    async def _close_idle(self) -> None:
+        """Close replicas that have left and have no call in flight, or have had long enough."""
+        now = self._clock()
+        done = [replica for replica, close_at in self._leaving if not replica.in_flight or now >= close_at]
+        self._leaving = [each for each in self._leaving if each[0] not in done]
+        for replica in done:
+            await replica.api.close()
+
+    async def _refresh_one(self, replica: Replica, models: Sequence[str]) -> None:
+        try:
+            await self._ask_versions(replica, models)
+        except errors.SluiceError as error:
+            if is_full(error):
+                return  # it lives, and what it said last holds
+            replica.went()
+            if self.reachable():
+                replica.give_up()
+        else:
+            replica.came(self._clock())
+
+    async def _ask_versions(self, replica: Replica, models: Sequence[str]) -> None:
+        """Learn what the replica has; once more if its connection broke just then, as it may at any time."""
+        for again in (True, False) if replica.reachable else (False,):
+            try:
+                for model in models:
+                    replica.versions[model] = await replica.api.status(model, STATUS_TIMEOUT_S)
+            except errors.Unavailable:
+                if not again:
+                    raise
+                await asyncio.sleep(SAME_REPLICA_PAUSE_S)
+            else:
+                return
+
+    async def reload_config(self, config: Any, timeout_s: float) -> None:
+        """Give every replica a new model configuration (ModelServerConfig), one after the other.
+
+        Raises:
+            SluiceError: a replica could not take it; those before it have.
+        """
+        for replica in self.replicas:
+            await replica.api.reload_config(config, timeout_s)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for replica in (*self.replicas, *(replica for replica, _ in self._leaving)):
+            await replica.api.close()

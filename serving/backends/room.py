@@ -1,0 +1,121 @@
+"""How many calls a replica is given at once, and the calls that wait until one has room.
+
+TensorFlow Serving answers a call that finds all its threads at work, four a core by default, with
+RESOURCE_EXHAUSTED, "Server Threadpool Exhausted". How many it takes, and how many other gateways leave, is
+learned from these refusals, with additive increase (Chiu and Jain, "Analysis of the Increase and Decrease
+Algorithms for Congestion Avoidance in Computer Networks", 1989); a refusal tells the number itself: what was
+in flight beside the refused call. The others wait here, in order, instead of being refused there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+FIRST = 64  # what a server of 16 cores takes; a smaller one says so at once
+MOST = 256
+# Once the replica has refused a call its room is tried out ten times more slowly: one call in a hundred, or
+# fewer, is refused to find out whether there is more by now.
+_CAREFUL = 0.1
+
+
+class Room:
+    """A replica's room for calls.
+
+    Attributes:
+        limit: how many calls it is given at once; grows by fractions.
+        taken: the places that are taken.
+    """
+
+    def __init__(self) -> None:
+        self.limit = float(FIRST)
+        self.taken = 0
+        self._step = 1.0
+
+    @property
+    def free(self) -> bool:
+        """Whether one more call may be made."""
+        return self.taken + 1 <= self.limit
+
+    def take(self) -> None:
+        """Take a place."""
+        self.taken += 1
+
+    def release(self) -> None:
+        """Give a place back."""
+        self.taken -= 1
+
+    def answered(self) -> None:
+        """A call, which still has its place, was answered: if there was no room left there may be more."""
+        if not self.free:
+            self.limit = min(float(MOST), self.limit + self._step / self.limit)
+
+    def refused(self) -> None:
+        """A call, which still has its place, was one too many."""
+        self.limit = max(1.0, min(self.limit, self.taken - 1.0))
+        self._step = _CAREFUL
+
+
+class HasRoom(Protocol):
+    """A replica, as far as places go."""
+
+    @property
+    def room(self) -> Room:
+        """Its room."""
+
+
+Host = TypeVar("Host", bound=HasRoom)
+
+
+class _Waiter(NamedTuple, Generic[Host]):
+    hosts: Collection[Host]
+    place: asyncio.Future[Host]
+
+
+class Waiting(Generic[Host]):
+    """Calls that wait for a place, first come, first served, among those that the same replica can do."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[_Waiter[Host]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    async def place(self, hosts: Collection[Host], left_s: float, *, ahead: bool = False) -> Host | None:
+        """Wait for a place at one of `hosts`, all of which are full; it is taken when this returns.
+
+        Args:
+            hosts: the replicas that will do.
+            left_s: how long to wait, in seconds.
+            ahead: whether to go before those that wait already.
+
+        Returns:
+            The replica; None if none had a place in time.
+        """
+        waiter: _Waiter[Host] = _Waiter(hosts, asyncio.get_running_loop().create_future())
+        (self._waiters.appendleft if ahead else self._waiters.append)(waiter)
+        try:
+            await asyncio.wait([waiter.place], timeout=max(left_s, 0.0))
+        except asyncio.CancelledError:
+            if waiter.place.done():
+                self.leave(waiter.place.result())
+            else:
+                self._waiters.remove(waiter)
+            raise
+        if not waiter.place.done():
+            self._waiters.remove(waiter)
+            return None
+        return waiter.place.result()
+
+    def leave(self, host: Host) -> None:
+        """Give back a place at a replica, for the first that waits for one there."""
+        host.room.release()
+        while host.room.free:
+            waiter = next((each for each in self._waiters if host in each.hosts), None)
+            if waiter is None:
+                return
+            self._waiters.remove(waiter)
+            host.room.take()
+            waiter.place.set_result(host)
