@@ -106,6 +106,11 @@ class Admission:
         return self._admitted.total
 
     @property
+    def in_progress(self) -> int:
+        """Requests whose body was read and which are not answered."""
+        return self._working.total
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of bodies that are held."""
         return self._bytes.total
@@ -143,18 +148,18 @@ class Admission:
         self._check_progress(caller)
         started = self._clock()
         self._working.take(caller)
-        self.limit.in_progress = self._working.total
         try:
             yield
-            now = self._clock()
-            self.limit.observe(now - started, now)
+            self._observe(started)
         except DeadlineExceeded:
-            now = self._clock()
-            self.limit.observe(now - started, now)
+            self._observe(started)
             raise
         finally:
             self._working.give_back(caller)
-            self.limit.in_progress = self._working.total
+
+    def _observe(self, started: float) -> None:
+        now = self._clock()
+        self.limit.observe(now - started, now, self.in_progress)
 
     def _check_progress(self, caller: str) -> None:
         # This limit is an estimate and may be passed: whoever holds less than an equal share is let in on top
@@ -163,7 +168,7 @@ class Admission:
             raise self._refused(
                 "progress",
                 Overloaded(
-                    f"{self.limit.in_progress} requests are in progress, as many as get done in time",
+                    f"{self.in_progress} requests are in progress, as many as get done in time",
                     stage="admission",
                     retry_after_s=RETRY_AFTER_S,
                 ),

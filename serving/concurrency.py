@@ -34,18 +34,17 @@ class ConcurrencyLimit:
         # Nothing is known yet: a rush at the start must not fill all of it before the first latency is seen.
         self._limit = ceiling / 2
         self._next_cut = 0.0
-        self.in_progress = 0
 
     @property
     def limit(self) -> int:
         """How much may be in progress now."""
         return min(self._ceiling, max(int(self._limit), self._floor()))
 
-    def observe(self, latency_s: float, now: float) -> None:
-        """Something that was in progress ended well after `latency_s`."""
+    def observe(self, latency_s: float, now: float, in_progress: int) -> None:
+        """One of `in_progress` ended well after `latency_s`."""
         limit = min(float(self._ceiling), max(self._limit, float(self._floor())))
         if latency_s <= self._target_s:
-            if 2 * self.in_progress >= limit:
+            if 2 * in_progress >= limit:
                 self._limit = min(float(self._ceiling), limit + 1 / limit)
             return
         if now < self._next_cut:
@@ -53,4 +52,4 @@ class ConcurrencyLimit:
         self._next_cut = now + max(latency_s, _EVEN_IF_FAST_S)
         # What was in progress took so long; the same share of it takes as long as it may.
         fitting = self._target_s / latency_s
-        self._limit = min(limit, float(self.in_progress)) * min(_MOST_CUT, max(_LEAST_CUT, fitting))
+        self._limit = min(limit, float(in_progress)) * min(_MOST_CUT, max(_LEAST_CUT, fitting))

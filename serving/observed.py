@@ -55,7 +55,7 @@ def watch(gateway: Gateway, certificates: Certificates | None) -> None:
 def _read_room(readings: Readings, gateway: Gateway) -> None:
     most, most_bytes = gateway.admission.limits
     readings.add("sluice_requests_in_flight_limit", most)
-    readings.add("sluice_requests_in_progress", gateway.admission.limit.in_progress)
+    readings.add("sluice_requests_in_progress", gateway.admission.in_progress)
     readings.add("sluice_requests_in_progress_limit", gateway.admission.limit.limit)
     readings.add("sluice_request_body_bytes", gateway.admission.held_bytes)
     readings.add("sluice_request_body_limit_bytes", most_bytes)

@@ -282,4 +282,4 @@ async def test_clients_that_come_and_leave_cost_nothing_that_lasts() -> None:
     assert set(seen) == {"200"}, seen
     assert up.gateway.admission.in_flight == 0
     assert up.gateway.admission.held_bytes == 0
-    assert up.gateway.admission.limit.in_progress == 0
+    assert up.gateway.admission.in_progress == 0

@@ -106,11 +106,11 @@ async def test_a_storm_of_callers_who_leave_the_queue_costs_nobody_else_anything
                 await storm(up, grey_png(200), batcher.depth())
                 await until(lambda: admission.in_flight == 1 + STAYING)
                 assert batcher.depth() < 2 * STAYING, "who left may hold as many places as who stays, at most"
-            assert admission.limit.in_progress == 1 + STAYING
+            assert admission.in_progress == 1 + STAYING
             await until(lambda: me.num_fds() <= files + 1)
             hold.set()
         assert seen == [200] * (1 + STAYING)
         assert sum(fake.batches) == 1 + STAYING, "nothing was computed for who had left"
         await until(lambda: batcher.depth() == 0)
-        assert (admission.in_flight, admission.held_bytes, admission.limit.in_progress) == (0, 0, 0)
+        assert (admission.in_flight, admission.held_bytes, admission.in_progress) == (0, 0, 0)
         assert up.pool.replicas[0].in_flight == 0
