@@ -50,7 +50,7 @@ class Watched:
     async def until_more(self, count: int) -> None:
         """Wait for so many further answers."""
         goal = self.seen.total() + count
-        await until(lambda: self.seen.total() >= goal, timeout_s=30)
+        await until(lambda: self.seen.total() >= goal)
 
     async def ask(self, key: str, index: int = 7) -> httpx.Response:
         """Have one picture classified."""
@@ -80,7 +80,7 @@ async def watched(folder: Path, clock: SteppedClock, key: str) -> AsyncIterator[
         replicas = [f"--replica={each.address}" for each in (one, other)]
         async with (
             started(["gateway", *replicas, "--model=digits"], clock.environment | settings) as live,
-            httpx.AsyncClient(base_url=live.http_url, timeout=30) as client,
+            httpx.AsyncClient(base_url=live.http_url, timeout=60) as client,
         ):
             scene = Watched(live, client, FileStore(folder / "rollouts"), Counter())
             asking = [asyncio.create_task(scene.ask_for_ever(key)) for _ in range(3)]
@@ -99,7 +99,7 @@ async def assert_served_as_ever(scene: Watched, few: str, many: str) -> None:
     """Answers come, rates hold and end, feedback counts once, the rollout is as old as it was watched."""
     before, started_at = scene.rollout, time.monotonic()
     await scene.until_more(30)
-    await until(lambda: scene.rollout.revision >= before.revision + 3, timeout_s=30)
+    await until(lambda: scene.rollout.revision >= before.revision + 3)
     waits = []
     while (answer := await scene.ask(few)).status_code == 200:
         pass

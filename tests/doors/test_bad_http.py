@@ -84,7 +84,7 @@ async def test_a_chunked_body_without_end_is_cut(strict: tuple[Running, httpx.As
             await writer.drain()
 
     sender = asyncio.ensure_future(send_for_ever())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         status = await reader.readline()
     sender.cancel()
     writer.close()
@@ -231,7 +231,7 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
     server = await asyncio.start_server(answer, sock=listener)
     # Paused at once by its small limit: from then on nothing is read from the socket.
     _, writer = await asyncio.open_connection(*listener.getsockname(), limit=1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await ended
     writer.close()
     server.close()

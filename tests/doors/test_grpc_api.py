@@ -112,7 +112,7 @@ async def test_a_client_that_reads_nothing_is_not_read_from(
 
     sender = asyncio.ensure_future(pour())
     stalled = -1
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while stalled != sent:
             stalled = sent
             await asyncio.sleep(0.5)
@@ -188,7 +188,7 @@ async def test_health_tells_of_each_model(replica: ScriptedReplica) -> None:
         async def state(service: str) -> int:
             return int((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status)
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await state("digits") != status.SERVING:
                 await asyncio.sleep(0.02)
         assert await state("other") == status.NOT_SERVING
@@ -198,10 +198,10 @@ async def test_health_tells_of_each_model(replica: ScriptedReplica) -> None:
             await state("nope")
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
         replica.versions = {"digits": {1}, "other": {1}}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await state("") != status.SERVING:
                 await asyncio.sleep(0.02)
         running.catalog.set_models(["digits"])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await state("other") != status.SERVICE_UNKNOWN:
                 await asyncio.sleep(0.02)

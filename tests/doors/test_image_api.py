@@ -172,7 +172,7 @@ async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
         assert await version(client, "latest") == 2
         assert await version(client, "nope") == "Unrecognized servable version label: nope"
         replica.labels = {"canary": 2, "stable": 1}  # what the replicas say comes first
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await version(client, "canary") != 2 or await version(client, "stable") != 1:
                 await asyncio.sleep(0.05)
 

@@ -15,7 +15,7 @@ def port_of(running: Running) -> int:
     return port
 
 
-async def exchange(port: int, sent: bytes, *, timeout_s: float = 20) -> bytes:
+async def exchange(port: int, sent: bytes, *, timeout_s: float = 60) -> bytes:
     """Send bytes, and read until the other side closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

@@ -139,7 +139,7 @@ async def test_the_breaker_opens_on_a_replica_that_is_gone_and_closes_when_it_is
     assert pool.capacity("digits", 1) == 0
     with pytest.raises(errors.Unavailable, match="no replica that has version 1"):
         await call(pool)
-    async with running(FakeReplica(), address=fake.address), asyncio.timeout(20):
+    async with running(FakeReplica(), address=fake.address), asyncio.timeout(60):
         while replica.breaker.failures:
             await pool.refresh(["digits"])
             try:

@@ -186,7 +186,7 @@ async def test_the_newest_version_waits_for_the_fleet() -> None:
         answer = await client.post(PATH, content=grey_png(0), headers=PNG)
         assert answer.json()["version"] == 1
         one.versions = {"digits": {1, 2}}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while answer.json()["version"] == 1:
                 answer = await client.post(PATH, content=grey_png(0), headers=PNG)
         assert answer.json()["version"] == 2

@@ -177,7 +177,7 @@ async def test_draining_asks_clients_to_leave_and_answers_what_is_in_flight(repl
     living = asyncio.create_task(live())
     running_gateway = await up
     replica.before_predict = wait
-    async with httpx.AsyncClient(base_url=running_gateway.http_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=running_gateway.http_url, timeout=60) as client:
         in_flight = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
         await entered.wait()
         leave.set()

@@ -121,7 +121,7 @@ async def test_health_follows_the_models() -> None:
         not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
 
         async def until_status(status: int) -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await check(health_pb2.HealthCheckRequest())).status != status:
                     await asyncio.sleep(0.01)
 

@@ -43,12 +43,12 @@ def workers_of(live: LiveProcess) -> list[psutil.Process]:
 
 async def post(live: LiveProcess, body: bytes = PICTURE) -> int:
     """One picture on a connection of its own, which any worker may get."""
-    async with httpx.AsyncClient(base_url=live.http_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=live.http_url, timeout=60) as client:
         return (await client.post(PATH, content=body, headers=PNG)).status_code
 
 
 async def metrics(live: LiveProcess, accept: str = "text/plain") -> str:
-    async with httpx.AsyncClient(base_url=live.http_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=live.http_url, timeout=60) as client:
         return (await client.get("/metrics", headers={"accept": accept})).text
 
 

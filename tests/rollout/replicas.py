@@ -227,7 +227,7 @@ async def scene_over(
         upstream = Upstream(tuple(each.address for each in up), ("digits",), models_dir)
         await stack.enter_async_context(_rollouts_of(loaded, gateway, upstream))
         scene = Scene(gateway, client, list(replicas), FileStore(store))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while scene.store.pinned("digits") is None:
                 await asyncio.sleep(0.01)
         asking = asyncio.create_task(ask_for_ever(scene, callers))

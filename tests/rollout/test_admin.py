@@ -91,7 +91,7 @@ async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:
         batch = await scene.client.post("/v1/feedback", json={"feedback": [feedback, forged]})
         assert [each["status"] for each in batch.json()["results"]] == ["duplicate", "refused"]
         assert (await scene.client.post("/v1/feedback", json={"feedback": []})).status_code == 400
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 accuracy = scene.rollout.evidence.criteria["accuracy"]
                 if float(accuracy.candidate_n) + float(accuracy.stable_n) == 1.0:

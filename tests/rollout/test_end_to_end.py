@@ -71,7 +71,7 @@ async def asked(live: LiveProcess, callers: int = 3) -> AsyncIterator[list[tuple
             )
             answered.append((answer.status_code, answer.json().get("version", 0)))
 
-    async with httpx.AsyncClient(base_url=live.http_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=live.http_url, timeout=60) as client:
         tasks = [asyncio.create_task(caller(client, number)) for number in range(callers)]
         try:
             yield answered

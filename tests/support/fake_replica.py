@@ -164,7 +164,7 @@ async def running(replica: FakeReplica, address: str = "127.0.0.1:0") -> AsyncIt
         await server.stop(None)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait until `condition` holds; fails the test if it never does."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -23,7 +23,7 @@ async def gateway_over(
     addresses = [replica.address for replica in replicas]
     async with (
         gateway_up(loaded, addresses, models, new_metrics()) as running,
-        httpx.AsyncClient(base_url=running.http_url, timeout=30) as client,
+        httpx.AsyncClient(base_url=running.http_url, timeout=60) as client,
     ):
         if wait:
             await running.catalog.ready()
