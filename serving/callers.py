@@ -113,6 +113,12 @@ class Callers:
         """
         caller = self.identify(credential)
         if scope not in caller.scopes:
+            if self.open:
+                raise PermissionDenied(
+                    f'this needs a key with the scope "{scope}", and this gateway has none: make one with '
+                    f"`sluice keys add NAME --scope {scope}`, and start it with --keys keys.toml",
+                    stage="admission",
+                )
             has = ", ".join(sorted(caller.scopes)) or "none"
             raise PermissionDenied(
                 f'this needs the scope "{scope}"; {caller.name} has: {has}', stage="admission"

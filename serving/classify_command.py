@@ -16,6 +16,8 @@ from serving.commands import ApiKey, Url, user_errors
 from serving.errors import InvalidInput, SluiceError, Unavailable
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
+    from ssl import SSLContext
+
     from serving.client import AsyncClient
     from serving.prediction import Prediction
 
@@ -79,16 +81,25 @@ def classify(
     """Classify images with a running gateway. Exits with 1 if any of them failed."""
     with user_errors():
         import asyncio
-        import ssl
 
         if (version is not None or label is not None) and model is None:
             raise InvalidInput("--version and --label need --model")
         names = list(find(paths))
         options = Options(model, version, label, top_k, timeout)
         printer = _printer(Format.JSON if as_json else output, names, top_k)
-        verify = True if ca is None else ssl.create_default_context(cafile=str(ca))
+        verify = True if ca is None else _trusting(ca)
         failed = asyncio.run(_classify_all(names, url, api_key, verify, options, printer))
         raise typer.Exit(1 if failed else 0)
+
+
+def _trusting(ca: Path) -> SSLContext:
+    """TLS that trusts these authorities; raises InvalidInput if the file holds none."""
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except (ssl.SSLError, OSError) as error:
+        raise InvalidInput(f"--ca {ca} cannot be used: {error.strerror or error}") from error
 
 
 def find(paths: Sequence[str]) -> Iterator[str]:

@@ -14,7 +14,11 @@ import typer
 from serving.errors import InvalidInput, SluiceError, innermost
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
+    import httpx
+
     from serving.main import Up
+
+_TIMEOUT_S = 10.0
 
 SAMPLE = Path(__file__).parent / "samples" / "seven.png"
 
@@ -127,13 +131,11 @@ def models(
 ) -> None:
     """List the models and versions of a running gateway, with their states."""
     with user_errors():
-        import httpx
         from rich.console import Console
         from rich.table import Table
 
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        with httpx.Client(base_url=url, timeout=10, headers=headers) as client:
-            answer = _answer_or_exit(client, "GET", "/v1/models")
+        with connection(url, api_key) as client:
+            answer = ask(client, "GET", "/v1/models").json()
         if as_json:
             print(json.dumps(answer))
             return
@@ -162,11 +164,12 @@ def demo(models: ModelsDir = None, model_server: ModelServer = None) -> None:
 async def _post_sample(running: Up) -> None:
     import httpx
 
-    print(f"posting {SAMPLE.name} to {running.http_url}/v1/classify …", flush=True)
+    path = "/v1/models/digits:classify"
+    print(f"posting {SAMPLE.name} to {running.http_url}{path} …", flush=True)
     async with httpx.AsyncClient(base_url=running.http_url, timeout=60) as client:
         await running.ready()
         answer = await client.post(
-            "/v1/models/digits:classify",
+            path,
             content=SAMPLE.read_bytes(),
             headers={"content-type": "image/png"},
         )
@@ -211,8 +214,18 @@ def _run(work: Any) -> None:
     main.run(work)
 
 
-def _answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
-    """The JSON of the gateway's answer.
+def connection(url: str, api_key: str | None) -> httpx.Client:
+    """A connection to a gateway; raises InvalidInput if the address is none."""
+    import httpx
+
+    from serving.gateway_url import checked
+
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    return httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=headers)
+
+
+def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
+    """The gateway's answer.
 
     Raises:
         InvalidInput: nobody answers there; the text says what to do.
@@ -220,15 +233,20 @@ def _answer_or_exit(client: Any, method: str, path: str, **request: Any) -> Any:
     """
     import httpx
 
+    from serving.gateway_url import unreachable
+
     try:
-        answer = client.request(method, path, **request)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise InvalidInput(
-            f"no gateway answers at {client.base_url} ({error}); start one: sluice serve, or pass --url"
-        ) from error
-    if not answer.is_success:
-        raise SluiceError(f"the gateway answered {answer.status_code}: {answer.json()['detail']}")
-    return answer.json()
+        answer = client.request(method, path)
+    except httpx.TransportError as error:
+        told = unreachable(client.base_url, error)
+        raise InvalidInput(f"{told.message}; start one: sluice serve, or pass --url") from error
+    if answer.is_success:
+        return answer
+    try:
+        refused = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        refused = "not what a gateway of Sluice answers"
+    raise SluiceError(f"{client.base_url} answered {answer.status_code}: {refused}")
 
 
 @contextmanager

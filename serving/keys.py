@@ -26,6 +26,7 @@ from limits import RateLimitItem, parse_many
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serving.errors import InvalidInput, Unauthenticated
+from serving.faults import told
 
 Scope = Literal["classify", "admin"]
 
@@ -144,8 +145,7 @@ def parse(text: str, source: str) -> KeyFile:
         raise InvalidInput(f"{source} is not TOML: {error}") from error
     except ValidationError as error:
         # Never the input itself: someone may have pasted a key in place of its hash.
-        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise InvalidInput(f"{source}: " + "; ".join(lines)) from None
+        raise InvalidInput(f"{source}: {told(error, of='keys', with_input=False)}") from None
 
 
 def hash_of(key: str) -> str:
@@ -171,5 +171,5 @@ def new_key(
             }
         )
     except ValidationError as error:
-        raise InvalidInput("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())) from None
+        raise InvalidInput(told(error, of="key")) from None
     return key, entry

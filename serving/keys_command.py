@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from serving.commands import user_errors
-from serving.errors import Conflict, NotFound
+from serving.errors import Conflict, InvalidInput, NotFound
 from serving.keys import KeyEntry, KeyFile, new_key, parse
 
 File = Annotated[Path, typer.Option(envvar="SLUICE_KEYS_FILE", help="The file of keys.")]
@@ -52,7 +52,7 @@ def list_(file: File = DEFAULT_FILE) -> None:
         from rich.table import Table
 
         table = Table("name", "id", "scopes", "rate", "max concurrent")
-        for each in _read(file).keys:
+        for each in _read_existing(file).keys:
             most = "" if each.max_concurrent is None else str(each.max_concurrent)
             table.add_row(each.name, each.id, ", ".join(each.scopes), each.rate or "", most)
         Console().print(table)
@@ -65,7 +65,7 @@ def revoke(
 ) -> None:
     """Take a key out of the file; running gateways refuse it within two seconds."""
     with user_errors():
-        found = _read(file)
+        found = _read_existing(file)
         kept = [each for each in found.keys if each.name != name]
         if len(kept) == len(found.keys):
             there = ", ".join(each.name for each in kept) or "none"
@@ -77,8 +77,16 @@ def _read(file: Path) -> KeyFile:
     return parse(file.read_text(), str(file)) if file.exists() else KeyFile()
 
 
+def _read_existing(file: Path) -> KeyFile:
+    if not file.exists():
+        raise NotFound(f"there is no file {file}; `sluice keys add NAME` makes it, --file names another")
+    return _read(file)
+
+
 def _write(file: Path, entries: list[KeyEntry]) -> None:
     """Replace the file as a whole, readable by its owner only."""
+    if not file.parent.is_dir():
+        raise InvalidInput(f"there is no folder {file.parent} to write {file.name} into")
     text = "# API keys of a Sluice gateway, as hashes; `sluice keys` writes this file.\n"
     for each in entries:
         text += "\n[[keys]]\n"

@@ -59,6 +59,8 @@ def find_models(models_dir: Path) -> list[str]:
     Raises:
         InvalidInput: there is no such folder.
     """
+    if models_dir.exists() and not models_dir.is_dir():
+        raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
     if not models_dir.is_dir():
         raise InvalidInput(
             f"there is no folder {models_dir}; train a model into it: "

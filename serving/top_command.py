@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.commands import ApiKey, Url, user_errors
-from serving.errors import Unavailable
+from serving.commands import ApiKey, Url, ask, connection, user_errors
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
     from rich.console import RenderableType
@@ -132,18 +131,13 @@ def top(
 ) -> None:
     """Watch a running gateway: requests a second, latencies, versions, replicas. Ends on Ctrl-C."""
     with user_errors():
-        import httpx
         from rich.console import Console
         from rich.live import Live
 
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        with httpx.Client(base_url=url, timeout=10, headers=headers) as client:
+        with connection(url, api_key) as client:
 
             def look() -> Scrape:
-                try:
-                    return parse(client.get("/metrics").raise_for_status().text, time.monotonic())
-                except httpx.HTTPError as error:
-                    raise Unavailable(f"no gateway answers at {url}: {error}; is it running?") from error
+                return parse(ask(client, "GET", "/metrics").text, time.monotonic())
 
             before = look()
             time.sleep(interval)

@@ -15,7 +15,8 @@ import orjson
 from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
-from serving.errors import InvalidInput, SluiceError, Unavailable
+from serving.errors import InvalidInput, SluiceError
+from serving.gateway_url import checked, unreachable
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 Verify = ssl.SSLContext | bool
@@ -98,10 +99,6 @@ def _failure(answer: httpx.Response) -> SluiceError:
         return as_error(kind, text, retry_after_s=retry_after_s)
 
 
-def _unreachable(base_url: httpx.URL, error: Exception) -> Unavailable:
-    return Unavailable(f"no gateway answers at {base_url}: {error or type(error).__name__}")
-
-
 def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
@@ -114,6 +111,9 @@ class Client(BlockingClient[_Request]):
         api_key: the key or token to send; None: none.
         verify: how the gateway's certificate is checked.
         retries: when to send again.
+
+    Raises:
+        InvalidInput: the URL is none.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Client(BlockingClient[_Request]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._http = httpx.Client(base_url=url, headers=_headers(api_key), verify=verify)
+        self._http = httpx.Client(base_url=checked(url), headers=_headers(api_key), verify=verify)
 
     def _request(self, question: Question) -> _Request:
         return _classify_request(question)
@@ -134,7 +134,7 @@ class Client(BlockingClient[_Request]):
         try:
             return _prediction(self._http.request(**request.arguments(timeout_s)))
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise unreachable(self._http.base_url, error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -153,7 +153,7 @@ class AsyncClient(AsyncioClient[_Request]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), verify=verify)
+        self._http = httpx.AsyncClient(base_url=checked(url), headers=_headers(api_key), verify=verify)
 
     def _request(self, question: Question) -> _Request:
         return _classify_request(question)
@@ -162,7 +162,7 @@ class AsyncClient(AsyncioClient[_Request]):
         try:
             return _prediction(await self._http.request(**request.arguments(timeout_s)))
         except httpx.TransportError as error:
-            raise _unreachable(self._http.base_url, error) from error
+            raise unreachable(self._http.base_url, error) from error
 
     async def aclose(self) -> None:
         """Close the connections."""

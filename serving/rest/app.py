@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
-from serving import stacks
+from serving import faults, stacks
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
@@ -133,8 +133,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        return _problem(request, InvalidInput(found))
+        found = error.errors()
+        if found[0]["type"] == "json_invalid":  # its place is a character's, not a field's
+            text = f"the body is {faults.message(found[0])} at character {found[0]['loc'][-1]}"
+        else:
+            text = "; ".join(f"{faults.dotted(each['loc'])}: {faults.message(each)}" for each in found)
+        return _problem(request, InvalidInput(text))
 
 
 def _methods_of(app: FastAPI, request: Request) -> list[str]:

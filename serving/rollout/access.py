@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from serving.errors import InvalidInput, NotFound, SluiceError, Unavailable
+from serving.gateway_url import checked, unreachable
 from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
@@ -160,14 +161,14 @@ class GatewayAccess:
     Args:
         url: Where the gateway is.
         key: An API key or token with the scope `admin`; None where none is asked for.
+
+    Raises:
+        InvalidInput: The URL is none.
     """
 
     def __init__(self, url: str, key: str | None) -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        try:
-            self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers)
-        except (httpx.InvalidURL, TypeError, ValueError) as error:
-            raise InvalidInput(f'"{url}" is no address of a gateway: {error}') from error
+        self._client = httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=headers)
         self._url = url
 
     def start(self, model: str, to: int, plan: Plan | None) -> str:
@@ -199,8 +200,8 @@ class GatewayAccess:
     def _ask(self, method: str, path: str, **request: Any) -> Any:
         try:
             answer = self._client.request(method, path, **request)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise InvalidInput(f"no gateway answers at {self._url} ({error})") from error
+        except httpx.TransportError as error:
+            raise InvalidInput(unreachable(self._client.base_url, error).message) from error
         try:
             found = answer.json()
             if answer.is_success:
@@ -223,7 +224,10 @@ def open_store(where: str) -> Access:
         InvalidInput: There is no such folder, or no cluster can be found.
     """
     if not where.startswith(CLUSTER):
-        return StoreAccess(FileStore(Path(where)))
+        folder = Path(where)
+        if not folder.is_dir():
+            raise InvalidInput(f"there is no folder {folder}; pass the one that a gateway has as --rollouts")
+        return StoreAccess(FileStore(folder))
     from lightkube import Client
     from lightkube.core.exceptions import ConfigError
 

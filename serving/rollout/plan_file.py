@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from serving import faults
 from serving.errors import InvalidInput, NotFound
+from serving.faults import Location
 from serving.rollout.plan import Plan
-
-Location = tuple[str | int, ...]
 
 _MAX_BYTES = 256 * 1024
 
@@ -26,14 +26,14 @@ def load_plan(path: Path) -> Plan:
         NotFound: There is no such file, or it cannot be read.
         InvalidInput: It is not a plan; the message has one line `file:line: field: fault` for each fault.
     """
-    if path.suffix not in (".yaml", ".yml", ".toml"):
-        raise InvalidInput(
-            f"{path}: a plan is a .yaml or .toml file, not {path.suffix or 'one without a suffix'}"
-        )
     try:
         content = path.read_bytes()
     except OSError as error:
         raise NotFound(f"{path}: cannot read the plan: {error.strerror}") from error
+    if path.suffix not in (".yaml", ".yml", ".toml"):
+        raise InvalidInput(
+            f"{path}: a plan is a .yaml or .toml file, not {path.suffix or 'one without a suffix'}"
+        )
     if len(content) > _MAX_BYTES:
         raise InvalidInput(f"{path}: {len(content)} bytes are no plan; at most {_MAX_BYTES} are read")
     try:
@@ -52,21 +52,26 @@ def parse_plan(text: str, *, source: str = "plan", toml: bool = False) -> Plan:
     try:
         return Plan.model_validate(values)
     except ValidationError as error:
-        faults = [_describe(fault, lines, source) for fault in error.errors()]
-        raise InvalidInput("\n".join(faults)) from error
+        found = [_describe(fault, lines, source) for fault in _own(error.errors())]
+        raise InvalidInput("\n".join(found)) from error
+
+
+def _own(found: Sequence[Any]) -> list[Any]:
+    """The faults that do not merely follow from one within: a list without its bad items is too short."""
+    places = [tuple(each["loc"]) for each in found]
+    return [
+        each
+        for each, place in zip(found, places, strict=True)
+        if not any(other != place and other[: len(place)] == place for other in places)
+    ]
 
 
 def _describe(fault: Any, lines: Mapping[Location, int], source: str) -> str:
     location: Location = tuple(fault["loc"])
     line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), 1)
-    if fault["type"] == "extra_forbidden":
-        message = _unknown_field(location)
-    else:
-        message = fault["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if not isinstance(fault["input"], Mapping | Sequence) or isinstance(fault["input"], str):
-            message += f", got {fault['input']!r}"
-    return f"{source}:{line}: {_dotted(location)}: {message}"
+    extra = fault["type"] == "extra_forbidden"
+    message = _unknown_field(location) if extra else faults.message(fault)
+    return f"{source}:{line}: {faults.dotted(location) or 'plan'}: {message}"
 
 
 def _unknown_field(location: Location) -> str:
@@ -89,13 +94,6 @@ def _section_of(section: Any, part: str | int) -> Any:
             return annotation
         pending += getattr(annotation, "__args__", ())
     return None
-
-
-def _dotted(location: Location) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".") or "plan"
 
 
 def _kind(value: object) -> str:
@@ -130,7 +128,7 @@ def _yaml_lines(node: yaml.Node, at: Location, lines: dict[Location, int], sourc
             inner = (*at, str(key.value))
             if inner in lines:
                 raise InvalidInput(
-                    f"{source}:{line}: {_dotted(inner)} is written twice, first on {lines[inner]}"
+                    f"{source}:{line}: {faults.dotted(inner)} is written twice, first on {lines[inner]}"
                 )
             lines[inner] = line
             _yaml_lines(value, inner, lines, source)

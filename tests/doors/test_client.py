@@ -84,6 +84,20 @@ async def refuse() -> None:
     raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
 
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://localhost", "http://", "http://localhost:http", ""])
+def test_what_is_no_address_is_said_at_once(url: str) -> None:
+    with pytest.raises(InvalidInput, match=f'"{url}" is no address of a gateway'):
+        Client(url)
+
+
+def test_a_grpc_port_is_told_from_nobody(live: Live, photograph: bytes) -> None:
+    with (
+        Client(f"http://{live.grpc_address}", retries=Retries(attempts=1)) as client,
+        pytest.raises(Unavailable, match=r"does not speak HTTP .*; is it a gRPC port\?"),
+    ):
+        client.classify(photograph)
+
+
 async def test_nobody_there_is_said_in_time() -> None:
     started = time.monotonic()
     for client in (

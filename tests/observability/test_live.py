@@ -87,7 +87,7 @@ def test_top_says_what_is_wrong_where_nobody_answers() -> None:
     done = subprocess.run(
         [*COMMAND, "top", "--once", "--url=http://127.0.0.1:9"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no gateway answers at http://127.0.0.1:9" in done.stderr
 
 

@@ -91,6 +91,11 @@ async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:
         batch = await scene.client.post("/v1/feedback", json={"feedback": [feedback, forged]})
         assert [each["status"] for each in batch.json()["results"]] == ["duplicate", "refused"]
         assert (await scene.client.post("/v1/feedback", json={"feedback": []})).status_code == 400
+        torn = await scene.client.post(
+            "/v1/feedback", content=b'{"feedback": [', headers={"content-type": "application/json"}
+        )
+        assert torn.status_code == 400
+        assert torn.json()["detail"] == "the body is not JSON: Expecting value at character 14"
         async with asyncio.timeout(60):
             while True:
                 accuracy = scene.rollout.evidence.criteria["accuracy"]
@@ -144,5 +149,8 @@ async def test_a_gateway_without_rollouts_says_so() -> None:
         refused = await client.post("/v1/feedback", json={"prediction_id": "a.b", "label": "x"})
         assert refused.status_code == 409 or refused.status_code == 400
         assert "without rollouts" in refused.json()["detail"]
+        keyless = await client.get("/v1/rollouts")
+        assert keyless.status_code == 403
+        assert "`sluice keys add NAME --scope admin`, and start it with --keys" in keyless.json()["detail"]
         answer = await client.post("/v1/models/digits:classify", content=PICTURES[3], headers=PNG)
         assert "prediction_id" not in answer.json()["results"][0]

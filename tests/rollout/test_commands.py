@@ -48,6 +48,25 @@ def test_check_prints_the_whole_plan(plan: str) -> None:
     assert values["alpha"] == 0.01
 
 
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        (
+            "--store=/nowhere",
+            "error: there is no folder /nowhere; pass the one that a gateway has as --rollouts",
+        ),
+        (
+            "--gateway=localhost:8080",
+            'error: "localhost:8080" is no address of a gateway; one begins with http',
+        ),
+        ("--gateway=http://127.0.0.1:9", "error: no gateway answers at http://127.0.0.1:9: "),
+    ],
+)
+def test_places_where_no_rollouts_are(where: str, says: str) -> None:
+    result = CliRunner().invoke(rollout, ["status", where])
+    assert (result.exit_code, result.stderr[: len(says)]) == (2, says)
+
+
 @pytest.mark.parametrize("command", ["check", "simulate"])
 def test_faults_in_a_plan_are_told_without_a_stack_trace(tmp_path: Path, command: str) -> None:
     path = tmp_path / "plan.yaml"

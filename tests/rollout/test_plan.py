@@ -81,6 +81,10 @@ def test_a_criterion_that_names_one_field_keeps_the_defaults_of_the_others() -> 
         ),
         ("canary:\n- weight: 0.5\n- {}\n", ["plan:3: canary[1].weight: field required"]),
         ("canary: []\n", ["plan:1: canary: "]),
+        (  # that nothing is left of the list is no second fault
+            "canary:\n- weigth: 0.5\n",
+            ["plan:2: canary[0].weight: field required", "plan:2: canary[0].weigth: there is no such field"],
+        ),
         (
             "criteria:\n  latency:\n    limt_s: 0.2\n",
             ["plan:3: criteria.latency.limt_s: there is no such field"],
@@ -123,8 +127,9 @@ def test_faults_in_toml_point_at_their_lines(text: str, message: str) -> None:
 
 
 def test_files_that_are_no_plans_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="cannot read the plan"):
-        load_plan(tmp_path / "missing.yaml")
+    with pytest.raises(NotFound, match="cannot read the plan: No such file"):
+        load_plan(tmp_path / "missing")
+    (tmp_path / "plan.json").touch()
     with pytest.raises(InvalidInput, match=r"a plan is a \.yaml or \.toml file"):
         load_plan(tmp_path / "plan.json")
     binary = tmp_path / "plan.toml"

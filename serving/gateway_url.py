@@ -1,0 +1,29 @@
+"""Where a gateway is, and what to say if none answers there."""
+
+from __future__ import annotations
+
+import httpx
+
+from serving.errors import InvalidInput, Unavailable
+
+
+def checked(url: str) -> httpx.URL:
+    """The address, parsed; raises InvalidInput if it is none."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError, ValueError) as error:
+        raise InvalidInput(f'"{url}" is no address of a gateway: {error}') from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidInput(
+            f'"{url}" is no address of a gateway; one begins with http:// or https://, '
+            "such as http://127.0.0.1:8080"
+        )
+    return parsed
+
+
+def unreachable(url: httpx.URL, error: Exception) -> Unavailable:
+    """What to raise when a request did not get through to the gateway, or its answer not back."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, httpx.RemoteProtocolError):
+        return Unavailable(f"what answers at {url} does not speak HTTP ({reason}); is it a gRPC port?")
+    return Unavailable(f"no gateway answers at {url}: {reason}")
