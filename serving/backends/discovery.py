@@ -51,19 +51,25 @@ def split(replicas: Iterable[str]) -> tuple[list[str], list[Name]]:
     """Fixed addresses, and names to follow.
 
     Raises:
-        InvalidInput: an address begins with `dns:` and is not `dns:HOST:PORT`.
+        InvalidInput: an address is none of `HOST:PORT`, `unix:PATH` and `dns:HOST:PORT`.
     """
     fixed: list[str] = []
     names: list[Name] = []
     for address in replicas:
-        if not address.startswith(SCHEME):
-            fixed.append(address)
+        if address.startswith(SCHEME):
+            names.append(_parted(address, address.removeprefix(SCHEME), "dns:HOST:PORT"))
             continue
-        host, _, port = address.removeprefix(SCHEME).rpartition(":")
-        if not host.strip("/") or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InvalidInput(f'replica "{address}" is not of the form dns:HOST:PORT')
-        names.append(Name(host, int(port)))
+        if not address.startswith("unix:"):
+            _parted(address, address, "HOST:PORT, such as localhost:8500, or unix:PATH")
+        fixed.append(address)
     return fixed, names
+
+
+def _parted(address: str, text: str, form: str) -> Name:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InvalidInput(f'replica "{address}" is not of the form {form}')
+    return Name(host, int(port))
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import structlog
 from serving import errors
 from serving.backends.outliers import is_outlier
 from serving.backends.replica import Replica
+from serving.backends.silence import TELL_AFTER_S, Silence
 from serving.backends.tfserving import is_full
 
 _log = structlog.get_logger()
@@ -35,6 +36,7 @@ class Members:
         self.replicas = tuple(replicas)
         self._leaving: list[tuple[Replica, float]] = []  # with when to close it at the latest
         self._clock = clock
+        self._silence = Silence()
 
     def join(self, replica: Replica) -> None:
         """Take a replica in. It gets calls once it has been asked what it serves."""
@@ -45,6 +47,7 @@ class Members:
         close_at = self._clock() + LEAVE_TIMEOUT_S
         self._leaving += [(replica, close_at) for replica in self.replicas if replica.address == address]
         self.replicas = tuple(replica for replica in self.replicas if replica.address != address)
+        self._silence.ended(address)
 
     def reachable(self) -> bool:
         """Whether any replica answered when it was last asked."""
@@ -105,8 +108,16 @@ class Members:
             replica.went()
             if self.reachable():
                 replica.give_up()
+            if self._silence.to_tell(replica.address, self._clock()):
+                _log.warning(
+                    f"a replica has not said for {TELL_AFTER_S:.0f} s what it serves",
+                    replica=replica.address,
+                    error=error.message,
+                )
         else:
             replica.came(self._clock())
+            if self._silence.ended(replica.address):
+                _log.info("a replica says again what it serves", replica=replica.address)
 
     async def _ask_versions(self, replica: Replica, models: Sequence[str]) -> None:
         """Learn what the replica has; once more if its connection broke just then, as it may at any time."""

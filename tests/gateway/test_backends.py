@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from serving import errors, protos
 from serving.backends import tfserving
@@ -154,6 +155,24 @@ async def test_a_replica_that_does_not_answer_is_not_reachable() -> None:
     pool = Pool([Replica(TensorFlowServing("127.0.0.1:1"))], calls_per_replica=2)
     await pool.refresh(["digits"])
     assert pool.availability("digits") == {}
+    await pool.aclose()
+
+
+async def test_the_silence_of_a_replica_is_told_once_and_so_is_its_end() -> None:
+    now = [0.0]
+    async with running(FakeReplica()) as fake:
+        address = fake.address
+    pool = Pool([Replica(TensorFlowServing(address))], calls_per_replica=2, clock=lambda: now[0])
+    with capture_logs() as lines:
+        for now[0] in (0.0, 9.0, 10.0, 11.0):
+            await pool.refresh(["digits"])
+        told = [line for line in lines if "has not said for 10 s what it serves" in line["event"]]
+        assert [line["replica"] for line in told] == [address]
+        assert "connect" in told[0]["error"]
+        async with running(FakeReplica(), address=address), asyncio.timeout(60):
+            while not pool.reachable():  # the channel waits a little before it connects again
+                await pool.refresh(["digits"])
+        assert [line["event"] for line in lines[1:]] == ["a replica says again what it serves"]
     await pool.aclose()
 
 

@@ -41,6 +41,12 @@ def test_a_malformed_name_is_refused_by_name(address: str) -> None:
         discovery.split([address])
 
 
+@pytest.mark.parametrize("address", ["", "host", ":8500", "http://host:8500", "host:grpc", "host:70000"])
+def test_an_address_that_cannot_be_is_refused(address: str) -> None:
+    with pytest.raises(InvalidInput, match=f'replica "{address}" is not of the form HOST:PORT, such as'):
+        discovery.split([address])
+
+
 def test_what_answers_mean() -> None:
     known = Followed()
     assert known.see({"b", "a"}) == (["a", "b"], [])
