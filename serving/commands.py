@@ -207,10 +207,14 @@ def _from_here(path: Path) -> Path:
 
 
 def _run(work: Any) -> None:
-    from serving import main
+    import structlog
+
+    from serving import main, settings
     from serving.logs import configure_logging
 
     configure_logging()
+    for text in settings.misspelled():
+        structlog.get_logger().warning(text)
     main.run(work)
 
 

@@ -7,8 +7,10 @@ default below.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,9 +23,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from serving import faults
 from serving.errors import InvalidInput
 
 CONFIG_FILE = "sluice.toml"
+_PREFIX = "SLUICE_"
 
 # What gRPC takes as a key of metadata; a header of HTTP may have more characters.
 _HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
@@ -38,7 +42,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class Settings(BaseSettings):
     """Settings of one gateway process. Durations are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="SLUICE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     http_host: str = "127.0.0.1"
     """Loopback by default: whoever listens to a network says so on purpose."""
@@ -132,7 +136,7 @@ class Settings(BaseSettings):
 
     max_batch: AtLeastOne = 32
     """Images in one call to a replica. Beyond 32 throughput hardly grows, and latency does."""
-    batch_sizes: tuple[AtLeastOne, ...] = ()
+    batch_sizes: Annotated[tuple[AtLeastOne, ...], NoDecode] = ()
     """Batches are filled up to the next of these sizes, for a replica that compiles each size anew, as XLA
     does. Empty: they leave as they are."""
     calls_per_replica: AtLeastOne = 2
@@ -184,7 +188,7 @@ class Settings(BaseSettings):
         """Flags, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=CONFIG_FILE)
 
-    @field_validator("replicas", "models", mode="before")
+    @field_validator("replicas", "models", "batch_sizes", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -219,6 +223,41 @@ class Settings(BaseSettings):
         return self
 
 
+def _told(fault: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
+    """A fault, with where the value came from if that was no flag."""
+    where = faults.dotted(fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"there is no setting {where}{_nearest(where)}"
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    variable = f"{_PREFIX}{name.upper()}"
+    if name in flags:
+        source = ""
+    elif variable in os.environ:
+        source = f" ({variable})"
+    else:
+        source = f" ({CONFIG_FILE})" if name else ""
+    return f"{where or 'settings'}{source}: {faults.message(fault)}"
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def misspelled() -> list[str]:
+    """Environment variables that look like settings and are none, with what may be meant.
+
+    They are no errors: Kubernetes makes variables of its own for each Service (`SLUICE_PORT`, ...).
+    """
+    found = []
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(_PREFIX).lower()
+        if variable.startswith(_PREFIX) and name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.85)
+            found += [f"{variable} is no setting; did you mean {_PREFIX}{each.upper()}?" for each in near]
+    return found
+
+
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
@@ -233,7 +272,8 @@ def load(**flags: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
-        raise InvalidInput("bad settings: " + "; ".join(lines)) from error
+        raise InvalidInput(
+            "bad settings: " + "; ".join(_told(each, given) for each in error.errors())
+        ) from error
     except ValueError as error:  # a file that is not TOML
         raise InvalidInput(f"{CONFIG_FILE} cannot be read: {error}") from error

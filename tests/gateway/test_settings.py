@@ -34,15 +34,36 @@ def test_errors_name_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InvalidInput, match="default_model 'x' is not among models: a"):
         settings.load(models="a", default_model="x")
     monkeypatch.setenv("SLUICE_MAX_BATCH", "many")
-    with pytest.raises(InvalidInput, match="max_batch"):
+    with pytest.raises(InvalidInput, match=r"max_batch \(SLUICE_MAX_BATCH\): input should .*, got 'many'"):
         settings.load()
+    with pytest.raises(InvalidInput, match=r"max_batch: input should be greater .*, got 0"):
+        settings.load(max_batch=0)
     monkeypatch.delenv("SLUICE_MAX_BATCH")
     (tmp_path / "sluice.toml").write_text("http_prot = 1\n")
-    with pytest.raises(InvalidInput, match="http_prot"):
+    with pytest.raises(InvalidInput, match=r"there is no setting http_prot; did you mean http_port\?"):
+        settings.load()
+    (tmp_path / "sluice.toml").write_text("http_port = -1\n")
+    with pytest.raises(InvalidInput, match=r"http_port \(sluice.toml\): input should be .*, got -1"):
         settings.load()
     (tmp_path / "sluice.toml").write_text("http_port = \n")
     with pytest.raises(InvalidInput, match=r"sluice.toml cannot be read: .*line 1"):
         settings.load()
+
+
+def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_BATCH_SIZES", "1, 8,32")
+    assert settings.load().batch_sizes == (1, 8, 32)
+    monkeypatch.setenv("SLUICE_BATCH_SIZES", "1,x")
+    with pytest.raises(InvalidInput, match=r"batch_sizes\[1\] \(SLUICE_BATCH_SIZES\): input .*, got 'x'"):
+        settings.load()
+
+
+def test_variables_that_look_like_settings_are_told_and_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.misspelled() == []
+    monkeypatch.setenv("SLUICE_HTTP_PRT", "1")
+    monkeypatch.setenv("SLUICE_GATEWAY_SERVICE_HOST", "10.0.0.1")  # Kubernetes makes these
+    assert settings.misspelled() == ["SLUICE_HTTP_PRT is no setting; did you mean SLUICE_HTTP_PORT?"]
+    assert settings.load().http_port == 8080
 
 
 def test_every_setting_says_why() -> None:

@@ -89,7 +89,7 @@ MISTAKES = {
     ),
     "setting out of range": Mistake(
         "base/gateway/gateway.env", "SLUICE_MAX_BATCH=32", "SLUICE_MAX_BATCH=0", "local",
-        "max_batch: Input should be greater than or equal to 1",
+        "max_batch: input should be greater than or equal to 1",
     ),
     "key that is nowhere mounted": Mistake(
         "components/rollouts-cluster/gateway.yaml", "mountPath: /etc/gateway-feedback",
