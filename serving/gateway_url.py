@@ -21,6 +21,14 @@ def checked(url: str) -> httpx.URL:
     return parsed
 
 
+def check_target(target: str) -> None:
+    """Raises InvalidInput if the address of a gRPC API is a URL, which gRPC would look up as a name."""
+    if target.startswith(("http://", "https://")):
+        raise InvalidInput(
+            f'"{target}" is a URL; a gRPC address is HOST:PORT, such as 127.0.0.1:9000; credentials make TLS'
+        )
+
+
 def unreachable(url: httpx.URL, error: Exception) -> Unavailable:
     """What to raise when a request did not get through to the gateway, or its answer not back."""
     reason = str(error) or type(error).__name__

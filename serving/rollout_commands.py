@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,9 @@ def start(
     with user_errors():
         read = None if plan is None else read_plan(plan)
         started = _open(store, gateway, key).start(model, to, read)
-        print(f"{started}: {model} → {to}; follow it: sluice rollout watch {model}")
+        where = "" if store is None else f" --store {shlex.quote(store)}"
+        where = where if gateway is None else f" --gateway {shlex.quote(gateway)}"
+        print(f"{started}: {model} → {to}; follow it: sluice rollout watch {shlex.quote(model)}{where}")
 
 
 @rollout.command()

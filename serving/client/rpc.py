@@ -15,6 +15,7 @@ from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
 from serving.errors import SluiceError
+from serving.gateway_url import check_target
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
@@ -84,6 +85,9 @@ class GrpcClient(BlockingClient[Any]):
         api_key: the key or token to send; None: none.
         credentials: for TLS; None: no TLS.
         retries: when to send again.
+
+    Raises:
+        InvalidInput: the target is a URL.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class GrpcClient(BlockingClient[Any]):
     ) -> None:
         super().__init__(retries)
         self._metadata = _metadata(api_key)
+        check_target(target)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         else:
@@ -129,6 +134,7 @@ class AsyncGrpcClient(AsyncioClient[Any]):
     ) -> None:
         super().__init__(retries)
         self._metadata = _metadata(api_key)
+        check_target(target)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
         else:

@@ -47,11 +47,21 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over.
+            InvalidInput: a version is given twice over, or what should be an image is of another type.
             OSError: a file cannot be read.
         """
         if version is not None and label is not None:
             raise InvalidInput("a version and a label are given; give one of them")
-        several = [images] if isinstance(images, bytes | Path) else images
-        read = [each.read_bytes() if isinstance(each, Path) else bytes(each) for each in several]
-        return cls(read, model, version, label, top_k)
+        # A str is none, but is a sequence, of its letters: it must be refused whole.
+        several: Sequence[object] = [images] if isinstance(images, bytes | Path | str) else images
+        return cls([_octets(each) for each in several], model, version, label, top_k)
+
+
+def _octets(image: object) -> bytes:
+    """An image's file; raises InvalidInput for what is no `Image`, such as a file's name as a str."""
+    if isinstance(image, Path):
+        return image.read_bytes()
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    hint = "; Path(...) reads a file" if isinstance(image, str) else ""
+    raise InvalidInput(f"an image is bytes or a Path, not {type(image).__name__}{hint}")

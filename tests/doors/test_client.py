@@ -90,6 +90,21 @@ def test_what_is_no_address_is_said_at_once(url: str) -> None:
         Client(url)
 
 
+@pytest.mark.parametrize("client", [Client, GrpcClient])
+@pytest.mark.parametrize("images", ["seven.png", ["seven.png"], [3]])
+def test_what_is_no_image_is_said_before_anything_is_sent(client: Any, images: Any) -> None:
+    with (
+        client() as asked,
+        pytest.raises(InvalidInput, match=r"an image is bytes or a Path, not (str; Path|int)"),
+    ):
+        asked.classify(images)
+
+
+def test_a_url_is_no_address_of_grpc() -> None:
+    with pytest.raises(InvalidInput, match="is a URL; a gRPC address is HOST:PORT"):
+        GrpcClient("http://127.0.0.1:9000")
+
+
 def test_a_grpc_port_is_told_from_nobody(live: Live, photograph: bytes) -> None:
     with (
         Client(f"http://{live.grpc_address}", retries=Retries(attempts=1)) as client,

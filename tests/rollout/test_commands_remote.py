@@ -46,7 +46,9 @@ async def through_its_life(scene: Scene, where: list[str], plan: Path) -> None:
     assert (started.exit_code, started.stderr) == (0, "")
     await scene.reached(Phase.CANARY)
     id_ = scene.rollout.id
-    assert f"{id_}: digits → 2; follow it" in started.stdout
+    assert (
+        f"{id_}: digits → 2; follow it: sluice rollout watch digits {where[0]} {where[1]}" in started.stdout
+    )
     twice = await sluice(where, "start", "digits", "--to", "3")
     assert (twice.exit_code, "is canary: abort it, or wait for its end" in twice.stderr) == (1, True)
     watching = asyncio.create_task(watched(where))
