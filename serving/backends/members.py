@@ -11,9 +11,9 @@ import structlog
 
 from serving import errors
 from serving.backends.outliers import is_outlier
-from serving.backends.replica import Replica
+from serving.backends.replica import LATE_S, Replica
 from serving.backends.silence import TELL_AFTER_S, Silence
-from serving.backends.tfserving import is_full
+from serving.backends.tfserving import VersionStatus, is_full
 
 _log = structlog.get_logger()
 
@@ -103,8 +103,6 @@ class Members:
         try:
             await self._ask_versions(replica, models)
         except errors.SluiceError as error:
-            if is_full(error):
-                return  # it lives, and what it said last holds
             replica.went()
             if self.reachable():
                 replica.give_up()
@@ -124,13 +122,30 @@ class Members:
         for again in (True, False) if replica.reachable else (False,):
             try:
                 for model in models:
-                    replica.versions[model] = await replica.api.status(model, STATUS_TIMEOUT_S)
+                    replica.versions[model] = await self._status(replica, model)
             except errors.Unavailable:
                 if not again:
                     raise
                 await asyncio.sleep(SAME_REPLICA_PAUSE_S)
             else:
                 return
+
+    async def _status(self, replica: Replica, model: str) -> dict[int, VersionStatus]:
+        """What the replica has of a model; what it said last, if it lives and yet did not say so now."""
+        started = self._clock()
+        try:
+            return await replica.api.status(model, STATUS_TIMEOUT_S)
+        except (errors.Overloaded, errors.DeadlineExceeded) as error:
+            if replica.reachable and self._lives(replica, error, started):
+                return replica.versions.get(model, {})
+            raise
+
+    def _lives(self, replica: Replica, error: errors.SluiceError, started: float) -> bool:
+        """Whether a replica that did not say what it has is busy, or this process stood still meanwhile."""
+        if is_full(error) or replica.answered_at > started:
+            return True
+        took_s = self._clock() - started
+        return isinstance(error, errors.DeadlineExceeded) and took_s > STATUS_TIMEOUT_S + LATE_S
 
     async def reload_config(self, config: Any, timeout_s: float) -> None:
         """Give every replica a new model configuration (ModelServerConfig), one after the other.

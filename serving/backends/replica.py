@@ -30,6 +30,10 @@ FAIR_TIME_S = 1.0
 # Callers' timers and the call's own end at the deadline, in any order: so close to it one is like the other.
 _TIMER_SLACK_S = 0.01
 
+# A timer that fires so much later than it should tells that this process stood still (its share of a
+# processor was used up, say), and nothing of the replica: what that answered has not been looked at yet.
+LATE_S = 0.1
+
 # Kinds that tell of the replica's health; every other error is the caller's or the model's.
 REPLICA_FAULTS = (errors.Unavailable, errors.Internal, errors.DeadlineExceeded)
 
@@ -45,6 +49,7 @@ class Replica:
         booked: batches that it computes, or that are on their way to it.
         room: how many calls it takes at once, batches and others alike.
         latency_s: moving average of successful calls' duration; 0 before the first.
+        answered_at: when it last answered a call.
     """
 
     def __init__(self, api: TensorFlowServing) -> None:
@@ -59,6 +64,7 @@ class Replica:
         self.booked = 0
         self.room = Room()
         self.latency_s = 0.0
+        self.answered_at = -math.inf
         self._limits: set[asyncio.Timeout] = set()
 
     def has(self, model: str, version: int) -> bool:
@@ -150,7 +156,7 @@ class Replica:
                 self._learn(max(self.latency_s, now - started))
             raise
         else:
-            now = clock()
+            self.answered_at = now = clock()
             self.breaker.succeed()
             self.outcomes.add(failed=False, now=now)
             self._learn(now - started)
@@ -159,7 +165,8 @@ class Replica:
             self.in_flight -= 1
 
     async def _limited(self, call: Call[Answer], left_s: float, patience_s: float | None) -> Answer:
-        limit = asyncio.timeout(patience_s)
+        limit = asyncio.timeout(None)
+        patience = None if patience_s is None else _Patience(limit, patience_s)
         try:
             async with limit:
                 self._limits.add(limit)
@@ -167,6 +174,8 @@ class Replica:
                     return await call(self.api, left_s)
                 finally:
                     self._limits.discard(limit)
+                    if patience is not None:
+                        patience.end()
         except TimeoutError:
             self.breaker.trip()
             raise errors.Unavailable(f"the replica {self.address} does not answer", stage="backend") from None
@@ -180,3 +189,32 @@ class Replica:
             self.latency_s = latency_s
         else:
             self.latency_s += _LATENCY_WEIGHT * (latency_s - self.latency_s)
+
+
+class _Patience:
+    """Ends a call that was not answered in a while, in which this process was there to hear an answer.
+
+    Args:
+        limit: what the call is made in.
+        patience_s: the while, in seconds.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, patience_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+        self._wait(patience_s)
+
+    def _wait(self, wait_s: float) -> None:
+        due = self._loop.time() + wait_s
+        self._timer = self._loop.call_at(due, self._lose, due)
+
+    def _lose(self, due: float) -> None:
+        late_s = self._loop.time() - due
+        if late_s > LATE_S:
+            self._wait(late_s)
+        else:
+            self._limit.reschedule(0.0)
+
+    def end(self) -> None:
+        """There is nothing to wait for any more."""
+        self._timer.cancel()

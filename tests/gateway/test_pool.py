@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from serving import errors
-from serving.backends import budget, outliers
+from serving.backends import budget, members, outliers
 from serving.backends.breaker import THRESHOLD
 from serving.backends.budget import RetryBudget
 from serving.backends.outliers import Outcomes, is_outlier
 from serving.backends.pool import Pool, choose
 from serving.backends.replica import RAMP_S, Replica
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
+from tests.support.fake_replica import FakeReplica, running
 
 
 def replica(address: str = "127.0.0.1:1") -> Replica:
@@ -254,3 +255,54 @@ async def test_the_haste_of_callers_is_no_fault_of_a_replica() -> None:
             await call(pool, late)
     assert await call(pool, answered) == "answer"
     await pool.aclose()
+
+
+def stand_still(for_s: float) -> None:
+    """Hold up the event loop."""
+    time.sleep(for_s)
+
+
+async def test_a_process_that_stood_still_blames_no_replica() -> None:
+    """Its timers are late then, and so are answers that came meanwhile."""
+    pool = Pool([replica("127.0.0.1:1"), replica("127.0.0.1:2")], calls_per_replica=2)
+    asked = asyncio.Event()
+
+    async def answer(_api: Any, _timeout_s: float) -> str:
+        assert not asked.is_set(), "nobody else is asked"
+        asked.set()
+        await asyncio.sleep(0.2)
+        return "answer"
+
+    task = asyncio.create_task(call(pool, answer, patience_s=0.1))
+    await asked.wait()
+    stand_still(0.5)
+    assert await task == "answer"
+    assert [each.breaker.failures for each in pool.replicas] == [0, 0]
+    await pool.aclose()
+
+
+@pytest.mark.parametrize("case", ["stood still", "answers", "silent"])
+async def test_a_replica_is_gone_if_it_says_nothing_for_a_while_in_which_it_was_listened_to(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "STATUS_TIMEOUT_S", 0.3)
+    end = asyncio.Event()
+    pool: Pool
+
+    class Mute(FakeReplica):
+        async def status(self, request: Any) -> Any:
+            if case == "stood still":
+                stand_still(0.6)
+            elif case == "answers":
+                await call(pool, answered)
+            if case != "stood still":
+                await end.wait()
+            return await super().status(request)
+
+    async with running(Mute()) as fake:
+        pool = Pool([replica(fake.address)], calls_per_replica=2)
+        await pool.refresh(["digits"])
+        found = pool.replicas[0].reachable, pool.availability("digits")
+        assert found == ((False, {}) if case == "silent" else (True, {1: 1}))
+        end.set()
+        await pool.aclose()
