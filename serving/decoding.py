@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.errors import Internal, SluiceError, out_of_memory
-from serving.images import ImageSpec, decode
+from serving.images import ImageSpec, Room, anything_fits, decode
+from serving.pressure import Pressure
 from serving.turns import TurnQueue
 
 Decoded = np.ndarray | SluiceError
@@ -37,10 +38,12 @@ class Decoders:
 
     Args:
         threads: how many; as many as there are cores.
+        pressure: what has room for pixels; None: there is room for all.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, pressure: Pressure | None = None) -> None:
         self._count = threads
+        self._room: Room = anything_fits if pressure is None else pressure.decoding
         self._jobs: TurnQueue[_Job] = TurnQueue()
         self._changed = threading.Condition()
         self._closed = False
@@ -91,7 +94,7 @@ class Decoders:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while jobs := self._next():
-            done = [(job.done, _decoded(job)) for job in jobs]
+            done = [(job.done, _decoded(job, self._room)) for job in jobs]
             try:
                 loop.call_soon_threadsafe(_tell, done)
             except RuntimeError:  # the loop has ended, and nobody waits
@@ -112,9 +115,9 @@ class Decoders:
             return [self._jobs.popleft() for _ in range(min(share, len(self._jobs)))]
 
 
-def _decoded(job: _Job) -> Decoded:
+def _decoded(job: _Job, room: Room) -> Decoded:
     try:
-        return decode(job.data, job.spec, max_pixels=job.max_pixels)
+        return decode(job.data, job.spec, max_pixels=job.max_pixels, room=room)
     except SluiceError as error:
         return error
     except Exception as error:  # a bug; the thread must outlive it

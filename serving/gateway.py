@@ -34,8 +34,9 @@ from serving.errors import (
 )
 from serving.journal import Journal
 from serving.keys import Scope
-from serving.memory import fitting
+from serving.memory import Usage, fitting
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
+from serving.pressure import Pressure
 from serving.rollout.steering import Steering
 from serving.scores import best, checked_top_k, model_specs
 from serving.settings import Settings
@@ -63,6 +64,7 @@ class Gateway:
     Attributes:
         draining: whether it is shutting down: not ready, but everything that still comes is answered.
         desk: where rollouts are administered and feedback is taken; None without rollouts.
+        pressure: what is let in while memory is short; None: the process has no limit of memory.
     """
 
     def __init__(
@@ -78,9 +80,12 @@ class Gateway:
         self.settings = settings
         self.catalog = catalog
         self.metrics = metrics
+        usage = Usage(settings.max_memory_bytes)
+        refused = metrics.refused.labels("memory").inc
+        self.pressure = Pressure(usage.left, settings.max_body_bytes, refused) if usage.limited else None
         self.admission = Admission(
             max_in_flight=settings.max_in_flight,
-            max_in_flight_bytes=fitting(settings.max_in_flight_bytes),
+            max_in_flight_bytes=fitting(settings.max_in_flight_bytes, usage.bounds()),
             metrics=metrics,
             callers=callers,
             limit=ConcurrencyLimit(
@@ -96,7 +101,7 @@ class Gateway:
         self.desk: Desk | None = None
         self.pool = pool
         self._clock = clock
-        self._decoders = Decoders(settings.decode_threads)
+        self._decoders = Decoders(settings.decode_threads, self.pressure)
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="parse")
         self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal, clock)
         self.batcher = Batcher(
@@ -136,7 +141,7 @@ class Gateway:
         """
         with (
             self.journal.recorded(context, lambda: ref.name if ref.name in self.catalog.names() else ""),
-            self.admission.admit(context.credential, scope) as ticket,
+            self._admit(context, scope) as ticket,
         ):
             context.caller = ticket.caller.name
             self.journal.admitted(context)
@@ -144,6 +149,12 @@ class Gateway:
                 yield ticket
             except MemoryError:
                 raise out_of_memory() from None
+
+    def _admit(self, context: RequestContext, scope: Scope) -> Ticket:
+        # What comes over gRPC has been let in before its message was read.
+        if self.pressure is not None and context.protocol == "http":
+            self.pressure.check(time.monotonic())
+        return self.admission.admit(context.credential, scope)
 
     async def classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext

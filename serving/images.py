@@ -9,8 +9,8 @@ everything else by Pillow. The resize is antialiased bilinear (Pillow's BILINEAR
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -41,6 +41,21 @@ _UPRIGHT = {
 # DCT scaling stays at or above this multiple of the model's input: at 2 the mean difference of a
 # pixel to a full decode is about 1 of 255 at 32×32, and 0.04 at 224×224.
 _DCT_MARGIN = 2
+# Of one decoded image, at most: Pillow has 4 bytes for each of nearly all modes, and the picture twice while
+# it is brought into another mode or upright; libjpeg keeps the coefficients of a progressive file.
+_PIXEL_BYTES = 8
+_JPEG_PIXEL_BYTES = 4
+# Each thread may have so many at any time: it is not worth asking.
+_FEW_PIXELS = 2**20
+_STRIP_PIXELS = 2**20
+
+Room = Callable[[int], AbstractContextManager[None]]
+"""Room for so many bytes while the context lasts; raises Overloaded if there is none."""
+
+
+def anything_fits(_size_bytes: int) -> AbstractContextManager[None]:
+    """There is room for all."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +67,16 @@ class ImageSpec:
     channels: int
 
 
-def decode(data: bytes, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
+def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anything_fits) -> np.ndarray:
     """The image in `data` as uint8 [height, width, channels], contiguous, of the size that `spec` says.
 
     EXIF orientation is honoured; transparency is laid over white; of an animation the first frame counts.
+
+    Args:
+        data: the file.
+        spec: what to make of it.
+        max_pixels: how many it may have.
+        room: has room for its pixels while they are there; raises Overloaded if there is none.
 
     Raises:
         BadImage: not an image of a format that is taken, or a damaged one.
@@ -65,7 +86,8 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
     if not data:
         raise BadImage("the image is empty (0 bytes)", stage="decode")
     try:
-        return _resize(_decode_jpeg(data, spec, max_pixels) or _decode_any(data, spec, max_pixels), spec)
+        pixels = _decode_jpeg(data, spec, max_pixels, room)
+        return _decode_any(data, spec, max_pixels, room) if pixels is None else pixels
     except (TooLarge, Overloaded):
         raise
     except MemoryError:
@@ -78,7 +100,7 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int) -> np.ndarray:
         raise BadImage(f"the image is damaged: {error}", stage="decode") from error
 
 
-def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image | None:
+def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> np.ndarray | None:
     """The fast path; None where Pillow must have a look: no JPEG, CMYK, damaged or unusual."""
     if data[:3] != b"\xff\xd8\xff":
         return None
@@ -89,12 +111,14 @@ def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image |
             return None
         orientation = _jpeg_orientation(data)
         least = _DCT_MARGIN * max(spec.height, spec.width)
-        pixels = simplejpeg.decode_jpeg(
-            data, "GRAY" if colorspace == "Gray" else "RGB", min_height=least, min_width=least
-        )
+        with _room_for(width * height, _JPEG_PIXEL_BYTES, room):
+            pixels = simplejpeg.decode_jpeg(
+                data, "GRAY" if colorspace == "Gray" else "RGB", min_height=least, min_width=least
+            )
     except ValueError:
         return None
-    return _upright(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), orientation)
+    upright = _upright(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), orientation)
+    return _resize(upright, spec)
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -114,15 +138,16 @@ def _has_exif(data: bytes) -> bool:
     return False
 
 
-def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int) -> Image.Image:
+def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> np.ndarray:
     with _no_warnings(), Image.open(BytesIO(data), formats=FORMATS) as image:
         _check_pixels(image.width, image.height, max_pixels)
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         if image.format == "JPEG":
             least = _DCT_MARGIN * max(spec.height, spec.width)
             image.draft(None, (least, least))
-        _load(image)
-        return _upright(_to_8_bits(image), orientation)
+        with _room_for(image.width * image.height, _PIXEL_BYTES, room):
+            _load(image)
+            return _resize(_upright(_to_8_bits(image), orientation), spec)
 
 
 def _load(image: Image.Image) -> None:
@@ -150,6 +175,10 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
+def _room_for(pixels: int, pixel_bytes: int, room: Room) -> AbstractContextManager[None]:
+    return nullcontext() if pixels <= _FEW_PIXELS else room(pixels * pixel_bytes)
+
+
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     transpose = _UPRIGHT.get(orientation)
     return image if transpose is None else image.transpose(transpose)
@@ -160,11 +189,20 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; converting would clip it to 255
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        white.alpha_composite(rgba)
-        return white.convert("RGB")
+        return _over_white(image)
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """In strips: laying all of it over white at once would take three times the memory of the image."""
+    opaque = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        white.alpha_composite(strip)
+        opaque.paste(white.convert("RGB"), (0, top))
+    return opaque
 
 
 def _resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:

@@ -215,7 +215,10 @@ async def gateway_up(
                 callers.watch(),
                 curves.watch(),
             ),
-            _in_background(following.watch(settings.discovery_interval_s), trim_steadily()),
+            _in_background(
+                following.watch(settings.discovery_interval_s),
+                trim_steadily(asyncio.Event() if gateway.pressure is None else gateway.pressure.short),
+            ),
             Watchdog(metrics.stalled).watching(),
             _in_background(*(() if certificates is None else (certificates.watch(),))),
             asyncio.TaskGroup() as servers,

@@ -1,7 +1,8 @@
-"""How much memory there is for bodies, and how the process gives back what it has used.
+"""How much memory there is, and how the process gives back what it has used.
 
 A gateway in a container is killed if it takes more than the container may have, with all that it was asked.
-So the bytes of bodies that it holds at once are kept to a part of what is left of such a limit at the start.
+So the bytes of bodies that it holds at once are kept to a part of what is left of such a limit at the start,
+and what is left is looked at while requests come (`serving.pressure`).
 
 Memory is given back by glibc's malloc, told that images come and go.
 
@@ -14,11 +15,13 @@ in use goes back by `malloc_trim` only: after ten times too many requests that i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import resource
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +36,13 @@ _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 _PART = 1 / 3
 # For files and name servers, beside the event loop: they wait, and need no cores.
 _THREADS = 6
+# Version 1's way to say that there is none.
+_NO_LIMIT_BYTES = 2**50
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_STATM = Path("/proc/self/statm")
+_BESIDE_S = 1.0
+# Trimming takes milliseconds: not more often, even when memory is short.
+_BETWEEN_TRIMS_S = 0.2
 _M_TRIM_THRESHOLD = -1
 _M_ARENA_MAX = -8
 # glibc's own first value; setting it keeps it from growing.
@@ -52,26 +62,95 @@ class Bound(NamedTuple):
         return max(self.limit_bytes - self.used_bytes, 0)
 
 
-def bounds(cgroup_files: Sequence[str] = _CGROUP_FILES) -> list[Bound]:
-    """The limits that hold for this process: its control group's, and of its address space (RLIMIT_AS)."""
-    mapped_bytes, resident_bytes = (
-        int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()[:2]
-    )
-    found = []
-    for name in cgroup_files:
-        try:
-            found.append(Bound(int(Path(name).read_text()), resident_bytes))
-        except (OSError, ValueError):  # there is none, or it says "max"
-            continue
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        found.append(Bound(soft, mapped_bytes))
-    return found
+class Usage:
+    """What of its limits this process uses: its control group's, its address space's, a setting's.
+
+    Reading it takes about 10 µs: what the control group has beside this process (other workers, the kernel's
+    buffers) is asked once a second only.
+
+    Args:
+        max_bytes: how much it may have resident; None: as much as the others allow.
+        cgroup_files: where a control group's limit is.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int | None = None,
+        cgroup_files: Sequence[str] = _CGROUP_FILES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._groups = [
+            (limit_bytes, Path(name).parent)
+            for name in cgroup_files
+            if (limit_bytes := _number(Path(name))) is not None and limit_bytes < _NO_LIMIT_BYTES
+        ]
+        self._beside_bytes = [0] * len(self._groups)
+        self._asked = float("-inf")
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        self._space_bytes = None if soft == resource.RLIM_INFINITY else soft
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self._groups) or self._space_bytes is not None or self._max_bytes is not None
+
+    def bounds(self) -> list[Bound]:
+        """Each limit, and what is used of it."""
+        pages = _STATM.read_bytes().split()
+        mapped_bytes, resident_bytes = int(pages[0]) * _PAGE_BYTES, int(pages[1]) * _PAGE_BYTES
+        found = []
+        if self._groups:
+            self._ask(resident_bytes)
+            for (limit_bytes, _), beside_bytes in zip(self._groups, self._beside_bytes, strict=True):
+                found.append(Bound(limit_bytes, resident_bytes + beside_bytes))
+        if self._space_bytes is not None:
+            found.append(Bound(self._space_bytes, mapped_bytes))
+        if self._max_bytes is not None:
+            found.append(Bound(self._max_bytes, resident_bytes))
+        return found
+
+    def left(self) -> int:
+        """What may still be taken, of the limit of which least is left; there must be one."""
+        return min(each.left_bytes for each in self.bounds())
+
+    def _ask(self, resident_bytes: int) -> None:
+        now = self._clock()
+        if now - self._asked >= _BESIDE_S:
+            self._asked = now
+            self._beside_bytes = [
+                max(0, held_by_group(folder) - resident_bytes) for _, folder in self._groups
+            ]
 
 
-def fitting(wanted_bytes: int, limits: Sequence[Bound] | None = None) -> int:
+def held_by_group(folder: Path) -> int:
+    """What a control group holds that cannot be taken from it: without files' pages. 0 if it does not say."""
+    try:
+        pairs = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
+    except OSError:
+        return 0
+    names = dict(pair for pair in pairs if len(pair) == 2)
+    # In version 1 the names without `total_` leave out the groups below.
+    kinds = ("total_inactive_file", "total_active_file")
+    if kinds[0] not in names:
+        kinds = ("inactive_file", "active_file")
+    used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+    return max(0, used - sum(int(names.get(kind, 0)) for kind in kinds))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None if there is no such file, or it says "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def fitting(wanted_bytes: int, limits: Sequence[Bound]) -> int:
     """How many bytes of bodies may be held: what is wanted, or less, where memory is limited to less."""
-    left_bytes = min((each.left_bytes for each in (bounds() if limits is None else limits)), default=None)
+    left_bytes = min((each.left_bytes for each in limits), default=None)
     if left_bytes is None or wanted_bytes <= left_bytes * _PART:
         return wanted_bytes
     fits_bytes = int(left_bytes * _PART)
@@ -105,12 +184,19 @@ def give_back_memory() -> bool:
     return bool(mallopt(_M_ARENA_MAX, ARENAS)) and bool(mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES))
 
 
-async def trim_steadily(interval_s: float = 10.0) -> None:
-    """Give free pages back every so often, for ever; beside the event loop, since it takes milliseconds."""
+async def trim_steadily(short: asyncio.Event, interval_s: float = 10.0) -> None:
+    """Give free pages back every so often, and when memory is `short`, for ever.
+
+    Beside the event loop, since it takes milliseconds.
+    """
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
         return
     while True:
-        await asyncio.sleep(interval_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await short.wait()
+        short.clear()
         await asyncio.to_thread(trim, 0)
+        await asyncio.sleep(_BETWEEN_TRIMS_S)

@@ -104,7 +104,8 @@ class Settings(BaseSettings):
 
     workers: AtLeastOne = 1
     """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
-    `max_in_flight_bytes` and `decode_threads` are shared out among them, and keys' limits hold in each."""
+    `max_in_flight_bytes`, `max_memory_bytes` and `decode_threads` are shared out among them, and keys' limits
+    hold in each."""
 
     max_body_bytes: AtLeastOne = 32 * 2**20
     """One request's body. A 48-megapixel photograph as JPEG is about 25 MB."""
@@ -129,6 +130,9 @@ class Settings(BaseSettings):
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
     """Bodies held at once: what bounds memory when bodies are large. Where memory is limited (a container's,
     or RLIMIT_AS) it is a third of what is left at the start, if that is less."""
+    max_memory_bytes: AtLeastOne | None = None
+    """What the process may have resident. When of what it left at the start a fifth is left, requests are
+    refused before anything of them is read. None: what its container or RLIMIT_AS allows, if they do."""
 
     target_latency_s: Positive = 2.0
     """Requests that take longer than this, their bodies read, make the gateway take fewer at once, down to

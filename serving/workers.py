@@ -160,6 +160,7 @@ def _share(settings: Settings, http_port: int, grpc_port: int) -> Settings:
             "grpc_port": grpc_port,
             "max_in_flight": max(1, settings.max_in_flight // count),
             "max_in_flight_bytes": max(settings.max_body_bytes, settings.max_in_flight_bytes // count),
+            "max_memory_bytes": settings.max_memory_bytes and max(1, settings.max_memory_bytes // count),
             "decode_threads": max(1, settings.decode_threads // count),
         }
     )

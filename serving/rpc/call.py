@@ -60,7 +60,7 @@ def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[A
         except Exception as error:
             failure = as_kind(error, context)
         if response is None:
-            await _abort(call, failure, context)
+            await abort(call, failure, context)
         call.set_trailing_metadata(_trailing(context))
         return response
 
@@ -74,10 +74,12 @@ def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], 
         try:
             async for response in answers(requests, context):
                 yield response
+        except grpc.aio.AbortError:  # it was given up while a message was on its way
+            raise
         except Exception as error:
             failure = as_kind(error, context)
         if failure is not None:
-            await _abort(call, failure, context)
+            await abort(call, failure, context)
         call.set_trailing_metadata(_trailing(context))
 
     return handle
@@ -91,7 +93,8 @@ def as_kind(error: Exception, context: RequestContext) -> SluiceError:
     return Internal("the request failed in an unforeseen way; the log says how")
 
 
-async def _abort(call: Call, error: SluiceError, context: RequestContext) -> None:
+async def abort(call: Call, error: SluiceError, context: RequestContext) -> None:
+    """End a call with an error's status; raises grpc's AbortError, which must reach grpc."""
     await call.abort_with_status(rich_status(error, _trailing(context)))
 
 

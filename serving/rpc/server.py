@@ -14,6 +14,7 @@ from serving.certificates import Certificates
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.rpc.classification import ImageClassification
+from serving.rpc.memory_gate import MemoryGate
 from serving.rpc.openinference import OpenInferenceRpc
 from serving.rpc.rollouts import RolloutsRpc
 from serving.rpc.tfserving import TensorFlowServingRpc
@@ -28,6 +29,8 @@ SERVICES = (
 
 # Room for the message around the images.
 _OVERHEAD_BYTES = 2**20
+# A full batch of small images is here before it is asked for.
+_UNREAD_BYTES = 256 * 2**10
 
 
 class RpcServer:
@@ -55,12 +58,21 @@ class RpcServer:
     ) -> None:
         self._gateway = gateway
         limit = gateway.settings.max_body_bytes + _OVERHEAD_BYTES
-        options = (
+        options: tuple[tuple[str, int], ...] = (
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(shared)),  # else two servers on one port are an error, not a lottery
         )
-        self._server = grpc.aio.server(options=options)
+        if gateway.pressure is not None:
+            # Else gRPC takes up to 4 MB of each message that is not read yet. One that is read comes as fast:
+            # for that the window is opened as wide as the message is large.
+            options = (
+                *options,
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+            )
+        gates = () if gateway.pressure is None else (MemoryGate(gateway, gateway.pressure),)
+        self._server = grpc.aio.server(interceptors=gates, options=options)
         self._server.add_generic_rpc_handlers(
             (
                 ImageClassification(gateway).handler(),

@@ -19,7 +19,7 @@ from PIL import Image
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from serving.memory import Bound, bounds, fitting
+from serving.memory import Bound, Usage, fitting
 from serving.rest.connection import Connection
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.pictures import encoded, gradient
@@ -153,6 +153,6 @@ def test_bodies_are_kept_to_a_third_of_the_least_that_is_left(tmp_path: Path) ->
     (tmp_path / "some").write_text(f"{10**12}\n")
     (tmp_path / "none").write_text("max\n")
     names = [str(tmp_path / name) for name in ("none", "missing", "some")]
-    found = [each for each in bounds(names) if each.limit_bytes == 10**12]
+    found = [each for each in Usage(cgroup_files=names).bounds() if each.limit_bytes == 10**12]
     assert len(found) == 1
     assert 10 * MIB < found[0].used_bytes < 10**12

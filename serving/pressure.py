@@ -1,0 +1,246 @@
+"""What is let in while memory may run short, before it takes any: an overload manager, after Envoy's.
+
+HTTP bodies are counted as they come. gRPC hands over whole messages, of whose size nothing is known before
+they are here. So a message is read only while there is room for one as large as its connection has brought
+so far, and for the largest where that has brought none; those after it wait for a moment, unread. A client
+that is slow is promised less and less, so that it keeps out nobody: it brings little meanwhile. Where
+that turns out to be wrong, and memory is nearly gone, messages are given up that have been coming the longest
+(Envoy's "reset high memory stream").
+
+Decides, and awaits nothing; times are on the monotonic clock and given by the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from serving.errors import Overloaded, out_of_memory
+
+# Parts of what was left at the start, not of the limit: how much of that a process takes by itself varies.
+_KEPT_PART = 0.2
+_LAST_PART = 0.1
+# A message is there about three times: as gRPC has it and as one string of bytes; then parsed, and as what is
+# made of it, such as the message to a replica. Of one that has been read two are to come.
+_COPIES = 3
+_COPIES_BEYOND_READ = 2
+# A fast client has sent a large message by then, one that takes ten times as long brings a tenth meanwhile.
+_FAST_S = 0.05
+# The same for what messages turn out to be; and in so much time of reading their mean follows.
+_USUAL_S = 1.0
+_SAMPLE_S = 0.005
+_STALE_S = 0.001
+_SMALL_BYTES = 256 * 2**10
+_GIVEN_UP_PART = 4
+_FORGETTING = 0.99
+_MOST_PEERS = 4096
+RETRY_AFTER_S = 1.0
+
+
+class Read:
+    """A message that is on its way.
+
+    Args:
+        started: since when.
+        give_up: ends its call with an error.
+        expected_bytes: its size, by what its connection has brought so far; None: that has brought nothing.
+        stream: whether it is one of a stream, whose client may as well be idle.
+    """
+
+    __slots__ = ("charge_bytes", "expected_bytes", "give_up", "started", "stream")
+
+    def __init__(
+        self,
+        started: float,
+        give_up: Callable[[Overloaded], None],
+        expected_bytes: int | None = None,
+        *,
+        stream: bool = False,
+    ) -> None:
+        self.started = started
+        self.give_up = give_up
+        self.expected_bytes = expected_bytes
+        self.stream = stream
+        self.charge_bytes = 0.0
+
+
+class ExpectedSizes:
+    """How large a connection's next message may be: as the largest lately, which counts less with each."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+
+    def of(self, peer: str) -> int | None:
+        """In bytes; None: it has brought none, or it was long ago."""
+        return self._sizes.get(peer)
+
+    def came(self, peer: str, size_bytes: int) -> None:
+        """A message of this size came."""
+        known = self._sizes.pop(peer, 0)
+        self._sizes[peer] = max(size_bytes, int(known * _FORGETTING))
+        if len(self._sizes) > _MOST_PEERS:
+            del self._sizes[next(iter(self._sizes))]
+
+
+class Pressure:
+    """The memory of one process that has a limit. For its event loop; `decoding` is for any thread.
+
+    Args:
+        left: reads how many bytes the process may still take.
+        largest_bytes: what a message has at most.
+        refused: counts a refusal.
+
+    Attributes:
+        short: set while memory is short, so that what is free can be given back; whoever does so clears it.
+    """
+
+    def __init__(
+        self, left: Callable[[], int], largest_bytes: int, refused: Callable[[], None] = lambda: None
+    ) -> None:
+        self._left = left
+        self._refused = refused
+        at_start = left()
+        self._kept_bytes = int(at_start * _KEPT_PART)
+        self._last_bytes = int(at_start * _LAST_PART)
+        self._most_bytes = float(_COPIES * largest_bytes)
+        self._mean_bytes = 0.0
+        self._reads: dict[Read, None] = {}
+        self._coming_bytes = 0.0
+        self._working_bytes = 0
+        self._decoding_bytes = 0
+        self._lock = threading.Lock()
+        self._beyond_kept_bytes = 0
+        self._sampled = float("-inf")
+        self.short = asyncio.Event()
+
+    @property
+    def left_bytes(self) -> int:
+        """How many bytes the process may still take."""
+        return self._left()
+
+    @property
+    def reading(self) -> bool:
+        """Whether messages are on their way."""
+        return bool(self._reads)
+
+    def check(self, now: float) -> None:
+        """Raise Overloaded if memory is so short that nothing more is taken."""
+        if self._sample(now, _SAMPLE_S) <= 0 and self._sample(now, _STALE_S) <= 0:
+            raise self.too_short()
+
+    def has_room(self, now: float, expected_bytes: int | None = None) -> bool:
+        """Whether one more message can be read, of the size that is expected of it; None: of the largest.
+
+        Where there is room for less than two of the largest, it need not be sure of all that it may take:
+        else one slow client would keep out all others, and a low limit everybody.
+        """
+        for oldest_s in (_SAMPLE_S, _STALE_S):
+            beyond_bytes = self._sample(now, oldest_s)
+            promised = self._coming_bytes + self._working_bytes + self._decoding_bytes
+            if beyond_bytes > promised + min(self._most(expected_bytes), beyond_bytes / 2):
+                return True
+        return False
+
+    def _sample(self, now: float, oldest_s: float) -> int:
+        """How much is left beyond what is kept, as it was at most `oldest_s` ago."""
+        if now - self._sampled >= oldest_s:
+            self._sampled = now
+            self._beyond_kept_bytes = self._left() - self._kept_bytes
+            for read in self._reads:
+                read.charge_bytes = self._charge(read, now - read.started)
+            self._coming_bytes = sum(read.charge_bytes for read in self._reads)
+        return self._beyond_kept_bytes
+
+    def _most(self, expected_bytes: int | None) -> float:
+        if expected_bytes is None:
+            return self._most_bytes
+        return min(self._most_bytes, float(_COPIES * max(expected_bytes, _SMALL_BYTES)))
+
+    def _charge(self, read: Read, age_s: float) -> float:
+        most_bytes = self._most(read.expected_bytes)
+        if age_s <= _FAST_S:
+            return most_bytes
+        usual_bytes = min(most_bytes, _COPIES * self._mean_bytes)
+        return max(most_bytes * _FAST_S / age_s, usual_bytes * min(1.0, _USUAL_S / age_s))
+
+    def begin(self, read: Read) -> None:
+        """A message is on its way from now on."""
+        read.charge_bytes = self._charge(read, 0.0)
+        self._reads[read] = None
+        self._coming_bytes += read.charge_bytes
+
+    def end(self, read: Read, size_bytes: int | None, now: float) -> None:
+        """It has come, of this size; or it will not (None).
+
+        The mean is over the time that messages take: a large one is on its way for longer, so that of those
+        that are at any moment more are large.
+        """
+        if read in self._reads:
+            del self._reads[read]
+            self._coming_bytes = self._coming_bytes - read.charge_bytes if self._reads else 0.0
+        if size_bytes is not None:
+            took_s = now - read.started
+            self._mean_bytes += (size_bytes - self._mean_bytes) * took_s / (took_s + _USUAL_S)
+
+    @contextmanager
+    def working(self, size_bytes: int) -> Iterator[None]:
+        """Room for what is made of a message that has come, while the block runs.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        promised_bytes = _COPIES_BEYOND_READ * size_bytes
+        if size_bytes >= _SMALL_BYTES and self._working_bytes:
+            left_bytes = self._left() - self._last_bytes - self._decoding_bytes
+            if left_bytes < promised_bytes + self._working_bytes:
+                raise self.too_short()
+        self._working_bytes += promised_bytes
+        try:
+            yield
+        finally:
+            self._working_bytes -= promised_bytes
+
+    def give_up(self) -> None:
+        """Give up some of the messages on their way if memory is nearly gone, so that it lasts for others.
+
+        First those that have been coming the longest: they hold the most, and slow clients must not keep the
+        others out. Then of streams the latest: an older one is more likely idle, and holds nothing.
+        """
+        if not self._reads or self._left() >= self._last_bytes:
+            return
+        reads = list(self._reads)  # as they began
+        ordered = [each for each in reads if not each.stream]
+        ordered += [each for each in reversed(reads) if each.stream]
+        for each in ordered[: max(1, len(ordered) // _GIVEN_UP_PART)]:
+            self._coming_bytes -= each.charge_bytes
+            del self._reads[each]
+            each.give_up(self.too_short())
+
+    def too_short(self) -> Overloaded:
+        """What those are told who are refused for want of memory; counted."""
+        self.short.set()
+        self._refused()
+        return Overloaded(
+            "the gateway's memory is nearly used up, and nothing of this request was kept",
+            stage="admission",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    @contextmanager
+    def decoding(self, size_bytes: int) -> Iterator[None]:
+        """Room for an image's pixels while the block runs.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        with self._lock:
+            if self._left() - self._last_bytes < self._decoding_bytes + size_bytes:
+                raise out_of_memory("decode")
+            self._decoding_bytes += size_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._decoding_bytes -= size_bytes
