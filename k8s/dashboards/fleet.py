@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from k8s.dashboards.panels import board, lines, query
+from k8s.dashboards.panels import Row, board, lines, query
 
 _M = '{model=~"$model"}'
 
 
 def dashboard() -> Dashboard:
     """The dashboard."""
-    made = board("sluice-fleet", "Sluice: fleet", "Replicas, TensorFlow Serving, GPUs, gateways.")
-    return _gateways(_graphics(_serving(_replicas(made))))
+    rows = _replicas(), _serving(), _graphics(), _gateways()
+    return board("sluice-fleet", "Sluice: fleet", "Replicas, TensorFlow Serving, GPUs, gateways.", *rows)
 
 
-def _replicas(made: Dashboard) -> Dashboard:
-    return (
-        made.with_row(Row("Replicas"))
-        .with_panel(
+def _replicas() -> Row:
+    return Row(
+        "Replicas",
+        (
             lines(
                 "Replicas up",
                 "1 where any gateway gets an answer; and whether calls have failed of late.",
                 query("max by (replica) (sluice_replica_up)", "{{replica}} up"),
                 query("max by (replica) (sluice_replica_breaker_open)", "{{replica}} left alone"),
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Replicas that have a version",
                 "As the best informed gateway sees it.",
                 query(
                     f"max by (model, version) (sluice_model_version_replicas{_M})", "{{model}} {{version}}"
                 ),
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "States of versions",
                 "1 for the state that is furthest on any replica.",
@@ -43,23 +39,21 @@ def _replicas(made: Dashboard) -> Dashboard:
                     f"max by (model, version, state) (sluice_model_version_state{_M}) == 1",
                     "{{model}} {{version}} {{state}}",
                 ),
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Load and latency of a replica",
                 "Calls in flight from all gateways; moving average of a call's duration.",
                 query("sum by (replica) (sluice_replica_calls_in_flight)", "{{replica}} in flight"),
                 query("avg by (replica) (sluice_replica_latency_seconds)", "{{replica}} seconds"),
-            )
-        )
+            ),
+        ),
     )
 
 
-def _serving(made: Dashboard) -> Dashboard:
-    return (
-        made.with_row(Row("TensorFlow Serving's own metrics"))
-        .with_panel(
+def _serving() -> Row:
+    return Row(
+        "TensorFlow Serving's own metrics",
+        (
             lines(
                 "Requests",
                 "By model and status; they carry no version.",
@@ -68,9 +62,7 @@ def _serving(made: Dashboard) -> Dashboard:
                     "{{model_name}} {{status}}",
                 ),
                 unit="reqps",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Latency",
                 "99th percentile, of requests that succeeded only.",
@@ -80,39 +72,37 @@ def _serving(made: Dashboard) -> Dashboard:
                     "{{model_name}}",
                 ),
                 unit="µs",
-            )
-        )
+            ),
+        ),
     )
 
 
-def _graphics(made: Dashboard) -> Dashboard:
-    return (
-        made.with_row(Row("GPUs (NVIDIA's DCGM exporter)"))
-        .with_panel(
+def _graphics() -> Row:
+    return Row(
+        "GPUs (NVIDIA's DCGM exporter)",
+        (
             lines(
                 "GPU utilisation",
                 "By GPU and pod.",
                 query("avg by (gpu, pod) (DCGM_FI_DEV_GPU_UTIL)", "{{pod}} {{gpu}}"),
                 unit="percent",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "GPU memory",
                 "Used and free.",
                 query("sum by (gpu, pod) (DCGM_FI_DEV_FB_USED)", "{{pod}} {{gpu}} used"),
                 query("sum by (gpu, pod) (DCGM_FI_DEV_FB_FREE)", "{{pod}} {{gpu}} free"),
                 unit="decmbytes",
-            )
-        )
+            ),
+        ),
     )
 
 
-def _gateways(made: Dashboard) -> Dashboard:
+def _gateways() -> Row:
     by = "instance"
-    return (
-        made.with_row(Row("Gateways"))
-        .with_panel(
+    return Row(
+        "Gateways",
+        (
             lines(
                 "Processor time",
                 "Cores that each gateway uses.",
@@ -121,9 +111,7 @@ def _gateways(made: Dashboard) -> Dashboard:
                     f"and on ({by}) sluice_build_info)",
                     "{{instance}}",
                 ),
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Memory",
                 "Resident memory, and bytes of bodies held.",
@@ -133,6 +121,6 @@ def _gateways(made: Dashboard) -> Dashboard:
                 ),
                 query(f"sum by ({by}) (sluice_request_body_bytes)", "{{instance}} bodies"),
                 unit="bytes",
-            )
-        )
+            ),
+        ),
     )

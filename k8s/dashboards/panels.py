@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
+from typing import NamedTuple
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.builders.dashboard import Dashboard, DatasourceVariable, QueryVariable
 from grafana_foundation_sdk.models.common import (
     LegendDisplayMode,
@@ -18,8 +20,15 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 WIDE, HIGH = 12, 8
 
 
-def board(uid: str, title: str, description: str) -> Dashboard:
-    """An empty dashboard that asks for the data source, and for models."""
+class Row(NamedTuple):
+    """A row of a dashboard: its title, and the panels below it from left to right."""
+
+    title: str
+    panels: tuple[timeseries.Panel | stat.Panel, ...]
+
+
+def board(uid: str, title: str, description: str, *rows: Row) -> Dashboard:
+    """A dashboard of these rows, which asks for the data source, and for models."""
     models = (
         QueryVariable("model")
         .datasource(SOURCE)
@@ -27,7 +36,7 @@ def board(uid: str, title: str, description: str) -> Dashboard:
         .multi(True)
         .include_all(True)
     )
-    return (
+    made = (
         Dashboard(title)
         .uid(uid)
         .description(description)
@@ -37,6 +46,11 @@ def board(uid: str, title: str, description: str) -> Dashboard:
         .with_variable(DatasourceVariable("datasource").type("prometheus"))
         .with_variable(models)
     )
+    for row in rows:
+        made = made.with_row(dashboard.Row(row.title))
+        for panel in row.panels:
+            made = made.with_panel(panel)
+    return made
 
 
 def query(expression: str, legend: str) -> prometheus.Dataquery:

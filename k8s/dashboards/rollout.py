@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from k8s.dashboards.panels import board, lines, query
+from k8s.dashboards.panels import Row, board, lines, query
 
 _M = '{model=~"$model"}'
 
 
 def dashboard() -> Dashboard:
     """The dashboard."""
-    return _counts(
-        _evidence(board("sluice-rollout", "Sluice: rollout", "Evidence for and against a new version."))
-    )
+    rows = _where_it_is(), _evidence(), _counts()
+    return board("sluice-rollout", "Sluice: rollout", "Evidence for and against a new version.", *rows)
 
 
-def _evidence(made: Dashboard) -> Dashboard:
-    return (
-        made.with_row(Row("Where it is"))
-        .with_panel(
+def _where_it_is() -> Row:
+    return Row(
+        "Where it is",
+        (
             lines(
                 "Traffic",
                 "The share of the requests that each arm answers.",
@@ -29,9 +28,7 @@ def _evidence(made: Dashboard) -> Dashboard:
                 ),
                 unit="percentunit",
                 stacked=True,
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Phase",
                 "1 for the phase that each model's newest rollout is in.",
@@ -39,25 +36,28 @@ def _evidence(made: Dashboard) -> Dashboard:
                     f"max by (model, phase, stable, candidate) (sluice_rollout_info{_M})",
                     "{{model}} {{stable}} → {{candidate}}: {{phase}}",
                 ),
-            )
-        )
-        .with_row(Row("Evidence"))
-        .with_panel(
+            ),
+        ),
+    )
+
+
+def _evidence() -> Row:
+    return Row(
+        "Evidence",
+        (
             lines(
                 "On the way to: it is worse",
                 "The logarithm of the e-value over that of its limit: at 1 the candidate is rolled back.",
                 query(_way("worse"), "{{model}} {{criterion}}"),
                 unit="percentunit",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "On the way to: it is good enough",
                 "The same for the promotion, which takes every required criterion.",
                 query(_way("good"), "{{model}} {{criterion}}"),
                 unit="percentunit",
-            )
-        )
+            ),
+        ),
     )
 
 
@@ -69,11 +69,11 @@ def _way(verdict: str) -> str:
     )
 
 
-def _counts(made: Dashboard) -> Dashboard:
+def _counts() -> Row:
     bad, everything = '{model=~"$model",kind="bad"}', '{model=~"$model",kind="all"}'
-    return (
-        made.with_row(Row("What was counted"))
-        .with_panel(
+    return Row(
+        "What was counted",
+        (
             lines(
                 "Share of bad events",
                 "Since the rollout began, by criterion and arm.",
@@ -83,9 +83,7 @@ def _counts(made: Dashboard) -> Dashboard:
                     "{{model}} {{criterion}} {{arm}}",
                 ),
                 unit="percentunit",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Requests by arm",
                 "Of every gateway.",
@@ -94,9 +92,7 @@ def _counts(made: Dashboard) -> Dashboard:
                     "{{model}} {{arm}} {{outcome}}",
                 ),
                 unit="reqps",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Agreement of copies",
                 "Images that both versions named alike, by the class that the stable version named.",
@@ -106,9 +102,7 @@ def _counts(made: Dashboard) -> Dashboard:
                     "{{model}} {{class}}",
                 ),
                 unit="percentunit",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Calls of each version",
                 "Calls to replicas, and those that the version failed.",
@@ -121,9 +115,7 @@ def _counts(made: Dashboard) -> Dashboard:
                     f"(rate(sluice_version_calls_failed_total{_M}[$__rate_interval]))",
                     "{{model}} {{version}} failed",
                 ),
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Feedback",
                 "Share of the answers about which feedback came that were wrong.",
@@ -133,6 +125,6 @@ def _counts(made: Dashboard) -> Dashboard:
                     "{{model}} {{version}}",
                 ),
                 unit="percentunit",
-            )
-        )
+            ),
+        ),
     )

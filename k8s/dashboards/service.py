@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
+from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from k8s.dashboards.panels import board, lines, number, query
+from k8s.dashboards.panels import Row, board, lines, number, query
 
 _M = '{model=~"$model"}'
 _FAILED = 'outcome=~"internal|unavailable|deadline-exceeded|overloaded"'
@@ -12,21 +12,20 @@ _FAILED = 'outcome=~"internal|unavailable|deadline-exceeded|overloaded"'
 
 def dashboard() -> Dashboard:
     """The dashboard."""
-    return _work(_requests(board("sluice-service", "Sluice: service", "Rate, errors, duration; by version.")))
+    rows = _at_a_glance(), _requests(), _where_the_time_goes(), _predictions()
+    return board("sluice-service", "Sluice: service", "Rate, errors, duration; by version.", *rows)
 
 
-def _requests(made: Dashboard) -> Dashboard:
-    return (
-        made.with_row(Row("At a glance"))
-        .with_panel(
+def _at_a_glance() -> Row:
+    return Row(
+        "At a glance",
+        (
             number(
                 "Requests a second",
                 "All of them, refused ones included.",
                 query("sum(rate(sluice_requests_total[$__rate_interval]))", ""),
                 "reqps",
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "Failed",
                 "Of all requests those that the service could have answered and did not.",
@@ -36,9 +35,7 @@ def _requests(made: Dashboard) -> Dashboard:
                     "",
                 ),
                 "percentunit",
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "99th percentile",
                 "Of the duration of a request.",
@@ -48,18 +45,21 @@ def _requests(made: Dashboard) -> Dashboard:
                     "",
                 ),
                 "s",
-            )
-        )
-        .with_panel(
+            ),
             number(
                 "Room",
                 "How full the fullest gateway is.",
                 query("max(sluice_requests_in_flight / sluice_requests_in_flight_limit)", ""),
                 "percentunit",
-            )
-        )
-        .with_row(Row("Requests"))
-        .with_panel(
+            ),
+        ),
+    )
+
+
+def _requests() -> Row:
+    return Row(
+        "Requests",
+        (
             lines(
                 "Requests by version and arm",
                 "Which version answers, and as which arm of a rollout.",
@@ -69,9 +69,7 @@ def _requests(made: Dashboard) -> Dashboard:
                 ),
                 unit="reqps",
                 stacked=True,
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Requests by outcome",
                 "`ok`, or the kind of error.",
@@ -80,9 +78,7 @@ def _requests(made: Dashboard) -> Dashboard:
                     "{{protocol}} {{outcome}}",
                 ),
                 unit="reqps",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Duration by version",
                 "50th and 99th percentile.",
@@ -95,9 +91,7 @@ def _requests(made: Dashboard) -> Dashboard:
                     for quantile, name in (("0.5", "p50"), ("0.99", "p99"))
                 ),
                 unit="s",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Refusals",
                 "By reason: no credentials, over a limit, no room.",
@@ -105,15 +99,15 @@ def _requests(made: Dashboard) -> Dashboard:
                     "sum by (reason) (rate(sluice_requests_refused_total[$__rate_interval]))", "{{reason}}"
                 ),
                 unit="reqps",
-            )
-        )
+            ),
+        ),
     )
 
 
-def _work(made: Dashboard) -> Dashboard:
-    return (
-        made.with_row(Row("Where the time goes"))
-        .with_panel(
+def _where_the_time_goes() -> Row:
+    return Row(
+        "Where the time goes",
+        (
             lines(
                 "Stages",
                 "Mean time in each stage of a request's path.",
@@ -124,9 +118,7 @@ def _work(made: Dashboard) -> Dashboard:
                 ),
                 unit="s",
                 stacked=True,
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Stages, 99th percentile",
                 "The slow ones.",
@@ -136,9 +128,7 @@ def _work(made: Dashboard) -> Dashboard:
                     "{{stage}}",
                 ),
                 unit="s",
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Images in a batch",
                 "Mean size of a call to a replica, and why batches leave.",
@@ -151,19 +141,22 @@ def _work(made: Dashboard) -> Dashboard:
                     f"sum by (reason) (rate(sluice_batches_total{_M}[$__rate_interval]))",
                     "{{reason}}, a second",
                 ),
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Queue and room",
                 "Images that wait, and requests in flight with their limit.",
                 query(f"sum by (model) (sluice_queue_depth{_M})", "{{model}} waiting"),
                 query("sum(sluice_requests_in_flight)", "in flight"),
                 query("sum(sluice_requests_in_flight_limit)", "limit"),
-            )
-        )
-        .with_row(Row("Predictions"))
-        .with_panel(
+            ),
+        ),
+    )
+
+
+def _predictions() -> Row:
+    return Row(
+        "Predictions",
+        (
             lines(
                 "Predicted classes",
                 "Images by the class that was put first; a shift shows here first.",
@@ -172,13 +165,11 @@ def _work(made: Dashboard) -> Dashboard:
                     "{{model}} {{class}}",
                 ),
                 stacked=True,
-            )
-        )
-        .with_panel(
+            ),
             lines(
                 "Drift",
                 "Population stability index against the training data; 0.25 is far.",
                 query(f"max by (model, version) (sluice_prediction_drift{_M})", "{{model}} {{version}}"),
-            )
-        )
+            ),
+        ),
     )
