@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
 DESCRIPTOR_SETS = ("tensorflow_serving.binpb", "sluice.binpb")
 
@@ -42,6 +42,17 @@ def methods(service: str) -> dict[str, tuple[Any, Any]]:
         method.name: (message(method.input_type.full_name), message(method.output_type.full_name))
         for method in found.methods
     }
+
+
+def as_json(found: Any) -> str:
+    """A message as TensorFlow Serving's REST API prints it: by its fields' own names, defaults too."""
+    return json_format.MessageToJson(
+        found,
+        always_print_fields_with_no_presence=True,
+        preserving_proto_field_name=True,
+        indent=1,
+        ensure_ascii=False,
+    )
 
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"

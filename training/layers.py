@@ -193,8 +193,26 @@ class Below(keras.layers.Layer):
         return {**super().get_config(), "threshold": self.threshold}
 
 
+class _Residual(keras.layers.Layer):
+    """What its hidden layers make of the inputs is added to them, so both have one shape."""
+
+    hidden: Sequence[keras.layers.Layer]
+
+    def build(self, input_shape: Shape) -> None:
+        """Makes the hidden layers' weights."""
+        build_chain(self.hidden, input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """The sum of the inputs and what the hidden layers make of them."""
+        return inputs + chain(self.hidden, inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The input's."""
+        return input_shape
+
+
 @registered
-class CNNResidual(keras.layers.Layer):
+class CNNResidual(_Residual):
     """Convolutions made in a loop, added to the input: [N, H, W, filters] in and out."""
 
     def __init__(self, depth: int, filters: int, **kwargs: Any) -> None:
@@ -206,25 +224,13 @@ class CNNResidual(keras.layers.Layer):
             for _ in range(depth)
         ]
 
-    def build(self, input_shape: Shape) -> None:
-        """Makes the convolutions' weights."""
-        build_chain(self.hidden, input_shape)
-
-    def call(self, inputs: Any) -> Any:
-        """The sum of the inputs and what the hidden layers make of them."""
-        return inputs + chain(self.hidden, inputs)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """The input's."""
-        return input_shape
-
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "depth": self.depth, "filters": self.filters}
 
 
 @registered
-class DNNResidual(keras.layers.Layer):
+class DNNResidual(_Residual):
     """Dense layers made in a loop, added to the input: [N, units] in and out."""
 
     def __init__(self, depth: int, units: int, **kwargs: Any) -> None:
@@ -234,18 +240,6 @@ class DNNResidual(keras.layers.Layer):
         self.hidden = [
             keras.layers.Dense(units, activation="relu", dtype=self.dtype_policy) for _ in range(depth)
         ]
-
-    def build(self, input_shape: Shape) -> None:
-        """Makes the dense layers' weights."""
-        build_chain(self.hidden, input_shape)
-
-    def call(self, inputs: Any) -> Any:
-        """The sum of the inputs and what the hidden layers make of them."""
-        return inputs + chain(self.hidden, inputs)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """The input's."""
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

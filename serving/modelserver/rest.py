@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from google.protobuf import json_format
-
 from serving import protos, tensor_json, tensor_json_writing, tensors
 from serving.errors import InvalidInput, Unimplemented
 from serving.example_json import parse_examples
@@ -127,7 +125,7 @@ class RestApi:
         return tensor_json_writing.render_regressions([entry.value for entry in result.regressions])
 
     def _status(self, spec: Any) -> bytes:
-        return _as_json(
+        return protos.as_json(
             self.services.get_model_status(protos.GetModelStatusRequest(model_spec=spec))
         ).encode()
 
@@ -137,19 +135,9 @@ class RestApi:
         signatures = protos.SignatureDefMap()
         response.metadata[SIGNATURE_DEF].Unpack(signatures)
         return (
-            f'{{\n"model_spec":{_as_json(response.model_spec)},\n'
-            f'"metadata": {{"signature_def": {_as_json(signatures)}}}\n}}\n'
+            f'{{\n"model_spec":{protos.as_json(response.model_spec)},\n'
+            f'"metadata": {{"signature_def": {protos.as_json(signatures)}}}\n}}\n'
         ).encode()
-
-
-def _as_json(message: Any) -> str:
-    return json_format.MessageToJson(
-        message,
-        always_print_fields_with_no_presence=True,
-        preserving_proto_field_name=True,
-        indent=1,
-        ensure_ascii=False,
-    )
 
 
 def _model_spec(name: str, version: str | None, label: str | None) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from google.protobuf import json_format
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
@@ -92,7 +91,7 @@ class TensorFlowServingRest:
         """Answer a GET of a model or of a version; a label is ignored, as in the original."""
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref):
-            return _json(_as_json(status_response(self._gateway.catalog, ref)).encode())
+            return _json(protos.as_json(status_response(self._gateway.catalog, ref)).encode())
 
     async def metadata(self, scope: Scope, ref: ModelRef) -> Response:
         """Answer a GET of a version's signatures."""
@@ -105,8 +104,8 @@ class TensorFlowServingRest:
         for name, signature in model.signatures.items():
             signatures.signature_def[name].CopyFrom(signature)
         return _json(
-            f'{{\n"model_spec":{_as_json(spec)},\n'
-            f'"metadata": {{"{SIGNATURE_DEF}": {_as_json(signatures)}}}\n}}\n'.encode()
+            f'{{\n"model_spec":{protos.as_json(spec)},\n'
+            f'"metadata": {{"{SIGNATURE_DEF}": {protos.as_json(signatures)}}}\n}}\n'.encode()
         )
 
 
@@ -121,16 +120,6 @@ def _predict_request(parsed: tensor_json.PredictBody, types: dict[str, int]) -> 
 def _render_predict(response: Any, form: tensor_json.Form) -> bytes:
     outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
     return tensor_json_writing.render_predict(outputs, form)
-
-
-def _as_json(message: Any) -> str:
-    return json_format.MessageToJson(
-        message,
-        always_print_fields_with_no_presence=True,
-        preserving_proto_field_name=True,
-        indent=1,
-        ensure_ascii=False,
-    )
 
 
 def _json(body: bytes) -> Response:
