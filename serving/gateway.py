@@ -95,6 +95,8 @@ class Gateway:
             ),
             clock=clock,
         )
+        if self.pressure is not None:
+            self.pressure.busy = lambda: self.admission.in_flight > 0
         self.journal = Journal.from_settings(settings, metrics, clock)
         self.draining = False
         self.steering = steering or Steering()

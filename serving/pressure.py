@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from serving.errors import Overloaded, out_of_memory
 
-# Parts of what was left at the start, not of the limit: how much of that a process takes by itself varies.
+# Parts of what is left when nothing is worked on, not of the limit: what a process takes by itself varies.
 _KEPT_PART = 0.2
 _LAST_PART = 0.1
 # A message is there about three times: as gRPC has it and as one string of bytes; then parsed, and as what is
@@ -34,6 +34,8 @@ _SAMPLE_S = 0.005
 _STALE_S = 0.001
 _SMALL_BYTES = 256 * 2**10
 _GIVEN_UP_PART = 4
+# Long enough for what is free to be given back.
+_SETTLE_S = 0.5
 _FORGETTING = 0.99
 _MOST_PEERS = 4096
 RETRY_AFTER_S = 1.0
@@ -94,6 +96,7 @@ class Pressure:
 
     Attributes:
         short: set while memory is short, so that what is free can be given back; whoever does so clears it.
+        busy: whether requests are worked on.
     """
 
     def __init__(
@@ -101,9 +104,8 @@ class Pressure:
     ) -> None:
         self._left = left
         self._refused = refused
-        at_start = left()
-        self._kept_bytes = int(at_start * _KEPT_PART)
-        self._last_bytes = int(at_start * _LAST_PART)
+        self._idle_left_bytes = self._at_start_bytes = left()
+        self._short_since: float | None = None
         self._most_bytes = float(_COPIES * largest_bytes)
         self._mean_bytes = 0.0
         self._reads: dict[Read, None] = {}
@@ -114,11 +116,11 @@ class Pressure:
         self._beyond_kept_bytes = 0
         self._sampled = float("-inf")
         self.short = asyncio.Event()
+        self.busy: Callable[[], bool] = lambda: False
 
     @property
-    def left_bytes(self) -> int:
-        """How many bytes the process may still take."""
-        return self._left()
+    def _last_bytes(self) -> int:
+        return int(self._idle_left_bytes * _LAST_PART)
 
     @property
     def reading(self) -> bool:
@@ -127,8 +129,26 @@ class Pressure:
 
     def check(self, now: float) -> None:
         """Raise Overloaded if memory is so short that nothing more is taken."""
-        if self._sample(now, _SAMPLE_S) <= 0 and self._sample(now, _STALE_S) <= 0:
+        if self._sample(now, _SAMPLE_S) > 0 or self._sample(now, _STALE_S) > 0:
+            self._short_since = None
+        elif not self._settled(now):
             raise self.too_short()
+
+    def _settled(self, now: float) -> bool:
+        """Whether nothing is worked on, and yet no more memory is to be had, not even by giving some back.
+
+        What is left then is all there is, and to refuse would be for ever.
+        """
+        if self.busy() or self._working_bytes:
+            self._short_since = None
+            return False
+        self._short_since = self._short_since or now
+        if now - self._short_since < _SETTLE_S:
+            return False
+        self._short_since = None
+        self._idle_left_bytes = self._left()
+        self._sampled = float("-inf")
+        return self._idle_left_bytes > 0
 
     def has_room(self, now: float, expected_bytes: int | None = None) -> bool:
         """Whether one more message can be read, of the size that is expected of it; None: of the largest.
@@ -147,7 +167,9 @@ class Pressure:
         """How much is left beyond what is kept, as it was at most `oldest_s` ago."""
         if now - self._sampled >= oldest_s:
             self._sampled = now
-            self._beyond_kept_bytes = self._left() - self._kept_bytes
+            left_bytes = self._left()
+            self._idle_left_bytes = min(self._at_start_bytes, max(self._idle_left_bytes, left_bytes))
+            self._beyond_kept_bytes = left_bytes - int(self._idle_left_bytes * _KEPT_PART)
             for read in self._reads:
                 read.charge_bytes = self._charge(read, now - read.started)
             self._coming_bytes = sum(read.charge_bytes for read in self._reads)

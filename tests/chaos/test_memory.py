@@ -19,7 +19,7 @@ from PIL import Image
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from serving.memory import Bound, Usage, fitting
+from serving.memory import Bound, Usage, fitting, held_by_group
 from serving.rest.connection import Connection
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.pictures import encoded, gradient
@@ -75,7 +75,11 @@ async def post(client: httpx.AsyncClient, body: bytes) -> httpx.Response:
 
 
 async def assert_answers(live: LiveProcess, client: httpx.AsyncClient) -> None:
+    """Soon, and from then on: it may refuse for the moment in which it gives memory back."""
     assert live.process.returncode is None
+    async with asyncio.timeout(10):
+        while (await post(client, PICTURE)).status_code == 503:
+            await asyncio.sleep(0.05)
     for _ in range(3):
         answer = await post(client, PICTURE)
         assert answer.status_code == 200, answer.text
@@ -156,3 +160,35 @@ def test_bodies_are_kept_to_a_third_of_the_least_that_is_left(tmp_path: Path) ->
     found = [each for each in Usage(cgroup_files=names).bounds() if each.limit_bytes == 10**12]
     assert len(found) == 1
     assert 10 * MIB < found[0].used_bytes < 10**12
+
+
+def test_what_a_control_group_holds_is_without_the_pages_of_files(tmp_path: Path) -> None:
+    assert held_by_group(tmp_path) == 0
+    new, old = tmp_path / "v2", tmp_path / "v1"
+    new.mkdir()
+    (new / "memory.current").write_text("1000\n")
+    (new / "memory.stat").write_text("anon 500\ninactive_file 200\nactive_file 100\n")
+    assert held_by_group(new) == 700
+    old.mkdir()
+    (old / "memory.usage_in_bytes").write_text("1000\n")
+    (old / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 20\ntotal_active_file 30\n")
+    assert held_by_group(old) == 950
+
+
+def test_what_others_hold_in_the_group_counts_and_is_asked_for_once_a_second(tmp_path: Path) -> None:
+    now = 0.0
+    (tmp_path / "memory.max").write_text(str(10**12))
+    (tmp_path / "memory.stat").write_text("")
+    (tmp_path / "memory.current").write_text(str(6 * 10**11))
+    usage = Usage(cgroup_files=[str(tmp_path / "memory.max")], clock=lambda: now)
+    assert usage.left() == pytest.approx(4 * 10**11, abs=10**9)
+    (tmp_path / "memory.current").write_text(str(7 * 10**11))
+    assert usage.left() == pytest.approx(4 * 10**11, abs=10**9)
+    now = 1.5
+    assert usage.left() == pytest.approx(3 * 10**11, abs=10**9)
+
+
+def test_a_setting_limits_what_is_resident() -> None:
+    resident = psutil.Process().memory_info().rss
+    bound = Usage(max_bytes=resident + 10**12, cgroup_files=()).bounds()[-1]
+    assert bound.left_bytes == pytest.approx(10**12, abs=10**9)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from serving.errors import BadImage, TooLarge
+from serving.errors import BadImage, Overloaded, TooLarge, out_of_memory
 from serving.images import ImageSpec, decode
 from tests.support.pictures import encoded, gradient, png_bomb
 
@@ -135,3 +138,40 @@ def test_bytes_that_are_no_image_are_refused() -> None:
     tiff = encoded(gradient(), "TIFF")
     with pytest.raises(BadImage, match="are no image"):
         decode(tiff, RGB, max_pixels=MAX_PIXELS)
+
+
+def test_a_large_transparent_image_lies_over_white_as_a_whole_one_does() -> None:
+    """It is laid over white in strips, of which this one has several."""
+    values = np.random.default_rng(3).integers(0, 256, (1500, 1700, 4), np.uint8)
+    picture = Image.fromarray(values)
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    whole = Image.alpha_composite(white, picture)
+    for spec in (RGB, GREY):
+        pixels = decode(encoded(picture, "PNG", compress_level=1), spec, max_pixels=MAX_PIXELS)
+        assert np.array_equal(pixels, reference(whole.convert("RGB"), spec))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_large_image_asks_for_room_before_it_is_decoded(file_format: str) -> None:
+    data = encoded(gradient(1300, 1000), file_format)
+    asked: list[int] = []
+    inside: list[bool] = []
+
+    @contextmanager
+    def room(size_bytes: int) -> Iterator[None]:
+        asked.append(size_bytes)
+        inside.append(True)
+        yield
+        inside.pop()
+
+    assert decode(data, RGB, max_pixels=MAX_PIXELS, room=room).shape == (16, 24, 3)
+    assert inside == []
+    assert asked == [1300 * 1000 * (8 if file_format == "PNG" else 4)]
+    decode(encoded(gradient(), file_format), RGB, max_pixels=MAX_PIXELS, room=room)
+    assert len(asked) == 1
+
+    def full(_size_bytes: int) -> AbstractContextManager[None]:
+        raise out_of_memory("decode")
+
+    with pytest.raises(Overloaded):
+        decode(data, RGB, max_pixels=MAX_PIXELS, room=full)
