@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
     from serving.main import Up
 
 _TIMEOUT_S = 10.0
+# TensorFlow takes seconds to load, on a busy machine tens of them.
+_DEMO_TIMEOUT_S = 120.0
 
 SAMPLE = Path(__file__).parent / "samples" / "seven.png"
 
@@ -162,12 +164,21 @@ def demo(models: ModelsDir = None, model_server: ModelServer = None) -> None:
 
 
 async def _post_sample(running: Up) -> None:
+    import asyncio
+
     import httpx
 
     path = "/v1/models/digits:classify"
     print(f"posting {SAMPLE.name} to {running.http_url}{path} …", flush=True)
     async with httpx.AsyncClient(base_url=running.http_url, timeout=60) as client:
-        await running.ready()
+        try:
+            async with asyncio.timeout(_DEMO_TIMEOUT_S):
+                await running.ready()
+        except TimeoutError:
+            raise SluiceError(
+                f"no version of every model could be loaded within {_DEMO_TIMEOUT_S:.0f} s; "
+                "the lines above have the reasons"
+            ) from None
         answer = await client.post(
             path,
             content=SAMPLE.read_bytes(),
@@ -262,5 +273,8 @@ def user_errors() -> Iterator[None]:
         first = innermost(error)
         if not isinstance(first, SluiceError | OSError):
             raise
-        print(f"error: {first}", file=sys.stderr)
+        text = str(first)
+        if isinstance(first, OSError) and first.strerror and first.filename:
+            text = f"{first.filename}: {first.strerror}"
+        print(f"error: {text}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(first, InvalidInput) else 1) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # A model server that starts needs seconds to load TensorFlow; until then its silence is nothing to tell.
-TELL_AFTER_S = 10.0
+TELL_AFTER_S = 20.0
 
 
 class Silence:

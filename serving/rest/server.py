@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import socket
 import time
@@ -51,7 +52,8 @@ def listen(
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise InvalidInput(f"cannot listen on {host}:{port} for HTTP: {error.strerror}") from error
+        hint = "; --http-port names another, 0 any free one" if error.errno == errno.EADDRINUSE else ""
+        raise InvalidInput(f"cannot listen on {host}:{port} for HTTP: {error.strerror}{hint}") from error
     return listener
 
 

@@ -164,9 +164,9 @@ async def test_the_silence_of_a_replica_is_told_once_and_so_is_its_end() -> None
         address = fake.address
     pool = Pool([Replica(TensorFlowServing(address))], calls_per_replica=2, clock=lambda: now[0])
     with capture_logs() as lines:
-        for now[0] in (0.0, 9.0, 10.0, 11.0):
+        for now[0] in (0.0, 19.0, 20.0, 21.0):
             await pool.refresh(["digits"])
-        told = [line for line in lines if "has not said for 10 s what it serves" in line["event"]]
+        told = [line for line in lines if "has not said for 20 s what it serves" in line["event"]]
         assert [line["replica"] for line in told] == [address]
         assert "connect" in told[0]["error"]
         async with running(FakeReplica(), address=address), asyncio.timeout(60):
