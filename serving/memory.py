@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 import structlog
 
+from serving.errors import InvalidInput
+
 _log = structlog.get_logger()
 
 # Control groups (cgroups(7)): version 2, and version 1, whose file says a number beyond any memory for none.
@@ -72,6 +74,9 @@ class Usage:
         max_bytes: how much it may have resident; None: as much as the others allow.
         cgroup_files: where a control group's limit is.
         clock: the monotonic clock, in seconds.
+
+    Raises:
+        InvalidInput: the process has more than `max_bytes` already.
     """
 
     def __init__(
@@ -91,6 +96,12 @@ class Usage:
         self._asked = float("-inf")
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         self._space_bytes = None if soft == resource.RLIM_INFINITY else soft
+        resident_bytes = int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES
+        if max_bytes is not None and resident_bytes >= max_bytes:
+            raise InvalidInput(
+                f"max_memory_bytes is {max_bytes:,}, and the gateway by itself takes {resident_bytes:,}; "
+                "give it a few hundred million more than that"
+            )
 
     @property
     def limited(self) -> bool:

@@ -19,6 +19,7 @@ from PIL import Image
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from serving.errors import InvalidInput
 from serving.memory import Bound, Usage, fitting, held_by_group
 from serving.rest.connection import Connection
 from tests.support.fake_replica import FakeReplica, running
@@ -192,3 +193,7 @@ def test_a_setting_limits_what_is_resident() -> None:
     resident = psutil.Process().memory_info().rss
     bound = Usage(max_bytes=resident + 10**12, cgroup_files=()).bounds()[-1]
     assert bound.left_bytes == pytest.approx(10**12, abs=10**9)
+    with pytest.raises(
+        InvalidInput, match=r"max_memory_bytes is 1,000,000, and the gateway by itself takes \d"
+    ):
+        Usage(max_bytes=1_000_000)
