@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from serving.commands import ApiKey, Url, user_errors
-from serving.errors import InvalidInput, SluiceError, Unavailable
+from serving.errors import InvalidInput, SluiceError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
     from ssl import SSLContext
@@ -164,6 +164,8 @@ async def _classify_one(client: AsyncClient, name: str, options: Options) -> Ans
 
     import httpx
 
+    from serving.gateway_url import ASKS_FOR_A_KEY
+
     try:
         data = await asyncio.to_thread(_read, name)
         prediction = await client.classify(
@@ -180,6 +182,8 @@ async def _classify_one(client: AsyncClient, name: str, options: Options) -> Ans
         if isinstance(error.__cause__, httpx.TransportError):  # so will all the others
             raise InvalidInput(f"{error.message}; start one: sluice serve, or pass --url") from error
         return Answer(name, error=error)
+    except Unauthenticated as error:  # so are all the others
+        raise InvalidInput(f"the gateway refused: {ASKS_FOR_A_KEY}") from error
     except SluiceError as error:
         return Answer(name, error=error)
     return Answer(name, prediction)

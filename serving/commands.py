@@ -243,12 +243,12 @@ def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
     """The gateway's answer.
 
     Raises:
-        InvalidInput: nobody answers there; the text says what to do.
+        InvalidInput: nobody answers there, or a key is missing; the text says what to do.
         SluiceError: the gateway refuses.
     """
     import httpx
 
-    from serving.gateway_url import unreachable
+    from serving.gateway_url import ASKS_FOR_A_KEY, unreachable
 
     try:
         answer = client.request(method, path)
@@ -257,6 +257,8 @@ def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
         raise InvalidInput(f"{told.message}; start one: sluice serve, or pass --url") from error
     if answer.is_success:
         return answer
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise InvalidInput(f"{client.base_url} refused: {ASKS_FOR_A_KEY}")
     try:
         refused = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):

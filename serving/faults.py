@@ -37,6 +37,25 @@ def message(fault: Mapping[str, Any], *, with_input: bool = True) -> str:
     return text
 
 
+def of_closest(found: Sequence[Mapping[str, Any]]) -> list[tuple[Location, Mapping[str, Any]]]:
+    """Faults of a body that may have one of several forms (a union): those of the form that it is closest to.
+
+    Args:
+        found: pydantic's faults, at `body`, the form's class, then the field.
+
+    Returns:
+        Each with its place, the form left out of it.
+    """
+    forms: dict[str, list[tuple[Location, Mapping[str, Any]]]] = {}
+    for each in found:
+        place: Location = tuple(each["loc"])
+        form = str(place[1]) if len(place) > 2 else ""
+        if not form[:1].isupper():  # a field's name, and no class's
+            return [(tuple(other["loc"]), other) for other in found]
+        forms.setdefault(form, []).append(((place[0], *place[2:]), each))
+    return min(forms.values(), key=lambda of: (sum(e["type"] == "extra_forbidden" for _, e in of), len(of)))
+
+
 def dotted(location: Location) -> str:
     """A place in nested values, such as `canary[0].weight`."""
     text = ""

@@ -6,6 +6,9 @@ import httpx
 
 from serving.errors import InvalidInput, Unavailable
 
+ASKS_FOR_A_KEY = "it asks for a key: pass --api-key, or better set SLUICE_API_KEY"
+"""What a command says instead of how credentials are sent: the command sends them."""
+
 
 def checked(url: str) -> httpx.URL:
     """The address, parsed; raises InvalidInput if it is none."""

@@ -44,7 +44,10 @@ GatewayUrl = Annotated[
 Key = Annotated[
     str | None,
     typer.Option(
-        "--key", envvar="SLUICE_API_KEY", help="The gateway's API key, scope admin; better by environment."
+        "--key",
+        "--api-key",
+        envvar="SLUICE_API_KEY",
+        help="The gateway's API key, scope admin; better by environment.",
     ),
 ]
 RolloutId = Annotated[

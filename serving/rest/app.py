@@ -137,7 +137,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         if found[0]["type"] == "json_invalid":  # its place is a character's, not a field's
             text = f"the body is {faults.message(found[0])} at character {found[0]['loc'][-1]}"
         else:
-            text = "; ".join(f"{faults.dotted(each['loc'])}: {faults.message(each)}" for each in found)
+            closest = faults.of_closest(found)
+            text = "; ".join(f"{faults.dotted(place)}: {faults.message(each)}" for place, each in closest)
         return _problem(request, InvalidInput(text))
 
 

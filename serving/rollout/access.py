@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from serving.errors import InvalidInput, NotFound, SluiceError, Unavailable
-from serving.gateway_url import checked, unreachable
+from serving.gateway_url import ASKS_FOR_A_KEY, checked, unreachable
 from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
@@ -207,6 +207,8 @@ class GatewayAccess:
             if answer.is_success:
                 return found
             kind, text = str(found["type"]), str(found["detail"])
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                raise InvalidInput(f"the gateway at {self._url} refused: {ASKS_FOR_A_KEY}")
         except (ValueError, KeyError, TypeError):
             kind, text = "", f"status {answer.status_code}, and not what a gateway of Sluice answers"
         refused = InvalidInput if kind.endswith(f":{InvalidInput.kind}") else SluiceError

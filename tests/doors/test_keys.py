@@ -238,6 +238,20 @@ async def reload(running: Running, key: str) -> Any:
         return await call(message, metadata=(("x-api-key", key),))
 
 
+async def test_commands_say_how_a_key_is_passed(
+    replica: ScriptedReplica, key_file: Path, tmp_path: Path
+) -> None:
+    keys_command("add", "a", f"--file={key_file}")
+    picture = tmp_path / "a.png"
+    picture.write_bytes(grey_png(200))
+    async with keyed(replica, key_file) as (up, _):
+        for arguments in (["classify", str(picture)], ["models"]):
+            invoke = CliRunner(env={"SLUICE_API_KEY": None}).invoke
+            result = await asyncio.to_thread(invoke, build(), [*arguments, f"--url={up.http_url}"])
+            assert result.exit_code == 2
+            assert "refused: it asks for a key: pass --api-key, or better set SLUICE" in result.stderr
+
+
 async def test_only_an_admin_changes_the_models(replica: ScriptedReplica, key_file: Path) -> None:
     common = keys_command("add", "a", f"--file={key_file}")
     admin = keys_command("add", "root", "--scope=admin", f"--file={key_file}")

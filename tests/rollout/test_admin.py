@@ -91,6 +91,16 @@ async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:
         batch = await scene.client.post("/v1/feedback", json={"feedback": [feedback, forged]})
         assert [each["status"] for each in batch.json()["results"]] == ["duplicate", "refused"]
         assert (await scene.client.post("/v1/feedback", json={"feedback": []})).status_code == 400
+        for body, fault in (
+            (
+                {"prediction_id": 5},
+                "body.prediction_id: input should be a valid string, got 5; body.label: field",
+            ),
+            ({"feedback": {}}, "body.feedback: input should be a valid list"),
+            ({"feedback": [{"prediction_id": "x"}]}, "body.feedback[0].label: field required"),
+        ):
+            bad = await scene.client.post("/v1/feedback", json=body)
+            assert (bad.status_code, bad.json()["detail"][: len(fault)]) == (400, fault)
         torn = await scene.client.post(
             "/v1/feedback", content=b'{"feedback": [', headers={"content-type": "application/json"}
         )
