@@ -19,6 +19,8 @@ from tests.support.fake_replica import Refusal, running, until
 from tests.support.gateways import counted
 
 # Where everything shares one process, latency says nothing.
+pytestmark = pytest.mark.timeout(600)  # three gateways, an API server and Prometheus in one process
+
 PLAN = FAST | {"criteria": FAST["criteria"] | {"latency": None}}
 WAY = ["loading", "preflight", "shadow", "canary", "canary", "promoting", "promoted"]
 
