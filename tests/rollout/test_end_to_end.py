@@ -32,9 +32,7 @@ from tests.training.conftest import digits, published, shared_models
 
 __all__ = ("digits", "published", "shared_models")
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # whole rollouts by real processes, which share a machine with other tests
+pytestmark = pytest.mark.timeout(600)  # whole rollouts by real processes, beside other tests
 
 PLAN: dict[str, Any] = {
     "shadow": {"share": 0.5, "min_samples": 100, "min_time_s": 1.0},
