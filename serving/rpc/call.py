@@ -9,9 +9,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from serving import protos
-from serving.errors import Internal, SluiceError
+from serving.errors import Internal, InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import RequestContext
 from serving.rest.context import credential
@@ -38,17 +39,38 @@ def service(
         request, response = types[method]
         handlers[method] = grpc.unary_unary_rpc_method_handler(
             _unary(answer, gateway),
-            request_deserializer=request.FromString,
+            request_deserializer=_parser(request),
             response_serializer=response.SerializeToString,
         )
     for method, answers in (streams or {}).items():
         request, response = types[method]
         handlers[method] = grpc.stream_stream_rpc_method_handler(
             _stream(answers, gateway),
-            request_deserializer=request.FromString,
+            request_deserializer=_parser(request),
             response_serializer=response.SerializeToString,
         )
     return grpc.method_handlers_generic_handler(name, handlers)
+
+
+def _parser(message: Any) -> Callable[[bytes], Any]:
+    """Bytes to a message, or to the error that they are none: what a parser raises gRPC tells as UNKNOWN."""
+
+    def parse(serialized: bytes) -> Any:
+        try:
+            return message.FromString(serialized)
+        except DecodeError:
+            text = f"the {len(serialized)} bytes of the request are no {message.DESCRIPTOR.full_name}"
+            return InvalidInput(text, stage="admission")
+
+    return parse
+
+
+def _parsed(request: Any, context: RequestContext, gateway: Gateway) -> Any:
+    """The message; raises the error where there is one instead, and counts it."""
+    if isinstance(request, InvalidInput):
+        gateway.journal.refused_early(context.protocol, context.request_id, request)
+        raise request
+    return request
 
 
 def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[Any]]:
@@ -56,7 +78,7 @@ def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[A
         context = request_context(call, gateway.settings)
         response = None
         try:
-            response = await answer(request, context)
+            response = await answer(_parsed(request, context, gateway), context)
         except Exception as error:
             failure = as_kind(error, context)
         if response is None:
@@ -71,8 +93,9 @@ def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], 
     async def handle(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         context = request_context(call, gateway.settings)
         failure = None
+        parsed = (_parsed(request, context, gateway) async for request in requests)
         try:
-            async for response in answers(requests, context):
+            async for response in answers(parsed, context):
                 yield response
         except grpc.aio.AbortError:  # it was given up while a message was on its way
             raise

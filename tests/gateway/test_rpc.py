@@ -148,3 +148,26 @@ async def test_reflection_lists_every_service_and_gives_its_messages() -> None:
             "grpc.reflection.v1alpha.ServerReflection",
         } <= set(services)
         assert "ClassifyRequest" in messages
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "message"),
+    [
+        (protos.IMAGE_CLASSIFICATION, "Classify", "sluice.v1.ClassifyRequest"),
+        (protos.PREDICTION_SERVICE, "Predict", "tensorflow.serving.PredictRequest"),
+        (protos.OPEN_INFERENCE, "ModelStreamInfer", "inference.ModelInferRequest"),
+    ],
+)
+async def test_bytes_that_are_no_message_are_the_callers_fault(
+    service: str, method: str, message: str
+) -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        call: Any = channel.stream_stream if "Stream" in method else channel.unary_unary
+        sent = call(f"/{service}/{method}")([b"\xff\xff"] if "Stream" in method else b"\xff\xff")
+        assert await sent.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await sent.details() == f"the 2 bytes of the request are no {message}"
+        assert counted(up, "sluice_requests_total", protocol="grpc", outcome="invalid-input") == 1
