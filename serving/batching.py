@@ -201,10 +201,10 @@ class Batcher(Generic[AnyPlace]):
         ahead = lane.queue.ahead_of(caller)
         wait_s = least_wait_s(profile, queued=ahead, slots=lane.in_flight, max_batch=self._max_batch, now=now)
         if now + wait_s > deadline:
-            left_s = max(deadline - now, 0.0)
-            raise DeadlineExceeded(
-                f"it would take at least {wait_s:.3f} s, and the deadline is in {left_s:.3f} s", stage="queue"
-            )
+            text = f"it would take at least {wait_s:.3f} s, and the deadline is in {deadline - now:.3f} s"
+            if now >= deadline:
+                text = "the deadline has passed before it could be queued"
+            raise DeadlineExceeded(text, stage="queue")
         if wait_s > self._target_s and ahead >= self._max_batch * lane.in_flight:
             text = f"{ahead} images are queued, as many as get done in time"
             raise Overloaded(text, stage="queue", retry_after_s=RETRY_AFTER_S)
