@@ -82,8 +82,8 @@ def test_a_criterion_that_names_one_field_keeps_the_defaults_of_the_others() -> 
         ("canary:\n- weight: 0.5\n- {}\n", ["plan:3: canary[1].weight: field required"]),
         ("canary: []\n", ["plan:1: canary: "]),
         (  # that nothing is left of the list is no second fault
-            "canary:\n- weigth: 0.5\n",
-            ["plan:2: canary[0].weight: field required", "plan:2: canary[0].weigth: there is no such field"],
+            "canary:\n- weights: 0.5\n",
+            ["plan:2: canary[0].weight: field required", "plan:2: canary[0].weights: there is no such field"],
         ),
         (
             "criteria:\n  latency:\n    limt_s: 0.2\n",
