@@ -168,6 +168,11 @@ def new_metrics() -> Metrics:
     return Metrics(CollectorRegistry())
 
 
+def _trimming(gateway: Gateway) -> Coroutine[Any, Any, None]:
+    """Gives memory back, sooner where the gateway has a limit and is close to it."""
+    return trim_steadily(asyncio.Event() if gateway.pressure is None else gateway.pressure.short)
+
+
 @asynccontextmanager
 async def gateway_up(
     settings: Settings,
@@ -215,10 +220,7 @@ async def gateway_up(
                 callers.watch(),
                 curves.watch(),
             ),
-            _in_background(
-                following.watch(settings.discovery_interval_s),
-                trim_steadily(asyncio.Event() if gateway.pressure is None else gateway.pressure.short),
-            ),
+            _in_background(following.watch(settings.discovery_interval_s), _trimming(gateway)),
             Watchdog(metrics.stalled).watching(),
             _in_background(*(() if certificates is None else (certificates.watch(),))),
             asyncio.TaskGroup() as servers,

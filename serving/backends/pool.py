@@ -178,7 +178,7 @@ class Pool(Members):
         self, task: _Task[Any], slot: Slot | None, tried: Sequence[Replica], last: errors.SluiceError | None
     ) -> Replica | None:
         """Take a place at the replica for the next attempt, once it has one; None: there is to be none."""
-        if len(tried) == MAX_ATTEMPTS:
+        if len(tried) >= MAX_ATTEMPTS:
             return None
         may_retry = not tried
         while usable := self._candidates(task, tried, last):
@@ -187,9 +187,10 @@ class Pool(Members):
             if now >= task.deadline or not may_retry:
                 return None
             replica = self._take(usable, None if slot is None else slot.replica, now)
-            if replica is None:
-                ahead = slot is not None or is_full(last)
-                replica = await self._waiting.place(usable, task.deadline - now, ahead=ahead)
+            if replica is not None:
+                return replica
+            ahead = slot is not None or is_full(last)
+            replica = await self._waiting.place(usable, task.deadline - now, ahead=ahead)
             if replica is None or replica.usable(task.model, task.version, self._clock()):
                 return replica
             self._waiting.leave(replica)  # it went while this call waited for it

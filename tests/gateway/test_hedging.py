@@ -12,7 +12,7 @@ import pytest
 from serving import errors
 from serving.backends import budget
 from serving.backends.hedging import HedgeTimes, first_good
-from serving.backends.pool import RETRYABLE, Pool
+from serving.backends.pool import MAX_ATTEMPTS, RETRYABLE, Pool
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, running, until
@@ -178,3 +178,20 @@ async def test_hedging_takes_the_tail_of_slow_replicas_away(hedge: bool) -> None
     else:
         assert slow >= made // 20 - 1
         assert hedged == 0
+
+
+async def test_attempts_are_bounded_hedges_included() -> None:
+    pool = Pool([replica(port) for port in range(1, 7)], calls_per_replica=2, clock=lambda: 7.0)
+    attempts = 0
+
+    async def late_and_lost(_api: Any, _left_s: float) -> None:
+        nonlocal attempts
+        attempts += 1
+        goal = attempts + attempts % 2
+        await until(lambda: attempts >= goal)  # until it has been hedged
+        raise errors.Unavailable("lost")
+
+    with pytest.raises(errors.Unavailable, match="lost"):
+        await pool.call("digits", 1, late_and_lost, deadline=60.0, hedge_after_s=0.0)
+    assert attempts == MAX_ATTEMPTS + 1, "the last one, too, may be hedged"
+    await pool.aclose()
