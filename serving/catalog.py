@@ -172,7 +172,9 @@ class Catalog:
 
     def versions(self, name: str) -> dict[int, ModelVersion]:
         """The versions of a model that can be served now, by number."""
-        available = self._pool.availability(name)
+        return self._among(name, self._pool.availability(name))
+
+    def _among(self, name: str, available: Mapping[int, int]) -> dict[int, ModelVersion]:
         return {number: known for number, known in self._known[name].items() if number in available}
 
     def default_name(self) -> str | None:
@@ -188,14 +190,14 @@ class Catalog:
 
     def resolve_name(self, name: str | None) -> str:
         """The model that a caller means; raises NotFound or InvalidInput, naming those that exist."""
-        there = ", ".join(self._known) or "none"
         if name is None:
             name = self.default_name()
-            if name is None:
-                raise InvalidInput(f"no default model is set; name one of: {there}", stage="routing")
-        if name not in self._known:
-            raise NotFound(f'model "{name}" is not configured; there are: {there}', stage="routing")
-        return name
+        if name is not None and name in self._known:
+            return name
+        there = ", ".join(self._known) or "none"
+        if name is None:
+            raise InvalidInput(f"no default model is set; name one of: {there}", stage="routing")
+        raise NotFound(f'model "{name}" is not configured; there are: {there}', stage="routing")
 
     def resolve(self, ref: ModelRef) -> ModelVersion:
         """The version that serves `ref`.
@@ -205,7 +207,8 @@ class Catalog:
             Unavailable: the model has no version that can be reached now.
         """
         name = self.resolve_name(ref.name)
-        versions = self.versions(name)
+        replicas_with = self._pool.availability(name)
+        versions = self._among(name, replicas_with)
         if not versions:
             raise Unavailable(
                 f'model "{name}" has no version that can be reached at the moment',
@@ -213,7 +216,6 @@ class Catalog:
                 retry_after_s=RETRY_AFTER_S,
             )
         if ref.version is None:
-            replicas_with = self._pool.availability(name)
             return versions[preferred_version({number: replicas_with[number] for number in versions})]
         if ref.version not in versions:
             there = ", ".join(map(str, sorted(versions)))

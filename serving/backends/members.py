@@ -56,10 +56,11 @@ class Members:
     def availability(self, model: str) -> dict[int, int]:
         """Each version of `model` that is AVAILABLE somewhere reachable -> on how many replicas it is."""
         counts: dict[int, int] = {}
-        for replica in self.replicas:
-            for version in replica.versions.get(model, {}) if replica.reachable else ():
-                if replica.has(model, version):
-                    counts[version] = counts.get(version, 0) + 1
+        for replica in self.replicas:  # at each request, over all of a fleet: without a call for each version
+            if replica.reachable:
+                for version, status in replica.versions.get(model, {}).items():
+                    if status.state == "AVAILABLE":
+                        counts[version] = counts.get(version, 0) + 1
         return counts
 
     def _held(self, model: str, version: int) -> bool:

@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import AsyncGenerator, Iterator
 
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from serving.admission import Ticket
 from serving.errors import Cancelled, DeadlineExceeded, InvalidInput, TooLarge, UnsupportedMedia
@@ -24,7 +24,8 @@ class Body:
     """One request's body. Room is taken as it comes: a length that is only claimed costs nothing.
 
     Args:
-        scope: the request's; `body_read` in its state tells that all has come.
+        scope: the request's; `body_here` in its state says that all has come, and `body_read` is set once all
+            has been read.
         receive: where it comes from.
         ticket: takes the room.
         context: the request's; its deadline holds.
@@ -95,20 +96,27 @@ class Body:
 
     async def _next(self) -> bytes:
         """What comes next, if it comes fast enough."""
-        patience_s = self._settings.body_grace_s + self._received_bytes / self._settings.min_body_bytes_per_s
-        latest = min(self._started + patience_s, self._context.deadline)
-        try:
-            async with asyncio.timeout(latest - time.monotonic()):
-                message = await self._receive()
-        except TimeoutError:
-            raise _too_slow(self._context, self._settings) from None
+        state = self._scope["state"]
+        if state.get("body_here", False):
+            message = await self._receive()  # at once: a timer would cost more
+        else:
+            message = await self._in_time()
         if message["type"] == "http.disconnect":
             raise Cancelled("the client went away before its request was complete", stage="admission")
         received: bytes = message.get("body", b"")
         self._received_bytes += len(received)
         if not message.get("more_body", False):
-            self._complete = self._scope["state"]["body_read"] = True
+            self._complete = state["body_read"] = True
         return received
+
+    async def _in_time(self) -> Message:
+        patience_s = self._settings.body_grace_s + self._received_bytes / self._settings.min_body_bytes_per_s
+        latest = min(self._started + patience_s, self._context.deadline)
+        try:
+            async with asyncio.timeout(latest - time.monotonic()):
+                return await self._receive()
+        except TimeoutError:
+            raise _too_slow(self._context, self._settings) from None
 
 
 def _too_slow(context: RequestContext, settings: Settings) -> DeadlineExceeded:

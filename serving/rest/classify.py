@@ -60,7 +60,7 @@ class ClassifyEndpoint:
     ) -> Uploads | bytes:
         """The images and how many classes are wanted, or a JSON body that has no images."""
         settings = self._gateway.settings
-        top_k = _read_top_k(QueryParams(scope["query_string"]))
+        top_k = _read_top_k(scope["query_string"])
         content_type = uploads.content_type_of(headers_of(scope))
         body = Body(scope, receive, ticket, context, settings)
         if content_type == uploads.MULTIPART:
@@ -159,8 +159,8 @@ def _unsupported(content_type: str) -> UnsupportedMedia:
     )
 
 
-def _read_top_k(query: QueryParams) -> int | None:
-    text = query.get("top_k")
+def _read_top_k(query: bytes) -> int | None:
+    text = QueryParams(query).get("top_k") if query else None
     if text is None:
         return None
     try:

@@ -63,10 +63,12 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             self._still_sends = True
             return
-        if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait_for_head()
         in_body = self._in_body  # the rest of one that was answered early: in time, but of any length
         super().data_received(data)
+        # Most heads come whole: a timer for each before it is parsed would cost as much as parsing it.
+        idle = self.cycle is None or self.cycle.response_complete
+        if self._header_timer is None and idle and not self._refused:
+            self._wait_for_head()
         if self._header_timer is not None and not self._refused and not in_body:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -91,6 +93,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The body has come."""
         self._in_body = False
+        self.scope["state"]["body_here"] = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -6,6 +6,7 @@ not become a part of the path. What is no model's path is FastAPI's to route.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/
 _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE)
 _INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
 _CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
+
+# Clients ask for the same few paths again and again. Longer ones are nobody's, and would only hold memory.
+_MOST_KEPT = 1024
+_LONGEST_KEPT = 256
 
 Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -52,11 +57,12 @@ class Doors:
         self._tensorflow = TensorFlowServingRest(gateway)
         self._classify = ClassifyEndpoint(gateway, self._tensorflow)
         self._open_inference = OpenInferenceRest(gateway)
+        self._kept_door = functools.lru_cache(_MOST_KEPT)(self._door)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; SluiceErrors are for the boundary."""
         path = scope["raw_path"].decode("ascii", "replace")
-        door = self._door(path)
+        door = self._kept_door(path) if len(path) <= _LONGEST_KEPT else self._door(path)
         if door is None:
             await self._app(scope, receive, send)
             return
@@ -88,22 +94,23 @@ class Doors:
         return None
 
     def _infer(self, found: re.Match[str]) -> Door:
-        verb = found["verb"].lower()
+        verb, ref = found["verb"].lower(), _ref_of(found)
 
         async def images(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._classify(scope, receive, send, _ref(found))
+            await self._classify(scope, receive, send, ref())
 
         async def tensors(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await self._tensorflow.infer(scope, receive, _ref(found), verb)
+            response = await self._tensorflow.infer(scope, receive, ref(), verb)
             await response(scope, receive, send)
 
         return Door({"POST": images}) if verb == "classify" else Door({"POST": tensors}, plain=True)
 
     def _info(self, found: re.Match[str]) -> Door:
         about = self._tensorflow.metadata if found["metadata"] else self._tensorflow.status
+        ref = _ref_of(found)
 
         async def get(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await about(scope, _ref(found))
+            response = await about(scope, ref())
             await response(scope, receive, send)
 
         return Door({"GET": get}, plain=True)
@@ -115,8 +122,9 @@ class Doors:
         return images
 
 
-def _ref(found: re.Match[str]) -> ModelRef:
-    return model_ref(found["model"], found["version"], found["label"])
+def _ref_of(found: re.Match[str]) -> Callable[[], ModelRef]:
+    """What says which model a path names, and raises InvalidInput each time if its version is none."""
+    return functools.cache(lambda: model_ref(found["model"], found["version"], found["label"]))
 
 
 async def _malformed(scope: Scope, _receive: Receive, _send: Send) -> None:
