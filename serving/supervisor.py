@@ -107,10 +107,13 @@ class ModelServerProcess:
 
     async def _run_once(self) -> int:
         self._socket_path.unlink(missing_ok=True)
+        is_own = tuple(self._command) == OWN_PROGRAM
         flags = [
             # Sluice's own needs no TCP port beside the socket; the original may not start without one, and
             # opens it on every interface.
-            f"--port={0 if tuple(self._command) == OWN_PROGRAM else _free_port()}",
+            f"--port={0 if is_own else _free_port()}",
+            # The original does not start while the newest version of one model cannot be loaded.
+            *(["--listen_before_loading"] if is_own else []),
             f"--grpc_socket_path={self._socket_path}",
             f"--model_config_file={self._config.path}",
             "--file_system_poll_wait_seconds=1",

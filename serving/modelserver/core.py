@@ -36,8 +36,15 @@ class ServerCore:
         self._entries: dict[str, configs.ModelEntry] = {}
         self._labels: configs.LabelMap = {}
 
-    def reload(self, new: Any, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+    def reload(
+        self, new: Any, is_cancelled: Callable[[], bool] = lambda: False, *, is_waiting: bool = True
+    ) -> None:
         """Take over a `ModelServerConfig`, and wait until its new models are available.
+
+        Args:
+            new: the config.
+            is_cancelled: whether nobody waits any more.
+            is_waiting: False returns before anything has loaded.
 
         Raises:
             StatusError: the config is refused, or a new model did not become available. As in the
@@ -65,7 +72,8 @@ class ServerCore:
                 for name in removed:
                     self._manager.want(name, {})
             self.poll()
-            self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
+            if is_waiting:
+                self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
             logger.info("Finished adding/updating models")
 
     def _await(self, names: set[str], since: int, is_cancelled: Callable[[], bool], noun: str) -> None:

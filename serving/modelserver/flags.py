@@ -33,7 +33,7 @@ def _flag(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags that have an effect, with the original's defaults."""
+    """The flags that have an effect, with the original's defaults; `listen_before_loading` is our own."""
 
     port: int = _flag(8500, "TCP port of the gRPC API; 0 takes any free port, or none beside a socket path")
     grpc_socket_path: str = _flag("", "also listen on this UNIX socket for gRPC")
@@ -70,6 +70,9 @@ class Flags:
     enable_grpc_healthcheck_service: bool = _flag(default=False, text="answer grpc.health.v1.Health, too")
     enable_serialization_as_tensor_content: bool = _flag(
         default=False, text="answer Predict with tensor_content, not typed fields"
+    )
+    listen_before_loading: bool = _flag(
+        default=False, text="listen at once and serve what loads (the original has no such flag)"
     )
     version: bool = _flag(default=False, text="print the version and exit")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
 from serving.modelserver.status import StatusError, invalid_argument
 from serving.modelserver.warmup import warm_up
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,6 @@ class Loading:
 
     def load(self, name: str, version: int, path: Path) -> Servable:
         """Load version `version` of model `name` from `path`; raises StatusError."""
-        logger.info("Loading servable: {name: %s version: %d} from %s", name, version, path)
         started = time.perf_counter()
         try:
             session = Session(path, self.options)

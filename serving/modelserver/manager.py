@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from serving.modelserver.failures import Failures
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
 from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, from_exception, not_found
@@ -140,6 +141,7 @@ class ModelManager:
     def _bring_in(self, name: str, action: Load) -> None:
         with self._changed:
             self._move(name, action.version, State.LOADING)
+        logger.info("Loading servable: {name: %s version: %d} from %s", name, action.version, action.path)
         servable, error = self._try_to_load(name, action)
         with self._changed:
             if servable is None:
@@ -155,6 +157,7 @@ class ModelManager:
 
     def _try_to_load(self, name: str, action: Load) -> tuple[Servable | None, StatusError]:
         error = StatusError(Code.CANCELLED, "the version is no longer wanted")
+        failures = Failures()
         for attempt in range(self._retry.max_retries + 1):
             if attempt and not self._still_wanted(name, action.version, self._retry.interval_s):
                 break
@@ -163,9 +166,18 @@ class ModelManager:
                     return self._load(name, action.version, action.path), error
             except Exception as caught:
                 error = from_exception(caught)
-                logger.error(  # noqa: TRY400 - its trace says nothing about the model's folder
-                    "Loading servable: {name: %s version: %d} failed: %s", name, action.version, error
-                )
+                if (text := failures.tell(str(error), time.monotonic())) is not None:
+                    logger.error(  # noqa: TRY400 - its trace says nothing about the model's folder
+                        "Loading servable: {name: %s version: %d} failed: %s", name, action.version, text
+                    )
+        else:
+            logger.error(
+                "Loading servable: {name: %s version: %d} is given up after %d tries, until its folder goes "
+                "and comes back, or the server starts anew",
+                name,
+                action.version,
+                failures.tries,
+            )
         return None, error
 
     def _still_wanted(self, name: str, number: int, wait_s: float) -> bool:

@@ -122,14 +122,17 @@ class Server:
         self._metrics = Metrics()
 
     def start(self) -> None:
-        """Load the configured models, then listen; raises StatusError if either fails."""
+        """Load the configured models, then listen; raises StatusError if either fails.
+
+        With `--listen_before_loading`, a model that does not load takes no other away.
+        """
         flags = self._flags
         config = _initial_config(flags)
         configs.validate(config, None)
         core = self._make_core(_batching_options(flags))
         if flags.file_system_poll_wait_seconds > 0:
             self._every(flags.file_system_poll_wait_seconds, core.poll, "file-system-poll")
-        core.reload(config)
+        core.reload(config, is_waiting=not flags.listen_before_loading)
         if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
             self._every(
                 flags.model_config_file_poll_wait_seconds, lambda: _reread_config(flags, core), "config-poll"

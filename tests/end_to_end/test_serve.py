@@ -96,6 +96,12 @@ async def test_the_sample_is_a_seven(models: Path) -> None:
 async def test_a_killed_model_server_comes_back_and_ends_with_a_killed_gateway(models: Path) -> None:
     async with serving(models) as (live, client):
         assert (await post_sample(client)).status_code == 200
+        # A model that cannot be loaded is there, too; it must not keep the other away.
+        (models / "broken" / "1").mkdir(parents=True)
+        (models / "broken" / "1" / "saved_model.pb").write_bytes(b"no graph")
+        async with asyncio.timeout(120):
+            while (await client.get("/readyz")).json()["missing"] != ["broken"]:
+                await asyncio.sleep(0.05)
         first = model_server_of(live)
         first.kill()
         async with asyncio.timeout(120):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from serving import protos
 from serving.modelserver import config as configs
 from serving.modelserver import source
+from serving.modelserver.failures import Failures
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
 from serving.modelserver.manager import ModelManager, RetryPolicy
 from serving.modelserver.signature import Signature
@@ -165,6 +166,32 @@ def test_a_failure_is_remembered_until_the_version_is_not_wanted() -> None:
     manager.want("m", wanted(1))
     until(lambda: manager.states("m")[1] == AVAILABLE, "a third try, since it was wanted anew")
     assert manager.close(10)
+
+
+def test_a_failure_that_repeats_is_told_now_and_then() -> None:
+    failures = Failures()
+    assert failures.tell("no file", 100.0) == "no file"
+    assert [failures.tell("no file", 100.0 + second) for second in range(1, 60)] == [None] * 59
+    assert failures.tell("no file", 160.0) == "no file (60 more times)"
+    assert failures.tell("no file", 161.0) is None
+    assert failures.tell("half a file", 161.0) == "half a file"
+    assert failures.tell("half a file", 221.0) == "half a file (1 more time)"
+    assert failures.tries == 64
+
+
+def test_a_version_that_is_given_up_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    def load(name: str, version: int, path: Path) -> Fake:
+        raise OSError("disk on fire")
+
+    manager = ModelManager(load, RetryPolicy(3, 0.0), 1)
+    with caplog.at_level("INFO"):
+        manager.want("m", wanted(1))
+        until(lambda: manager.states("m")[1].error is not None, "all tries failed")
+        assert manager.close(10)
+    first, failed, given_up = [record.getMessage() for record in caplog.records]
+    assert first == "Loading servable: {name: m version: 1} from /m/1"
+    assert failed == "Loading servable: {name: m version: 1} failed: INTERNAL: OSError: disk on fire"
+    assert "is given up after 4 tries" in given_up
 
 
 def test_waiting_for_models_can_be_given_up() -> None:
