@@ -241,8 +241,8 @@ class Catalog:
         The gateway's own labels are `stable`, the version of requests that name none, and `latest`.
 
         Raises:
-            NotFound, Unavailable: as `resolve` does.
-            InvalidInput: nobody knows the label.
+            NotFound: nobody knows the label; otherwise as `resolve` does.
+            Unavailable: as `resolve` does.
         """
         routed = self.resolve(ModelRef(ref.name))
         version, expires = self._labels.get((routed.name, ref.label), (0, 0.0))
@@ -264,7 +264,13 @@ class Catalog:
                 return routed.version
             if label == "latest":
                 return max(self.versions(routed.name))
-            raise InvalidInput(f"Unrecognized servable version label: {label}", stage="routing") from None
+            # What labels replicas were given cannot be asked for.
+            raise NotFound(
+                f'the replicas of model "{routed.name}" know no version label "{label[:100]}"; '
+                "the gateway itself knows stable and latest",
+                stage="routing",
+                label=label,
+            ) from None
 
     def missing(self) -> list[str]:
         """The models that have no version that can be served now."""

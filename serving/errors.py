@@ -85,9 +85,19 @@ class PermissionDenied(SluiceError):
 
 
 class NotFound(SluiceError):
-    """There is no such model, version, label or path."""
+    """There is no such model, version, label or path.
+
+    Attributes:
+        label: the version label that is missing; empty if it is something else.
+    """
 
     kind = "not-found"
+
+    def __init__(
+        self, message: str, *, stage: str | None = None, retry_after_s: float | None = None, label: str = ""
+    ) -> None:
+        super().__init__(message, stage=stage, retry_after_s=retry_after_s)
+        self.label = label
 
 
 class FailedPrecondition(SluiceError):

@@ -28,10 +28,16 @@ def ref_of(spec: Any) -> ModelRef:
 
 @contextmanager
 def their_words(ref: ModelRef) -> Iterator[None]:
-    """Say that a model or version is missing as TensorFlow Serving says it: its clients look for the text."""
+    """Say that a model, version or label is missing as TensorFlow Serving says it: its clients look for that.
+
+    A label that is not there is INVALID_ARGUMENT there, hence an InvalidInput.
+    """
     try:
         yield
     except NotFound as error:
+        if error.label:
+            text = f"Unrecognized servable version label: {error.label}"
+            raise InvalidInput(text, stage=error.stage) from error
         name = ref.name or ""
         asked = f"Latest({name})" if ref.version is None else f"Specific({name}, {ref.version})"
         raise NotFound(f"Servable not found for request: {asked}", stage=error.stage) from error

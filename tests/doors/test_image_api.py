@@ -11,10 +11,12 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import grpc
+import grpc.aio
 import httpx
 import pytest
 
-from serving import tensors
+from serving import protos, tensors
 from serving.main import Running
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.support.gateways import gateway_over
@@ -170,11 +172,28 @@ async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
         assert await version(client, "canary") == 1
         assert await version(client, "stable") == 2
         assert await version(client, "latest") == 2
-        assert await version(client, "nope") == "Unrecognized servable version label: nope"
         replica.labels = {"canary": 2, "stable": 1}  # what the replicas say comes first
         async with asyncio.timeout(60):
             while await version(client, "canary") != 2 or await version(client, "stable") != 1:
                 await asyncio.sleep(0.05)
+
+
+async def test_a_label_that_nobody_knows_is_not_found(client: httpx.AsyncClient, up: Running) -> None:
+    text = (
+        'the replicas of model "digits" know no version label "nope"; the gateway itself knows stable and '
+        "latest"
+    )
+    answer = await client.post("/v1/models/digits/labels/nope:classify", content=grey_png(9), headers=PNG)
+    assert (answer.status_code, answer.json()["detail"]) == (404, text)
+    request = protos.ClassifyRequest(model="digits", label="nope", images=[grey_png(9)])
+    async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+        classify: Any = channel.unary_unary(
+            f"/{protos.IMAGE_CLASSIFICATION}/Classify",
+            request_serializer=protos.ClassifyRequest.SerializeToString,
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await classify(request)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, text)
 
 
 async def test_ids_and_traces_are_taken_and_returned(client: httpx.AsyncClient) -> None:
