@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 
 import grpc
 import grpc.aio
@@ -44,7 +46,7 @@ class RpcServer:
         certificates: for TLS; None: none.
 
     Raises:
-        InvalidInput: the port is taken.
+        InvalidInput: the port is taken, or the host is none of this machine's.
     """
 
     def __init__(
@@ -85,14 +87,15 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _enable_reflection(self._server)
         try:
-            address = f"{host}:{port}"
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             self.port = (
                 self._server.add_insecure_port(address)
                 if certificates is None
                 else self._server.add_secure_port(address, certificates.for_grpc())
             )
         except RuntimeError as error:
-            raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: the port is taken") from error
+            why = _why_not(host, port)
+            raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: {why}") from error
 
     async def start(self) -> None:
         """Start to accept."""
@@ -123,6 +126,20 @@ class RpcServer:
                     await self._health.set(service, state)
             told = current
             await asyncio.sleep(interval_s)
+
+
+def _why_not(host: str, port: int) -> str:
+    """Why nothing can listen there, which gRPC tells nobody but its log: a socket of our own is told it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        hint = "; --grpc-port names another, 0 any free one" if error.errno == errno.EADDRINUSE else ""
+        return f"{error.strerror}{hint}"
+    return "gRPC could not, though it is free now"
 
 
 def _enable_reflection(server: grpc.aio.Server) -> None:

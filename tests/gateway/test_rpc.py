@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 from serving import protos
+from serving.errors import InvalidInput
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.pictures import encoded, gradient
@@ -171,3 +173,34 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(
         assert await sent.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert await sent.details() == f"the 2 bytes of the request are no {message}"
         assert counted(up, "sluice_requests_total", protocol="grpc", outcome="invalid-input") == 1
+
+
+async def test_a_port_that_cannot_be_had_comes_with_the_reason() -> None:
+    async with running(FakeReplica()) as fake:
+        with pytest.raises(InvalidInput) as foreign:
+            await _start_and_end(fake, grpc_host="192.0.2.1")  # RFC 5737: nobody's
+        assert foreign.value.message == (
+            "cannot listen on 192.0.2.1:0 for gRPC: Cannot assign requested address"
+        )
+        async with gateway_over(fake) as (up, _):
+            port = int(up.grpc_address.rpartition(":")[2])
+            with pytest.raises(InvalidInput) as taken:
+                await _start_and_end(fake, grpc_port=port)
+        assert taken.value.message == (
+            f"cannot listen on 127.0.0.1:{port} for gRPC: Address already in use; "
+            "--grpc-port names another, 0 any free one"
+        )
+
+
+async def _start_and_end(fake: FakeReplica, **settings: Any) -> None:
+    async with gateway_over(fake, **settings):
+        pass
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+async def test_it_listens_on_an_ipv6_address() -> None:
+    async with running(FakeReplica()) as fake, gateway_over(fake, grpc_host="::1") as (up, _):
+        assert up.grpc_address.startswith("[::1]:")
+        async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+            answer = await classify(channel)(protos.ClassifyRequest(images=[PNG]))
+        assert answer.model == "digits"
