@@ -13,11 +13,10 @@ from serving import errors
 from serving.backends import budget
 from serving.backends.hedging import HedgeTimes, first_good
 from serving.backends.pool import MAX_ATTEMPTS, RETRYABLE, Pool
-from serving.backends.replica import Replica
-from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import PATH, PNG, grey_png
+from tests.support.replicas import replica
 
 
 def test_a_call_is_late_beyond_about_the_95th_percentile_of_its_kind() -> None:
@@ -41,9 +40,11 @@ class Scripted:
 
     def __init__(self) -> None:
         self.end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.begun = asyncio.Event()
         self.cancelled = False
 
     async def __call__(self) -> str:
+        self.begun.set()
         try:
             return await self.end
         except asyncio.CancelledError:
@@ -68,9 +69,11 @@ async def test_the_first_good_answer_wins_and_the_other_call_is_cancelled() -> N
         await raced(first, None)
     first, second = Scripted(), Scripted()
     race = asyncio.create_task(raced(first, second))
-    await asyncio.sleep(0.01)
+    await second.begun.wait()
     second.end.set_exception(errors.Internal("broken"))
-    await asyncio.sleep(0)
+    for _ in range(10):  # more turns of the loop than a failure takes to end the race, if it did
+        await asyncio.sleep(0)
+    assert not race.done()
     first.end.set_result("first")
     assert await race == "first"
 
@@ -78,7 +81,7 @@ async def test_the_first_good_answer_wins_and_the_other_call_is_cancelled() -> N
 async def test_a_failure_that_a_retry_cannot_mend_ends_both() -> None:
     first, second = Scripted(), Scripted()
     race = asyncio.create_task(raced(first, second))
-    await asyncio.sleep(0.01)
+    await second.begun.wait()
     second.end.set_exception(errors.InvalidInput("wrong shape"))
     with pytest.raises(errors.InvalidInput, match="wrong shape"):
         await race
@@ -88,7 +91,7 @@ async def test_a_failure_that_a_retry_cannot_mend_ends_both() -> None:
 async def test_who_leaves_a_race_ends_both_calls() -> None:
     first, second = Scripted(), Scripted()
     race = asyncio.create_task(raced(first, second))
-    await asyncio.sleep(0.01)
+    await second.begun.wait()
     race.cancel()
     with pytest.raises(asyncio.CancelledError):
         await race
@@ -96,17 +99,13 @@ async def test_who_leaves_a_race_ends_both_calls() -> None:
     assert second.cancelled
 
 
-def replica(port: int) -> Replica:
-    made = Replica(TensorFlowServing(f"127.0.0.1:{port}"))
-    made.reachable = True
-    made.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
-    made.room.limit = 1000.0
-    return made
-
-
 async def test_hedges_come_out_of_the_budget_of_retries_and_need_a_free_place() -> None:
     """Nobody answers until all have waited: each call is late, and still few are made twice."""
-    pool = Pool([replica(1), replica(2), replica(3)], calls_per_replica=400, clock=lambda: 7.0)
+    pool = Pool(
+        [replica(f"127.0.0.1:{port}", limit=1000.0) for port in (1, 2, 3)],
+        calls_per_replica=400,
+        clock=lambda: 7.0,
+    )
     release, begun = asyncio.Event(), 0
 
     async def late(_api: Any, _left_s: float) -> str:
@@ -181,7 +180,11 @@ async def test_hedging_takes_the_tail_of_slow_replicas_away(hedge: bool) -> None
 
 
 async def test_attempts_are_bounded_hedges_included() -> None:
-    pool = Pool([replica(port) for port in range(1, 7)], calls_per_replica=2, clock=lambda: 7.0)
+    pool = Pool(
+        [replica(f"127.0.0.1:{port}", limit=1000.0) for port in range(1, 7)],
+        calls_per_replica=2,
+        clock=lambda: 7.0,
+    )
     attempts = 0
 
     async def late_and_lost(_api: Any, _left_s: float) -> None:

@@ -15,16 +15,10 @@ from serving.backends.breaker import THRESHOLD
 from serving.backends.budget import RetryBudget
 from serving.backends.outliers import Outcomes, is_outlier
 from serving.backends.pool import Pool, choose
-from serving.backends.replica import RAMP_S, Replica
+from serving.backends.replica import RAMP_S
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, running
-
-
-def replica(address: str = "127.0.0.1:1") -> Replica:
-    made = Replica(TensorFlowServing(address))
-    made.reachable = True
-    made.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
-    return made
+from tests.support.replicas import replica
 
 
 async def answered(_api: Any, _timeout_s: float) -> str:
@@ -61,7 +55,8 @@ async def test_a_sick_fleet_gets_few_more_calls_than_callers_make() -> None:
     for _ in range(500):
         with pytest.raises(errors.Overloaded):
             await pool.call("digits", 1, full, deadline=8.0)
-    assert 500 + 100 <= attempts <= 500 * (1 + budget.SHARE) + budget.RESERVE_PER_S + 1
+    least = 500 * (1 + budget.SHARE)
+    assert least <= attempts <= least + budget.RESERVE_PER_S + 1
     await pool.aclose()
 
 
@@ -124,6 +119,7 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
     while flaky.outcomes.ejected_until == 0.0:
         now += 0.1
         await pool.call("digits", 1, sometimes, deadline=now + 1)
+        # Either may seem the faster, so that both are called.
         flaky.latency_s, good.latency_s = random.Random(sum(turns.values())).sample([0.001, 0.002], 2)
         assert sum(turns.values()) < 200
     assert flaky.outcomes.ejected_until > now

@@ -17,18 +17,12 @@ from serving import errors, protos, tensors
 from serving.backends.pool import MAX_ATTEMPTS, Pool
 from serving.backends.replica import Replica
 from serving.backends.room import FIRST, MOST, Room, Waiting
-from serving.backends.tfserving import TensorFlowServing, VersionStatus
+from serving.backends.tfserving import VersionStatus
 from tests.support.fake_replica import FakeReplica, Refusal, running, until
 from tests.support.gateways import counted, gateway_over
+from tests.support.replicas import replica
 
 FULL = "Server Threadpool Exhausted"
-
-
-def replica(port: int = 1) -> Replica:
-    made = Replica(TensorFlowServing(f"127.0.0.1:{port}"))
-    made.reachable = True
-    made.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
-    return made
 
 
 @asynccontextmanager
@@ -106,9 +100,8 @@ def test_a_replica_that_refuses_nothing_is_given_more_and_more_up_to_a_bound() -
 
 
 async def test_places_go_to_the_first_that_waits_for_that_replica_unless_one_goes_ahead() -> None:
-    one, other = replica(1), replica(2)
+    one, other = replica("127.0.0.1:1", limit=1.0), replica("127.0.0.1:2", limit=1.0)
     waiting: Waiting[Replica] = Waiting()
-    one.room.limit = other.room.limit = 1.0
     for each in (one, other):
         each.room.take()
     came: list[str] = []
@@ -131,8 +124,7 @@ async def test_places_go_to_the_first_that_waits_for_that_replica_unless_one_goe
 
 
 async def test_a_place_is_lost_neither_by_one_who_leaves_nor_by_one_whose_time_is_over() -> None:
-    host = replica()
-    host.room.limit = 1.0
+    host = replica(limit=1.0)
     host.room.take()
     waiting: Waiting[Replica] = Waiting()
     assert await waiting.place([host], 0.0) is None
@@ -176,7 +168,7 @@ async def test_a_batch_goes_before_other_calls_that_wait() -> None:
         slot = pool.book("digits", 1)
         assert slot is not None
         batch = asked(pool, server.call("batch"), slot=slot)
-        await asyncio.sleep(0)
+        await until(lambda: len(pool._waiting) == 10)
         server.answer.set()
         await batch
         assert server.begun.index("batch") == 1
@@ -184,11 +176,10 @@ async def test_a_batch_goes_before_other_calls_that_wait() -> None:
         slot.release()
 
 
-async def test_who_waits_goes_elsewhere_if_the_replica_goes_and_is_told_if_there_is_no_other() -> None:
+async def test_who_waits_goes_elsewhere_if_the_replica_goes() -> None:
     server = Server(threads=100)
-    dying, other = replica(1), replica(2)
+    dying, other = replica("127.0.0.1:1", limit=1.0), replica("127.0.0.1:2")
     other.versions = {}
-    dying.room.limit = 1.0
     async with pool_of(dying, other) as pool:
         first = asked(pool, server.call("first"))
         waits = [asked(pool, server.call(number)) for number in range(3)]
@@ -200,10 +191,24 @@ async def test_who_waits_goes_elsewhere_if_the_replica_goes_and_is_told_if_there
         assert (dying.room.taken, other.room.taken) == (0, 0)
 
 
+async def test_who_waits_is_told_if_the_replica_goes_and_there_is_no_other() -> None:
+    server = Server(threads=100)
+    dying = replica(limit=1.0)
+    async with pool_of(dying) as pool:
+        first, waits = asked(pool, server.call("first")), asked(pool, server.call("second"))
+        await until(lambda: server.busy == 1 and len(pool._waiting) == 1)
+        dying.went()
+        server.answer.set()
+        assert await first == "first"
+        with pytest.raises(errors.Unavailable, match="no replica that has version 1"):
+            await waits
+        assert server.begun == ["first"]
+        assert (dying.room.taken, len(pool._waiting)) == (0, 0)
+
+
 async def test_waiting_ends_at_the_deadline() -> None:
     server = Server(threads=1)
-    async with pool_of(replica()) as pool:
-        pool.replicas[0].room.limit = 1.0
+    async with pool_of(replica(limit=1.0)) as pool:
         first = asked(pool, server.call("first"))
         late = asked(pool, server.call("late"), within_s=0.05)
         with pytest.raises(errors.DeadlineExceeded, match="before a replica was free"):
