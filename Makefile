@@ -112,8 +112,8 @@ bench: install-dev ## Measure the gateway against its parts and other servers (m
 	$(BIN)/python -m tests.bench $(BENCH)
 
 .PHONY: bench-model-server
-bench-model-server: install-dev ## Measure Predict through the model server against the same model in process
-	$(BIN)/python -m tests.bench.model_server
+bench-model-server: install-dev ## Measure Predict through the model server against the same model in process (minutes; BENCH=--help)
+	$(BIN)/python -m tests.bench.model_server $(BENCH)
 
 .PHONY: rollout-figures
 rollout-figures: install-dev ## Simulate 10,000 rollouts of each kind: the figures that plans are held to (minutes)

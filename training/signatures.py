@@ -78,7 +78,11 @@ def serving_default(call: Call, interface: Interface) -> tf.types.experimental.C
 
 
 def serving_bytes(call: Call, interface: Interface) -> tf.types.experimental.ConcreteFunction:
-    """The model by encoded image files; decodes and resizes in the graph."""
+    """The model by encoded image files; decodes and resizes in the graph.
+
+    As `decode_image` does: EXIF orientation, which training and the gateway honour, is not looked at, so a
+    photograph that was taken with the camera on its side stays on its side.
+    """
     shape = interface.image_shape
     assert shape is not None
 

@@ -1,12 +1,12 @@
 """Predict through the model server against the same SavedModel called in process.
 
-`python -m tests.bench.model_server` (`make bench-model-server`). For each model and batch size, rounds
-in process and through the server follow one another, so that a busy machine slows both; the ratio of
-throughputs is the median over the rounds. In process is measured in two ways: the signature of
-`tf.saved_model.load`, as TensorFlow's guide calls a model, and the bare session, as TensorFlow Serving
-does. The ratio by processor time (rows that a second of processor time is good for, the client's part
-included) tells the same on a machine that others keep busy. SLUICE_MODEL_SERVER puts another program in
-the server's place.
+`python -m tests.bench.model_server` (`make bench-model-server`, arguments in `BENCH="…"`). For each model
+and batch size, rounds in process and through the server follow one another, so that a busy machine slows
+both; the ratio of throughputs is the median over the rounds. In process is measured in two ways: the
+signature of `tf.saved_model.load`, as TensorFlow's guide calls a model, and the bare session, as TensorFlow
+Serving does. The ratio by processor time (rows that a second of processor time is good for, the client's
+part included) tells the same on a machine that others keep busy. SLUICE_MODEL_SERVER puts another program
+in the server's place.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _print_line(title: str, direct: Sequence[Round], served: Sequence[Round]) ->
 
 def main() -> None:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.model_server", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet50"], choices=list(SIZES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
