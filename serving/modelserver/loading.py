@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.modelserver.batching import BatchingOptions, BatchScheduler
 from serving.modelserver.batching_servable import BatchingServable
-from serving.modelserver.flags import Flags
+from serving.modelserver.flags import Flags, cores
 from serving.modelserver.manager import Model, Servable
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
 from serving.modelserver.status import StatusError, invalid_argument
 from serving.modelserver.warmup import warm_up
+from serving.modelserver.widths import Cores, TwoWidths
+
+# A model that is larger has larger ops, which gain from being shared out; and two sessions hold it twice.
+MOST_BYTES_TWICE = 32 * 2**20
+# With more of them, calls seldom fill them, and each session would have as many threads.
+MOST_CORES = 8
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Loading:
         warmup_iterations: how often a warm-up request is run; 0 means no warm-up.
         check_method_names: as for requests.
         scheduler: runs batches; None means no batching.
+        cores: what small models run on, narrow or wide; None means as the options say.
     """
 
     options: LoadOptions
@@ -33,6 +41,7 @@ class Loading:
     warmup_iterations: int
     check_method_names: bool
     scheduler: BatchScheduler | None
+    cores: Cores | None = None
 
     @classmethod
     def from_flags(cls, flags: Flags, batching: BatchingOptions | None, metrics: Metrics) -> Loading:
@@ -43,13 +52,14 @@ class Loading:
             max(flags.num_request_iterations_for_warmup, 1) if flags.enable_model_warmup else 0,
             flags.enable_signature_method_name_check,
             BatchScheduler(batching) if batching is not None else None,
+            Cores(cores()) if may_load_twice(flags, cores()) else None,
         )
 
     def load(self, name: str, version: int, path: Path) -> Servable:
         """Load version `version` of model `name` from `path`; raises StatusError."""
         started = time.perf_counter()
         try:
-            session = Session(path, self.options)
+            sessions = self._sessions(path)
         except StatusError as error:
             self.metrics.load_attempt_count.add(str(path), error.code.name)
             raise
@@ -57,19 +67,36 @@ class Loading:
         self.metrics.load_latency.add(str(path), by=_microseconds_since(started))
         try:
             if self.warmup_iterations:
-                self._warm_up(Model(name, version, session), path)
+                self._warm_up([Model(name, version, session) for session in sessions], path)
+        except BaseException:
+            for session in sessions:
+                session.close()
+            raise
+        servable: Servable = sessions[0]
+        if self.cores is not None and len(sessions) > 1:
+            servable = TwoWidths(sessions[1], sessions[0], self.cores)
+        if self.scheduler is None:
+            return servable
+        return BatchingServable(servable, self.scheduler, self.metrics)
+
+    def _sessions(self, path: Path) -> list[Session]:
+        """The model's session; and one of one thread, where it may be had twice."""
+        session = Session(path, self.options)
+        size = sum(file.stat().st_size for file in path.glob("saved_model.pb*"))
+        if self.cores is None or session.keeps_state or size > MOST_BYTES_TWICE:
+            return [session]
+        try:
+            return [session, Session(path, replace(self.options, intra_op_threads=1))]
         except BaseException:
             session.close()
             raise
-        if self.scheduler is None:
-            return session
-        return BatchingServable(session, self.scheduler, self.metrics)
 
-    def _warm_up(self, model: Model, path: Path) -> None:
+    def _warm_up(self, models: Sequence[Model], path: Path) -> None:
         started = time.perf_counter()
         status = "OK"
         try:
-            warm_up(model, path, self.warmup_iterations, check_method=self.check_method_names)
+            for model in models:
+                warm_up(model, path, self.warmup_iterations, check_method=self.check_method_names)
         except StatusError as error:
             status = error.code.name
             raise
@@ -79,6 +106,11 @@ class Loading:
 
 def _microseconds_since(started: float) -> int:
     return round((time.perf_counter() - started) * 1e6)
+
+
+def may_load_twice(flags: Flags, count: int) -> bool:
+    """Whether models are loaded for one core and for all `count`: if the flags leave it to the machine."""
+    return _parallelism(flags) == (0, 0) and 1 < count <= MOST_CORES
 
 
 def _parallelism(flags: Flags) -> tuple[int, int]:

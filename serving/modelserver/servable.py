@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.framework import op_def_registry
 
 from serving import protos
 from serving.modelserver.signature import Signature
@@ -30,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 MAX_CALLABLES = 64  # of one servable; clients choose the outputs, so their number is bounded
 
+
+# Stateful to TensorFlow's registry, and yet nothing is kept from one run to the next: calls of functions,
+# whose ops are looked at themselves; what saves and restores, which no signature runs; and checks.
+_KEEP_NOTHING = {
+    "StatefulPartitionedCall", "StatefulIf", "StatefulWhile", "SaveV2", "RestoreV2", "ShardedFilename",
+    "MergeV2Checkpoints", "Assert",
+}  # fmt: skip
 
 SHARED_POOL, CALLERS_THREAD = 0, -1  # `RunOptions.inter_op_thread_pool`
 
@@ -58,6 +66,7 @@ class Session:
 
     Attributes:
         signatures: by name.
+        keeps_state: whether a run may leave something behind, or find it: variables, tables, random numbers.
     """
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
@@ -78,6 +87,7 @@ class Session:
         except BaseException:
             self.close()
             raise
+        self.keeps_state = _keeps_state(meta_graph.graph_def)
         self.signatures: dict[str, Signature] = {
             name: Signature.read(protos.SignatureDef.FromString(signature.SerializeToString()))
             for name, signature in meta_graph.signature_def.items()
@@ -143,6 +153,17 @@ class Session:
         self._session.close()
         del self._graph
         gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
+
+
+def _keeps_state(graph: Any) -> bool:
+    """Whether a GraphDef has, in its functions too, an op that keeps something."""
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    own = {function.signature.name for function in graph.library.function}
+    for op in {node.op for node in nodes} - own - _KEEP_NOTHING:
+        registered = op_def_registry.get(op)
+        if registered is None or registered.is_stateful:
+            return True
+    return False
 
 
 def _as_array(output: Any) -> np.ndarray:

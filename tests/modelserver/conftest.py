@@ -13,12 +13,15 @@ from tests.modelserver.process import ENDED, ServerProcess
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models: half_plus_two (versions 1–3), half_plus_two_tf1, kinds, keras_in_a_module."""
+    """A folder of models: half_plus_two, half_plus_two_frozen (both: versions 1–3), half_plus_two_tf1, kinds,
+    keras_in_a_module.
+    """
     from tests.modelserver import models
 
     root = tmp_path_factory.mktemp("zoo")
     for version, addend in ((1, 2.0), (2, 3.0), (3, 4.0)):
         models.half_plus_two(root / "half_plus_two" / str(version), addend)
+        models.frozen_half_plus_two(root / "half_plus_two_frozen" / str(version), addend)
     models.half_plus_two_tf1(root / "half_plus_two_tf1" / "123")
     models.kinds(root / "kinds" / "1")
     models.keras_in_a_module(root / "keras_in_a_module" / "1")

@@ -31,6 +31,13 @@ def half_plus_two(folder: Path, addend: float = 2.0) -> None:
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
 
 
+def frozen_half_plus_two(folder: Path, addend: float = 2.0) -> None:
+    """The same with constants for its variables, as exported models have: nothing is kept between runs."""
+    module = tf.Module()
+    module.serve = function(lambda x: {"y": x * 0.5 + addend}, spec([None], tf.float32, "x"))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+
+
 def half_plus_two_tf1(folder: Path) -> None:
     """The original's own test model: predict, regress and classify signatures over `tf.Example`s."""
     with tf.Graph().as_default(), tf1.Session() as session:

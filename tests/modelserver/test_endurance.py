@@ -146,9 +146,10 @@ def test_a_client_that_goes_away_in_the_middle_does_no_harm(server: ServerProces
     assert server.predict(request("kinds", "id_bool", x=np.ones(1, bool))).model_spec.version.value == 1
 
 
-def test_reload_after_reload_keeps_memory_level(start: StartServer, zoo: Path) -> None:
+@pytest.mark.parametrize("model", ["half_plus_two", "half_plus_two_frozen"])
+def test_reload_after_reload_keeps_memory_level(start: StartServer, zoo: Path, model: str) -> None:
     """Two versions take turns; growth after the first tenth of the cycles stays under 5 %."""
-    base = str(zoo / "half_plus_two")
+    base = str(zoo / model)
     server = start("--model_name=m", f"--model_base_path={base}", *FAST).wait_ready()
     level = 0
     for cycle in range(CYCLES):
