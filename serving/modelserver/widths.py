@@ -2,18 +2,20 @@
 
 TensorFlow shares each op of a run out to all cores. Short ops, those of a small model or of few rows, are
 done sooner by one thread than shared out (on two cores, one image through a ResNet-20 at 32×32 takes 1.0 ms
-instead of 1.6), and where other runs fill the cores, sharing only costs (a tenth of the throughput there).
-How many threads an op gets is a session's own, so that a model has two: a narrow one and a wide one.
+instead of 1.6). How many threads an op gets is a session's own, so that a model has two: a narrow one and a
+wide one.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
@@ -22,14 +24,14 @@ import numpy as np
 from serving.modelserver.manager import Servable
 from serving.modelserver.signature import Signature
 
-_MEAN_WEIGHT = 1 / 8
+# A wide run takes the cores from whatever else there is to do, such as decoding the next images: it is worth
+# them if it saves a sixth of the time.
+_WORTH_WHILE = 5 / 6
 # Of each width, before one is preferred; the first is not counted, since it compiles kernels.
 _LEAST_RUNS = 4
-# A wide run takes the cores from whatever else there is to do, such as decoding the next images: it is worth
-# them if it saves a quarter of the time.
-_WORTH_WHILE = 0.75
+_LAST_RUNS = 7
 # The other width is tried again once in so many runs: what else the machine does changes.
-_TRY_AGAIN = 128
+_TRY_AGAIN = 64
 
 
 class Kind(NamedTuple):
@@ -45,21 +47,25 @@ def kind_of(feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Kind:
     return Kind(tuple(fetches), 1 << max(rows - 1, 0).bit_length())
 
 
-@dataclass(slots=True)
 class _Taken:
-    runs: int = 0
-    mean_s: float = 0.0
+    """What the last runs of one width took; the median, since one that was disturbed says nothing."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self._last_s: deque[float] = deque(maxlen=_LAST_RUNS)
 
     def learn(self, took_s: float) -> None:
         self.runs += 1
-        if self.runs > 2:
-            self.mean_s += _MEAN_WEIGHT * (took_s - self.mean_s)
-        elif self.runs == 2:
-            self.mean_s = took_s
+        if self.runs > 1:
+            self._last_s.append(took_s)
+
+    @property
+    def median_s(self) -> float:
+        return median(self._last_s)
 
 
 class Widths:
-    """What runs take that have cores to spare, by their kind: narrow ones and wide ones. Thread-safe.
+    """What runs take that have a core to spare, by their kind: narrow ones and wide ones. Thread-safe.
 
     Args:
         most_kinds: how many are known at once, since callers choose them; past that all are learned anew.
@@ -70,14 +76,15 @@ class Widths:
         self._lock = threading.Lock()
         self._taken: dict[Kind, tuple[_Taken, _Taken]] = {}  # narrow, wide
 
-    def is_wide(self, kind: Kind) -> bool:
-        """Whether the next run of this kind is to be a wide one."""
+    def is_wide(self, kind: Kind, *, may_try: bool) -> bool:
+        """Whether the next run of this kind is to be a wide one; what is not known yet is tried, or wide."""
         with self._lock:
             narrow, wide = self._taken.get(kind, (_Taken(), _Taken()))
             if min(narrow.runs, wide.runs) < _LEAST_RUNS:
-                return wide.runs < narrow.runs
-            is_worth_it = wide.mean_s < _WORTH_WHILE * narrow.mean_s
-            return is_worth_it != ((narrow.runs + wide.runs) % _TRY_AGAIN == 0)
+                return not may_try or wide.runs <= narrow.runs
+            is_worth_it = wide.median_s < _WORTH_WHILE * narrow.median_s
+            is_trial = may_try and (narrow.runs + wide.runs) % _TRY_AGAIN == 0
+            return is_worth_it != is_trial
 
     def learn(self, kind: Kind, *, is_wide: bool, took_s: float) -> None:
         """A run of this kind took so long."""
@@ -104,21 +111,54 @@ class Cores:
         # Else the first session's threads are everybody's; read as TensorFlow makes its first session.
         os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         self._count = count
-        self._running = 0
         self._lock = threading.Lock()
+        self._running = 0
+        self._times_full = 0
         self.wide = ThreadPoolExecutor(count, thread_name_prefix="wide")
 
     @contextmanager
-    def run(self) -> Iterator[bool]:
-        """Count a run; whether it has more than one core to itself."""
+    def run(self) -> Iterator[Run]:
+        """Count a run as long as it lasts."""
         with self._lock:
             self._running += 1
-            is_free = self._running < self._count
+            if self._running >= self._count:
+                self._times_full += 1
+            run = Run(
+                self,
+                self._times_full,
+                has_room=self._running < self._count,
+                is_crowded=self._running > self._count,
+            )
         try:
-            yield is_free
+            yield run
         finally:
             with self._lock:
                 self._running -= 1
+
+    def times_full(self) -> int:
+        """How many runs have begun that left no core to spare."""
+        with self._lock:
+            return self._times_full
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is on the cores.
+
+    Attributes:
+        has_room: whether it left a core to spare as it began.
+        is_crowded: whether more runs than cores were there as it began.
+    """
+
+    _cores: Cores
+    _times_full: int
+    has_room: bool
+    is_crowded: bool
+
+    @property
+    def had_room(self) -> bool:
+        """Whether there has been a core to spare from its beginning up to now."""
+        return self.has_room and self._cores.times_full() == self._times_full
 
 
 class TwoWidths:
@@ -141,16 +181,17 @@ class TwoWidths:
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """Run the graph once; raises StatusError."""
-        with self._cores.run() as is_free:
-            if not is_free:
+        with self._cores.run() as run:
+            if run.is_crowded:
                 return self._narrow.run(feeds, fetches)
             kind = kind_of(feeds, fetches)
-            is_wide, started = self._widths.is_wide(kind), perf_counter()
+            is_wide, started = self._widths.is_wide(kind, may_try=run.has_room), perf_counter()
             if is_wide:
                 outputs = self._cores.wide.submit(self._wide.run, feeds, fetches).result()
             else:
                 outputs = self._narrow.run(feeds, fetches)
-            self._widths.learn(kind, is_wide=is_wide, took_s=perf_counter() - started)
+            if run.had_room:
+                self._widths.learn(kind, is_wide=is_wide, took_s=perf_counter() - started)
             return outputs
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ def runs(widths: Widths, kind: Kind, count: int, *, narrow_s: float, wide_s: flo
     """Choose and learn `count` times; whether each was wide."""
     chosen = []
     for _ in range(count):
-        is_wide = widths.is_wide(kind)
+        is_wide = widths.is_wide(kind, may_try=True)
         widths.learn(kind, is_wide=is_wide, took_s=wide_s if is_wide else narrow_s)
         chosen.append(is_wide)
     return chosen
@@ -43,11 +43,11 @@ def test_the_kind_of_a_run_is_what_is_fetched_and_about_how_many_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wide_s", "share"), [(0.5, "wide"), (0.7, "wide"), (0.8, "narrow"), (1.0, "narrow"), (1.7, "narrow")]
+    ("wide_s", "share"), [(0.5, "wide"), (0.8, "wide"), (0.9, "narrow"), (1.0, "narrow"), (1.7, "narrow")]
 )
-def test_all_cores_are_taken_if_they_save_a_quarter_of_the_time(wide_s: float, share: str) -> None:
+def test_all_cores_are_taken_if_they_save_a_sixth_of_the_time(wide_s: float, share: str) -> None:
     chosen = runs(Widths(), IMAGE, 1000, narrow_s=1.0, wide_s=wide_s)
-    assert 4 <= chosen.count(share != "wide") <= 20  # tried at the start, and now and then
+    assert 4 <= chosen.count(share != "wide") <= 30  # tried at the start, and now and then
     assert {True, False} == set(chosen[:2])
 
 
@@ -55,15 +55,31 @@ def test_each_kind_has_its_own_width() -> None:
     widths = Widths()
     runs(widths, IMAGE, 50, narrow_s=1.0, wide_s=1.6)
     runs(widths, BATCH, 50, narrow_s=24.0, wide_s=16.0)
-    assert not widths.is_wide(IMAGE)
-    assert widths.is_wide(BATCH)
+    assert not widths.is_wide(IMAGE, may_try=False)
+    assert widths.is_wide(BATCH, may_try=False)
 
 
 def test_what_the_machine_does_may_change() -> None:
     widths = Widths()
     runs(widths, BATCH, 200, narrow_s=24.0, wide_s=16.0)
-    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=23.0)[-100:].count(True) <= 1
-    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=12.0)[-100:].count(False) <= 1
+    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=23.0)[-100:].count(True) <= 2
+    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=12.0)[-100:].count(False) <= 2
+
+
+def test_a_run_that_was_disturbed_is_outvoted() -> None:
+    widths = Widths()
+    runs(widths, BATCH, 20, narrow_s=24.0, wide_s=16.0)
+    widths.learn(BATCH, is_wide=True, took_s=900.0)
+    assert widths.is_wide(BATCH, may_try=False)
+
+
+def test_nothing_is_tried_where_no_core_is_to_spare() -> None:
+    widths = Widths()
+    assert [widths.is_wide(BATCH, may_try=False) for _ in range(3)] == [True] * 3
+    runs(widths, IMAGE, 63, narrow_s=1.0, wide_s=1.6)
+    for _ in range(3):
+        runs(widths, IMAGE, 1, narrow_s=1.0, wide_s=1.6)
+        assert not widths.is_wide(IMAGE, may_try=False)
 
 
 def test_a_first_run_that_compiles_is_not_held_against_its_width() -> None:
@@ -77,10 +93,10 @@ def test_a_caller_who_invents_kinds_takes_no_memory() -> None:
     widths = Widths(most_kinds=2)
     runs(widths, BATCH, 20, narrow_s=24.0, wide_s=12.0)
     runs(widths, Kind(("y:0",), 1), 1, narrow_s=1.0, wide_s=1.0)
-    assert widths.is_wide(BATCH)
+    assert widths.is_wide(BATCH, may_try=False)
     runs(widths, Kind(("y:1",), 1), 1, narrow_s=1.0, wide_s=1.0)
-    assert runs(widths, BATCH, 20, narrow_s=24.0, wide_s=12.0)[:3] == [False, True, False]
-    assert widths.is_wide(BATCH)
+    assert runs(widths, BATCH, 20, narrow_s=24.0, wide_s=12.0)[:3] == [True, False, True]
+    assert widths.is_wide(BATCH, may_try=False)
 
 
 class Scripted:
@@ -115,20 +131,37 @@ def width_of(servable: Servable) -> float:
     return float(servable.run(ONE, ["y"])[0][0])
 
 
-@pytest.mark.parametrize(("cores", "others"), [(2, [1.0] * 4), (3, [1.0, 2.0, 1.0, 2.0])])
-def test_runs_that_fill_the_cores_are_narrow(cores: int, others: list[float]) -> None:
+@pytest.mark.parametrize(("cores", "others"), [(1, [1.0] * 4), (2, [2.0] * 4), (3, [2.0, 1.0, 2.0, 1.0])])
+def test_more_runs_than_cores_are_narrow(cores: int, others: list[float]) -> None:
+    """Beside another run: on one core there are too many, on two nothing is tried, on three there is room."""
     narrow, wide = Scripted(1), Scripted(2)
     both = TwoWidths(narrow, wide, Cores(cores))
-    assert [width_of(both) for _ in range(4)] == [1.0, 2.0, 1.0, 2.0]  # each is tried
     may_go_on = threading.Event()
-    narrow.held.append(may_go_on)
-    narrow.has_begun.clear()
+    for servable in (narrow, wide):
+        servable.held.append(may_go_on)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(width_of, both)
-        assert narrow.has_begun.wait(WAIT_S)
+        assert wide.has_begun.wait(WAIT_S)
+        narrow.held.clear()
         assert [width_of(both) for _ in range(4)] == others
         may_go_on.set()
-        assert first.result(WAIT_S) == 1.0
+        assert first.result(WAIT_S) == 2.0
+
+
+def test_a_run_that_another_joins_teaches_nothing() -> None:
+    cores = Cores(2)
+    with cores.run() as first:
+        assert first.has_room
+        had_room = [first.had_room]
+        with cores.run() as second:
+            assert not second.has_room
+            assert not second.is_crowded
+            with cores.run() as third:
+                assert third.is_crowded
+        had_room.append(first.had_room)
+    assert had_room == [True, False]
+    with cores.run() as later:
+        assert later.had_room
 
 
 def test_wide_runs_have_their_own_threads() -> None:
@@ -146,7 +179,7 @@ def test_a_run_that_fails_leaves_its_core() -> None:
     for _ in range(2):
         with pytest.raises(StatusError, match="no such output"):
             both.run(ONE, ["none"])
-    assert [width_of(both) for _ in range(4)] == [1.0, 2.0, 1.0, 2.0]
+    assert [width_of(both) for _ in range(4)] == [2.0, 1.0, 2.0, 1.0]  # each is tried
 
 
 def loading(cores: Cores | None) -> Loading:
