@@ -11,12 +11,12 @@ from contextlib import aclosing
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serving.admission import Ticket
-from serving.errors import InvalidInput, SluiceError, UnsupportedMedia
+from serving.errors import SluiceError, UnsupportedMedia
 from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rest import uploads
@@ -24,6 +24,7 @@ from serving.rest.body import Body
 from serving.rest.context import headers_of, request_context, server_timing
 from serving.rest.errors import plain_error
 from serving.rest.tfserving import TensorFlowServingRest
+from serving.rest.top_k import top_k_of_query
 from serving.rest.uploads import Upload, Uploads
 
 NDJSON = "application/x-ndjson"
@@ -60,24 +61,26 @@ class ClassifyEndpoint:
     ) -> Uploads | bytes:
         """The images and how many classes are wanted, or a JSON body that has no images."""
         settings = self._gateway.settings
-        top_k = _read_top_k(scope["query_string"])
         content_type = uploads.content_type_of(headers_of(scope))
         body = Body(scope, receive, ticket, context, settings)
-        if content_type == uploads.MULTIPART:
-            found = await uploads.form_uploads(Headers(scope=scope), body.chunks(), settings)
-        elif content_type in uploads.BINARY:
-            found = uploads.one_upload(await body.whole())
-        elif content_type == uploads.JSON or content_type in _MAYBE_JSON:
-            data = await body.whole()
-            if content_type != uploads.JSON and not data.lstrip().startswith(b"{"):
-                raise _unsupported(content_type)
-            value = await self._gateway.in_thread(uploads.parse_json, data)
-            if isinstance(value, dict) and "images" not in value:
-                return data
-            found = await self._gateway.in_thread(uploads.json_uploads, value)
-        else:
+        if content_type == uploads.JSON or content_type in _MAYBE_JSON:
+            return await self._read_json(scope["query_string"], content_type, await body.whole())
+        if content_type != uploads.MULTIPART and content_type not in uploads.BINARY:
             raise _unsupported(content_type)
-        return Uploads(found.images, found.top_k if top_k is None else top_k)
+        top_k = top_k_of_query(scope["query_string"])
+        if content_type == uploads.MULTIPART:
+            return await uploads.form_uploads(Headers(scope=scope), body.chunks(), settings, top_k)
+        return uploads.one_upload(await body.whole(), top_k)
+
+    async def _read_json(self, query: bytes, content_type: str, data: bytes) -> Uploads | bytes:
+        if content_type != uploads.JSON and not data.lstrip().startswith(b"{"):
+            raise _unsupported(content_type)
+        value = await self._gateway.in_thread(uploads.parse_json, data)
+        if isinstance(value, dict) and "images" not in value:
+            return data  # and its query is not the image API's to refuse
+        top_k = top_k_of_query(query)
+        found = await self._gateway.in_thread(uploads.json_uploads, value)
+        return found if top_k is None else Uploads(found.images, top_k)
 
     async def _answer(self, ref: ModelRef, found: Uploads, context: RequestContext) -> Response:
         """The answer as JSON. A request of which every image failed fails as its first image did."""
@@ -157,18 +160,6 @@ def _unsupported(content_type: str) -> UnsupportedMedia:
     return UnsupportedMedia(
         f"the content type is {said}; taken are {', '.join(uploads.TAKEN)}", stage="admission"
     )
-
-
-def _read_top_k(query: bytes) -> int | None:
-    text = QueryParams(query).get("top_k") if query else None
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidInput(
-            f'top_k is "{text[:100]}"; it is a whole number above 0', stage="admission"
-        ) from None
 
 
 def _merged(results: Iterable[ImageResult], images: Iterable[Upload]) -> Iterator[ImageResult]:

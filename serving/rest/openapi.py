@@ -93,7 +93,8 @@ _SCHEMAS = {
 _TOP_K = {
     "name": "top_k",
     "in": "query",
-    "description": "How many classes to return for each image; at most as many as the model has.",
+    "description": "How many classes to return for each image; at most as many as the model has. The only "
+    "parameter of a query with images; others are refused.",
     "schema": {"type": "integer", "minimum": 1},
 }
 _TIMEOUT = {
@@ -101,6 +102,24 @@ _TIMEOUT = {
     "in": "header",
     "description": "Seconds after which the answer is of no more use.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+_FORM = {
+    "type": "object",
+    "required": ["images"],
+    "additionalProperties": False,
+    "properties": {
+        "images": {
+            "type": "array",
+            "minItems": 1,
+            "description": "File parts; those of other names are images, too.",
+            "items": {"type": "string", "format": "binary"},
+        },
+        "top_k": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "As in the query, where both say it. The only text field; others are refused.",
+        },
+    },
 }
 _JSON_IMAGES = {
     "type": "object",
@@ -166,11 +185,8 @@ def _give_problems(paths: dict[str, Any]) -> None:
 def _operation(path: str) -> dict[str, Any]:
     names = [name for name in ("model", "version", "label") if f"{{{name}}}" in path]
     binary = {"schema": {"type": "string", "format": "binary"}}
-    files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
     content: dict[str, Any] = dict.fromkeys((*CONTENT_TYPES, OCTET_STREAM), binary)
-    content[MULTIPART] = {
-        "schema": {"type": "object", "required": ["images"], "properties": {"images": files}}
-    }
+    content[MULTIPART] = {"schema": _FORM}
     content[JSON] = {"schema": _JSON_IMAGES}
     schema = {"$ref": "#/components/schemas/Prediction"}
     answer = {

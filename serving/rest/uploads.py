@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from serving.errors import BadImage, Cancelled, InvalidInput
 from serving.images import CONTENT_TYPES
+from serving.rest.top_k import top_k_of_form
 from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
@@ -38,7 +39,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """The images of a request, and how many classes it wants where its body says so."""
+    """The images of a request, and how many classes it wants where it says so."""
 
     images: list[Upload]
     top_k: int | None = None
@@ -49,15 +50,22 @@ def content_type_of(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def one_upload(body: bytes) -> Uploads:
+def one_upload(body: bytes, top_k: int | None) -> Uploads:
     """A body that is an image; raises InvalidInput if there is none."""
     if not body:
         raise InvalidInput("the request has no body; send an image file as the body", stage="decode")
-    return Uploads([Upload(body)])
+    return Uploads([Upload(body)], top_k)
 
 
-async def form_uploads(headers: Headers, chunks: AsyncGenerator[bytes, None], settings: Settings) -> Uploads:
-    """Every file of a multipart form (RFC 7578); raises InvalidInput if it is malformed or has none."""
+async def form_uploads(
+    headers: Headers, chunks: AsyncGenerator[bytes, None], settings: Settings, of_query: int | None
+) -> Uploads:
+    """Every file of a multipart form (RFC 7578), and `top_k`: a text field of the form, or else `of_query`.
+
+    Raises:
+        InvalidInput: the form is malformed, has no file, another text field, or not the query's `top_k`.
+        Cancelled: the client went away.
+    """
     _, options = parse_options_header(headers["content-type"])
     if b"boundary" not in options:
         raise InvalidInput("the content type multipart/form-data has no boundary", stage="decode")
@@ -70,13 +78,15 @@ async def form_uploads(headers: Headers, chunks: AsyncGenerator[bytes, None], se
     except ClientDisconnect as error:
         raise Cancelled("the client went away before its request was complete") from error
     try:
+        fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+        top_k = top_k_of_form(fields, of_query)
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         uploads = [Upload(await file.read(), file.filename) for file in files]
     finally:
         await form.close()
     if not uploads:
         raise InvalidInput("the multipart form has no file; send each image as a file part", stage="decode")
-    return Uploads(uploads)
+    return Uploads(uploads, top_k)
 
 
 def parse_json(body: bytes) -> Any:

@@ -40,6 +40,7 @@ def test_every_way_to_send_an_image_gets_the_same_class(live: Live, tmp_path: Pa
         curl("--data-binary", f"@{SAMPLE}", *png, url.replace(":classify", "/labels/stable:classify")),
         curl("-H", "Transfer-Encoding: chunked", "--data-binary", f"@{SAMPLE}", *png, url),
         curl("-F", f"images=@{SAMPLE}", "-F", f"images=@{SAMPLE}", url),
+        curl("-F", f"images=@{SAMPLE}", "-F", "top_k=3", url),
         curl("--data-binary", f"@{packed}", "-H", "Content-Encoding: gzip", *png, url),
         curl("-d", f"@{body}", url),
         curl("-d", f"@{body}", "-H", "Content-Type: application/json", url),
