@@ -19,7 +19,7 @@ from serving.modelserver.widths import Cores, TwoWidths
 
 # A model that is larger has larger ops, which gain from being shared out; and two sessions hold it twice.
 MOST_BYTES_TWICE = 32 * 2**20
-# With more of them, calls seldom fill them, and each session would have as many threads.
+# With more of them each model would have as many threads of its own, for a gain that was measured on two.
 MOST_CORES = 8
 
 
