@@ -72,6 +72,8 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # It warns of every malformed form, in plain text and with what it found there; the access log has a line.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class AccessLog:

@@ -24,8 +24,7 @@ class Body:
     """One request's body. Room is taken as it comes: a length that is only claimed costs nothing.
 
     Args:
-        scope: the request's; `body_here` in its state says that all has come, and `body_read` is set once all
-            has been read.
+        scope: the request's; `body_here` in its state says that all has come.
         receive: where it comes from.
         ticket: takes the room.
         context: the request's; its deadline holds.
@@ -106,7 +105,7 @@ class Body:
         received: bytes = message.get("body", b"")
         self._received_bytes += len(received)
         if not message.get("more_body", False):
-            self._complete = state["body_read"] = True
+            self._complete = state["body_here"] = True
         return received
 
     async def _in_time(self) -> Message:

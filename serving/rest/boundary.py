@@ -53,54 +53,63 @@ class Boundary:
         state = scope.setdefault("state", {})
         headers = headers_of(scope)
         request_id = state["request_id"] = request_id_from(headers.get("x-request-id", ""))
-        trace = state["trace"] = child_of(headers.get("traceparent", ""), self._traces_share)
-        started = False
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    (b"traceparent", trace.traceparent.encode()),
-                ]
-                if self._draining():
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
-
+        state["trace"] = child_of(headers.get("traceparent", ""), self._traces_share)
+        answer = _Answer(scope, receive, send, self._draining)
         try:
             try:
-                await self._app(scope, receive, send_with_headers)
+                await self._app(scope, receive, answer.send)
             except Exception as error:
-                if started:
+                if answer.started:
                     raise
                 if not isinstance(error, SluiceError):
                     _log.exception("a request failed in an unforeseen way", request_id=request_id)
                     error = Internal("the request failed in an unforeseen way; the log says how")
-                await _refuse(error, request_id, scope, receive, send_with_headers)
+                in_form = state.get("error_form", problem)  # that of the door that was taken
+                await in_form(error, request_id)(scope, receive, answer.send)
         except asyncio.CancelledError:
             client = client_of(scope)
             if client is None or not client.left:
                 raise  # else nobody is there to be answered
 
 
-async def _refuse(error: SluiceError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer in the form of the door that was taken, and let the client read it even while it still sends."""
-    unread = not scope["state"].get("body_read", False) and not _is_small(scope)
+class _Answer:
+    """The answer to one request: with its ids, and so that a client gets to read it that still sends.
 
-    async def send_lingering(message: Message) -> None:
-        if not unread:
-            await send(message)
-        elif message["type"] == "http.response.start":
-            await send({**message, "headers": [*message["headers"], (b"connection", b"close")]})
-        else:
-            await send({**message, "more_body": True})
-            await _discard(receive)
-            await send({"type": "http.response.body", "body": b""})
+    Attributes:
+        started: whether any of it has been sent.
+    """
 
-    in_form = scope["state"].get("error_form", problem)
-    await in_form(error, request_id)(scope, receive, send_lingering)
+    def __init__(self, scope: Scope, receive: Receive, send: Send, draining: Callable[[], bool]) -> None:
+        self._scope, self._receive, self._send, self._draining = scope, receive, send, draining
+        self.started = self._lingers = False
+
+    async def send(self, message: Message) -> None:
+        """Send a part of it; after the last one the rest of the body is read, where that is called for."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            message["headers"] = [*message["headers"], *self._headers()]
+        elif self._lingers and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await _discard(self._receive)
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        state = self._scope["state"]
+        closes = self._draining()
+        if not state.get("body_here", False):
+            self._lingers = closes or not (_may_stay_open(self._scope) and _is_small(self._scope))
+        ids = [
+            (b"x-request-id", state["request_id"].encode()),
+            (b"traceparent", state["trace"].traceparent.encode()),
+        ]
+        return [*ids, (b"connection", b"close")] if closes or self._lingers else ids
+
+
+def _may_stay_open(scope: Scope) -> bool:
+    """Whether the client lets the connection be used again (RFC 9112, 9.3)."""
+    asked = headers_of(scope).get("connection", "").lower()
+    return scope["http_version"] == "1.1" and "close" not in [option.strip() for option in asked.split(",")]
 
 
 def _is_small(scope: Scope) -> bool:

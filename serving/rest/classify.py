@@ -78,9 +78,7 @@ class ClassifyEndpoint:
         value = await self._gateway.in_thread(uploads.parse_json, data)
         if isinstance(value, dict) and "images" not in value:
             return data  # and its query is not the image API's to refuse
-        top_k = top_k_of_query(query)
-        found = await self._gateway.in_thread(uploads.json_uploads, value)
-        return found if top_k is None else Uploads(found.images, top_k)
+        return await self._gateway.in_thread(uploads.json_uploads, value, top_k_of_query(query))
 
     async def _answer(self, ref: ModelRef, found: Uploads, context: RequestContext) -> Response:
         """The answer as JSON. A request of which every image failed fails as its first image did."""

@@ -136,7 +136,7 @@ _JSON_IMAGES = {
                 "properties": {"b64": {"type": "string", "format": "byte"}},
             },
         },
-        "top_k": {"type": "integer", "minimum": 1},
+        "top_k": {"type": "integer", "minimum": 1, "description": "As in the query, where both say it."},
     },
 }
 _STATUSES = {

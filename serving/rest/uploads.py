@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from serving.errors import BadImage, Cancelled, InvalidInput
 from serving.images import CONTENT_TYPES
-from serving.rest.top_k import top_k_of_form
+from serving.rest.top_k import agreed, top_k_of_form
 from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
@@ -24,6 +24,11 @@ JSON = "application/json"
 OCTET_STREAM = "application/octet-stream"
 BINARY = (*CONTENT_TYPES, OCTET_STREAM)
 TAKEN = (*BINARY, MULTIPART, JSON)
+
+# What a form may say its names and texts are in. Not whatever Python has a codec for: some raise errors of
+# their own ("undefined"), take a minute for a megabyte ("punycode") or give what is no Unicode ("utf-7"), and
+# Python remembers every name that it has ever been asked for.
+CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252")
 
 JSON_FORM = '{"images": [{"b64": "…"}], "top_k": 5}'
 
@@ -63,12 +68,20 @@ async def form_uploads(
     """Every file of a multipart form (RFC 7578), and `top_k`: a text field of the form, or else `of_query`.
 
     Raises:
-        InvalidInput: the form is malformed, has no file, another text field, or not the query's `top_k`.
+        InvalidInput: the form is malformed, in a charset that is not taken, has no file, another text field,
+            or not the query's `top_k`.
         Cancelled: the client went away.
     """
     _, options = parse_options_header(headers["content-type"])
     if b"boundary" not in options:
         raise InvalidInput("the content type multipart/form-data has no boundary", stage="decode")
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in CHARSETS:
+        raise InvalidInput(
+            f'the content type multipart/form-data has the charset "{charset[:100]}"; taken are '
+            f"{', '.join(CHARSETS)}",
+            stage="decode",
+        )
     parser = MultiPartParser(headers, chunks, max_files=settings.max_images, max_fields=settings.max_images)
     parser.spool_max_size = settings.max_body_bytes  # never on disk: images may be private
     try:
@@ -97,11 +110,13 @@ def parse_json(body: bytes) -> Any:
         raise InvalidInput(f"the body is not JSON: {error}", stage="decode") from None
 
 
-def json_uploads(value: Any) -> Uploads:
-    """The images in a JSON object as `JSON_FORM` shows it; one that is not base64 is an upload with an error.
+def json_uploads(value: Any, of_query: int | None) -> Uploads:
+    """The images in a JSON object as `JSON_FORM` shows it, and its `top_k` or else `of_query`.
+
+    An image that is not base64 is an upload with an error.
 
     Raises:
-        InvalidInput: another form.
+        InvalidInput: another form, or not the query's `top_k`.
     """
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise InvalidInput(f"the JSON is not of the form {JSON_FORM}", stage="decode")
@@ -113,6 +128,7 @@ def json_uploads(value: Any) -> Uploads:
     top_k = value.get("top_k")
     if top_k is not None and type(top_k) is not int:
         raise InvalidInput(f"top_k is {orjson.dumps(top_k).decode()}; it is a whole number", stage="decode")
+    top_k = agreed(of_query, top_k, "the JSON")
     return Uploads([_from_base64(each) for each in value["images"]], top_k)
 
 

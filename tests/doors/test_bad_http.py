@@ -192,6 +192,31 @@ async def test_large_heads_are_refused(gateway: tuple[Running, httpx.AsyncClient
     assert await classified(client)
 
 
+@pytest.mark.parametrize(
+    ("version", "headers"), [(b"1.1", b""), (b"1.1", b"Connection: TE, Close\r\n"), (b"1.0", b"")]
+)
+async def test_a_refusal_reaches_a_client_that_still_sends(
+    gateway: tuple[Running, httpx.AsyncClient], version: bytes, headers: bytes
+) -> None:
+    """Closing on a body that still comes resets the connection, and the answer is lost (RFC 9112, 9.6)."""
+    running, _ = gateway
+    body = b"x" * (MIB - 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+    head = b"POST /v1/nothing HTTP/%s\r\nHost: x\r\nContent-Length: %d\r\n" % (version, len(body))
+    writer.write(head + headers + b"\r\n" + body[:100])
+    refusal = await reader.readuntil(b"\r\n\r\n")
+    assert statuses(refusal) == [404]
+    for start in range(100, len(body), 2**16):
+        writer.write(body[start : start + 2**16])
+        await writer.drain()
+    if not headers and version == b"1.1":
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    rest = await reader.read()
+    assert rest.startswith(b"{")
+    assert b'"detail"' in rest
+    writer.close()
+
+
 async def test_unknown_paths_and_methods_are_told(client: httpx.AsyncClient) -> None:
     unknown = await client.get("/v1/nothing")
     assert unknown.status_code == 404

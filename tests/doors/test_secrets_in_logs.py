@@ -1,4 +1,4 @@
-"""A whole run of a gateway process, with keys good and bad: none of them is in what it writes."""
+"""Whole runs of a gateway process: nothing of keys, good or bad, or of broken forms is in what it writes."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ async def test_no_secret_is_logged_and_strangers_are_warned_of(
     loud = [line for line in live.errors if "ANYONE who reaches this machine" in line]
     assert len(loud) == 1
     assert "0.0.0.0" in loud[0]
+
+
+async def test_of_a_broken_form_only_that_there_was_one_is_logged(replica: ScriptedReplica) -> None:
+    async with (
+        started(["gateway", f"--replica={replica.address}", "--model=digits"]) as live,
+        httpx.AsyncClient(base_url=live.http_url) as client,
+    ):
+        answer = await client.post(
+            "/v1/classify",
+            content=b"--b\r\nX{: y\r\n\r\n",
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        assert answer.json()["detail"] == "the multipart form is malformed: Invalid multipart data."
+        await live.end()
+    assert any('"outcome": "invalid-input"' in line for line in live.errors)
+    assert not any("invalid character" in line for line in live.errors)

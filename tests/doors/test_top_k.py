@@ -1,4 +1,4 @@
-"""What the image API takes beside images, in a query or a form: `top_k`. All else is refused, not ignored."""
+"""What the image API takes beside images, in a query or a body: `top_k`. All else is refused, not ignored."""
 
 from __future__ import annotations
 
@@ -50,6 +50,23 @@ async def test_a_query_with_anything_but_one_top_k_is_refused(
     assert answer.json()["type"] == "urn:sluice:problem:invalid-input"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1_0", " 3", "3 ", "3\n", "+3", "-1", "3.0", "\u0663", "\u00b2", "\U0001d7db"),
+        pytest.param("9" * 5000, id="more digits than int() takes"),
+    ],
+)
+async def test_top_k_is_ascii_digits_and_nothing_else(client: httpx.AsyncClient, text: str) -> None:
+    for where, query, sent in (
+        ("query", {"top_k": text}, BODY),
+        ("multipart form", {}, form(("top_k", text))),
+    ):
+        answer = await client.post(PATH, params=query, **sent)
+        says = f'top_k is "{text[:100]}" in the {where}; it is a whole number above 0'
+        assert (answer.status_code, answer.json()["detail"]) == (400, says)
+
+
 async def test_every_path_of_the_image_api_knows_its_queries(client: httpx.AsyncClient) -> None:
     for path in (
         "/v1/classify",
@@ -98,7 +115,7 @@ async def test_a_form_without_a_file_says_how_to_send_one(client: httpx.AsyncCli
         assert says in answer.json()["detail"]
 
 
-async def test_top_k_is_taken_from_the_query_or_a_form(client: httpx.AsyncClient) -> None:
+async def test_top_k_is_taken_from_the_query_or_the_body(client: httpx.AsyncClient) -> None:
     async def count(query: str, sent: Sent) -> int:
         answer = await client.post(PATH + query, **sent)
         assert answer.status_code == 200, answer.text
@@ -106,17 +123,17 @@ async def test_top_k_is_taken_from_the_query_or_a_form(client: httpx.AsyncClient
         return len(result["classes"])
 
     three = form(("top_k", "3"))
-    assert await count("", three) == 3
-    assert await count("?", three) == 3
-    assert await count("?top_k=3", three) == 3
+    json_three: Sent = {"json": {**JSON["json"], "top_k": 3}}
+    for sent in (three, json_three):
+        assert [await count(query, sent) for query in ("", "?", "?top_k=3")] == [3, 3, 3]
+    assert await count("?top_k=2", {"json": {**JSON["json"], "top_k": None}}) == 2
     assert [await count("?top_k=2", sent) for sent in (BODY, FORM, JSON)] == [2, 2, 2]
     assert [await count("", sent) for sent in (BODY, FORM, JSON)] == [5, 5, 5]
-    answer = await client.post(f"{PATH}?top_k=2", **three)
-    assert answer.status_code == 400
-    assert (
-        answer.json()["detail"]
-        == "top_k is 2 in the query and 3 in the multipart form; give it in one of them"
-    )
+    for sent, body in ((three, "the multipart form"), (json_three, "the JSON")):
+        answer = await client.post(f"{PATH}?top_k=2", **sent)
+        assert answer.status_code == 400
+        says = f"top_k is 2 in the query and 3 in {body}; give it in one of them"
+        assert answer.json()["detail"] == says
 
 
 async def test_other_protocols_read_no_query(client: httpx.AsyncClient) -> None:
