@@ -51,7 +51,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a failed load is tried again, and how long to wait between tries."""
+    """How often a failed load is tried again (negative: never), and how long to wait between tries."""
 
     max_retries: int = 5
     interval_s: float = 60.0
@@ -166,7 +166,7 @@ class ModelManager:
     def _try_to_load(self, name: str, action: Load) -> tuple[Servable | None, StatusError]:
         error = StatusError(Code.CANCELLED, "the version is no longer wanted")
         failures = Failures()
-        for attempt in range(self._retry.max_retries + 1):
+        for attempt in range(max(self._retry.max_retries, 0) + 1):
             if attempt and not self._still_wanted(name, action.version, self._retry.interval_s):
                 break
             try:

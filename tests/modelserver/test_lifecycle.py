@@ -234,6 +234,13 @@ def test_waiting_for_models_can_be_given_up() -> None:
     assert manager.close(10)
 
 
+def test_a_negative_number_of_retries_means_one_try() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(-1, 0.0), 1)
+    manager.want("m", wanted(1))
+    until(lambda: manager.states("m").get(1) == AVAILABLE, "it loads")
+    assert manager.close(10)
+
+
 def test_errors_become_statuses() -> None:
     known = StatusError(Code.NOT_FOUND, "x")
     assert from_exception(known) is known
