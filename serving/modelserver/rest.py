@@ -143,9 +143,10 @@ class RestApi:
 def _model_spec(name: str, version: str | None, label: str | None) -> Any:
     spec = protos.ModelSpec(name=_decoded(name, "name"))
     if version is not None:
-        if int(version) > MAX_VERSION:
+        digits = version.lstrip("0") or "0"
+        if len(digits) > len(str(MAX_VERSION)) or int(digits) > MAX_VERSION:
             raise invalid_argument(f"Failed to convert version: {version} to numeric.")
-        spec.version.value = int(version)
+        spec.version.value = int(digits)
     if label is not None:
         spec.version_label = _decoded(label, "version label")
     return spec

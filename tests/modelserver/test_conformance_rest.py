@@ -131,6 +131,18 @@ def test_paths_that_lead_nowhere(
     assert text in answer["error"]
 
 
+def test_a_version_of_thousands_of_digits_is_none(server: ServerProcess) -> None:
+    status, answer = server.rest("GET", f"{HALF}/versions/{'9' * 5000}")
+    assert status == 400
+    assert "Failed to convert version" in answer["error"]
+
+
+def test_a_version_may_have_leading_zeros(server: ServerProcess) -> None:
+    status, answer = server.rest("GET", f"{HALF}/versions/{'0' * 30}1")
+    assert status == 200
+    assert [entry["version"] for entry in answer["model_version_status"]] == ["1"]
+
+
 def test_paths_outside_the_api_are_not_found(server: ServerProcess) -> None:
     assert server.http("GET", "/nope")[0] == 404
 

@@ -114,6 +114,12 @@ def test_label_rules(labels: dict[str, int], before: dict[str, int], allow: bool
         assert caught.value.code is Code.FAILED_PRECONDITION
 
 
+def test_a_path_that_no_system_takes_is_refused() -> None:
+    with pytest.raises(StatusError, match="without NUL characters") as caught:
+        configs.validate(config_of({"name": "m", "base_path": "/m\0odels"}), None)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
 class Fake:
     """A servable that is nothing, and knows whether it was let go."""
 

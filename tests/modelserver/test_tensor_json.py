@@ -31,6 +31,7 @@ def refusal(body: bytes, **types: str) -> str:
     [
         (b'{"inputs": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
         (b'{"inputs": ' + b"[" * 100 + b"1" + b"]" * 100 + b"}", "at most 64 dimensions"),
+        (b'{"instances": [' + b"[" * 64 + b"1" + b"]" * 64 + b"]}", "at most 63 dimensions"),
         (b'{"inputs": [1], "inputs": [2]}', 'Duplicate key: "inputs"'),
         (b'{"inputs": ["\xff\xfe"]}', "Invalid encoding in string. at offset: 13"),
         (b'{"inputs": ' + b"9" * 10_000 + b"}", "Number too big"),
@@ -88,6 +89,11 @@ def test_ranges(data_type: str, value: Any, is_taken: bool) -> None:
             assert parse(body.encode(), x=data_type).inputs["x"].size == 1
         else:
             refusal(body.encode(), x=data_type)
+
+
+def test_rows_of_the_highest_rank() -> None:
+    body = b'{"instances": [' + b"[" * 63 + b"1" + b"]" * 63 + b"]}"
+    assert parse(body, x="DT_FLOAT").inputs["x"].ndim == 64
 
 
 def test_types_that_json_does_not_carry() -> None:
