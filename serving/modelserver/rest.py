@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 from serving import protos, tensor_json, tensor_json_writing, tensors
 from serving.errors import InvalidInput, Unimplemented
 from serving.example_json import parse_examples
+from serving.modelserver.manager import Model
 from serving.modelserver.predict import DEFAULT_SIGNATURE
 from serving.modelserver.services import SIGNATURE_DEF, Services
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument
@@ -92,23 +94,25 @@ class RestApi:
         return self._classify(spec, body) if what.lower() == "classify" else self._regress(spec, body)
 
     def _predict(self, spec: Any, body: bytes) -> bytes:
-        parsed = tensor_json.parse_predict(body, lambda name: self._types_of(spec, name))
-        spec.signature_name = parsed.signature_name
-        types = self._types_of(spec, parsed.signature_name)
-        request = protos.PredictRequest(model_spec=spec)
-        for alias, array in parsed.inputs.items():
-            request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
-        response = self.services.predict(request)
+        model: Model
+        types: dict[str, int]
+        with ExitStack() as held:
+
+            def types_of(signature_name: str) -> dict[str, int]:
+                # Looked up once: the version that the body is read for has to answer it, too.
+                nonlocal model, types
+                model = held.enter_context(self.services.core.model(spec))
+                types = _types_of(model, signature_name)
+                return types
+
+            parsed = tensor_json.parse_predict(body, types_of)
+            spec.signature_name = parsed.signature_name
+            request = protos.PredictRequest(model_spec=spec)
+            for alias, array in parsed.inputs.items():
+                request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
+            response = self.services.predict_with(model, request)
         outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
         return tensor_json_writing.render_predict(outputs, parsed.form)
-
-    def _types_of(self, spec: Any, signature_name: str) -> dict[str, int]:
-        name = signature_name or DEFAULT_SIGNATURE
-        with self.services.core.model(spec) as model:
-            signature = model.servable.signatures.get(name)
-            if signature is None:
-                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-            return {alias: info.dtype for alias, info in signature.inputs.items()}
 
     def _classify(self, spec: Any, body: bytes) -> bytes:
         request = protos.ClassificationRequest(model_spec=spec)
@@ -138,6 +142,15 @@ class RestApi:
             f'{{\n"model_spec":{protos.as_json(response.model_spec)},\n'
             f'"metadata": {{"signature_def": {protos.as_json(signatures)}}}\n}}\n'
         ).encode()
+
+
+def _types_of(model: Model, signature_name: str) -> dict[str, int]:
+    """Alias -> `tensorflow.DataType` of a signature's inputs; raises StatusError if it is not there."""
+    name = signature_name or DEFAULT_SIGNATURE
+    signature = model.servable.signatures.get(name)
+    if signature is None:
+        raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+    return {alias: info.dtype for alias, info in signature.inputs.items()}
 
 
 def _model_spec(name: str, version: str | None, label: str | None) -> Any:
