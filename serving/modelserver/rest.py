@@ -6,10 +6,13 @@ nothing to them.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -30,6 +33,7 @@ STATUS_PATH = re.compile(
     r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
 )
 MAX_VERSION = 2**63 - 1
+MAX_INFLATED_BYTES = 100 * 2**20  # the original's limit; a plain body has none
 
 HTTP_STATUS = {
     Code.OK: 200,
@@ -63,10 +67,10 @@ class RestApi:
 
     services: Services
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """The HTTP status and the JSON body for a request; `path` is still percent-encoded."""
+    def answer(self, method: str, path: str, body: bytes, *, is_gzip: bool = False) -> tuple[int, bytes]:
+        """The HTTP status and the JSON body for a request; `path` is percent-encoded, `body` perhaps gzip."""
         try:
-            return 200, self._dispatch(method, path, body)
+            return 200, self._dispatch(method, path, inflated(body) if is_gzip else body)
         except InvalidInput as error:
             status = invalid_argument(error.message)
         except Unimplemented as error:
@@ -142,6 +146,19 @@ class RestApi:
             f'{{\n"model_spec":{protos.as_json(response.model_spec)},\n'
             f'"metadata": {{"signature_def": {protos.as_json(signatures)}}}\n}}\n'
         ).encode()
+
+
+def inflated(body: bytes) -> bytes:
+    """The content of a gzip file; raises StatusError if it is none, or more than `MAX_INFLATED_BYTES`."""
+    try:
+        content = gzip.GzipFile(fileobj=BytesIO(body)).read(MAX_INFLATED_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise invalid_argument(f"Failed to uncompress the gzipped body: {error}") from error
+    if len(content) > MAX_INFLATED_BYTES:
+        raise invalid_argument(
+            f"Failed to uncompress the gzipped body: it holds more than {MAX_INFLATED_BYTES} bytes"
+        )
+    return content
 
 
 def _types_of(model: Model, signature_name: str) -> dict[str, int]:

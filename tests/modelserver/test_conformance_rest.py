@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import socket
 from typing import Any
@@ -219,6 +220,17 @@ def test_cors_by_flag(server: ServerProcess) -> None:
     status, headers, _ = server.http("OPTIONS", f"{HALF}:predict")
     assert status == 200
     assert headers["access-control-allow-methods"] == "POST, GET"
+
+
+def test_a_body_may_be_gzipped(server: ServerProcess) -> None:
+    body, headers = b'{"instances": [1.0, 2.0, 5.0]}', {"Content-Encoding": "gzip"}
+    status, _, answer = server.http("POST", f"{HALF}/versions/1:predict", gzip.compress(body), headers)
+    assert status == 200
+    assert json.loads(answer) == {"predictions": [2.5, 3.0, 4.5]}
+    for broken in (body, gzip.compress(body)[:-9]):
+        status, _, answer = server.http("POST", f"{HALF}:predict", broken, headers)
+        assert status == 400
+        assert json.loads(answer)["error"]
 
 
 def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from serving import protos
+from serving.modelserver import rest
 from serving.modelserver.core import ServerCore
 from serving.modelserver.lifecycle import State
 from serving.modelserver.manager import ModelManager, RetryPolicy
@@ -17,6 +20,7 @@ from serving.modelserver.predict import PREDICT_METHOD, PredictOptions
 from serving.modelserver.rest import RestApi
 from serving.modelserver.services import Services
 from serving.modelserver.signature import Signature
+from serving.modelserver.status import StatusError
 from tests.modelserver.process import until
 
 
@@ -75,3 +79,10 @@ def test_the_version_that_a_body_was_read_for_answers_it_whatever_comes_in_betwe
     assert status == 400
     assert "does not have named input: old" in json.loads(answer)["error"]
     assert manager.close(10)
+
+
+def test_what_a_gzipped_body_may_grow_to_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "MAX_INFLATED_BYTES", 1000)
+    assert rest.inflated(gzip.compress(bytes(600)) + gzip.compress(bytes(400))) == bytes(1000)
+    with pytest.raises(StatusError, match="more than 1000 bytes"):
+        rest.inflated(gzip.compress(bytes(1001)))
