@@ -65,9 +65,12 @@ class HttpApp:
         """Answer one request; websockets are not spoken."""
         if scope["type"] != "http":
             return
-        path = scope["raw_path"].decode("latin-1")
-        if path == self._options.metrics_path:
-            await _reply(send, 200, b"text/plain", self._metrics.page().encode())
+        path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+        is_metrics = path == self._options.metrics_path
+        if query:  # part of the path, as in the original: this API has no parameters
+            path += f"?{query}"
+        if is_metrics:
+            await self._reply_metrics(send, path)
             return
         if not is_api(path):
             await _reply(send, 404, b"text/plain", b"Not Found")
@@ -82,6 +85,13 @@ class HttpApp:
         call = partial(self._api.answer, scope["method"], path, body, is_gzip=_is_gzip(scope["headers"]))
         status, answer = await self._answer(call)
         await _reply(send, status, JSON, answer, extra)
+
+    async def _reply_metrics(self, send: Send, path: str) -> None:
+        wanted = self._options.metrics_path
+        if path == wanted:
+            await _reply(send, 200, b"text/plain", self._metrics.page().encode())
+        else:
+            await _reply(send, 400, b"text/plain", f"Unexpected path: {path}. Should be {wanted}".encode())
 
     async def _answer(self, call: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
         loop = asyncio.get_running_loop()

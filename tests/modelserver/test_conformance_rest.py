@@ -121,6 +121,8 @@ def test_paths_match_without_regard_to_case_and_names_are_decoded(server: Server
          "Servable not found for request: Specific(half_plus_two, 9)"),
         ("POST", "/v1/models/half_plus_two/labels/x:predict", 400, "Unrecognized servable version label: x"),
         ("POST", "/v1/models/half_plus_two/versions/-1:predict", 400, "Malformed request: POST "),
+        ("POST", f"{HALF}:predict?x=1", 400, f"Malformed request: POST {HALF}:predict?x=1"),
+        ("GET", f"{HALF}?x=1", 404, "Could not find any versions of model half_plus_two?x=1"),
     ],
 )  # fmt: skip
 def test_paths_that_lead_nowhere(
@@ -251,6 +253,7 @@ def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:
     assert "# TYPE :tensorflow:serving:request_latency histogram" in text
     assert ':tensorflow:serving:request_latency_count{model_name="half_plus_two",' in text
     assert 'le="+Inf"' in text
+    assert server.http("GET", "/monitoring/metrics?x=1")[0] == 400
 
 
 def test_a_client_that_goes_away_and_one_that_claims_a_gigabyte_do_no_harm(server: ServerProcess) -> None:
