@@ -1,6 +1,6 @@
 """JSON bodies as TensorFlow Serving reads them: `NaN` and `Infinity` are numbers, `{"b64": …}` is bytes.
 
-Stricter than the original in two things: a key that is repeated, and strings that are not UTF-8, are
+Stricter than the original in two things: a key that is repeated, and strings that are not Unicode, are
 refused. Errors are worded as the original's parser (rapidjson) words them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,11 +29,19 @@ _PARSE_ERRORS = {
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
 }
 
+# Half a character, as UTF-16 writes those beyond its 16 bits.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` is; raises InvalidInput with the place of the first fault."""
+    """The JSON object that `body` is; raises InvalidInput with the place of a fault."""
     if not body:
         raise InvalidInput("JSON Parse error: The document is empty")
+    _check_surrogates(body)
     try:
         document = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -49,6 +58,17 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidInput(f"JSON Value: {quoted(document)} Is not object")
     return document
+
+
+def _check_surrogates(body: bytes) -> None:
+    """Refuse half a surrogate pair: no text in UTF-8 could hold the string, nor an error quote it."""
+    if _SURROGATE.search(body) is None:
+        return
+    for escape in _ESCAPE.finditer(body):
+        if escape[1] is not None:
+            raise InvalidInput(
+                f"JSON Parse error: The surrogate pair in string is invalid. at offset: {escape.start()}"
+            )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

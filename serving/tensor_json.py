@@ -61,11 +61,11 @@ class PredictBody:
 # --- JSON value -> array --------------------------------------------------------------------------
 
 
-def to_array(value: Any, data_type: int) -> np.ndarray:
+def to_array(value: Any, data_type: int, most_dimensions: int = tensors.MAX_RANK) -> np.ndarray:
     """The array that nested lists stand for, in numpy's type of `data_type`; bfloat16 as float32.
 
     Raises:
-        InvalidInput: ragged lists, or a value of the wrong type.
+        InvalidInput: ragged lists, lists more than `most_dimensions` deep, or a value of the wrong type.
         Unimplemented: a type that JSON does not carry here.
     """
     shape: list[int] = []
@@ -75,9 +75,9 @@ def to_array(value: Any, data_type: int) -> np.ndarray:
         if not inner:
             break
         inner = inner[0]
-    if len(shape) > tensors.MAX_RANK:
+    if len(shape) > most_dimensions:
         raise InvalidInput(
-            f"Encountered lists {len(shape)} deep; a tensor has at most {tensors.MAX_RANK} dimensions"
+            f"Encountered lists {len(shape)} deep; there may be at most {most_dimensions} dimensions here"
         )
     flat: list[Any] = []
     _fill(value, 0, shape, data_type, flat)
@@ -261,7 +261,7 @@ def _from_rows(instances: list[Any], types: Mapping[str, int]) -> dict[str, np.n
 def _add_cell(columns: dict[str, list[np.ndarray]], alias: str, cell: Any, types: Mapping[str, int]) -> None:
     if alias not in types:
         raise InvalidInput(f"JSON object: does not have named input: {alias}")
-    array = to_array(cell, types[alias])
+    array = to_array(cell, types[alias], tensors.MAX_RANK - 1)  # the rows are a dimension, too
     column = columns.setdefault(alias, [])
     if column and column[0].size != array.size:
         raise InvalidInput(f"Expecting tensor size: {column[0].size} but got: {array.size}")

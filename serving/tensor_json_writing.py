@@ -22,8 +22,8 @@ SIGNIFICANT_DIGITS = {np.dtype(np.float32): 9, np.dtype(np.float64): 17}
 
 
 def error_body(message: str) -> bytes:
-    """`{"error": …}`."""
-    return f'{{\n{INDENT}"error": {_string(message)}\n}}'.encode()
+    """`{"error": …}`; what is no Unicode in `message` is escaped."""
+    return f'{{\n{INDENT}"error": {_string(message)}\n}}'.encode(errors="backslashreplace")
 
 
 def render_predict(outputs: Mapping[str, np.ndarray], form: Form) -> bytes:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from serving.modelserver.batching import BatchingOptions, BatchQueue, BatchScheduler, Task, Tensors, finish
 from serving.modelserver.manager import Servable
@@ -21,14 +24,17 @@ class BatchingServable:
     """Stands before `wrapped`.
 
     As in the original, only the combinations of inputs and outputs that a signature has are batched;
-    a request for fewer outputs runs alone.
+    a request for fewer outputs runs alone, and so does one of other types, which is refused as such.
     """
 
     def __init__(self, wrapped: Servable, scheduler: BatchScheduler, metrics: Metrics) -> None:
         self._wrapped = wrapped
         self._scheduler = scheduler
         self._metrics = metrics
-        self._keys = {_key_of(signature) for signature in wrapped.signatures.values()}
+        self._types = {
+            _key_of(signature): {info.name: info.dtype for info in signature.inputs.values()}
+            for signature in wrapped.signatures.values()
+        }
         self._lock = threading.Lock()
         self._queues: dict[Key, BatchQueue] = {}
 
@@ -40,7 +46,9 @@ class BatchingServable:
     def run(self, feeds: Tensors, fetches: Sequence[str]) -> list[np.ndarray]:
         """Run in a batch with others; raises StatusError."""
         key = (tuple(sorted(feeds)), tuple(sorted(fetches)))
-        if key not in self._keys:
+        types = self._types.get(key)
+        if types is None or any(_data_type(array.dtype) != types[name] for name, array in feeds.items()):
+            # Merged, a wrong type would be converted to that of its neighbours, or theirs to it.
             return self._wrapped.run(feeds, fetches)
         size = _rows_of(feeds)
         if size == 0:
@@ -91,6 +99,12 @@ class BatchingServable:
         for queue in queues:
             self._scheduler.unregister(queue)
         self._wrapped.close()
+
+
+@cache
+def _data_type(dtype: np.dtype[Any]) -> int:
+    """The `tensorflow.DataType` that arrays of `dtype` hold."""
+    return int(tf.as_dtype(dtype).as_datatype_enum)
 
 
 def _key_of(signature: Signature) -> Key:

@@ -83,6 +83,11 @@ def validate(new: Any, old: Any | None) -> None:
         if model.name in seen:
             raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
         seen.add(model.name)
+        if "\0" in model.base_path:
+            raise invalid_argument(
+                f"Expected model {model.name} to have a path without NUL characters; "
+                f"got base_path()={model.base_path!r}"
+            )
         if not Path(model.base_path).is_absolute():
             raise invalid_argument(
                 f"Expected model {model.name} to have an absolute path or URI; "

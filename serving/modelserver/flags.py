@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 TRUE_WORDS = frozenset({"true", "1", "t", "yes", "y"})
 FALSE_WORDS = frozenset({"false", "0", "f", "no", "n"})
+MAX_PORT = 2**16 - 1
 
 
 class FlagError(ValueError):
@@ -103,6 +104,8 @@ WITHOUT_EFFECT: dict[str, type] = {
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Flags)}
 _TYPES: dict[str, type] = {name: type(f.default) for name, f in _FIELDS.items()} | WITHOUT_EFFECT
+_PORTS = ("port", "rest_api_port")
+_THREADS = ("grpc_max_threads", "rest_api_num_threads", "num_load_threads")
 
 
 def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
@@ -120,7 +123,19 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
             ignored.append(name)
         else:
             values[name] = value
-    return Flags(**values), ignored
+    flags = Flags(**values)
+    _check(flags)
+    return flags, ignored
+
+
+def _check(flags: Flags) -> None:
+    """Refuse numbers that nothing could be started with."""
+    for name in _PORTS:
+        if not 0 <= getattr(flags, name) <= MAX_PORT:
+            _refuse(name, str(getattr(flags, name)), f"a TCP port (0 to {MAX_PORT})")
+    for name in _THREADS:
+        if getattr(flags, name) < 0:
+            _refuse(name, str(getattr(flags, name)), "a number of threads (0, for the default, or more)")
 
 
 def _take(arguments: list[str]) -> tuple[str, Any]:

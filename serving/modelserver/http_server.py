@@ -9,9 +9,10 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -64,9 +65,12 @@ class HttpApp:
         """Answer one request; websockets are not spoken."""
         if scope["type"] != "http":
             return
-        path = scope["raw_path"].decode("latin-1")
-        if path == self._options.metrics_path:
-            await _reply(send, 200, b"text/plain", self._metrics.page().encode())
+        path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+        is_metrics = path == self._options.metrics_path
+        if query:  # part of the path, as in the original: this API has no parameters
+            path += f"?{query}"
+        if is_metrics:
+            await self._reply_metrics(send, path)
             return
         if not is_api(path):
             await _reply(send, 404, b"text/plain", b"Not Found")
@@ -78,17 +82,30 @@ class HttpApp:
         body = await _read(receive)
         if body is None:
             return
-        status, answer = await self._answer(scope["method"], path, body)
+        call = partial(self._api.answer, scope["method"], path, body, is_gzip=_is_gzip(scope["headers"]))
+        status, answer = await self._answer(call)
         await _reply(send, status, JSON, answer, extra)
 
-    async def _answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    async def _reply_metrics(self, send: Send, path: str) -> None:
+        wanted = self._options.metrics_path
+        if path == wanted:
+            await _reply(send, 200, b"text/plain", self._metrics.page().encode())
+        else:
+            await _reply(send, 400, b"text/plain", f"Unexpected path: {path}. Should be {wanted}".encode())
+
+    async def _answer(self, call: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._pool, self._api.answer, method, path, body)
+        work = loop.run_in_executor(self._pool, call)
         try:
             # As in the original, a run that is too late is not stopped, only not waited for.
             return await asyncio.wait_for(asyncio.shield(work), self._options.timeout_s or None)
         except TimeoutError:
             return 504, error_body("Timed out waiting for notification")
+
+
+def _is_gzip(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request says that its body is compressed."""
+    return any(name == b"content-encoding" and b"gzip" in value for name, value in headers)
 
 
 async def _read(receive: Receive) -> bytes | None:

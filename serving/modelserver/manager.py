@@ -51,7 +51,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a failed load is tried again, and how long to wait between tries."""
+    """How often a failed load is tried again (negative: never), and how long to wait between tries."""
 
     max_retries: int = 5
     interval_s: float = 60.0
@@ -84,6 +84,7 @@ class ModelManager:
         self._models: dict[str, dict[int, _Version]] = {}
         self._wanted: dict[str, Mapping[int, Path]] = {}
         self._failed: dict[str, set[int]] = {}
+        self._abandoned: set[tuple[str, int]] = set()  # on their way in as they ceased to be wanted
         self._sequence = 0
         self._closing = False
         self._threads: set[threading.Thread] = set()
@@ -93,6 +94,10 @@ class ModelManager:
     def want(self, name: str, versions: Mapping[int, Path]) -> None:
         """Say which versions of `name` ought to serve; returns at once."""
         with self._changed:
+            known = self._models.get(name, {})
+            for number in (self._wanted.get(name, {}).keys() - versions.keys()) & known.keys():
+                if known[number].at.state in (State.START, State.LOADING):
+                    self._abandoned.add((name, number))
             self._wanted[name] = dict(versions)
             self._failed.setdefault(name, set()).intersection_update(versions)
             self._changed.notify_all()
@@ -144,8 +149,11 @@ class ModelManager:
         logger.info("Loading servable: {name: %s version: %d} from %s", name, action.version, action.path)
         servable, error = self._try_to_load(name, action)
         with self._changed:
+            is_abandoned = (name, action.version) in self._abandoned
+            self._abandoned.discard((name, action.version))
             if servable is None:
-                self._failed.setdefault(name, set()).add(action.version)
+                if not is_abandoned:  # else it starts afresh if it is wanted again, or was in the meantime
+                    self._failed.setdefault(name, set()).add(action.version)
                 self._move(name, action.version, State.END, error)
             else:
                 version = self._move(name, action.version, State.AVAILABLE)
@@ -158,7 +166,7 @@ class ModelManager:
     def _try_to_load(self, name: str, action: Load) -> tuple[Servable | None, StatusError]:
         error = StatusError(Code.CANCELLED, "the version is no longer wanted")
         failures = Failures()
-        for attempt in range(self._retry.max_retries + 1):
+        for attempt in range(max(self._retry.max_retries, 0) + 1):
             if attempt and not self._still_wanted(name, action.version, self._retry.interval_s):
                 break
             try:
@@ -184,7 +192,7 @@ class ModelManager:
         """Wait before another try; False as soon as the version is not wanted any more."""
 
         def is_unwanted() -> bool:
-            return self._closing or number not in self._wanted.get(name, {})
+            return self._closing or (name, number) in self._abandoned
 
         with self._changed:
             return not self._changed.wait_for(is_unwanted, timeout=max(wait_s, 0.0))

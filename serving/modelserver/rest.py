@@ -6,15 +6,20 @@ nothing to them.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
+import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from serving import protos, tensor_json, tensor_json_writing, tensors
 from serving.errors import InvalidInput, Unimplemented
 from serving.example_json import parse_examples
+from serving.modelserver.manager import Model
 from serving.modelserver.predict import DEFAULT_SIGNATURE
 from serving.modelserver.services import SIGNATURE_DEF, Services
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument
@@ -28,6 +33,7 @@ STATUS_PATH = re.compile(
     r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
 )
 MAX_VERSION = 2**63 - 1
+MAX_INFLATED_BYTES = 100 * 2**20  # the original's limit; a plain body has none
 
 HTTP_STATUS = {
     Code.OK: 200,
@@ -61,10 +67,10 @@ class RestApi:
 
     services: Services
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """The HTTP status and the JSON body for a request; `path` is still percent-encoded."""
+    def answer(self, method: str, path: str, body: bytes, *, is_gzip: bool = False) -> tuple[int, bytes]:
+        """The HTTP status and the JSON body for a request; `path` is percent-encoded, `body` perhaps gzip."""
         try:
-            return 200, self._dispatch(method, path, body)
+            return 200, self._dispatch(method, path, inflated(body) if is_gzip else body)
         except InvalidInput as error:
             status = invalid_argument(error.message)
         except Unimplemented as error:
@@ -92,23 +98,25 @@ class RestApi:
         return self._classify(spec, body) if what.lower() == "classify" else self._regress(spec, body)
 
     def _predict(self, spec: Any, body: bytes) -> bytes:
-        parsed = tensor_json.parse_predict(body, lambda name: self._types_of(spec, name))
-        spec.signature_name = parsed.signature_name
-        types = self._types_of(spec, parsed.signature_name)
-        request = protos.PredictRequest(model_spec=spec)
-        for alias, array in parsed.inputs.items():
-            request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
-        response = self.services.predict(request)
+        model: Model
+        types: dict[str, int]
+        with ExitStack() as held:
+
+            def types_of(signature_name: str) -> dict[str, int]:
+                # Looked up once: the version that the body is read for has to answer it, too.
+                nonlocal model, types
+                model = held.enter_context(self.services.core.model(spec))
+                types = _types_of(model, signature_name)
+                return types
+
+            parsed = tensor_json.parse_predict(body, types_of)
+            spec.signature_name = parsed.signature_name
+            request = protos.PredictRequest(model_spec=spec)
+            for alias, array in parsed.inputs.items():
+                request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
+            response = self.services.predict_with(model, request)
         outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
         return tensor_json_writing.render_predict(outputs, parsed.form)
-
-    def _types_of(self, spec: Any, signature_name: str) -> dict[str, int]:
-        name = signature_name or DEFAULT_SIGNATURE
-        with self.services.core.model(spec) as model:
-            signature = model.servable.signatures.get(name)
-            if signature is None:
-                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-            return {alias: info.dtype for alias, info in signature.inputs.items()}
 
     def _classify(self, spec: Any, body: bytes) -> bytes:
         request = protos.ClassificationRequest(model_spec=spec)
@@ -140,12 +148,35 @@ class RestApi:
         ).encode()
 
 
+def inflated(body: bytes) -> bytes:
+    """The content of a gzip file; raises StatusError if it is none, or more than `MAX_INFLATED_BYTES`."""
+    try:
+        content = gzip.GzipFile(fileobj=BytesIO(body)).read(MAX_INFLATED_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise invalid_argument(f"Failed to uncompress the gzipped body: {error}") from error
+    if len(content) > MAX_INFLATED_BYTES:
+        raise invalid_argument(
+            f"Failed to uncompress the gzipped body: it holds more than {MAX_INFLATED_BYTES} bytes"
+        )
+    return content
+
+
+def _types_of(model: Model, signature_name: str) -> dict[str, int]:
+    """Alias -> `tensorflow.DataType` of a signature's inputs; raises StatusError if it is not there."""
+    name = signature_name or DEFAULT_SIGNATURE
+    signature = model.servable.signatures.get(name)
+    if signature is None:
+        raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+    return {alias: info.dtype for alias, info in signature.inputs.items()}
+
+
 def _model_spec(name: str, version: str | None, label: str | None) -> Any:
     spec = protos.ModelSpec(name=_decoded(name, "name"))
     if version is not None:
-        if int(version) > MAX_VERSION:
+        digits = version.lstrip("0") or "0"
+        if len(digits) > len(str(MAX_VERSION)) or int(digits) > MAX_VERSION:
             raise invalid_argument(f"Failed to convert version: {version} to numeric.")
-        spec.version.value = int(version)
+        spec.version.value = int(digits)
     if label is not None:
         spec.version_label = _decoded(label, "version label")
     return spec

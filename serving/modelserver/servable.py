@@ -151,7 +151,7 @@ class Session:
         with self._lock:
             self._callables.clear()
         self._session.close()
-        del self._graph
+        del self._session, self._graph  # a session keeps its graph, closed or not
         gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
 
 

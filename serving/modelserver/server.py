@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from serving.modelserver import flags as flagging
 from serving.modelserver.batching import BatchingOptions, options_from
 from serving.modelserver.flags import FlagError, Flags, cores
 from serving.modelserver.metrics import Metrics
-from serving.modelserver.status import StatusError, invalid_argument
+from serving.modelserver.status import StatusError, failed_precondition, invalid_argument
 
 if TYPE_CHECKING:
     from serving.modelserver.core import ServerCore
@@ -129,6 +130,8 @@ class Server:
         flags = self._flags
         config = _initial_config(flags)
         configs.validate(config, None)
+        ssl_config, arguments = _ssl_config(flags), _channel_arguments(flags.grpc_channel_arguments)
+        _find_left_socket(flags.grpc_socket_path)
         core = self._make_core(_batching_options(flags))
         if flags.file_system_poll_wait_seconds > 0:
             self._every(flags.file_system_poll_wait_seconds, core.poll, "file-system-poll")
@@ -137,7 +140,7 @@ class Server:
             self._every(
                 flags.model_config_file_poll_wait_seconds, lambda: _reread_config(flags, core), "config-poll"
             )
-        self._listen_grpc(core)
+        self._listen_grpc(core, ssl_config, arguments)
         self._listen_http(core)
 
     def _make_core(self, batching: BatchingOptions | None) -> ServerCore:
@@ -170,20 +173,21 @@ class Server:
         )
         return Services(core, options, self._metrics, entrypoint)
 
-    def _listen_grpc(self, core: ServerCore) -> None:
+    def _listen_grpc(
+        self, core: ServerCore, ssl_config: Any | None, arguments: list[tuple[str, Any]]
+    ) -> None:
         from serving.modelserver.rpc import Listening, RpcServer, credentials_from
 
         flags = self._flags
         threads = flags.grpc_max_threads or THREADS_PER_CORE * cores()
-        arguments = _channel_arguments(flags.grpc_channel_arguments)
         rpc = RpcServer(self._services(core, "GRPC"), threads, arguments)
         if flags.enable_grpc_healthcheck_service:
             rpc.add_health()
-        credentials = None
-        if flags.ssl_config_file:
-            credentials = credentials_from(configs.read_text_proto(flags.ssl_config_file, protos.SSLConfig()))
-        if flags.grpc_socket_path:
-            Path(flags.grpc_socket_path).unlink(missing_ok=True)  # left by one that was killed
+        credentials = credentials_from(ssl_config) if ssl_config is not None else None
+        left = _find_left_socket(flags.grpc_socket_path)
+        if left is not None:
+            with suppress(OSError):  # where it cannot be removed, listening fails and says so
+                left.unlink()
         has_port = flags.port != 0 or not flags.grpc_socket_path
         where = Listening(flags.port if has_port else None, flags.grpc_socket_path)
         port = rpc.listen(where, credentials)
@@ -282,6 +286,40 @@ def _batching_options(flags: Flags) -> BatchingOptions | None:
     if flags.batching_parameters_file:
         configs.read_text_proto(flags.batching_parameters_file, parameters)
     return options_from(parameters, default_threads=cores())
+
+
+def _ssl_config(flags: Flags) -> Any | None:
+    if not flags.ssl_config_file:
+        return None
+    config = configs.read_text_proto(flags.ssl_config_file, protos.SSLConfig())
+    if config.client_verify and not config.custom_ca:
+        raise invalid_argument(
+            f"{flags.ssl_config_file}: client_verify needs custom_ca, the certificates (PEM) of the "
+            "authorities that sign those of clients"
+        )
+    return config
+
+
+def _find_left_socket(path: str) -> Path | None:
+    """The UNIX socket that a server which was killed left at `path`, if any.
+
+    Raises:
+        StatusError: something else lies there, which is not ours to remove.
+    """
+    if not path:
+        return None
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failed_precondition(f"--grpc_socket_path={path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(mode):
+        raise failed_precondition(
+            f"--grpc_socket_path={path}: a {'folder' if stat.S_ISDIR(mode) else 'file'} lies there, and no "
+            "socket; name a path that is free"
+        )
+    return Path(path)
 
 
 def _reread_config(flags: Flags, core: ServerCore) -> None:

@@ -48,6 +48,14 @@ class Services:
 
         return self._measured(spec.name, "Predict", work)
 
+    def predict_with(self, model: Model, request: Any) -> Any:
+        """PredictionService.Predict of the version that the caller holds, whichever the request names."""
+
+        def work() -> Any:
+            return predicting.predict(self._timed(model, "Predict"), request, self.options)
+
+        return self._measured(request.model_spec.name, "Predict", work)
+
     def classify(self, request: Any) -> Any:
         """PredictionService.Classify."""
         return self._infer_examples(request, "Classify", examples.classify)

@@ -19,7 +19,7 @@ class TensorInfo:
     Attributes:
         name: of the tensor in the graph.
         dtype: its `tensorflow.DataType`.
-        sizes: the shape that it takes, -1 for any size; None if the rank is unknown.
+        sizes: the shape that it takes, -1 for any size; None if the rank is unknown or no shape is given.
     """
 
     name: str
@@ -69,5 +69,6 @@ class Signature:
 
 def _tensor_info(message: Any) -> TensorInfo:
     shape = message.tensor_shape
-    sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+    is_known = message.HasField("tensor_shape") and not shape.unknown_rank
+    sizes = tuple(dim.size for dim in shape.dim) if is_known else None
     return TensorInfo(message.name, message.dtype, sizes)

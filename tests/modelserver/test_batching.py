@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import protos
-from serving.modelserver.batching import BatchingOptions, BatchQueue, Task, options_from
-from serving.modelserver.batching_servable import merge, padded_size, split, split_sizes
-from serving.modelserver.metrics import Counter, Histogram
-from serving.modelserver.status import Code, StatusError
+from serving.modelserver.batching import BatchingOptions, BatchQueue, BatchScheduler, Task, options_from
+from serving.modelserver.batching_servable import BatchingServable, merge, padded_size, split, split_sizes
+from serving.modelserver.metrics import Counter, Histogram, Metrics
+from serving.modelserver.signature import Signature
+from serving.modelserver.status import Code, StatusError, invalid_argument
 
 
 def options(text: str = "") -> BatchingOptions:
@@ -119,6 +122,41 @@ def test_outputs_that_cannot_be_split(output: np.ndarray) -> None:
     with pytest.raises(StatusError) as caught:
         split([output], [2, 2], 4)
     assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+class Doubling:
+    """A servable of one float32 input, as strict about types as a session."""
+
+    def __init__(self) -> None:
+        x, y = {"name": "x:0", "dtype": "DT_FLOAT"}, {"name": "y:0", "dtype": "DT_FLOAT"}
+        self.signatures = {"s": Signature.read(protos.SignatureDef(inputs={"x": x}, outputs={"y": y}))}
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        if feeds["x:0"].dtype != np.float32:
+            raise invalid_argument(f"Expects arg[0] to be float but {feeds['x:0'].dtype} is provided")
+        return [feeds["x:0"] * 2]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_value_of_the_wrong_type_is_refused_and_does_no_harm_to_its_neighbours() -> None:
+    whole_batches = options("max_batch_size { value: 2 } batch_timeout_micros { value: 600000000 }")
+    servable = BatchingServable(Doubling(), BatchScheduler(whole_batches), Metrics())
+
+    def run(value: float, dtype: type) -> list[float]:
+        doubled: list[float] = servable.run({"x:0": np.array([value], dtype)}, ["y:0"])[0].tolist()
+        return doubled
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run, 1.0, np.float32)
+        with pytest.raises(StatusError, match="to be float but float64 is provided"):
+            run(2.0, np.float64)
+        second = pool.submit(run, 3.0, np.float32)
+        try:
+            assert (first.result(30), second.result(30)) == ([2.0], [6.0])
+        finally:
+            servable.close()
 
 
 def test_metrics_are_written_as_prometheus_reads_them() -> None:

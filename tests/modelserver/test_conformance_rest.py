@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import socket
 from typing import Any
@@ -120,6 +121,8 @@ def test_paths_match_without_regard_to_case_and_names_are_decoded(server: Server
          "Servable not found for request: Specific(half_plus_two, 9)"),
         ("POST", "/v1/models/half_plus_two/labels/x:predict", 400, "Unrecognized servable version label: x"),
         ("POST", "/v1/models/half_plus_two/versions/-1:predict", 400, "Malformed request: POST "),
+        ("POST", f"{HALF}:predict?x=1", 400, f"Malformed request: POST {HALF}:predict?x=1"),
+        ("GET", f"{HALF}?x=1", 404, "Could not find any versions of model half_plus_two?x=1"),
     ],
 )  # fmt: skip
 def test_paths_that_lead_nowhere(
@@ -129,6 +132,18 @@ def test_paths_that_lead_nowhere(
     answered, answer = server.rest(method, path, body)
     assert answered == status
     assert text in answer["error"]
+
+
+def test_a_version_of_thousands_of_digits_is_none(server: ServerProcess) -> None:
+    status, answer = server.rest("GET", f"{HALF}/versions/{'9' * 5000}")
+    assert status == 400
+    assert "Failed to convert version" in answer["error"]
+
+
+def test_a_version_may_have_leading_zeros(server: ServerProcess) -> None:
+    status, answer = server.rest("GET", f"{HALF}/versions/{'0' * 30}1")
+    assert status == 200
+    assert [entry["version"] for entry in answer["model_version_status"]] == ["1"]
 
 
 def test_paths_outside_the_api_are_not_found(server: ServerProcess) -> None:
@@ -141,6 +156,7 @@ def test_paths_outside_the_api_are_not_found(server: ServerProcess) -> None:
         (b"", "JSON Parse error: The document is empty"),
         (b"{", "JSON Parse error: "),
         (b'{"instances": [1.0 2.0]}', "JSON Parse error: "),
+        (rb'{"instances": ["\ud800"]}', "JSON Parse error: The surrogate pair in string is invalid."),
         (b"[1]", "Is not object"),
         (b"{}", "Missing 'inputs' or 'instances' key"),
         (b'{"instances": []}', "No values in 'instances' array"),
@@ -176,6 +192,7 @@ def test_bodies_that_are_wrong_say_why(server: ServerProcess, body: bytes, text:
         ("regress", {"examples": {"x": 1}}, "Expecting 'examples' value to be an list/array"),
         ("regress", {"examples": [5]}, "Example must be JSON object but got JSON Number"),
         ("regress", {"examples": [{"x": [1.0, "a"]}]}, "Unexpected element type in feature: x"),
+        ("regress", {"examples": [{"\ud800": 1.0}]}, "The surrogate pair in string is invalid."),
         ("regress", {"examples": [{"x": None}]}, "has element with unexpected JSON type: Null"),
         ("classify", {"signature_name": "nope", "examples": [{"x": 1.0}]},
          "No signature was found with the name: nope"),
@@ -207,6 +224,17 @@ def test_cors_by_flag(server: ServerProcess) -> None:
     assert headers["access-control-allow-methods"] == "POST, GET"
 
 
+def test_a_body_may_be_gzipped(server: ServerProcess) -> None:
+    body, headers = b'{"instances": [1.0, 2.0, 5.0]}', {"Content-Encoding": "gzip"}
+    status, _, answer = server.http("POST", f"{HALF}/versions/1:predict", gzip.compress(body), headers)
+    assert status == 200
+    assert json.loads(answer) == {"predictions": [2.5, 3.0, 4.5]}
+    for broken in (body, gzip.compress(body)[:-9]):
+        status, _, answer = server.http("POST", f"{HALF}:predict", broken, headers)
+        assert status == 400
+        assert json.loads(answer)["error"]
+
+
 def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:
     assert server.rest("POST", f"{HALF}:predict", {"instances": [1.0]})[0] == 200
     assert server.rest("POST", f"{HALF}/versions/77:predict", {"instances": [1.0]})[0] == 404
@@ -225,6 +253,7 @@ def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:
     assert "# TYPE :tensorflow:serving:request_latency histogram" in text
     assert ':tensorflow:serving:request_latency_count{model_name="half_plus_two",' in text
     assert 'le="+Inf"' in text
+    assert server.http("GET", "/monitoring/metrics?x=1")[0] == 400
 
 
 def test_a_client_that_goes_away_and_one_that_claims_a_gigabyte_do_no_harm(server: ServerProcess) -> None:

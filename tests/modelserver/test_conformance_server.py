@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_command_lines_that_do_not_start_a_server(tmp_path: Path) -> None:
     config, batching = tmp_path / "models.config", tmp_path / "batching.config"
     config.write_text("model_config_list { config { nonsense: 1 } }")
     batching.write_text("max_batch_size { value: 8 }")
+    (tmp_path / "ssl.config").write_text("client_verify: true")
     refused: dict[tuple[str, ...], str] = {
         (): "model_base_path",
         ("--port=abc", "--model_base_path=/x"): "port",
@@ -158,6 +160,9 @@ def test_command_lines_that_do_not_start_a_server(tmp_path: Path) -> None:
     }
     if IS_OURS:  # late versions of the original only warn
         refused[("--no_such_flag=1", "--model_base_path=/x")] = "unknown argument: --no_such_flag"
+        # The original starts, and knows no authority whose clients it could let in.
+        no_authority = (f"--model_base_path={tmp_path}", f"--ssl_config_file={tmp_path}/ssl.config")
+        refused[no_authority] = "client_verify needs custom_ca"
     with ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda flags: run_to_the_end(*flags), refused)
     for (flags, text), (status, output) in zip(refused.items(), done, strict=True):
@@ -199,8 +204,8 @@ def test_sigterm_ends_a_server_that_still_waits_for_its_models(start: StartServe
 
 def test_a_unix_socket_beside_the_port_and_a_clean_end(start: StartServer, zoo: Path, tmp_path: Path) -> None:
     path = tmp_path / "grpc.sock"
-    path.write_text("left behind by one that was killed")
-    path.unlink()
+    with socket.socket(socket.AF_UNIX) as left_by_one_that_was_killed:
+        left_by_one_that_was_killed.bind(str(path))
     server = start(
         "--model_name=kinds", f"--model_base_path={zoo / 'kinds'}", f"--grpc_socket_path={path}"
     ).wait_ready()
@@ -221,6 +226,24 @@ def test_a_unix_socket_beside_the_port_and_a_clean_end(start: StartServer, zoo: 
         ]
     assert server.wait_exit() in ENDED
     assert all(list(answer.outputs["y"].float_val) == [1.0] for answer in answers)
+
+
+def test_what_is_no_socket_is_not_taken_for_one_and_is_left_alone(zoo: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "precious", tmp_path / "folder"
+    file.write_text("content")
+    folder.mkdir()
+
+    def run(path: Path) -> tuple[int, str]:
+        model = ("--model_name=kinds", f"--model_base_path={zoo / 'kinds'}")
+        return run_to_the_end("--port=0", f"--grpc_socket_path={path}", *model)
+
+    for path in (file, folder):
+        status, output = run(path)
+        assert status != 0, path
+        assert "Failed to start server. Error: " in output
+        assert "Traceback" not in output
+        assert not IS_OURS or f"--grpc_socket_path={path}" in output
+    assert file.read_text() == "content"
 
 
 @pytest.mark.skipif(not IS_OURS, reason="the original lets two servers share a port")

@@ -55,6 +55,12 @@ def test_flags_without_sense_here_are_taken_and_told() -> None:
         (["--port"], "--port needs a value"),
         (["--enable_batching=maybe"], "--enable_batching=maybe is not true or false"),
         (["--per_process_gpu_memory_fraction=x"], "is not a number"),
+        (["--port=65536"], "--port=65536 is not a TCP port (0 to 65535)"),
+        (["--rest_api_port=70000"], "--rest_api_port=70000 is not a TCP port"),
+        (["--rest_api_port=-1"], "--rest_api_port=-1 is not a TCP port"),
+        (["--rest_api_num_threads=-1"], "--rest_api_num_threads=-1 is not a number of threads"),
+        (["--grpc_max_threads=-3"], "--grpc_max_threads=-3 is not a number of threads"),
+        (["--num_load_threads=-1"], "--num_load_threads=-1 is not a number of threads"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(argv: list[str], text: str) -> None:

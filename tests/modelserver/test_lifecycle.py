@@ -114,6 +114,12 @@ def test_label_rules(labels: dict[str, int], before: dict[str, int], allow: bool
         assert caught.value.code is Code.FAILED_PRECONDITION
 
 
+def test_a_path_that_no_system_takes_is_refused() -> None:
+    with pytest.raises(StatusError, match="without NUL characters") as caught:
+        configs.validate(config_of({"name": "m", "base_path": "/m\0odels"}), None)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
 class Fake:
     """A servable that is nothing, and knows whether it was let go."""
 
@@ -168,6 +174,37 @@ def test_a_failure_is_remembered_until_the_version_is_not_wanted() -> None:
     assert manager.close(10)
 
 
+@pytest.mark.parametrize("is_gone_before", [True, False])
+def test_a_version_that_was_removed_while_its_load_was_to_be_retried_starts_afresh(
+    is_gone_before: bool,
+) -> None:
+    tries: list[Path] = []
+    has_begun, may_fail = threading.Event(), threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        tries.append(path)
+        if len(tries) == 1:
+            has_begun.set()
+            assert may_fail.wait(30)
+            raise OSError("disk on fire")
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(5, 3600.0), 1)
+    manager.want("m", wanted(1))
+    assert has_begun.wait(30)
+    manager.want("m", {})
+    if is_gone_before:
+        may_fail.set()
+        until(lambda: manager.states("m")[1].state is State.END, "it is no longer tried")
+    repaired, since = Path("/repaired/1"), manager.sequence()
+    manager.want("m", {1: repaired})
+    may_fail.set()
+    until(lambda: manager.states("m")[1] == AVAILABLE, "it loads, since it was wanted anew")
+    assert tries == [PATHS[1], repaired]
+    assert manager.wait_for_models({"m"}, since, lambda: True) == {("m", 1): AVAILABLE}
+    assert manager.close(10)
+
+
 def test_a_failure_that_repeats_is_told_now_and_then() -> None:
     failures = Failures()
     assert failures.tell("no file", 100.0) == "no file"
@@ -200,6 +237,13 @@ def test_waiting_for_models_can_be_given_up() -> None:
     manager.want("m", wanted(1))
     reached = manager.wait_for_models({"m"}, 0, lambda: False)
     assert reached == {("m", 1): AVAILABLE}
+    assert manager.close(10)
+
+
+def test_a_negative_number_of_retries_means_one_try() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(-1, 0.0), 1)
+    manager.want("m", wanted(1))
+    until(lambda: manager.states("m").get(1) == AVAILABLE, "it loads")
     assert manager.close(10)
 
 

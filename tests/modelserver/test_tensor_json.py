@@ -31,6 +31,7 @@ def refusal(body: bytes, **types: str) -> str:
     [
         (b'{"inputs": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
         (b'{"inputs": ' + b"[" * 100 + b"1" + b"]" * 100 + b"}", "at most 64 dimensions"),
+        (b'{"instances": [' + b"[" * 64 + b"1" + b"]" * 64 + b"]}", "at most 63 dimensions"),
         (b'{"inputs": [1], "inputs": [2]}', 'Duplicate key: "inputs"'),
         (b'{"inputs": ["\xff\xfe"]}', "Invalid encoding in string. at offset: 13"),
         (b'{"inputs": ' + b"9" * 10_000 + b"}", "Number too big"),
@@ -38,6 +39,14 @@ def refusal(body: bytes, **types: str) -> str:
         (b'{"inputs": [1.0, 1e39]}', "without loss of precision"),
         (b'{"inputs": [1.0, true]}', "Type: True is not of expected type: float"),
         (b'{"inputs": [[1.0], [[2.0]]]}', "unexpected level"),
+        (rb'{"inputs": ["\ud800"]}', "The surrogate pair in string is invalid. at offset: 13"),
+        (rb'{"inputs": ["\\\udc00\ud800"]}', "The surrogate pair in string is invalid. at offset: 15"),
+        (rb'{"inputs": ["\ud83d\ud83d\ude00"]}', "The surrogate pair in string is invalid. at offset: 13"),
+        (rb'{"\uD800": 1, "\uD800": 1}', "The surrogate pair in string is invalid. at offset: 2"),
+        (
+            rb'{"signature_name": "\ud800", "inputs": 1}',
+            "The surrogate pair in string is invalid. at offset: 20",
+        ),
         (b'{"inputs": [[[1.0]], [2.0]]}', "incorrect level"),
     ],
 )
@@ -46,6 +55,15 @@ def test_hostile_bodies(body: bytes, text: str) -> None:
         assert text in refusal(body)
     else:
         assert parse(body, x="DT_FLOAT").inputs["x"] == np.inf  # as rapidjson reads it
+
+
+def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
+    body = rb'{"inputs": ["\ud83d\uDE00", "\\ud800", "\ue000"]}'
+    assert parse(body, x="DT_STRING").inputs["x"].tolist() == [
+        "\U0001f600".encode(),
+        rb"\ud800",
+        "\ue000".encode(),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +89,11 @@ def test_ranges(data_type: str, value: Any, is_taken: bool) -> None:
             assert parse(body.encode(), x=data_type).inputs["x"].size == 1
         else:
             refusal(body.encode(), x=data_type)
+
+
+def test_rows_of_the_highest_rank() -> None:
+    body = b'{"instances": [' + b"[" * 63 + b"1" + b"]" * 63 + b"]}"
+    assert parse(body, x="DT_FLOAT").inputs["x"].ndim == 64
 
 
 def test_types_that_json_does_not_carry() -> None:
@@ -110,6 +133,7 @@ def test_layouts_are_the_originals() -> None:
     column = tensor_json_writing.render_predict({"a": outputs["a"]}, Form.COLUMN).decode()
     assert column == '{\n    "outputs": [\n        0.5,\n        1.0\n    ]\n}'
     assert tensor_json_writing.error_body('a "b"').decode() == '{\n    "error": "a \\"b\\""\n}'
+    assert json.loads(tensor_json_writing.error_body("\ud800")) == {"error": "\ud800"}
     with pytest.raises(InvalidInput):
         tensor_json_writing.render_predict({}, Form.ROW)
     assert json.loads(tensor_json_writing.render_predict({"y": np.zeros((0, 2))}, Form.ROW)) == {

@@ -1,0 +1,88 @@
+"""The REST API without a transport: what no client can bring about at will."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import protos
+from serving.modelserver import rest
+from serving.modelserver.core import ServerCore
+from serving.modelserver.lifecycle import State
+from serving.modelserver.manager import ModelManager, RetryPolicy
+from serving.modelserver.metrics import Metrics
+from serving.modelserver.predict import PREDICT_METHOD, PredictOptions
+from serving.modelserver.rest import RestApi
+from serving.modelserver.services import Services
+from serving.modelserver.signature import Signature
+from serving.modelserver.status import StatusError
+from tests.modelserver.process import until
+
+
+class Echo:
+    """A servable that answers with its input, which is called `alias`."""
+
+    def __init__(self, alias: str) -> None:
+        tensor = {"name": f"{alias}:0", "dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": True}}
+        message = protos.SignatureDef(
+            inputs={alias: tensor}, outputs={"y": tensor}, method_name=PREDICT_METHOD
+        )
+        self._signatures = {"serving_default": Signature.read(message)}
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        return self._signatures
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        return [feeds[name] for name in fetches]
+
+    def close(self) -> None:
+        pass
+
+
+class EchoUntilNext(Echo):
+    """Version 1, which version 2 replaces as soon as its signatures are looked at."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        super().__init__("old")
+        self._manager = manager
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        self._manager.want("m", {2: Path("/m/2")})
+        until(lambda: state_of(self._manager, 2) is State.AVAILABLE, "version 2 serves")
+        until(lambda: state_of(self._manager, 1) is not State.AVAILABLE, "version 1 is on its way out")
+        return super().signatures
+
+
+def state_of(manager: ModelManager, version: int) -> State | None:
+    at = manager.states("m").get(version)
+    return at.state if at is not None else None
+
+
+def test_the_version_that_a_body_was_read_for_answers_it_whatever_comes_in_between() -> None:
+    manager = ModelManager(
+        lambda _, version, __: EchoUntilNext(manager) if version == 1 else Echo("new"), RetryPolicy(0, 0.0), 1
+    )
+    manager.want("m", {1: Path("/m/1")})
+    until(lambda: state_of(manager, 1) is State.AVAILABLE, "version 1 serves")
+    api = RestApi(Services(ServerCore(manager), PredictOptions(), Metrics(), "REST"))
+    body = b'{"instances": [{"old": 1.5}]}'
+    assert json.loads(api.answer("POST", "/v1/models/m:predict", body)[1]) == {"predictions": [1.5]}
+    until(lambda: state_of(manager, 1) is State.END, "version 1 is let go")
+    status, answer = api.answer("POST", "/v1/models/m:predict", body)
+    assert status == 400
+    assert "does not have named input: old" in json.loads(answer)["error"]
+    assert manager.close(10)
+
+
+def test_what_a_gzipped_body_may_grow_to_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "MAX_INFLATED_BYTES", 1000)
+    assert rest.inflated(gzip.compress(bytes(600)) + gzip.compress(bytes(400))) == bytes(1000)
+    with pytest.raises(StatusError, match="more than 1000 bytes"):
+        rest.inflated(gzip.compress(bytes(1001)))
