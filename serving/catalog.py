@@ -2,7 +2,7 @@
 
 Everything comes through TensorFlow Serving's own API: states from GetModelStatus, inputs from
 GetModelMetadata, labels and the card from the `describe` signature, where a model has one. A model
-without it is served too, with indices for labels.
+without it, or whose says something else, is served too, with indices for labels.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import orjson
 import structlog
 
-from serving import protos, tensors
+from serving import tensors
 from serving.backends.pool import RETRY_AFTER_S, Pool
 from serving.backends.replica import Call
 from serving.backends.tfserving import VersionStatus
+from serving.description import DESCRIBE_SIGNATURE, describe_request, read_card, read_labels
 from serving.errors import FailedPrecondition, InvalidInput, NotFound, SluiceError, Unavailable
 from serving.images import ImageSpec
 from serving.prediction import ModelRef
@@ -29,9 +29,13 @@ from serving.telemetry import Metrics
 
 _log = structlog.get_logger()
 
+Described = TypeVar("Described")
+
 CLASSIFY_SIGNATURE = "serving_default"
-DESCRIBE_SIGNATURE = "describe"
 DESCRIBE_TIMEOUT_S = 10.0
+# How long a round of questions waits to learn about new versions. Most are known within milliseconds; one
+# that takes longer must not keep the gateway from hearing how all its replicas are.
+LEARN_PATIENCE_S = 2.0
 # A label may move at any time; a swap of versions keeps the old one for longer than this.
 LABEL_TTL_S = 1.0
 
@@ -129,7 +133,7 @@ def preferred_version(replicas_with: Mapping[int, int]) -> int:
 
 
 class Catalog:
-    """The models of one gateway, kept up to date by `refresh`.
+    """The models of one gateway, kept up to date by `watch`.
 
     Args:
         pool: the replicas.
@@ -158,6 +162,8 @@ class Catalog:
         self.asked = False
         self._known: dict[str, dict[int, ModelVersion]] = {name: {} for name in sorted(set(models))}
         self._labels: dict[tuple[str, str], tuple[int, float]] = {}
+        self._learning: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._told: dict[tuple[str, int], str] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._wanted = asyncio.Event()
         self._round_ended = asyncio.Event()
@@ -297,20 +303,21 @@ class Catalog:
         ]
 
     async def watch(self, interval_s: float) -> None:
-        """Refresh for ever: every `interval_s` seconds, and whenever somebody awaits `refreshed`."""
-        while True:
-            self._wanted.clear()
-            waiters, self._waiters = self._waiters, []
-            await self.refresh()
-            self.asked = True
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._round_ended.set()
-            self._round_ended = asyncio.Event()
-            pause_s = min(interval_s, _MISSING_INTERVAL_S) if self.missing() else interval_s
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), pause_s)
+        """Ask for ever: every `interval_s` seconds, and whenever somebody awaits `refreshed`."""
+        async with asyncio.TaskGroup() as learners:
+            while True:
+                self._wanted.clear()
+                waiters, self._waiters = self._waiters, []
+                await self._refresh(learners)
+                self.asked = True
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+                self._round_ended.set()
+                self._round_ended = asyncio.Event()
+                pause_s = min(interval_s, _MISSING_INTERVAL_S) if self.missing() else interval_s
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wanted.wait(), pause_s)
 
     async def refreshed(self) -> None:
         """Have `watch` ask the replicas anew, now, and wait for it; callers share one round of questions."""
@@ -324,10 +331,11 @@ class Catalog:
         while self.missing():
             await self._round_ended.wait()
 
-    async def refresh(self) -> None:
+    async def _refresh(self, learners: asyncio.TaskGroup) -> None:
         """Ask the replicas what they have, and learn about versions that are new."""
         names = self.names()
         await self._pool.refresh(names)
+        begun = []
         for name in names:
             available = self._pool.availability(name)
             known = {
@@ -336,18 +344,32 @@ class Catalog:
             if name in self._known:  # the models may have changed while the replicas were asked
                 self._known[name] = known
             for number in sorted(available.keys() - known.keys()):
-                await self._learn(name, number)
+                if (name, number) not in self._learning:
+                    self._learning[name, number] = learners.create_task(self._learn(name, number))
+                    begun.append(self._learning[name, number])
+        if begun:
+            await asyncio.wait(begun, timeout=LEARN_PATIENCE_S)
         self._show(names)
 
     async def _learn(self, name: str, number: int) -> None:
+        """Learn about one version; whatever is wrong with it is no other's affair."""
         try:
             learned = await self._describe(name, number)
-        except SluiceError as error:  # the next refresh tries again
-            _log.warning("cannot learn about a version", model=name, version=number, error=error.message)
+        except Exception as error:  # a later round tries again
+            self._tell_once(name, number, error)
             return
+        finally:
+            del self._learning[name, number]
+        self._told.pop((name, number), None)
         if name in self._known:
             self._known[name][number] = learned
             _log.info("a version is served", model=name, version=number)
+
+    def _tell_once(self, name: str, number: int, error: Exception) -> None:
+        text = error.message if isinstance(error, SluiceError) else repr(error)
+        if self._told.get((name, number)) != text:
+            self._told[name, number] = text
+            _log.warning("cannot learn about a version", model=name, version=number, error=text)
 
     async def _describe(self, name: str, number: int) -> ModelVersion:
         deadline = self._clock() + DESCRIBE_TIMEOUT_S
@@ -355,18 +377,30 @@ class Catalog:
         async def call(what: Call[Any]) -> Any:
             return await self._pool.call(name, number, what, deadline=deadline)
 
+        async def described(
+            output: str, indices: range, read: Callable[[Any], Described], otherwise: Described
+        ) -> Described:
+            request = describe_request(name, number, indices, output)
+            try:
+                return read(await call(lambda api, timeout_s: api.predict(request, timeout_s)))
+            except (InvalidInput, FailedPrecondition) as error:
+                _log.warning(
+                    f"a version's signature {DESCRIBE_SIGNATURE} gives no {output}",
+                    model=name,
+                    version=number,
+                    error=error.message,
+                )
+                return otherwise
+
         signatures = await call(lambda api, timeout_s: api.signatures(name, number, timeout_s))
         image = read_image_signature(signatures)
         labels: tuple[str, ...] = tuple(map(str, range(image.classes))) if image else ()
         card: Mapping[str, Any] = {}
         if DESCRIBE_SIGNATURE in signatures:
-            first = _describe_request(name, number, range(1), "card")
-            response = await call(lambda api, timeout_s: api.predict(first, timeout_s))
-            card = orjson.loads(tensors.from_proto(response.outputs["card"])[0])
+            card = await described("card", range(1), read_card, card)
         if DESCRIBE_SIGNATURE in signatures and image:
-            every = _describe_request(name, number, range(image.classes), "label")
-            response = await call(lambda api, timeout_s: api.predict(every, timeout_s))
-            labels = tuple(label.decode() for label in tensors.from_proto(response.outputs["label"]))
+            every = range(image.classes)
+            labels = await described("label", every, lambda answer: read_labels(answer, len(every)), labels)
         return ModelVersion(name, number, signatures, image, labels, card)
 
     def _show(self, names: Iterable[str]) -> None:
@@ -381,12 +415,3 @@ class Catalog:
             self._metrics.present([(name, str(number)) for number in available], self._clock())
             for number, count in available.items():
                 self._metrics.version_replicas.labels(name, str(number)).set(count)
-
-
-def _describe_request(name: str, number: int, indices: range, output: str) -> Any:
-    request = protos.PredictRequest(output_filter=[output])
-    request.model_spec.name = name
-    request.model_spec.version.value = number
-    request.model_spec.signature_name = DESCRIBE_SIGNATURE
-    request.inputs["index"].CopyFrom(tensors.to_proto(np.array(indices, np.int32)))
-    return request

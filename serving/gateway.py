@@ -171,6 +171,12 @@ class Gateway:
             FailedPrecondition: the model does not take images.
             Unavailable, Overloaded, DeadlineExceeded, Internal: the replicas could not answer.
         """
+        self._check_number(images)
+        self.journal.has_read(context)
+        with self.admission.progress(context.caller):
+            return await self._classify(ref, images, top_k, context)
+
+    def _check_number(self, images: Sequence[bytes]) -> None:
         if not images:
             raise InvalidInput("the request has no image; send at least one", stage="decode")
         if len(images) > self.settings.max_images:
@@ -178,9 +184,6 @@ class Gateway:
                 f"the request has {len(images)} images; at most {self.settings.max_images} are taken",
                 stage="admission",
             )
-        self.journal.has_read(context)
-        with self.admission.progress(context.caller):
-            return await self._classify(ref, images, top_k, context)
 
     async def _classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -194,23 +197,49 @@ class Gateway:
     ) -> AsyncIterator[tuple[int, Prediction]]:
         """Classify as `classify` does, a batch at a time: yields where a part begins, and its results.
 
-        Parts come as they are done, in any order, and all by the version that answered the first.
+        Parts come as they are done, in any order, and all by the version that answered the first. The request
+        is in progress until the last is done, and no longer, however slowly its caller takes them.
         """
-        size = self.settings.max_batch
-        first = await self.classify(ref, images[:size], top_k, context)
-        yield 0, first
-        pinned = ModelRef(first.model, first.version)
+        self._check_number(images)
+        self.journal.has_read(context)
+        done: asyncio.Queue[tuple[int, Prediction] | BaseException | None] = asyncio.Queue()
 
-        async def part(start: int) -> tuple[int, Prediction]:
-            return start, await self._classify(pinned, images[start : start + size], top_k, context)
+        def end(work: asyncio.Task[None]) -> None:
+            done.put_nowait(asyncio.CancelledError() if work.cancelled() else work.exception())
 
-        parts = [asyncio.ensure_future(part(start)) for start in range(size, len(images), size)]
+        work = asyncio.create_task(self._classify_parts(ref, images, top_k, context, done.put_nowait))
+        work.add_done_callback(end)
         try:
-            for done in asyncio.as_completed(parts):
-                yield await done
+            while isinstance(each := await done.get(), tuple):
+                yield each
+            if each is not None:
+                raise each
         finally:
-            for each in parts:
-                each.cancel()
+            work.cancel()
+
+    async def _classify_parts(
+        self,
+        ref: ModelRef,
+        images: Sequence[bytes],
+        top_k: int | None,
+        context: RequestContext,
+        done: Callable[[tuple[int, Prediction]], None],
+    ) -> None:
+        size = self.settings.max_batch
+        with self.admission.progress(context.caller):
+            first = await self._classify(ref, images[:size], top_k, context)
+            done((0, first))
+            pinned = ModelRef(first.model, first.version)
+
+            async def part(start: int) -> None:
+                done((start, await self._classify(pinned, images[start : start + size], top_k, context)))
+
+            parts = [asyncio.ensure_future(part(start)) for start in range(size, len(images), size)]
+            try:
+                await asyncio.gather(*parts)
+            finally:
+                for each in parts:
+                    each.cancel()
 
     async def ask(
         self,

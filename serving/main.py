@@ -258,13 +258,23 @@ def _connect(address: str) -> Replica:
 
 
 async def _follow_folder(running: Running, upstream: Upstream, settings: Settings) -> None:
-    """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is."""
+    """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is.
+
+    While the folder cannot be read its models stay, too.
+    """
     if settings.models or upstream.config is None:
         return
-    catalog = running.catalog
+    catalog, told = running.catalog, ""
     while True:
         await asyncio.sleep(settings.status_interval_s)
-        found = supervisor.find_models(upstream.models_dir)
+        try:
+            found = supervisor.find_models(upstream.models_dir, served=catalog.names())
+        except InvalidInput as error:
+            if error.message != told:
+                _log.warning("cannot look for models; those there are stay", error=error.message)
+            told = error.message
+            continue
+        told = ""
         if not found or found == catalog.names():
             continue
         if settings.rollout_store is not None:  # the controller tells the model server

@@ -45,6 +45,8 @@ class Shares:
 
     def take(self, caller: str, amount: int = 1) -> None:
         """A caller holds so much more from now on."""
+        if not amount:  # who holds nothing is none of those among whom an equal share is reckoned
+            return
         self._held[caller] = self.held(caller) + amount
         self.total += amount
 

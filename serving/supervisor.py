@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -53,24 +53,34 @@ def find_program(named: str | None) -> list[str]:
     return words
 
 
-def find_models(models_dir: Path) -> list[str]:
+def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
     """The names of the models in a folder: its sub-folders with at least one version, sorted.
 
+    A sub-folder that cannot be read is a model only if it is among those that are `served` already.
+
     Raises:
-        InvalidInput: there is no such folder.
+        InvalidInput: there is no such folder, or it cannot be read.
     """
-    if models_dir.exists() and not models_dir.is_dir():
-        raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
-    if not models_dir.is_dir():
-        raise InvalidInput(
-            f"there is no folder {models_dir}; train a model into it: "
-            f"sluice train resnet --data digits --out {models_dir}"
-        )
-    return sorted(
-        folder.name
-        for folder in models_dir.iterdir()
-        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
-    )
+    try:
+        if models_dir.exists() and not models_dir.is_dir():
+            raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
+        if not models_dir.is_dir():
+            raise InvalidInput(
+                f"there is no folder {models_dir}; train a model into it: "
+                f"sluice train resnet --data digits --out {models_dir}"
+            )
+        return sorted(folder.name for folder in models_dir.iterdir() if _is_model(folder, served))
+    except OSError as error:
+        raise InvalidInput(f"the folder {models_dir} cannot be read: {error.strerror}") from error
+
+
+def _is_model(folder: Path, served: Collection[str]) -> bool:
+    try:
+        return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+    except FileNotFoundError:  # it went just now
+        return False
+    except OSError:
+        return folder.name in served
 
 
 class ModelServerProcess:

@@ -25,8 +25,10 @@ async def run(about: dict[str, Any]) -> None:
 
     async def while_up(running: main.Up) -> None:
         _say({"listening": True})
-        _say({"models": await running.ready()})
-        await _end_of_stdin()
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(_tell_models(running))
+            await _end_of_stdin()  # the parent may die before any model is ready
+            telling.cancel()
 
     await main.run_one(
         Settings(**about["settings"]),
@@ -35,6 +37,10 @@ async def run(about: dict[str, Any]) -> None:
         while_up,
         Peers(Path(about["folder"]), about["name"]),
     )
+
+
+async def _tell_models(running: main.Up) -> None:
+    _say({"models": await running.ready()})
 
 
 async def _end_of_stdin() -> None:

@@ -17,10 +17,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import structlog
+
 from serving import children
 from serving.errors import InvalidInput
 from serving.settings import Settings
 from serving.upstream import Upstream
+
+_log = structlog.get_logger()
 
 # Beyond the drain, before a worker is killed.
 END_GRACE_S = 5.0
@@ -96,6 +100,8 @@ class Workers:
         listening = self._listening[name]
         if "error" in said and not listening.done():
             listening.set_exception(InvalidInput(said["error"]))
+        elif "error" in said:
+            _log.warning(f"worker {name} cannot start again", error=said["error"])
         elif "listening" in said and not listening.done():
             listening.set_result(None)
         elif "models" in said and not self._models.done():

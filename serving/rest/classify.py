@@ -82,10 +82,8 @@ class ClassifyEndpoint:
 
     async def _answer(self, ref: ModelRef, found: Uploads, context: RequestContext) -> Response:
         """The answer as JSON. A request of which every image failed fails as its first image did."""
-        whole = [each.data for each in found.images if each.error is None]
-        first_error = next((each.error for each in found.images), None)
-        if first_error is not None and not whole:
-            raise first_error
+        places = _places_of_whole(found.images)
+        whole = [found.images[index].data for index in places]
         prediction = await self._gateway.classify(ref, whole, found.top_k, context)
         results = list(_merged(prediction.results, found.images))
         first = results[0].error
@@ -106,7 +104,7 @@ class ClassifyEndpoint:
         context: RequestContext,
     ) -> None:
         """A line of JSON for each image, as answers come; a line with an error ends what cannot go on."""
-        places = [index for index, each in enumerate(found.images) if each.error is None]
+        places = _places_of_whole(found.images)
         parts = self._gateway.classify_in_parts(
             ref, [found.images[index].data for index in places], found.top_k, context
         )
@@ -114,6 +112,15 @@ class ClassifyEndpoint:
             first = await anext(parts)
             lines = _lines(first, parts, places, found.images)
             await StreamingResponse(lines, media_type=NDJSON)(scope, receive, send)
+
+
+def _places_of_whole(images: Sequence[Upload]) -> list[int]:
+    """Where those images stand that came whole; raises the first one's error if none did."""
+    places = [index for index, each in enumerate(images) if each.error is None]
+    first_error = images[0].error if images else None
+    if first_error is not None and not places:
+        raise first_error
+    return places
 
 
 async def _lines(

@@ -7,8 +7,10 @@ import base64
 import gzip
 import json
 import re
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -18,7 +20,9 @@ import pytest
 
 from serving import protos, tensors
 from serving.main import Running
+from serving.prediction import ModelRef, RequestContext
 from tests.doors.replica import ScriptedReplica, grey_png
+from tests.support.fake_replica import until
 from tests.support.gateways import gateway_over
 
 PATH = "/v1/models/digits:classify"
@@ -182,6 +186,64 @@ async def test_ndjson_has_a_line_for_each_image_as_answers_come(replica: Scripte
     assert {line["version"] for line in lines if "version" in line} == {1}
     assert by_index[0]["classes"][0]["label"] == "class-0"
     assert by_index[10]["classes"][0]["label"] == "class-8"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ([b64(grey_png(9))] * 5, "the request has 5 images; at most 4 are taken"),
+        (["%", "!"], "the image is not base64"),
+        ([], "the request has no image"),
+    ],
+    ids=("too-many", "none-whole", "none"),
+)
+async def test_however_it_is_to_be_answered_a_request_without_the_right_images_is_refused(
+    replica: ScriptedReplica, images: list[str], says: str, accept: str
+) -> None:
+    async with gateway_over(replica, max_batch=2, max_images=4) as (_, client):
+        answer = await client.post(PATH, json={"images": images}, headers={"accept": accept})
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["detail"]
+    assert replica.batches == []
+
+
+@asynccontextmanager
+async def begun_in_parts(replica: ScriptedReplica, gate: asyncio.Event) -> AsyncIterator[tuple[Running, Any]]:
+    """A request of five images in parts of two: the first is here, the others wait for the gate."""
+
+    async def hold_the_rest(request: Any) -> None:
+        if tensors.from_proto(request.inputs["images"]).max() > 90:
+            await gate.wait()
+
+    replica.before_predict = hold_the_rest
+    pictures = [grey_png(value) for value in (10, 60, 110, 160, 210)]
+    context = RequestContext("id", "http", time.monotonic() + 60)
+    async with gateway_over(replica, max_batch=2) as (up, _):
+        parts: Any = up.gateway.classify_in_parts(ModelRef("digits"), pictures, 1, context)
+        async with aclosing(parts):
+            start, prediction = await anext(parts)
+            assert (start, len(prediction.results)) == (0, 2)
+            yield up, parts
+
+
+async def test_a_request_is_in_progress_until_its_last_part_is_done_whoever_reads_it(
+    replica: ScriptedReplica,
+) -> None:
+    gate = asyncio.Event()
+    async with begun_in_parts(replica, gate) as (up, parts):
+        assert up.gateway.admission.in_progress == 1
+        gate.set()
+        await until(lambda: up.gateway.admission.in_progress == 0)
+        assert sorted([start async for start, _ in parts]) == [2, 4]
+
+
+async def test_a_request_whose_caller_leaves_between_its_parts_is_no_longer_in_progress(
+    replica: ScriptedReplica,
+) -> None:
+    async with begun_in_parts(replica, asyncio.Event()) as (up, parts):
+        await parts.aclose()
+        await until(lambda: up.gateway.admission.in_progress == 0)
 
 
 async def test_an_ndjson_request_that_cannot_begin_is_a_problem(client: httpx.AsyncClient) -> None:

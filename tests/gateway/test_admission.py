@@ -35,6 +35,14 @@ def test_an_amount_is_held_against_the_equal_share_as_a_whole() -> None:
     assert shares.fits("calm", 1000, limit=1000)
 
 
+def test_who_took_nothing_has_no_share() -> None:
+    shares = Shares()
+    shares.take("flood", 1000)
+    for caller in range(10):
+        shares.take(f"empty body {caller}", 0)
+    assert shares.fits("calm", 500, limit=1000, reserve=1000)
+
+
 def test_shares_become_equal_among_those_who_want_more_and_nothing_stays_unused() -> None:
     """Two ask without end and one a little, at a server of which each second ten places come free."""
     shares, held = Shares(), deque[str]()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 from collections import Counter
@@ -140,6 +142,46 @@ async def test_workers_end_with_a_parent_that_is_killed() -> None:
         gone, alive = await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
     assert alive == []
     assert len(gone) == 2
+
+
+async def test_workers_end_with_a_parent_that_is_killed_before_any_model_is_ready() -> None:
+    arguments = ["--replica=127.0.0.1:1", "--model=digits", "--workers=2", "--http-port=0", "--grpc-port=0"]
+    parent = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        "gateway",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(WAIT_S):
+        while not (await parent.stdout.readline()).startswith(b"HTTP"):
+            assert parent.returncode is None
+    children = psutil.Process(parent.pid).children()
+    assert len(children) == 2
+    parent.kill()
+    try:
+        await parent.wait()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
+        assert alive == []
+    finally:
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+async def test_why_a_worker_cannot_be_started_again_is_said(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text("")
+    async with two_workers(environment={"SLUICE_KEYS_FILE": str(keys)}) as live:
+        keys.write_text("nonsense")
+        workers_of(live)[0].kill()
+        async with asyncio.timeout(WAIT_S):
+            while not any("cannot start again" in line for line in live.errors):
+                await asyncio.sleep(0.05)
+    (told, *_) = [json.loads(line) for line in live.errors if "cannot start again" in line]
+    assert f"{keys} is not TOML" in told["error"]
 
 
 async def run_to_its_end(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:

@@ -1,0 +1,137 @@
+"""What the gateway learns about versions, whatever they say of themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from serving import catalog
+from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running, until
+from tests.support.gateways import gateway_over
+from tests.support.http import PATH, PNG, grey_png
+
+NAMES = [label.encode() for label in LABELS]
+
+
+def texts(*values: bytes, shape: tuple[int, ...] = (-1,)) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+@dataclass
+class OddReplica(FakeReplica):
+    """Describes its versions otherwise than a model of Sluice's does.
+
+    Attributes:
+        says: what `describe` gives in place of the label or the card; None: nothing of that name.
+        before_describe: awaited before `describe` answers; may raise Refusal.
+    """
+
+    says: dict[str, np.ndarray | None] = field(default_factory=dict)
+    before_describe: Callable[[Any], Awaitable[None]] | None = None
+
+    async def predict(self, request: Any) -> Any:
+        if self.before_describe is not None and request.model_spec.signature_name == "describe":
+            await self.before_describe(request)
+        return await super().predict(request)
+
+    def _answer(self, request: Any, **outputs: np.ndarray) -> Any:
+        said = {name: self.says.get(name, array) for name, array in outputs.items()}
+        return super()._answer(request, **{name: each for name, each in said.items() if each is not None})
+
+
+async def first_label(client: Any) -> str:
+    answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["results"][0]["classes"][0]["label"])
+
+
+@pytest.mark.parametrize(
+    ("output", "said", "why"),
+    [
+        ("card", texts(b"{"), 'output "card" is not JSON'),
+        ("card", texts(b'["a"]'), 'output "card" is JSON, but no object: b\'["a"]\''),
+        ("card", texts(shape=(0,)), 'output "card" is strings [0]; strings [1] were due'),
+        ("card", texts(b"{}", shape=()), 'output "card" is strings []; strings [1] were due'),
+        ("card", np.ones(1, np.float32), 'output "card" is float32 [1]; strings [1] were due'),
+        ("card", None, 'there is no output "card"'),
+        ("label", texts(*NAMES[:9]), 'output "label" is strings [9]; strings [10] were due'),
+        ("label", texts(*NAMES, shape=(CLASSES, 1)), 'output "label" is strings [10, 1]; strings [10]'),
+        ("label", texts(*NAMES[:9], b"\xff"), "output \"label\" of class 9 is not UTF-8: b'\\xff'"),
+        ("label", np.arange(CLASSES), 'output "label" is int64 [10]; strings [10] were due'),
+        ("label", None, 'there is no output "label"'),
+    ],
+)
+async def test_what_is_no_description_costs_a_version_its_labels_or_its_card_only(
+    output: str, said: np.ndarray | None, why: str
+) -> None:
+    with capture_logs() as lines:
+        async with running(OddReplica(says={output: said})) as fake, gateway_over(fake) as (up, client):
+            assert await first_label(client) == ("7" if output == "label" else "class-7")
+            card = up.catalog.version("digits", 1).card
+            assert card == ({} if output == "card" else {"schema": 1, "labels": list(LABELS)})
+            assert (await client.get("/page/state")).status_code == 200
+            for _ in range(3):
+                await up.catalog.refreshed()
+    told = [line for line in lines if line["event"] == f"a version's signature describe gives no {output}"]
+    assert len(told) == 1
+    assert told[0]["error"].startswith(why)
+
+
+async def test_a_describe_that_takes_something_else_describes_nothing() -> None:
+    async def refuse(_request: Any) -> None:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "indices[9] = 9 is not in [0, 9)")
+
+    async with running(OddReplica(before_describe=refuse)) as fake, gateway_over(fake) as (_, client):
+        assert await first_label(client) == "7"
+
+
+async def test_what_is_no_metadata_is_told_once_and_ends_nothing() -> None:
+    class Garbled(FakeReplica):
+        async def metadata(self, request: Any) -> Any:
+            response = await super().metadata(request)
+            if request.model_spec.name == "broken":
+                response.metadata["signature_def"].value = b"\xff"
+            return response
+
+    fake = Garbled(versions={"broken": {1}, "digits": {1}})
+    with capture_logs() as lines:
+        async with (
+            running(fake),
+            gateway_over(fake, models=("broken", "digits"), wait=False) as (up, client),
+        ):
+            await until(lambda: bool(up.catalog.versions("digits")))
+            for _ in range(3):
+                await up.catalog.refreshed()
+            assert await first_label(client) == "class-7"
+            assert up.catalog.missing() == ["broken"]
+    told = [line for line in lines if line["event"] == "cannot learn about a version"]
+    assert [(line["model"], line["version"]) for line in told] == [("broken", 1)]
+
+
+async def test_a_describe_that_hangs_holds_up_no_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "DESCRIBE_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(catalog, "LEARN_PATIENCE_S", 0.05)
+    gate = asyncio.Event()
+
+    async def hang(request: Any) -> None:
+        if request.model_spec.name == "a":
+            await gate.wait()
+
+    fake = OddReplica(versions={"a": {1}, "digits": {1}}, before_describe=hang)
+    async with running(fake), gateway_over(fake, models=("a", "digits"), wait=False) as (up, client):
+        await until(lambda: bool(up.catalog.versions("digits")))
+        fake.versions["digits"] = {1, 2}
+        await until(lambda: 2 in up.catalog.versions("digits"))
+        assert await first_label(client) == "class-7"
+        assert up.catalog.missing() == ["a"]
+        gate.set()
+        await up.catalog.ready()

@@ -1,0 +1,102 @@
+"""The folder whose models `sluice serve` follows, through what happens to folders."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from serving import supervisor
+from serving.errors import InvalidInput
+from serving.main import Up, new_metrics, run_one
+from serving.settings import Settings
+from serving.upstream import ConfigFile, Upstream
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.http import PATH, PNG, grey_png
+
+Deny = Callable[[Path], None]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    (folder / "digits" / "1").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    (folder / "README").touch()
+    return folder
+
+
+@pytest.fixture
+def deny(monkeypatch: pytest.MonkeyPatch) -> Deny:
+    """Makes a folder unreadable, for root too, whom its permissions do not bind."""
+    iterdir = Path.iterdir
+    denied: set[Path] = set()
+
+    def checked(folder: Path) -> Iterator[Path]:
+        if folder in denied:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", checked)
+    return denied.add
+
+
+def test_a_folder_that_cannot_be_read_is_no_new_model_and_the_others_are_found(
+    models: Path, deny: Deny
+) -> None:
+    (models / "private" / "1").mkdir(parents=True)
+    assert supervisor.find_models(models) == ["digits", "private"]
+    deny(models / "private")
+    assert supervisor.find_models(models) == ["digits"]
+    assert supervisor.find_models(models, served=["private"]) == ["digits", "private"]
+
+
+def test_a_folder_of_models_that_cannot_be_read_is_named(models: Path, deny: Deny) -> None:
+    deny(models)
+    with pytest.raises(InvalidInput, match=f"the folder {models} cannot be read: Permission denied"):
+        supervisor.find_models(models)
+
+
+async def test_models_are_served_on_while_their_folder_is_away_and_followed_when_it_is_back(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, looks, away = supervisor.find_models, 0, tmp_path / "away"
+
+    def counted(models_dir: Path, served: Collection[str] = ()) -> list[str]:
+        nonlocal looks
+        looks += 1
+        return find(models_dir, served)
+
+    async def looked(times: int) -> None:
+        due = looks + times
+        await until(lambda: looks >= due)
+
+    async def while_up(up: Up) -> None:
+        await up.ready()
+        shutil.move(models, away)
+        await looked(5)
+        async with httpx.AsyncClient(base_url=up.http_url) as client:
+            answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+            assert answer.status_code == 200
+            (away / "numbers" / "1").mkdir(parents=True)
+            shutil.move(away, models)
+            await until(lambda: set(fake.versions) == {"digits", "numbers"})
+            await looked(5)
+            shutil.move(models, away)
+            await looked(5)
+
+    monkeypatch.setattr(supervisor, "find_models", counted)
+    settings = Settings(http_port=0, grpc_port=0, status_interval_s=0.01, models_dir=models)
+    async with running(FakeReplica()) as fake:
+        config = ConfigFile(tmp_path / "models.config", models)
+        upstream = Upstream((fake.address,), ("digits",), models, config)
+        with capture_logs() as lines:
+            await run_one(settings, upstream, new_metrics(), while_up)
+    told = [line["error"] for line in lines if line["event"].startswith("cannot look for models")]
+    assert len(told) == 2, "once each time that it went"
+    assert f"there is no folder {models}" in told[0]
