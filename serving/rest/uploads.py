@@ -127,9 +127,16 @@ def json_uploads(value: Any, of_query: int | None) -> Uploads:
         )
     top_k = value.get("top_k")
     if top_k is not None and type(top_k) is not int:
-        raise InvalidInput(f"top_k is {orjson.dumps(top_k).decode()}; it is a whole number", stage="decode")
+        raise InvalidInput(f"top_k is {_shown(top_k)}; it is a whole number", stage="decode")
     top_k = agreed(of_query, top_k, "the JSON")
     return Uploads([_from_base64(each) for each in value["images"]], top_k)
+
+
+def _shown(value: Any) -> str:
+    """A JSON value for an error's text: what is nested may be so more deeply than orjson writes."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "an array"
+    return orjson.dumps(value).decode()
 
 
 def _from_base64(value: Any) -> Upload:
