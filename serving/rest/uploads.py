@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from serving import json_document
 from serving.errors import BadImage, Cancelled, InvalidInput
 from serving.images import CONTENT_TYPES
 from serving.rest.top_k import agreed, top_k_of_form
@@ -103,11 +105,19 @@ async def form_uploads(
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON value in a body; raises InvalidInput that says where it is not JSON."""
+    """The JSON value in a body; raises InvalidInput that says where it is not JSON.
+
+    TensorFlow Serving takes more, `NaN` for one; so does this, if the value is an object without images.
+    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON: {error}", stage="decode") from None
+        refusal = InvalidInput(f"the body is not JSON: {error}", stage="decode")
+    with contextlib.suppress(InvalidInput):
+        value = json_document.parse_object(body)
+        if "images" not in value:
+            return value
+    raise refusal
 
 
 def json_uploads(value: Any, of_query: int | None) -> Uploads:
