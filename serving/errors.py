@@ -175,6 +175,12 @@ def all_kinds() -> list[type[SluiceError]]:
     return [kind for kind in walk(SluiceError) if kind is not SluiceError]
 
 
+def shortened(text: str, most: int) -> str:
+    """A text that may quote what a caller sent, cut to a length that does no harm; always valid Unicode."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= most else text[:most] + "…"
+
+
 def innermost(error: BaseException) -> BaseException:
     """What went wrong, out of the groups in which task groups wrap it."""
     while isinstance(error, BaseExceptionGroup):

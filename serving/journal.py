@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from serving.errors import Cancelled, Internal, SluiceError
+from serving.errors import Cancelled, Internal, SluiceError, shortened
 from serving.logs import AccessLog
 from serving.prediction import RequestContext
 from serving.settings import Settings
@@ -136,7 +136,7 @@ class Journal:
         self._metrics.request_seconds.labels(context.protocol, name, version).observe(duration_s, exemplar)
         now = self._wall()
         if error is not None:
-            text = error.message[:_MOST_TEXT]
+            text = shortened(error.message, _MOST_TEXT)
             self.refusals.append(
                 Refusal(now, context.protocol, name, version, outcome, text, context.request_id)
             )

@@ -90,7 +90,8 @@ def data_type(datatype: str) -> int:
 
 
 def _size_of(shape: Sequence[int], name: str) -> int:
-    if len(shape) > tensors.MAX_RANK or any(size < 0 for size in shape):
+    """How many elements a shape has; raises InvalidInput if numpy would not take it."""
+    if len(shape) > tensors.MAX_RANK or min(shape, default=0) < 0 or tensors.is_beyond_memory(shape):
         raise InvalidInput(f'the shape {list(shape)[:100]} of "{name}" is none that a tensor can have')
     return math.prod(shape)
 

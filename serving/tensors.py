@@ -18,6 +18,7 @@ array.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -149,9 +150,14 @@ def shape_of(proto: Any) -> tuple[int, ...]:
         raise InvalidInput(f"the tensor's shape {list(shape)} has a negative dimension")
     if len(shape) > MAX_RANK:
         raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are taken")
-    if math.prod([size or 1 for size in shape]) > MAX_ELEMENTS:
+    if is_beyond_memory(shape):
         raise InvalidInput(f"the tensor's shape {list(shape)} is beyond what memory can address")
     return shape
+
+
+def is_beyond_memory(shape: Sequence[int]) -> bool:
+    """Whether a shape, its zeros aside, has more elements than numpy takes, even of an empty array."""
+    return math.prod([size or 1 for size in shape]) > MAX_ELEMENTS
 
 
 def from_proto(proto: Any, *, raw: bool = False) -> np.ndarray:

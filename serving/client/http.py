@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +17,15 @@ import orjson
 from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
-from serving.errors import InvalidInput, SluiceError
+from serving.errors import DeadlineExceeded, Internal, InvalidInput, SluiceError
 from serving.gateway_url import checked, unreachable
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 Verify = ssl.SSLContext | bool
 """How the gateway's certificate is checked: httpx's `verify`."""
+
+# How much longer than the gateway a client waits: its refusal at the deadline says what took so long.
+_GRACE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class _Request:
             "headers": {**self.headers, "x-request-timeout": f"{timeout_s:.3f}"},
             "content": self.content,
             "files": self.files,
-            "timeout": timeout_s,
+            "timeout": httpx.Timeout(timeout_s + _GRACE_S, connect=timeout_s),
         }
 
 
@@ -69,12 +74,18 @@ def _classify_request(question: Question) -> _Request:
     )
 
 
-def _prediction(answer: httpx.Response) -> Prediction:
-    """The prediction in an answer; raises the error in one."""
+def _prediction(answer: httpx.Response, content: bytes) -> Prediction:
+    """The prediction in an answer; raises the error in one, or Internal if it is no gateway's."""
     if not answer.is_success:
-        raise _failure(answer)
-    found = orjson.loads(answer.content)
-    return Prediction(found["model"], found["version"], tuple(map(_result, found["results"])))
+        raise _failure(answer, content)
+    try:
+        found = orjson.loads(content)
+        return Prediction(found["model"], found["version"], tuple(map(_result, found["results"])))
+    except (ValueError, KeyError, TypeError) as error:
+        text = (
+            f"{answer.url} answered {answer.status_code}, but with no prediction; is it a gateway of Sluice?"
+        )
+        raise Internal(text) from error
 
 
 def _result(found: Mapping[str, Any]) -> ImageResult:
@@ -84,19 +95,38 @@ def _result(found: Mapping[str, Any]) -> ImageResult:
     return ImageResult(classes, prediction_id=found.get("prediction_id", ""))
 
 
-def _failure(answer: httpx.Response) -> SluiceError:
+def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
     """The error in a problem document; anything else, a proxy's page perhaps, is told by its status."""
     retry_after_s = None
     with contextlib.suppress(ValueError):
         retry_after_s = float(answer.headers.get("retry-after", ""))
     try:
-        found = orjson.loads(answer.content)
+        found = orjson.loads(content)
         kind = found["type"].rpartition(":")[2]
         return as_error(kind, found["detail"], stage=found.get("stage"), retry_after_s=retry_after_s)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         kind = "unavailable" if answer.status_code in (502, 503, 504) else "internal"
         text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
         return as_error(kind, text, retry_after_s=retry_after_s)
+
+
+def _read(answer: httpx.Response, latest: float) -> bytes:
+    """The body of an answer; httpx.ReadTimeout if it is not here by `latest` (monotonic clock)."""
+    pieces = []  # httpx bounds the time of each, not of all
+    for piece in answer.iter_bytes():
+        if time.monotonic() > latest:
+            raise httpx.ReadTimeout("the answer comes too slowly", request=answer.request)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceError:
+    """What to raise when no answer came."""
+    if isinstance(error, httpx.TimeoutException | TimeoutError) and not isinstance(
+        error, httpx.ConnectTimeout
+    ):
+        return DeadlineExceeded(f"{url} did not answer within {timeout_s:.3g} s")
+    return unreachable(url, error)
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
@@ -131,10 +161,13 @@ class Client(BlockingClient[_Request]):
         return _classify_request(question)
 
     def _send(self, request: _Request, timeout_s: float) -> Prediction:
+        latest = time.monotonic() + timeout_s + _GRACE_S
         try:
-            return _prediction(self._http.request(**request.arguments(timeout_s)))
-        except httpx.TransportError as error:
-            raise unreachable(self._http.base_url, error) from error
+            with self._http.stream(**request.arguments(timeout_s)) as answer:
+                content = _read(answer, latest)
+        except httpx.RequestError as error:
+            raise _unanswered(self._http.base_url, error, timeout_s) from error
+        return _prediction(answer, content)
 
     def close(self) -> None:
         """Close the connections."""
@@ -160,9 +193,11 @@ class AsyncClient(AsyncioClient[_Request]):
 
     async def _send(self, request: _Request, timeout_s: float) -> Prediction:
         try:
-            return _prediction(await self._http.request(**request.arguments(timeout_s)))
-        except httpx.TransportError as error:
-            raise unreachable(self._http.base_url, error) from error
+            async with asyncio.timeout(timeout_s + _GRACE_S):
+                answer = await self._http.request(**request.arguments(timeout_s))
+        except (httpx.RequestError, TimeoutError) as error:
+            raise _unanswered(self._http.base_url, error, timeout_s) from error
+        return _prediction(answer, answer.content)
 
     async def aclose(self) -> None:
         """Close the connections."""

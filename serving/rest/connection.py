@@ -1,6 +1,7 @@
 """One HTTP connection: uvicorn's protocol, with limits on the time and the size of a request's headers.
 
-uvicorn waits for headers without end, and takes them in any size.
+uvicorn waits for headers without end, and takes them in any size. Those behind a chunked body, its trailers,
+it adds to the request's headers while the request is being answered.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from serving.rest.leaving import Client
 
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
 MAX_HEAD_BYTES = 64 * 2**10
+# Of trailers, or of what else frames a chunk, that come without any of the body between them.
+MAX_FRAMING_BYTES = MAX_HEAD_BYTES
 # How long a client may take to read why it was refused: so long after it has sent something, and all in all.
 LINGER_S = 1.0
 MOST_LINGER_S = 10.0
@@ -43,6 +46,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = False
         self._in_body = False
+        self._framing_bytes = 0
         self._refused = False
         self._still_sends = False
         self._client = Client()
@@ -64,7 +68,10 @@ class Connection(HttpToolsProtocol):
             self._still_sends = True
             return
         in_body = self._in_body  # the rest of one that was answered early: in time, but of any length
+        self._framing_bytes += len(data)  # where some of it is body, the count begins anew
         super().data_received(data)
+        if self._in_body and self._framing_bytes > MAX_FRAMING_BYTES:
+            self._refuse(431, _framing_too_large())  # the parser keeps a trailer, however long, until it ends
         # Most heads come whole: a timer for each before it is parsed would cost as much as parsing it.
         idle = self.cycle is None or self.cycle.response_complete
         if self._header_timer is None and idle and not self._refused:
@@ -88,7 +95,18 @@ class Connection(HttpToolsProtocol):
         if size > MAX_HEAD_BYTES:
             raise HeadTooLarge
         self._in_body = True
+        self._framing_bytes = 0
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1)."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take some of the body."""
+        self._framing_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body has come."""
@@ -179,3 +197,8 @@ _REASONS = {
 
 def _head_too_large() -> SluiceError:
     return InvalidInput(f"the request line and headers are over {MAX_HEAD_BYTES:,} bytes", stage="admission")
+
+
+def _framing_too_large() -> SluiceError:
+    text = f"the trailers, or the extensions of a chunk, are over {MAX_FRAMING_BYTES:,} bytes"
+    return InvalidInput(text, stage="admission")

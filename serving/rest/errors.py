@@ -78,7 +78,7 @@ def problem_body(error: errors.SluiceError, *, status: int, request_id: str) -> 
         "type": f"urn:sluice:problem:{error.kind}",
         "title": TITLE_OF_KIND[type(error)],
         "status": status,
-        "detail": shortened(error.message, MAX_DETAIL_CHARS),
+        "detail": errors.shortened(error.message, MAX_DETAIL_CHARS),
         "retryable": error.retryable,
         "request_id": request_id,
     }
@@ -93,7 +93,7 @@ def plain_error(
     status: int | None = None,
 ) -> Response:
     """An error as TensorFlow Serving and the Open Inference Protocol have it: `{"error": "…"}`."""
-    body = orjson.dumps({"error": shortened(error.message, MAX_DETAIL_CHARS)})
+    body = orjson.dumps({"error": errors.shortened(error.message, MAX_DETAIL_CHARS)})
     return Response(body, status or STATUS_OF_KIND[type(error)], headers_of(error), "application/json")
 
 
@@ -124,9 +124,3 @@ def headers_of(error: errors.SluiceError) -> dict[str, str]:
     if isinstance(error, errors.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return headers
-
-
-def shortened(text: str, most: int) -> str:
-    """A text that may quote what a caller sent, cut to a length that does no harm; always valid Unicode."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= most else text[:most] + "…"

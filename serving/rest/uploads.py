@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from serving import json_document
 from serving.errors import BadImage, Cancelled, InvalidInput
 from serving.images import CONTENT_TYPES
 from serving.rest.top_k import agreed, top_k_of_form
@@ -103,11 +105,19 @@ async def form_uploads(
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON value in a body; raises InvalidInput that says where it is not JSON."""
+    """The JSON value in a body; raises InvalidInput that says where it is not JSON.
+
+    TensorFlow Serving takes more, `NaN` for one; so does this, if the value is an object without images.
+    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON: {error}", stage="decode") from None
+        refusal = InvalidInput(f"the body is not JSON: {error}", stage="decode")
+    with contextlib.suppress(InvalidInput):
+        value = json_document.parse_object(body)
+        if "images" not in value:
+            return value
+    raise refusal
 
 
 def json_uploads(value: Any, of_query: int | None) -> Uploads:
@@ -127,9 +137,16 @@ def json_uploads(value: Any, of_query: int | None) -> Uploads:
         )
     top_k = value.get("top_k")
     if top_k is not None and type(top_k) is not int:
-        raise InvalidInput(f"top_k is {orjson.dumps(top_k).decode()}; it is a whole number", stage="decode")
+        raise InvalidInput(f"top_k is {_shown(top_k)}; it is a whole number", stage="decode")
     top_k = agreed(of_query, top_k, "the JSON")
     return Uploads([_from_base64(each) for each in value["images"]], top_k)
+
+
+def _shown(value: Any) -> str:
+    """A JSON value for an error's text: what is nested may be so more deeply than orjson writes."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "an array"
+    return orjson.dumps(value).decode()
 
 
 def _from_base64(value: Any) -> Upload:

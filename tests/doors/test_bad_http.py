@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 import httpx
 import psutil
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from serving.main import Running
-from serving.rest.server import listen
+from serving.rest.server import HttpServer, listen
+from serving.settings import Settings
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.doors.wire import exchange, port_of, statuses
 from tests.support.fake_replica import until
@@ -189,6 +191,43 @@ async def test_large_heads_are_refused(gateway: tuple[Running, httpx.AsyncClient
     answers = await exchange(port_of(running), head)
     assert statuses(answers) == [431]
     assert b"over 65,536 bytes" in answers
+    assert await classified(client)
+
+
+async def test_trailers_do_not_become_headers() -> None:
+    async def tell_headers(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": repr(scope["headers"]).encode()})
+
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(tell_headers, Settings(), None)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Api-Key\r\n"
+    body = b"3\r\nabc\r\n0\r\nX-Api-Key: a\r\nConnection: keep-alive\r\n\r\n"
+    following = b"GET / HTTP/1.1\r\nX-Api-Key: b\r\n" + CLOSE + b"\r\n"
+    answers = await exchange(listener.getsockname()[1], chunked + b"\r\n" + body + following)
+    server.should_exit = True
+    await serving
+    assert statuses(answers) == [200, 200]
+    assert b"(b'trailer', b'X-Api-Key')]" in answers
+    assert b"[(b'x-api-key', b'b'), (b'connection', b'close')]" in answers
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"0\r\nX: " + b"a" * MIB, b"0\r\n" + b"X: a\r\n" * 200_000, b"1;" + b"a" * MIB],
+    ids=("long", "many", "of-a-chunk"),
+)
+async def test_trailers_without_end_are_refused(
+    strict: tuple[Running, httpx.AsyncClient], sent: bytes
+) -> None:
+    running, client = strict
+    answers = await exchange(port_of(running), HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n" + sent)
+    assert statuses(answers) == [431]
+    assert b"the trailers, or the extensions of a chunk, are over 65,536 bytes" in answers
+    assert running.gateway.admission.in_flight == 0
     assert await classified(client)
 
 

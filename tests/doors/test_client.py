@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,19 @@ import httpx
 import pytest
 
 from serving.client import AsyncClient, AsyncGrpcClient, Client, GrpcClient, Retries
-from serving.errors import BadImage, InvalidInput, NotFound, Overloaded, RateLimited, SluiceError, Unavailable
+from serving.errors import (
+    BadImage,
+    DeadlineExceeded,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    SluiceError,
+    Unavailable,
+)
 from serving.main import Running
+from serving.prediction import Prediction
 from tests.doors.conftest import Live
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.support.fake_replica import Refusal
@@ -123,6 +137,89 @@ async def test_nobody_there_is_said_in_time() -> None:
             await client.classify(b"x", timeout_s=5)
         await client.aclose()
     assert time.monotonic() - started < 30
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
+    """A server that answers as a test says once the head of a request has come; its address."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(writer)
+            await reader.read()  # until the client leaves
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname())
+
+
+async def asked(kind: type[Client | AsyncClient], url: str, timeout_s: float = 60.0) -> Prediction:
+    """What a client of this kind is answered, once."""
+    once = Retries(attempts=1)
+    if issubclass(kind, AsyncClient):
+        async with kind(url, retries=once) as client:
+            return await client.classify(grey_png(1), timeout_s=timeout_s)
+    with kind(url, retries=once) as blocking:
+        return await asyncio.to_thread(blocking.classify, grey_png(1), timeout_s=timeout_s)
+
+
+async def silent(_writer: asyncio.StreamWriter) -> None:
+    """Answer nothing."""
+
+
+async def slow(writer: asyncio.StreamWriter) -> None:
+    """Answer a byte at a time."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    for _ in range(100):
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("answer", [silent, slow])
+async def test_a_deadline_that_passes_is_told_as_one(kind: Any, answer: Any) -> None:
+    async with answering(answer) as url:
+        with pytest.raises(DeadlineExceeded, match=r"did not answer within 0\.\d+ s"):
+            await asked(kind, url, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_the_gateways_own_word_on_a_deadline_is_waited_for(
+    replica: ScriptedReplica, up: Running, kind: Any
+) -> None:
+    async def hang(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    replica.before_predict = hang
+    with pytest.raises(DeadlineExceeded, match="the request's deadline passed before its answer"):
+        await asked(kind, up.http_url, timeout_s=0.3)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>Welcome!</html>",
+        b"",
+        b"[]",
+        b'{"model": "digits"}',
+        b'{"model": "digits", "version": 1, "results": 3}',
+        b'{"model": "digits", "version": 1, "results": [{}]}',
+        b'{"model": "digits", "version": 1, "results": [{"classes": [{"name": "seven"}]}]}',
+        b'{"model": "digits", "version": 1, "results": [{"error": "bad-image"}]}',
+    ],
+)
+async def test_what_no_gateway_answers_is_told_as_that(kind: Any, content: bytes) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        await writer.drain()
+
+    async with answering(answer) as url:
+        with pytest.raises(Internal, match="answered 200, but with no prediction; is it a gateway of Sluice"):
+            await asked(kind, url)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ async def test_json_carries_many_images_and_an_error_for_each_bad_one(client: ht
         ('{"images": [], "topk": 1}', 'a member "topk"'),
         ('{"images": [], "top_k": "1"}', 'top_k is "1"'),
         ('{"images": [], "top_k": true}', "top_k is true"),
+        ('{"images": [], "top_k": {"a": 1}}', "top_k is an object; it is a whole number"),
+        ('{"images": [], "top_k": ' + "[" * 300 + "]" * 300 + "}", "top_k is an array; it is a whole number"),
         ('{"images": [{"b64": "!"}]}', "not base64"),
         ("", "the body is not JSON"),
     ],

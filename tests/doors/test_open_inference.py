@@ -135,11 +135,21 @@ def test_any_json_is_parsed_or_refused(value: Any) -> None:
         ("BYTES", [1], [1], "not all of its elements are strings"),
         ("FP32", [-1], [], "is none that a tensor can have"),
         ("FP32", [1] * 70, [1.0], "is none that a tensor can have"),
+        ("FP32", [0, 2**63], [], "is none that a tensor can have"),
+        ("FP32", [0, 2**62, 2**62], [], "is none that a tensor can have"),
+        ("BYTES", [0, 2**63], [], "is none that a tensor can have"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(datatype: str, shape: Any, values: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         from_values("x", datatype, shape, values)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**62, 2**62]])
+def test_a_shape_beyond_memory_is_refused_even_if_it_is_empty(datatype: str, shape: list[int]) -> None:
+    with pytest.raises(InvalidInput, match="is none that a tensor can have"):
+        from_raw("x", datatype, shape, b"")
 
 
 def test_classes_are_the_best_of_the_last_dimension() -> None:

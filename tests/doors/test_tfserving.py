@@ -189,6 +189,18 @@ async def test_rest_takes_the_originals_bodies(
     assert answer.headers["content-type"] == "application/json"
 
 
+async def test_classify_takes_numbers_that_only_the_original_knows(client: httpx.AsyncClient) -> None:
+    """The image API has the same path, and JSON without them."""
+    taken = await client.post(MODEL + ":classify", content='{"examples": [{"x": [NaN, -Infinity]}]}')
+    assert (taken.status_code, list(taken.json())) == (200, ["results"]), taken.text
+    refused = await client.post(MODEL + ":classify", content='{"examples": NaN}')
+    assert (refused.status_code, list(refused.json())) == (400, ["error"])
+    for images in ('{"images": [NaN]}', '{"examples": [NaN'):
+        answer = await client.post(MODEL + ":classify", content=images)
+        assert (answer.status_code, answer.json()["type"]) == (400, "urn:sluice:problem:invalid-input")
+        assert answer.json()["detail"].startswith("the body is not JSON: ")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "error"),
     [

@@ -28,7 +28,7 @@ from serving.drift import (
     group_classes,
     stability_index,
 )
-from serving.errors import Overloaded, all_kinds
+from serving.errors import InvalidInput, Overloaded, all_kinds
 from serving.journal import Journal
 from serving.logs import MAX_FAILURES_PER_S, AccessLog
 from serving.observed import exposition
@@ -273,6 +273,16 @@ async def test_the_page_shows_the_latest_refusals_newest_first() -> None:
         (model,) = state["models"]
         assert model["serving"] == 1
         assert model["input"]["channels"] in (1, 3)
+
+
+async def test_the_page_stands_whatever_text_a_refusal_has() -> None:
+    """JSON may name half of a surrogate pair, and an error quote it: no UTF-8 carries that."""
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        up.gateway.journal.refused_early("http", "id", InvalidInput('there is no signature "\ud800"'))
+        (refusal,) = (await client.get("/page/state")).json()["refusals"]
+        assert refusal["text"] == 'there is no signature "?"'
+        up.gateway.journal.refused_early("http", "id", InvalidInput("x" * 1000))
+        assert (await client.get("/page/state")).json()["refusals"][0]["text"] == "x" * 200 + "…"
 
 
 async def test_an_address_that_is_no_page_is_a_problem_document() -> None:
