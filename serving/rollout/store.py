@@ -167,9 +167,9 @@ class FileStore:
             return saved
 
     def models(self) -> list[str]:
-        """See `Store.models`."""
+        """See `Store.models`. Files whose names no model can have, such as an editor's, are passed over."""
         names = (path.name.removesuffix(".json") for path in self._folder.glob("*.json"))
-        return sorted(name for name in names if not name.endswith(".previous"))
+        return sorted(name for name in names if _is_name(name))
 
     def history(self, model: str) -> list[Rollout]:
         """See `Store.history`."""
@@ -236,8 +236,12 @@ def _another(stored: Rollout, rollout: Rollout) -> bool:
     return stored.id != rollout.id
 
 
+def _is_name(model: str) -> bool:
+    return _MODEL.match(model) is not None and not model.endswith(".previous")
+
+
 def _checked(model: str) -> str:
-    if not _MODEL.match(model) or model.endswith(".previous"):
+    if not _is_name(model):
         raise InvalidInput(f'"{model}" cannot be the name of a model whose rollouts are kept in files')
     return model
 
