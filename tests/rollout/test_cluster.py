@@ -129,17 +129,18 @@ async def test_a_broken_version_is_rolled_back_in_a_disturbed_cluster(
     assert server.conflicts > 0
 
 
+@pytest.mark.parametrize("fault", ["away", "astray"])
 async def test_nothing_is_promoted_blind_and_a_deleted_object_undoes_nothing(
-    server: ApiServer, prometheus: Scraper
+    server: ApiServer, prometheus: Scraper, fault: str
 ) -> None:
     replica = VersionedReplica()
     async with cluster_scene(server, prometheus, replica, callers=4) as scene:
         scene.begin(PLAN | {"limits": FAST["limits"] | {"blind_s": 0.3}})
         await scene.reached(Phase.CANARY)
-        prometheus.away = True
+        setattr(prometheus, fault, True)
         await scene.reached(Phase.PAUSED)
         assert scene.rollout.state.reason.code == "counts.missing"
-        prometheus.away = False
+        setattr(prometheus, fault, False)
         server.patch("modelrollouts", scene.rollout.id, {"spec": {"command": "resume"}})
         rollout = await scene.until_finished()
         assert rollout.state.phase is Phase.PROMOTED
