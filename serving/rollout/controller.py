@@ -93,6 +93,7 @@ class Controller:
         self._before: dict[str, _Baseline] = {}
         self._entered: dict[str, tuple[Phase, float]] = {}
         self._looked: dict[str, tuple[float, float]] = {}
+        self._frozen: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
         """Looks for ever. A look that fails is told of, and the next one tries again."""
@@ -123,6 +124,8 @@ class Controller:
             return
         await asyncio.to_thread(around.store.obey)
         for model in around.catalog.names():
+            if model in self._frozen:
+                continue
             started = await asyncio.to_thread(self._newcomers.look, model, self._wall())
             if started is not None:
                 rollouts[model] = started
@@ -135,21 +138,32 @@ class Controller:
     def _load(self) -> dict[str, Rollout]:
         store = self._around.store
         loaded = {model: store.load(model) for model in store.models()}
-        return {model: rollout for model, rollout in loaded.items() if rollout is not None}
+        # Asked afterwards: what cannot be read any more meanwhile must not pass for what never was.
+        self._frozen = frozenset(model for model in loaded if store.unreadable(model))
+        return {
+            model: rollout
+            for model, rollout in loaded.items()
+            if rollout is not None and model not in self._frozen
+        }
 
     def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
         for model, rollout in rollouts.items():
             self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s)
+        routed = self._around.steering.splits()
         for model in self._around.catalog.names():
-            if model not in rollouts:
+            # What cannot be read stays as it is here; a gateway that starts now knows of one version at most.
+            if model not in rollouts and not (model in self._frozen and model in routed):
                 stable = self._stable(model)
                 if stable is not None:
                     self._around.steering.set_split(model, Split(stable), None)
 
     def _stable(self, model: str) -> int | None:
-        """The version of a model that never had a rollout: pinned when it is first seen."""
+        """The version of a model that never had a rollout: pinned when it is first seen.
+
+        None if there is none yet, or if a record that cannot be read may say something else.
+        """
         pinned = self._around.store.pinned(model)
-        if pinned is None:
+        if pinned is None and model not in self._frozen:
             versions = self._around.published(model) or list(self._around.catalog.versions(model))
             if versions:
                 pinned = max(versions)
@@ -269,7 +283,7 @@ class Controller:
             rollout = rollouts.get(model)
             if rollout is not None:
                 wanted[model] = self._wanted_of(rollout)
-            elif (stable := self._stable(model)) is not None:
+            elif model not in self._frozen and (stable := self._stable(model)) is not None:
                 wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
         # A config replaces the whole one: without a version for every model it would unload the others.
         return wanted if len(wanted) == len(self._around.catalog.names()) else {}

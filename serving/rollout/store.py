@@ -32,6 +32,12 @@ class Store(Protocol):
     def load(self, model: str) -> Rollout | None:
         """The model's newest rollout, None if it never had one."""
 
+    def unreadable(self, model: str) -> bool:
+        """Whether there is a record that says what becomes of the model, and it cannot be read.
+
+        Then nobody knows which versions are proven, and nothing about the model may change.
+        """
+
     def save(self, rollout: Rollout) -> Rollout:
         """Saves the successor of `rollout.revision`; returns it with its new revision.
 
@@ -119,6 +125,11 @@ class FileStore:
     def damage(self, model: str) -> str | None:
         """What is wrong with the model's newest file, None if nothing is."""
         return self._loaded(model).damage
+
+    def unreadable(self, model: str) -> bool:
+        """See `Store.unreadable`."""
+        loaded = self._loaded(model)
+        return loaded.rollout is None and loaded.damage is not None
 
     def _loaded(self, model: str) -> Loaded:
         newest = self._newest(model)

@@ -1,4 +1,4 @@
-"""Single looks of a controller: what it counts as evidence."""
+"""Single looks of a controller: what it counts as evidence, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from serving.rollout.reconcile import Reconciler
 from serving.rollout.start import order
 from serving.rollout.steering import Steering
 from serving.rollout.store import Files, FileStore, Store
+from serving.routing import Split
 from serving.telemetry import Metrics
 from tests.rollout.stored import new_rollout
 
@@ -178,3 +179,44 @@ async def test_a_command_costs_an_interval_at_most(tmp_path: Path) -> None:
     await looking.look(calls=10.0)
     await looking.look(calls=10.0)
     assert evidence(FileStore(tmp_path)) in (20.0, 30.0)
+
+
+def stored(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.glob("*.json"))
+
+
+def spoilt(folder: Path) -> None:
+    """Damages what is stored of the model, and what was stored before."""
+    for path in folder.glob("digits*.json"):
+        path.write_text("{")
+
+
+async def test_a_record_that_cannot_be_read_freezes_its_model(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    in_canary(store)
+    looking = Looking(store, Gateways())
+    await looking.look()
+    found = store.load("digits")
+    assert found is not None
+    assert looking.steering.splits() == {"digits": found.split()}
+    spoilt(tmp_path)
+    before = stored(tmp_path)
+    for _ in range(3):
+        await looking.look()
+    assert looking.steering.splits() == {"digits": found.split()}, "it routes as it did"
+    assert stored(tmp_path) == before, "nothing begins anew"
+    assert store.pinned("digits") is None, "the newest version is not taken for one that is proven"
+
+
+async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_version_for_proven(
+    tmp_path: Path,
+) -> None:
+    store = FileStore(tmp_path)
+    in_canary(store)
+    spoilt(tmp_path)
+    looking = Looking(store, Gateways())
+    await looking.look()
+    assert (looking.steering.splits(), store.pinned("digits")) == ({}, None)
+    store.pin("digits", 1)
+    await looking.look()
+    assert looking.steering.splits() == {"digits": Split(1)}
