@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from serving import logs
 from serving.backends.pool import Pool
 from serving.certificates import Certificates
+from serving.errors import SluiceError
 from serving.gateway import Gateway
 from serving.snapshot import Readings
 
@@ -43,7 +44,7 @@ def watch(gateway: Gateway, certificates: Certificates | None) -> None:
     snapshot.read_by(lambda readings: _read_replicas(readings, gateway.pool, time.monotonic()))
     snapshot.read_by(lambda readings: _read_versions(readings, gateway))
     snapshot.read_by(lambda readings: _read_counts(readings, gateway))
-    snapshot.read_by(lambda readings: _read_rollouts(readings, rollouts()))
+    snapshot.read_by(lambda readings: _read_rollouts(readings, rollouts))
     if certificates is not None:
         snapshot.read_by(
             lambda readings: readings.add(
@@ -116,8 +117,13 @@ def _from_zero(counts: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _read_rollouts(readings: Readings, rollouts: list[Rollout]) -> None:
-    for rollout in rollouts:
+def _read_rollouts(readings: Readings, rollouts: Rollouts) -> None:
+    try:
+        found = rollouts()
+    except (SluiceError, OSError):
+        # The controller counts and tells what failed; all other metrics must not be lost with these.
+        return
+    for rollout in found:
         _read_rollout(readings, rollout)
 
 

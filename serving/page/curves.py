@@ -12,9 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import structlog
+
+from serving.errors import SluiceError
+
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.ledger import Ledger
     from serving.rollout.record import Rollout
+
+_log = structlog.get_logger()
 
 # What a small picture can show.
 MOST_POINTS = 200
@@ -35,17 +41,24 @@ class Curves:
 
     Args:
         newest: reads these rollouts; it may wait for a disk.
+        interval_s: how often `watch` looks.
     """
 
-    def __init__(self, newest: Callable[[], list[Rollout]]) -> None:
+    def __init__(self, newest: Callable[[], list[Rollout]], interval_s: float = WATCH_INTERVAL_S) -> None:
         self._newest = newest
+        self._interval_s = interval_s
         self._curves: dict[str, _Curve] = {}
 
     async def watch(self) -> None:
-        """Look for ever."""
+        """Look for ever. A look at rollouts that cannot be read is told of, and the next one tries again."""
         while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
-            self.see(await asyncio.to_thread(self._newest))
+            await asyncio.sleep(self._interval_s)
+            try:
+                found = await asyncio.to_thread(self._newest)
+            except (SluiceError, OSError) as error:
+                _log.warning("the curves of rollouts have a gap: they cannot be read", error=str(error))
+            else:
+                self.see(found)
 
     def see(self, rollouts: list[Rollout]) -> None:
         """Keep what these rollouts say now; those that are none of them any more are forgotten."""

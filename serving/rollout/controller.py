@@ -59,6 +59,14 @@ class Surroundings:
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True)
+class _Baseline:
+    """The counts up to which a rollout's evidence goes, as this gateway saved it in that revision."""
+
+    revision: int
+    counts: Mapping[str, Counts]
+
+
 class Controller:
     """Moves rollouts. `watch` runs for ever; each `look` can be called on its own.
 
@@ -82,9 +90,10 @@ class Controller:
         self._clock = clock
         self._examiner = Examiner(around.pool, around.catalog)
         self._newcomers = Newcomers(around.store, around.published, around.plan)
-        self._before: dict[str, dict[str, Counts]] = {}
+        self._before: dict[str, _Baseline] = {}
         self._entered: dict[str, tuple[Phase, float]] = {}
         self._looked: dict[str, tuple[float, float]] = {}
+        self._frozen: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
         """Looks for ever. A look that fails is told of, and the next one tries again."""
@@ -108,9 +117,15 @@ class Controller:
         )
         await asyncio.to_thread(around.steering.memory.share)
         if not await asyncio.to_thread(around.leadership.held):
+            # Whoever decides now counts on: what this gateway knew is old when it leads again.
+            self._before.clear()
+            self._entered.clear()
+            self._looked.clear()
             return
         await asyncio.to_thread(around.store.obey)
         for model in around.catalog.names():
+            if model in self._frozen:
+                continue
             started = await asyncio.to_thread(self._newcomers.look, model, self._wall())
             if started is not None:
                 rollouts[model] = started
@@ -123,21 +138,32 @@ class Controller:
     def _load(self) -> dict[str, Rollout]:
         store = self._around.store
         loaded = {model: store.load(model) for model in store.models()}
-        return {model: rollout for model, rollout in loaded.items() if rollout is not None}
+        # Asked afterwards: what cannot be read any more meanwhile must not pass for what never was.
+        self._frozen = frozenset(model for model in loaded if store.unreadable(model))
+        return {
+            model: rollout
+            for model, rollout in loaded.items()
+            if rollout is not None and model not in self._frozen
+        }
 
     def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
         for model, rollout in rollouts.items():
             self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s)
+        routed = self._around.steering.splits()
         for model in self._around.catalog.names():
-            if model not in rollouts:
+            # What cannot be read stays as it is here; a gateway that starts now knows of one version at most.
+            if model not in rollouts and not (model in self._frozen and model in routed):
                 stable = self._stable(model)
                 if stable is not None:
                     self._around.steering.set_split(model, Split(stable), None)
 
     def _stable(self, model: str) -> int | None:
-        """The version of a model that never had a rollout: pinned when it is first seen."""
+        """The version of a model that never had a rollout: pinned when it is first seen.
+
+        None if there is none yet, or if a record that cannot be read may say something else.
+        """
         pinned = self._around.store.pinned(model)
-        if pinned is None:
+        if pinned is None and model not in self._frozen:
             versions = self._around.published(model) or list(self._around.catalog.versions(model))
             if versions:
                 pinned = max(versions)
@@ -148,7 +174,11 @@ class Controller:
         """The rollout after this look, saved; as it is stored if somebody else moved it meanwhile."""
         at = self._wall()
         rollout = self._timed(rollout, at)
-        rollout, counts, blind = await self._observed(rollout)
+        baseline = self._before.get(rollout.id)
+        before = None
+        if baseline is not None and baseline.revision == rollout.revision:
+            before = baseline.counts
+        rollout, counts, blind = await self._observed(rollout, before)
         verdict = await self._verdict(rollout, blind, at)
         after = advance(
             rollout.plan, rollout.state, verdict, rollout.clock_s, float(rollout.evidence.step_requests)
@@ -162,8 +192,9 @@ class Controller:
         except Conflict:
             stored = await asyncio.to_thread(self._around.store.load, rollout.model)
             return rollout if stored is None else stored
-        if counts is not None:
-            self._before[rollout.id] = remembered(self._before.get(rollout.id, {}), counts)
+        if counts is not None or before is not None:
+            upto = remembered({} if baseline is None else baseline.counts, counts or {})
+            self._before[rollout.id] = _Baseline(saved.revision, upto)
         if has_moved:
             await self._around.announcer.moved(saved)
         return saved
@@ -189,16 +220,25 @@ class Controller:
             return None if latency is None else latency.limit_s
         return self._around.steering.stable_p99_s(rollout.model)
 
-    async def _observed(self, rollout: Rollout) -> tuple[Rollout, dict[str, Counts] | None, str | None]:
-        """The rollout with what this interval brought; the counts up to which; why it is blind, if it is."""
+    async def _observed(
+        self, rollout: Rollout, before: Mapping[str, Counts] | None
+    ) -> tuple[Rollout, dict[str, Counts] | None, str | None]:
+        """The rollout with what this interval brought; the counts up to which; why it is blind, if it is.
+
+        Args:
+            rollout: The rollout.
+            before: The counts up to which its evidence goes. None: that is not known, since this gateway
+                decides for the first time, or the evidence was saved by another one, or by a save of its own
+                that seemed to fail. Then an interval is lost, rather than counted twice.
+        """
         try:
             counts = await asyncio.to_thread(self._around.source.collect, rollout.model)
         except Unavailable as error:
             return rollout, None, error.message
-        before = self._before.get(rollout.id, counts)
         if judged_phase(rollout.state) is None:
             return rollout, counts, None
-        ledger, interval = to_interval(rollout, rollout.evidence, grown(counts, before))
+        more = grown(counts, counts if before is None else before)
+        ledger, interval = to_interval(rollout, rollout.evidence, more)
         ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
         return dataclasses.replace(rollout, ledger=ledger), counts, None
 
@@ -243,7 +283,7 @@ class Controller:
             rollout = rollouts.get(model)
             if rollout is not None:
                 wanted[model] = self._wanted_of(rollout)
-            elif (stable := self._stable(model)) is not None:
+            elif model not in self._frozen and (stable := self._stable(model)) is not None:
                 wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
         # A config replaces the whole one: without a version for every model it would unload the others.
         return wanted if len(wanted) == len(self._around.catalog.names()) else {}

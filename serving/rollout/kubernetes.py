@@ -57,6 +57,7 @@ class KubernetesStore:
         self._objects: dict[str, Any] = {}
         self._pins: dict[str, int] = {}
         self._outcomes: dict[str, tuple[Any, int]] = {}
+        self._reported: dict[str, str] = {}
         self._listed = threading.Event()
         self._closed = threading.Event()
 
@@ -114,13 +115,17 @@ class KubernetesStore:
             self._note_outcome(each)
 
     def _note_outcome(self, each: Any) -> None:
-        """Remembers what a finished rollout left: who deletes its object does not mean to undo it."""
-        status, model = each.status or {}, str(each.spec["model"])
-        if status.get("phase") not in FINISHED:
+        """Remembers what an object says of the version that is proven, for when it is gone.
+
+        Who deletes a finished one does not mean to undo it. Of one that is under way the stable version
+        stays: its candidate has proved nothing.
+        """
+        proven, model = (each.status or {}).get("stableVersion"), str(each.spec["model"])
+        if proven is None:
             return
         before = self._outcomes.get(model)
         if before is None or _age(each) >= before[0]:
-            self._outcomes[model] = _age(each), int(status["stableVersion"])
+            self._outcomes[model] = _age(each), int(proven)
 
     def _of(self, model: str) -> list[Any]:
         """A model's objects, oldest first.
@@ -138,6 +143,14 @@ class KubernetesStore:
         """The oldest rollout that is not finished, else the newest; see `Store.load`."""
         rollouts = self.history(model)
         return next((each for each in rollouts if not each.finished), rollouts[-1] if rollouts else None)
+
+    def unreadable(self, model: str) -> bool:
+        """See `Store.unreadable`: of the objects that were begun, the one that `load` would have to give."""
+        begun = [each for each in self._of(model) if _state_of(each) is not None]
+        if not begun:
+            return False
+        under_way = (each for each in begun if each.status.get("phase") not in FINISHED)
+        return self._rollout(next(under_way, begun[-1]), None) is None
 
     def models(self) -> list[str]:
         """See `Store.models`."""
@@ -160,7 +173,7 @@ class KubernetesStore:
 
     def _rollout(self, each: Any, stable: int | None) -> Rollout | None:
         name = each.metadata.name
-        state = (each.status or {}).get("state")
+        state = _state_of(each)
         try:
             if state is not None:
                 return from_json(state)
@@ -170,8 +183,19 @@ class KubernetesStore:
             started = each.metadata.creationTimestamp.timestamp()
             return Rollout(name, each.spec["model"], stable, int(each.spec["version"]), plan, started)
         except (SluiceError, ValueError, KeyError) as error:
-            _log.error("a ModelRollout cannot be read", name=name, error=str(error))
+            self._report(each, str(error))
             return None
+
+    def _report(self, each: Any, error: str) -> None:
+        """Logs once, not at every look, that an object cannot be read."""
+        name = each.metadata.name
+        if self._reported.get(name) == error:
+            return
+        self._reported[name] = error
+        follows = "it is passed over"
+        if _state_of(each) is not None:
+            follows = "the model stays as it is until somebody mends the object's status, or deletes it"
+        _log.error("a ModelRollout cannot be read", name=name, error=error, follows=follows)
 
     def save(self, rollout: Rollout) -> Rollout:
         """Writes the object's status; see `Store.save`."""
@@ -261,7 +285,7 @@ class KubernetesStore:
             self._keep(answer)
 
     def pinned(self, model: str) -> int | None:
-        """The last rollout's outcome, or else the version that served when the model was first seen here."""
+        """What the last rollout left, or else the version that served when the model was first seen here."""
         outcome = self._outcomes.get(model)
         return self._pins.get(model) if outcome is None else outcome[1]
 
@@ -283,6 +307,11 @@ def _raise(error: ApiError) -> NoReturn:
     if error.status.code == 409:
         raise Conflict(f"somebody else changed it first: {error.status.message}") from error
     raise Unavailable(f"the API server of the cluster refused: {error.status.message}") from error
+
+
+def _state_of(each: Any) -> Any:
+    """The record in an object's status, None before a gateway has begun with it."""
+    return (each.status or {}).get("state")
 
 
 def _order(each: Any) -> int:

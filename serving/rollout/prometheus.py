@@ -13,6 +13,8 @@ from serving.rollout.counts import Counts
 from serving.rollout.steering import Steering
 
 METRIC = "sluice_rollout_events"
+# What every gateway exports from its start; counts of a model begin with its first request.
+PRESENCE = "sluice_requests_in_flight"
 
 _BY_CLASS = ("compared", "agreed")
 _TIMEOUT_S = 5.0
@@ -68,10 +70,17 @@ class PrometheusCounts:
         """See `CountSource.publish`: Prometheus comes for them."""
 
     def collect(self, model: str) -> dict[str, Counts]:
-        """See `CountSource.collect`; processes are told apart by `instance`, and by `worker` within a pod."""
+        """See `CountSource.collect`; processes are told apart by `instance`, and by `worker` within a pod.
+
+        A gateway that has counted nothing yet has no counts. If there is no gateway at all, the counts are
+        Unavailable: Prometheus has lost its targets, and what it does not know is not zero.
+        """
         escaped = model.replace("\\", "\\\\").replace('"', '\\"')
         matchers = ", ".join(filter(None, (f'model="{escaped}"', self._selector)))
-        query = f"sum by (instance, worker, name) ({METRIC}_total{{{matchers}}})"
+        query = (
+            f"sum by (instance, worker, name) ({METRIC}_total{{{matchers}}})"
+            f" or sum by (instance, worker) ({PRESENCE}{{{self._selector}}})"
+        )
         try:
             answer = self._client.get("/api/v1/query", params={"query": query})
             answer.raise_for_status()
@@ -80,7 +89,14 @@ class PrometheusCounts:
             for each in series:
                 labels = each["metric"]
                 process = "/".join(filter(None, (labels.get("instance"), labels.get("worker"))))
-                found.setdefault(process, {})[labels["name"]] = float(each["value"][1])
+                counts = found.setdefault(process, {})
+                if "name" in labels:
+                    counts[labels["name"]] = float(each["value"][1])
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"Prometheus cannot be asked: {error}") from error
+        if not found:
+            selected = f" with {self._selector}" if self._selector else ""
+            raise Unavailable(
+                f"Prometheus has no metrics of any gateway ({PRESENCE}{selected}): it must scrape them all"
+            )
         return found

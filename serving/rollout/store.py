@@ -32,6 +32,12 @@ class Store(Protocol):
     def load(self, model: str) -> Rollout | None:
         """The model's newest rollout, None if it never had one."""
 
+    def unreadable(self, model: str) -> bool:
+        """Whether there is a record that says what becomes of the model, and it cannot be read.
+
+        Then nobody knows which versions are proven, and nothing about the model may change.
+        """
+
     def save(self, rollout: Rollout) -> Rollout:
         """Saves the successor of `rollout.revision`; returns it with its new revision.
 
@@ -120,6 +126,11 @@ class FileStore:
         """What is wrong with the model's newest file, None if nothing is."""
         return self._loaded(model).damage
 
+    def unreadable(self, model: str) -> bool:
+        """See `Store.unreadable`."""
+        loaded = self._loaded(model)
+        return loaded.rollout is None and loaded.damage is not None
+
     def _loaded(self, model: str) -> Loaded:
         newest = self._newest(model)
         try:
@@ -167,9 +178,9 @@ class FileStore:
             return saved
 
     def models(self) -> list[str]:
-        """See `Store.models`."""
+        """See `Store.models`. Files whose names no model can have, such as an editor's, are passed over."""
         names = (path.name.removesuffix(".json") for path in self._folder.glob("*.json"))
-        return sorted(name for name in names if not name.endswith(".previous"))
+        return sorted(name for name in names if _is_name(name))
 
     def history(self, model: str) -> list[Rollout]:
         """See `Store.history`."""
@@ -236,8 +247,12 @@ def _another(stored: Rollout, rollout: Rollout) -> bool:
     return stored.id != rollout.id
 
 
+def _is_name(model: str) -> bool:
+    return _MODEL.match(model) is not None and not model.endswith(".previous")
+
+
 def _checked(model: str) -> str:
-    if not _MODEL.match(model) or model.endswith(".previous"):
+    if not _is_name(model):
         raise InvalidInput(f'"{model}" cannot be the name of a model whose rollouts are kept in files')
     return model
 

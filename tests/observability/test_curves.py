@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
+import pytest
+
+from serving.errors import SluiceError, Unavailable
 from serving.page.curves import MOST_POINTS, Curves
 from serving.rollout import ledger as ledgers
 from serving.rollout.plan import Plan
@@ -42,3 +48,30 @@ def test_a_rollout_that_is_over_and_followed_by_another_is_forgotten() -> None:
     curves.see([at(1.0)])
     curves.see([replace(at(3.0), id="digits-3")])
     assert [clock_s for clock_s, _ in curves.of(at(9.0))] == [9.0]
+
+
+@pytest.mark.parametrize("error", [Unavailable("the API server is away"), OSError(5, "Input/output error")])
+async def test_rollouts_that_cannot_be_read_end_no_watch(error: SluiceError | OSError) -> None:
+    def reads() -> Iterator[list[Rollout]]:
+        yield [at(1.0)]
+        raise error
+
+    looked, script = asyncio.Event(), reads()
+    loop = asyncio.get_running_loop()
+
+    def newest() -> list[Rollout]:
+        try:
+            return next(script)
+        except StopIteration:
+            loop.call_soon_threadsafe(looked.set)
+            return [at(3.0)]
+
+    curves = Curves(newest, interval_s=0.0)
+    watching = asyncio.create_task(curves.watch())
+    seen = asyncio.create_task(looked.wait())
+    done, _ = await asyncio.wait((watching, seen), timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {seen}, "it looks again after a look that failed"
+    watching.cancel()
+    with suppress(asyncio.CancelledError):
+        await watching
+    assert next(clock_s for clock_s, _ in curves.of(at(9.0))) == 1.0, "what was seen before is kept"

@@ -7,6 +7,7 @@ import random
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,11 +29,16 @@ from serving.drift import (
     group_classes,
     stability_index,
 )
-from serving.errors import InvalidInput, Overloaded, all_kinds
+from serving.errors import InvalidInput, Overloaded, Unavailable, all_kinds
 from serving.journal import Journal
 from serving.logs import MAX_FAILURES_PER_S, AccessLog
 from serving.observed import exposition
 from serving.prediction import RequestContext
+from serving.rollout.desk import Desk
+from serving.rollout.feedback import Receipts
+from serving.rollout.plan import Plan
+from serving.rollout.record import Rollout
+from serving.rollout.store import FileStore
 from serving.routing import Route, Split
 from serving.telemetry import GRACE_S, Metrics
 from serving.tracing import child_of
@@ -108,6 +114,23 @@ async def test_the_page_parses_in_both_formats_and_has_exemplars_in_one(accept: 
         assert exemplars == ([{"trace_id": trace_id}] * 2 if "openmetrics" in accept else [])
         assert ("openmetrics" in got.headers["content-type"]) == ("openmetrics" in accept)
         assert not any("_created" in line for line in got.text.splitlines())
+
+
+class AwayDesk(Desk):
+    """A desk whose store cannot be read."""
+
+    def newest(self) -> list[Rollout]:
+        raise Unavailable("the API server of the cluster has not answered yet")
+
+
+async def test_rollouts_that_cannot_be_read_cost_no_other_metric(tmp_path: Path) -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        receipts = Receipts(b"key", up.gateway.steering, up.gateway.steering.memory)
+        up.gateway.desk = AwayDesk(FileStore(tmp_path), receipts, Plan())
+        got = await client.get("/metrics")
+    assert got.status_code == 200
+    assert "\nsluice_requests_in_flight 0.0\n" in got.text
+    assert "\nsluice_rollout_info{" not in got.text
 
 
 async def test_five_models_with_three_versions_of_a_thousand_classes_stay_small() -> None:

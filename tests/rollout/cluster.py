@@ -20,6 +20,7 @@ import yaml
 from lightkube import Client, KubeConfig
 from lightkube.config.models import Cluster, User
 from prometheus_client.parser import text_string_to_metric_families as parse
+from prometheus_client.samples import Sample
 
 from serving.main import _rollouts_of
 from serving.rollout.kubernetes import KubernetesStore
@@ -42,25 +43,36 @@ class Scraper:
     Attributes:
         gateways: Where to scrape.
         away: Whether it answers 503.
+        astray: Whether it scrapes nothing, and answers all the same.
         url: Where it is.
     """
 
     gateways: list[str] = field(default_factory=list)
     away: bool = False
+    astray: bool = False
     url: str = ""
 
     def answer(self, query: str) -> list[dict[str, Any]]:
         found = re.fullmatch(
-            r'sum by \(instance, worker, name\) \(sluice_rollout_events_total\{model="(\w+)"\}\)', query
+            r'sum by \(instance, worker, name\) \(sluice_rollout_events_total\{model="(\w+)"\}\)'
+            r" or sum by \(instance, worker\) \(sluice_requests_in_flight\{\}\)",
+            query,
         )
         assert found is not None, query
         return [
-            {"metric": {"instance": url, "name": sample.labels["name"]}, "value": [0.0, str(sample.value)]}
-            for url in self.gateways
+            {"metric": {"instance": url} | name, "value": [0.0, str(sample.value)]}
+            for url in ([] if self.astray else self.gateways)
             for family in parse(httpx.get(f"{url}/metrics", timeout=10).text)
             for sample in family.samples
-            if sample.name == "sluice_rollout_events_total" and sample.labels["model"] == found[1]
+            if (name := _asked_for(sample, found[1])) is not None
         ]
+
+
+def _asked_for(sample: Sample, model: str) -> dict[str, str] | None:
+    """The labels beside `instance` of a sample that the query asks for, None for others."""
+    if sample.name == "sluice_rollout_events_total" and sample.labels["model"] == model:
+        return {"name": sample.labels["name"]}
+    return {} if sample.name == "sluice_requests_in_flight" else None
 
 
 @contextmanager

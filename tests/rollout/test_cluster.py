@@ -129,17 +129,35 @@ async def test_a_broken_version_is_rolled_back_in_a_disturbed_cluster(
     assert server.conflicts > 0
 
 
-async def test_nothing_is_promoted_blind_and_a_deleted_object_undoes_nothing(
+async def test_a_deleted_rollout_under_way_leaves_its_stable_version_at_gateways_that_came_later(
     server: ApiServer, prometheus: Scraper
+) -> None:
+    replica = VersionedReplica()
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(cluster_scene(server, prometheus, replica))
+        first.begin(PLAN | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        await first.reached(Phase.CANARY)
+        late = await stack.enter_async_context(cluster_scene(server, prometheus, over=[replica]))
+        server.delete("modelrollouts", first.rollout.id)
+        await until(lambda: late.running.gateway.steering.splits()["digits"].candidate is None)
+        answered = len(late.answered)
+        await until(lambda: len(late.answered) > answered + 20)
+        assert {version for _, version in late.answered[answered + 2 :]} == {1}
+        await until(lambda: replica.configs[-1] == [1])
+
+
+@pytest.mark.parametrize("fault", ["away", "astray"])
+async def test_nothing_is_promoted_blind_and_a_deleted_object_undoes_nothing(
+    server: ApiServer, prometheus: Scraper, fault: str
 ) -> None:
     replica = VersionedReplica()
     async with cluster_scene(server, prometheus, replica, callers=4) as scene:
         scene.begin(PLAN | {"limits": FAST["limits"] | {"blind_s": 0.3}})
         await scene.reached(Phase.CANARY)
-        prometheus.away = True
+        setattr(prometheus, fault, True)
         await scene.reached(Phase.PAUSED)
         assert scene.rollout.state.reason.code == "counts.missing"
-        prometheus.away = False
+        setattr(prometheus, fault, False)
         server.patch("modelrollouts", scene.rollout.id, {"spec": {"command": "resume"}})
         rollout = await scene.until_finished()
         assert rollout.state.phase is Phase.PROMOTED

@@ -47,9 +47,10 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def followed(server: ApiServer) -> Iterator[KubernetesStore]:
+def followed(server: ApiServer, pin: int | None = 1) -> Iterator[KubernetesStore]:
     store = KubernetesStore(client_of(server))
-    store.pin("digits", 1)
+    if pin is not None:
+        store.pin("digits", pin)
     # It ends when the server, which outlives the block, is gone.
     threading.Thread(target=store.follow, daemon=True).start()
     try:
@@ -142,6 +143,66 @@ def test_rollouts_of_one_model_come_one_after_the_other(server: ApiServer) -> No
         store.save(in_phase(first, Phase.PROMOTED))
         second = loaded(store)
         assert (second.id, second.stable, second.candidate) == ("b", 2, 3)
+
+
+@pytest.mark.parametrize("seen", ["watched", "listed"])
+def test_an_unfinished_rollout_whose_object_is_deleted_leaves_its_stable_version(
+    server: ApiServer, seen: str
+) -> None:
+    asked_for(server)
+    with followed(server) as store:
+        store.save(in_phase(loaded(store), Phase.CANARY))
+    with followed(server, pin=None) as late:
+        assert loaded(late).state.phase is Phase.CANARY
+        assert late.pinned("digits") == 1, "as the object says, whichever versions are loaded now"
+        with server.lock:
+            server.delete("modelrollouts", "digits-2")
+            if seen == "listed":
+                server.forget_events()
+        until(lambda: late.models() == [])
+        assert (late.load("digits"), late.pinned("digits")) == (None, 1)
+
+
+def spoilt(server: ApiServer, name: str = "digits-2") -> None:
+    """Gives an object a record that a later version of this program might write."""
+    found = server.get("modelrollouts", name)
+    found["status"]["state"]["format"] = 99
+    server.replace("modelrollouts", name, found, status=True)
+
+
+def test_a_record_that_cannot_be_read_is_told_of_once_and_is_not_no_record(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked_for(server)
+    with followed(server, pin=None) as store:
+        until(lambda: store.models() == ["digits"])
+        assert not store.unreadable("digits"), "nobody has begun with it"
+        store.pin("digits", 1)
+        store.save(in_phase(loaded(store), Phase.CANARY))
+        assert not store.unreadable("digits")
+        spoilt(server)
+        until(lambda: store.unreadable("digits"))
+        assert store.load("digits") is None
+        assert capsys.readouterr().out.count("a ModelRollout cannot be read") == 1
+    with followed(server, pin=None) as late:
+        until(lambda: late.unreadable("digits"))
+        assert late.pinned("digits") == 1
+        server.delete("modelrollouts", "digits-2")
+        until(lambda: not late.unreadable("digits"))
+        assert late.pinned("digits") == 1
+
+
+def test_an_old_record_that_cannot_be_read_does_not_stand_in_the_way(server: ApiServer) -> None:
+    asked_for(server, "a", 2)
+    with followed(server) as store:
+        store.save(in_phase(loaded(store), Phase.PROMOTED))
+        asked_for(server, "b", 3)
+        until(lambda: loaded(store).id == "b")
+        store.save(in_phase(loaded(store), Phase.CANARY))
+        spoilt(server, "a")
+        until(lambda: [each.id for each in store.history("digits")] == ["b"])
+        assert not store.unreadable("digits")
+        assert (loaded(store).id, loaded(store).stable) == ("b", 2)
 
 
 def test_commands_in_the_object_are_obeyed_once_and_cleared(server: ApiServer) -> None:

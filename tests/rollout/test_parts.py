@@ -21,13 +21,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from serving import errors, protos, tensors
 from serving.backends.tfserving import VersionStatus
 from serving.errors import Unavailable
+from serving.main import new_metrics
 from serving.rollout.counts import grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.leader import FolderCounts
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.preflight import incompatible, preflight_verdict, relabelled
-from serving.rollout.prometheus import PrometheusCounts, SteeringCollector
+from serving.rollout.prometheus import PRESENCE, PrometheusCounts, SteeringCollector
 from serving.rollout.quiet import is_quiet
 from serving.rollout.record import Rollout
 from serving.rollout.steering import Steering
@@ -288,6 +289,8 @@ def test_counts_come_from_prometheus_by_gateway() -> None:
         {"metric": {"instance": "a:8080", "name": "calls/2"}, "value": [1.0, "7"]},
         {"metric": {"instance": "b:8080", "worker": "0", "name": "calls/2"}, "value": [1.0, "3"]},
         {"metric": {"instance": "b:8080", "worker": "1", "name": "calls/2"}, "value": [1.0, "4"]},
+        {"metric": {"instance": "a:8080"}, "value": [1.0, "2"]},
+        {"metric": {"instance": "c:8080"}, "value": [1.0, "0"]},
     ]
     with prometheus({"data": {"result": series}}) as (url, queries):
         found = PrometheusCounts(url).collect('di"gits')
@@ -295,8 +298,27 @@ def test_counts_come_from_prometheus_by_gateway() -> None:
         "a:8080": {"calls/2": 7.0},
         "b:8080/0": {"calls/2": 3.0},
         "b:8080/1": {"calls/2": 4.0},
+        "c:8080": {},
     }
-    assert queries == ['sum by (instance, worker, name) (sluice_rollout_events_total{model="di\\"gits"})']
+    (query,) = queries
+    assert query == (
+        'sum by (instance, worker, name) (sluice_rollout_events_total{model="di\\"gits"})'
+        " or sum by (instance, worker) (sluice_requests_in_flight{})"
+    )
+
+
+def test_a_prometheus_that_scrapes_no_gateway_is_unavailable_and_one_without_requests_is_not() -> None:
+    told = r'no metrics of any gateway .* with namespace="serving"'
+    with prometheus({"data": {"result": []}}) as (url, queries), pytest.raises(Unavailable, match=told):
+        PrometheusCounts(url, 'namespace="serving"').collect("digits")
+    assert queries[0].endswith(' (sluice_requests_in_flight{namespace="serving"})')
+    idle = [{"metric": {"instance": "a:8080"}, "value": [1.0, "0"]}]
+    with prometheus({"data": {"result": idle}}) as (url, _):
+        assert PrometheusCounts(url).collect("digits") == {"a:8080": {}}
+
+
+def test_every_gateway_exports_from_its_start_what_it_is_known_by() -> None:
+    assert f"\n{PRESENCE} 0.0\n" in generate_latest(new_metrics().registry).decode()
 
 
 @pytest.mark.parametrize(("answer", "status"), [({}, 200), ({"data": 3}, 200), ({}, 503)])

@@ -181,6 +181,14 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
             store.load(name)
 
 
+@pytest.mark.parametrize("name", ["digits copy.json", ".#digits.json", "digits.previous.json"])
+def test_files_that_are_no_models_are_none_of_the_stores(tmp_path: Path, name: str) -> None:
+    store = FileStore(tmp_path)
+    store.save(new_rollout())
+    (tmp_path / name).write_bytes((tmp_path / "digits.json").read_bytes())
+    assert [store.load(model) is not None for model in store.models()] == [True]
+
+
 def test_the_newest_rollout_comes_last_even_if_the_clock_was_set_back_before_it(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     for place, started_at in enumerate((2e9, 1e9, 1.5e9)):

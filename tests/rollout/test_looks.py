@@ -1,0 +1,222 @@
+"""Single looks of a controller: what it counts as evidence, and what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from serving.backends.pool import Pool
+from serving.catalog import Catalog
+from serving.errors import Unavailable
+from serving.rollout.controller import Controller, Surroundings
+from serving.rollout.counts import Counts
+from serving.rollout.events import Announcer
+from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
+from serving.rollout.reconcile import Reconciler
+from serving.rollout.start import order
+from serving.rollout.steering import Steering
+from serving.rollout.store import Files, FileStore, Store
+from serving.routing import Split
+from serving.telemetry import Metrics
+from tests.rollout.stored import new_rollout
+
+
+@dataclass
+class Gateways:
+    """What several gateways share: the calls of the candidate that they counted, and which of them leads."""
+
+    calls: float = 0.0
+    leader: str = "a"
+    away: bool = False
+
+    def publish(self, counts: dict[str, Counts]) -> None:
+        """They are counted here already."""
+
+    def collect(self, model: str) -> dict[str, Counts]:
+        if self.away:
+            raise Unavailable("away")
+        return {"a": {"calls/2": self.calls, "calls/1": self.calls}}
+
+
+@dataclass
+class Lead:
+    """The leadership as one of them sees it."""
+
+    name: str
+    gateways: Gateways
+
+    def held(self) -> bool:
+        return self.gateways.leader == self.name
+
+    def release(self) -> None:
+        """Nobody waits for it."""
+
+
+@dataclass
+class Looking:
+    """A controller without replicas over a store; every look moves its clock by a second."""
+
+    store: Store
+    gateways: Gateways
+    name: str = "a"
+    steering: Steering = field(default_factory=Steering)
+    now: float = 1e9
+
+    def __post_init__(self) -> None:
+        registry = CollectorRegistry()
+        pool = Pool([], calls_per_replica=1)
+        around = Surroundings(
+            store=self.store,
+            steering=self.steering,
+            pool=pool,
+            catalog=Catalog(pool, ("digits",), default_model=None, metrics=Metrics(registry)),
+            reconciler=Reconciler(pool, lambda model: f"/models/{model}"),
+            leadership=Lead(self.name, self.gateways),
+            source=self.gateways,
+            announcer=Announcer(registry),
+            published=lambda model: [1, 2],
+            plan=Plan(on_new_version="rollout"),
+        )
+        self.controller = Controller(around, 1.0, wall=lambda: self.now, clock=lambda: self.now)
+
+    async def look(self, calls: float = 0.0) -> None:
+        """One look, after the candidate has had some calls."""
+        self.gateways.calls += calls
+        self.now += 1.0
+        await self.controller.look()
+
+
+def evidence(store: Store) -> float:
+    """The candidate's calls that are evidence."""
+    found = store.load("digits")
+    assert found is not None
+    return float(found.evidence.criteria["errors"].candidate_n)
+
+
+def in_canary(store: Store) -> None:
+    store.save(replace(new_rollout(), state=State(Phase.CANARY)))
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["it followed", "it stood still"])
+async def test_calls_are_evidence_once_though_another_one_led_for_a_while(
+    tmp_path: Path, follows: bool
+) -> None:
+    in_canary(FileStore(tmp_path))
+    gateways = Gateways()
+    first, second = (Looking(FileStore(tmp_path), gateways, name) for name in ("a", "b"))
+    await first.look()
+    await first.look(calls=10.0)
+    gateways.leader = "b"
+    await second.look()
+    for _ in range(5):
+        await second.look(calls=10.0)
+        if follows:
+            await first.look()
+    gateways.leader = "a"
+    await first.look()
+    assert evidence(FileStore(tmp_path)) == 60.0
+    await first.look(calls=10.0)
+    assert evidence(FileStore(tmp_path)) == 70.0
+
+
+class Unsynced(Files):
+    """While it is `failing`, the newest state is renamed into place, and then told of as failed."""
+
+    failing = False
+    _renamed = ""
+
+    def replace(self, source: Path, target: Path) -> None:
+        super().replace(source, target)
+        self._renamed = target.name
+
+    def sync_folder(self, folder: Path) -> None:
+        if self.failing and self._renamed == "digits.json":
+            raise OSError(5, "Input/output error")
+        super().sync_folder(folder)
+
+
+async def test_calls_are_evidence_once_though_a_save_seemed_to_fail(tmp_path: Path) -> None:
+    in_canary(FileStore(tmp_path))
+    files = Unsynced()
+    looking = Looking(FileStore(tmp_path, files), Gateways())
+    await looking.look()
+    await looking.look(calls=10.0)
+    files.failing = True
+    with pytest.raises(OSError, match="Input/output error"):
+        await looking.look(calls=10.0)
+    files.failing = False
+    assert evidence(FileStore(tmp_path)) == 20.0, "it is in place all the same"
+    await looking.look()
+    assert evidence(FileStore(tmp_path)) == 20.0
+    await looking.look(calls=10.0)
+    assert evidence(FileStore(tmp_path)) == 30.0
+
+
+async def test_no_call_is_lost_while_the_counts_are_away(tmp_path: Path) -> None:
+    in_canary(FileStore(tmp_path))
+    gateways = Gateways()
+    looking = Looking(FileStore(tmp_path), gateways)
+    await looking.look()
+    gateways.away = True
+    for _ in range(3):
+        await looking.look(calls=10.0)
+    assert evidence(FileStore(tmp_path)) == 0.0
+    gateways.away = False
+    await looking.look(calls=10.0)
+    assert evidence(FileStore(tmp_path)) == 40.0
+
+
+async def test_a_command_costs_an_interval_at_most(tmp_path: Path) -> None:
+    in_canary(FileStore(tmp_path))
+    looking = Looking(FileStore(tmp_path), Gateways())
+    await looking.look()
+    await looking.look(calls=10.0)
+    order(FileStore(tmp_path), "digits", "pause", by="a test", at=1e9)
+    await looking.look(calls=10.0)
+    await looking.look(calls=10.0)
+    assert evidence(FileStore(tmp_path)) in (20.0, 30.0)
+
+
+def stored(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.glob("*.json"))
+
+
+def spoilt(folder: Path) -> None:
+    """Damages what is stored of the model, and what was stored before."""
+    for path in folder.glob("digits*.json"):
+        path.write_text("{")
+
+
+async def test_a_record_that_cannot_be_read_freezes_its_model(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    in_canary(store)
+    looking = Looking(store, Gateways())
+    await looking.look()
+    found = store.load("digits")
+    assert found is not None
+    assert looking.steering.splits() == {"digits": found.split()}
+    spoilt(tmp_path)
+    before = stored(tmp_path)
+    for _ in range(3):
+        await looking.look()
+    assert looking.steering.splits() == {"digits": found.split()}, "it routes as it did"
+    assert stored(tmp_path) == before, "nothing begins anew"
+    assert store.pinned("digits") is None, "the newest version is not taken for one that is proven"
+
+
+async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_version_for_proven(
+    tmp_path: Path,
+) -> None:
+    store = FileStore(tmp_path)
+    in_canary(store)
+    spoilt(tmp_path)
+    looking = Looking(store, Gateways())
+    await looking.look()
+    assert (looking.steering.splits(), store.pinned("digits")) == ({}, None)
+    store.pin("digits", 1)
+    await looking.look()
+    assert looking.steering.splits() == {"digits": Split(1)}
