@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from serving.catalog import Catalog, ModelVersion
-from serving.errors import DeadlineExceeded, FailedPrecondition
+from serving.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from serving.prediction import ClassScore, ImageResult, ModelRef, RequestContext
 from serving.rollout.steering import Steering
+from serving.routing import Route
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.gateway import Gateway
@@ -32,11 +33,28 @@ def choose_version(
     route = context.route = steering.route(name, key, keyed=context.keyed)
     if route is None:
         return catalog.resolve(ref)
-    if route.arm == "candidate" and route.version not in catalog.versions(name):
-        # No replica has it at the moment: stable answers, and neither is to blame.
-        context.route = None
-        return catalog.resolve_routed(name, steering.splits()[name].stable)
-    return catalog.resolve_routed(name, route.version)
+    try:
+        return catalog.resolve_routed(name, route.version)
+    except Unavailable:
+        stand_in = _stand_in(steering, catalog, name, route)
+        if stand_in is None:
+            raise
+    context.route = None  # neither version is to blame for what becomes of it
+    return stand_in
+
+
+def _stand_in(steering: Steering, catalog: Catalog, name: str, route: Route) -> ModelVersion | None:
+    """The version that answers where no replica has the one of the route at the moment.
+
+    Both ways: while a promotion is undone stable has yet to be loaded again, and the candidate is better than
+    nobody. A stable version that replicas do have is only about to be learned of, and worth waiting for.
+    """
+    split, there = steering.splits()[name], catalog.versions(name)
+    if route.arm == "candidate":
+        return there.get(split.stable)
+    if split.candidate is None or catalog.is_there(name, split.stable):
+        return None
+    return there.get(split.candidate)
 
 
 @contextmanager
