@@ -179,6 +179,7 @@ class Plan(_Section):
     hold_at: Annotated[float, Field(gt=1.0)] = 3.0
     preflight: Preflight = Field(default_factory=Preflight)
     limits: Limits = Field(default_factory=Limits)
+    # "promote" pauses all the same while something is held back: a suspicion is not a want of evidence.
     on_inconclusive: Literal["pause", "rollback", "promote"] = "pause"
     on_new_version: Literal["hold", "rollout"] = "hold"
     quiet_hours: tuple[QuietHours, ...] = ()

@@ -49,6 +49,13 @@ def test_a_rollout_survives_storing(good: Rollout) -> None:
     )
 
 
+def test_a_state_of_before_quiet_hours_were_counted_is_read() -> None:
+    values = to_json(replace(new_rollout(), state=State(Phase.SHADOW, quiet_s=7.0)))
+    assert from_json(values).state.quiet_s == 7.0
+    del values["state"]["quiet_s"]
+    assert from_json(values).state == State(Phase.SHADOW)
+
+
 def test_replay_derives_every_decision_again(good: Rollout, bad: Rollout) -> None:
     for rollout in (good, bad):
         replayed = replay(from_json(to_json(rollout)))
