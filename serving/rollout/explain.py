@@ -53,8 +53,8 @@ def _replayed(rollout: Rollout, event: Event) -> Replayed:
 
 
 def _from_evidence(verdict: Verdict) -> bool:
-    # What replicas report and what is missing (no counts) are facts, not evidence in a ledger.
-    return not verdict.reason.code.startswith(("replicas.", "counts.", "quiet."))
+    # What replicas report and what is missing (no counts, no baseline) are facts, not evidence in a ledger.
+    return not verdict.reason.code.startswith(("replicas.", "counts.", "quiet.", "latency.no-baseline"))
 
 
 def explain(rollout: Rollout) -> Iterator[str]:
