@@ -57,7 +57,8 @@ class Criterion(_Section):
 
     margin: Annotated[float, Field(gt=0.0, le=10.0)] = 0.5
     acceptable_rate: Rate | None = None
-    # Of all requests, both arms': above it the loading of the candidate may itself be the harm.
+    # Of all requests, both arms': above it the loading of the candidate may itself be the harm. No part of
+    # alpha, since it compares nothing.
     max_overall_rate: Rate | None = None
     # This criterion's part in alpha, relative to the others'.
     alpha_weight: Annotated[float, Field(gt=0.0)] = 1.0

@@ -93,6 +93,7 @@ def test_explain_tells_the_numbers_and_the_reason(bad: Rollout) -> None:
     assert "digits: 1 → 2" in text
     assert "rolled back with probability at most 0.01" in text
     assert "because more bad events (errors) than stable: candidate" in text
+    assert "outside of these: any version is rolled back once both together are bad beyond errors 25%" in text
 
 
 def test_commands_are_in_the_story() -> None:
