@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from serving.backends.replica import FAIR_TIME_S
 from serving.catalog import Catalog, ModelVersion
-from serving.errors import DeadlineExceeded, FailedPrecondition
+from serving.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from serving.prediction import ClassScore, ImageResult, ModelRef, RequestContext
-from serving.rollout.steering import Steering
+from serving.rollout.steering import MODEL_FAULTS, Steering
+from serving.routing import Route
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.gateway import Gateway
@@ -32,11 +35,28 @@ def choose_version(
     route = context.route = steering.route(name, key, keyed=context.keyed)
     if route is None:
         return catalog.resolve(ref)
-    if route.arm == "candidate" and route.version not in catalog.versions(name):
-        # No replica has it at the moment: stable answers, and neither is to blame.
-        context.route = None
-        return catalog.resolve_routed(name, steering.splits()[name].stable)
-    return catalog.resolve_routed(name, route.version)
+    try:
+        return catalog.resolve_routed(name, route.version)
+    except Unavailable:
+        stand_in = _stand_in(steering, catalog, name, route)
+        if stand_in is None:
+            raise
+    context.route = None  # neither version is to blame for what becomes of it
+    return stand_in
+
+
+def _stand_in(steering: Steering, catalog: Catalog, name: str, route: Route) -> ModelVersion | None:
+    """The version that answers where no replica has the one of the route at the moment.
+
+    Both ways: while a promotion is undone stable has yet to be loaded again, and the candidate is better than
+    nobody. A stable version that replicas do have is only about to be learned of, and worth waiting for.
+    """
+    split, there = steering.splits()[name], catalog.versions(name)
+    if route.arm == "candidate":
+        return there.get(split.stable)
+    if split.candidate is None or catalog.is_there(name, split.stable):
+        return None
+    return there.get(split.candidate)
 
 
 @contextmanager
@@ -47,11 +67,35 @@ def measured(
     started = clock()
     try:
         yield
-    except (DeadlineExceeded, asyncio.CancelledError):
+    except (DeadlineExceeded, asyncio.CancelledError) as error:
+        duration_s = clock() - started
         if clock() >= context.deadline:
-            steering.answered(model.name, context.route, clock() - started, late=True)
+            steering.answered(model.name, context.route, duration_s, late=True)
+        elif isinstance(error, asyncio.CancelledError):
+            steering.left(model.name, context.route, duration_s)
         raise
     steering.answered(model.name, context.route, clock() - started, late=False)
+
+
+def is_at_fault(
+    answers: Iterable[asyncio.Future[Any]], context: RequestContext, asked_at: float, now: float
+) -> bool:
+    """Whether the version that was asked failed by a fault of its own, as a copy's answer may show another's.
+
+    What befalls both versions alike (nobody could be reached, somebody was full) is none. A deadline is one,
+    as it is of a copy (`Dispatcher.name`), if a replica had the request for a fair time.
+
+    Args:
+        answers: What it answered each image, as far as it did.
+        context: The request.
+        asked_at: When the images were queued, on the monotonic clock, in seconds.
+        now: The time, on the same clock.
+    """
+    errors = [each.exception() for each in answers if each.done() and not each.cancelled()]
+    if any(isinstance(error, MODEL_FAULTS) for error in errors):
+        return True
+    had_s = now - asked_at - context.stages_s.get("queue", math.inf)
+    return now >= context.deadline and had_s > FAIR_TIME_S
 
 
 def require_desk(gateway: Gateway) -> Desk:

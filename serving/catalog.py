@@ -180,6 +180,10 @@ class Catalog:
         """The versions of a model that can be served now, by number."""
         return self._among(name, self._pool.availability(name))
 
+    def is_there(self, name: str, version: int) -> bool:
+        """Whether a replica has this version now, even if nothing else is known of it yet."""
+        return version in self._pool.availability(name)
+
     def _among(self, name: str, available: Mapping[int, int]) -> dict[int, ModelVersion]:
         return {number: known for number, known in self._known[name].items() if number in available}
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from serving.backends.hedging import HedgeTimes
 from serving.backends.pool import Pool, Slot
-from serving.backends.replica import Call
+from serving.backends.replica import FAIR_TIME_S, Call
 from serving.backends.tfserving import TensorFlowServing
 from serving.batching import Entry, LaneKey
 from serving.catalog import Catalog
-from serving.errors import SluiceError
+from serving.errors import DeadlineExceeded, Overloaded, SluiceError
 from serving.journal import Journal
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.scores import classify_request, padded, read_scores
@@ -118,15 +118,37 @@ class Dispatcher:
         self._journal.called(lane.model, lane.version, contexts, took_s, trace)
         return scores[: len(batch)]
 
-    async def name(self, name: str, version: int, images: Sequence[np.ndarray]) -> list[str]:
-        """The label that a version gives each image, straight from a replica: for comparison only."""
+    async def name(
+        self, name: str, version: int, images: Sequence[np.ndarray], timeout_s: float
+    ) -> list[str]:
+        """The label that a version gives each image, straight from a replica: for comparison only.
+
+        Args:
+            name: the model.
+            version: its version.
+            images: each uint8 [H,W,C].
+            timeout_s: how long the request had that this is a copy of; a copy has as long, or a second.
+
+        Raises:
+            DeadlineExceeded: a replica had the copy for a fair time, and gave no answer.
+            Overloaded: there was no such time left once a replica was free.
+            SluiceError: as `Pool.call` does.
+        """
         model = self._catalog.version(name, version)
         image, request = classify_request(model, images)
-        response = await self._pool.call(
-            name,
-            version,
-            lambda api, timeout_s: api.predict(request, timeout_s),
-            deadline=self._clock() + self._settings.request_timeout_s,
-        )
+        given_s = 0.0
+
+        async def ask(api: TensorFlowServing, timeout_s: float) -> Any:
+            nonlocal given_s
+            given_s = timeout_s
+            return await api.predict(request, timeout_s)
+
+        try:
+            deadline = self._clock() + max(timeout_s, FAIR_TIME_S)
+            response = await self._pool.call(name, version, ask, deadline=deadline)
+        except DeadlineExceeded as error:
+            if given_s > FAIR_TIME_S:
+                raise
+            raise Overloaded("no replica was free in time for a copy", stage="backend") from error
         scores = read_scores(response, image.output_name, (len(images), image.classes))
         return [model.labels[int(row.argmax())] for row in scores]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from serving.admission import Admission, Ticket
-from serving.arms import choose_version, measured, receipted
+from serving.arms import choose_version, is_at_fault, measured, receipted
 from serving.backends.pool import Pool
 from serving.batching import Batcher, LaneKey
 from serving.callers import Callers
@@ -385,7 +385,7 @@ class Gateway:
         self, model: ModelVersion, images: Sequence[np.ndarray], context: RequestContext
     ) -> list[np.ndarray]:
         """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
-        lane = LaneKey(model.name, model.version)
+        lane, asked_at = LaneKey(model.name, model.version), self._clock()
         pending = [self.batcher.enqueue(lane, each, context.deadline, context) for each in images]
         rows: list[np.ndarray] | None = None
         try:
@@ -396,13 +396,14 @@ class Gateway:
                 future.cancel()
             if rows is None:
                 self.batcher.has_left(lane, len(pending))
-            failed = any(each.done() and not each.cancelled() and each.exception() for each in pending)
-            if images and (rows is not None or failed):
+            if images and (rows is not None or is_at_fault(pending, context, asked_at, self._clock())):
                 context.copied = self.steering.copy(
                     model.name,
                     context.route,
                     self._named(model, rows, context),
-                    lambda version: self._dispatcher.name(model.name, version, images),
+                    lambda version: self._dispatcher.name(
+                        model.name, version, images, context.deadline - context.started
+                    ),
                 )
         return rows
 

@@ -25,7 +25,7 @@ from serving.rollout.examine import Examiner
 from serving.rollout.fleet import Holdings, holdings, replicas_verdict
 from serving.rollout.judge import judge
 from serving.rollout.leader import CountSource, Leadership
-from serving.rollout.machine import Phase, advance, judged_phase, moved
+from serving.rollout.machine import Phase, advance, judged_phase, moved, spent_quietly
 from serving.rollout.newcomers import Newcomers
 from serving.rollout.observation import to_interval
 from serving.rollout.plan import Plan
@@ -210,9 +210,10 @@ class Controller:
         passed = now - looked_at if seen_at == rollout.seen_at else at - rollout.seen_at
         self._looked[rollout.id] = at, now
         passed = min(max(0.0, passed), _MOST_INTERVALS * self._interval_s)
-        clock_s = rollout.clock_s + (passed if rollout.seen_at else 0.0)
-        limit = rollout.latency_limit_s or self._latency_limit(rollout)
-        return dataclasses.replace(rollout, clock_s=clock_s, seen_at=at, latency_limit_s=limit)
+        passed = passed if rollout.seen_at else 0.0
+        state = spent_quietly(rollout.state, passed) if is_quiet(rollout.plan, at) else rollout.state
+        clock_s, limit = rollout.clock_s + passed, rollout.latency_limit_s or self._latency_limit(rollout)
+        return dataclasses.replace(rollout, state=state, clock_s=clock_s, seen_at=at, latency_limit_s=limit)
 
     def _latency_limit(self, rollout: Rollout) -> float | None:
         latency = rollout.plan.criteria.latency

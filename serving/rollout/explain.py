@@ -53,8 +53,8 @@ def _replayed(rollout: Rollout, event: Event) -> Replayed:
 
 
 def _from_evidence(verdict: Verdict) -> bool:
-    # What replicas report and what is missing (no counts) are facts, not evidence in a ledger.
-    return not verdict.reason.code.startswith(("replicas.", "counts.", "quiet."))
+    # What replicas report and what is missing (no counts, no baseline) are facts, not evidence in a ledger.
+    return not verdict.reason.code.startswith(("replicas.", "counts.", "quiet.", "latency.no-baseline"))
 
 
 def explain(rollout: Rollout) -> Iterator[str]:
@@ -65,6 +65,10 @@ def explain(rollout: Rollout) -> Iterator[str]:
     levels = ", ".join(f"{name} {level:.2g}" for name, level in alphas(plan).items())
     yield f"a version that is no worse is rolled back with probability at most {plan.alpha:g} ({levels});"
     yield f"one that is worse than the margins is promoted with probability at most {plan.alpha_promote:g}"
+    rates = {name: each.max_overall_rate for name, each in plan.criteria.named().items()}
+    overall = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items() if rate is not None)
+    if overall:
+        yield f"outside of these: any version is rolled back once both together are bad beyond {overall}"
     for event in rollout.events:
         when = datetime.fromtimestamp(event.at, UTC).isoformat(sep=" ", timespec="seconds")
         yield ""

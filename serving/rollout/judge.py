@@ -18,7 +18,9 @@ from serving.rollout.plan import Criterion, Plan
 from serving.rollout.verdict import Outcome, Reason, Verdict
 
 # The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
-# are beyond doubt within seconds. Their levels come on top of alpha and are too small to matter.
+# are beyond doubt within seconds. That of the split comes on top of alpha, at a level too small to matter.
+# That of the whole service is outside alpha: it asks whether the service is well, not which version is to
+# blame, and a stall that has nothing to do with the candidate sounds it.
 _LOG_ALARM = math.log(1e6)
 
 # In the order in which they take precedence.
@@ -169,7 +171,8 @@ def _harm(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
     for name, signal in found.criteria.items():
         limit = getattr(plan.criteria, name).max_overall_rate
         if signal.overall:
-            text = f"both versions together: more than {limit:.0%} bad ({name}) since the candidate is there"
+            text = f"both versions together: more than {limit:.0%} bad ({name}) while the candidate is there"
+            text += " (outside alpha: it compares nothing, and a stall or too much load sounds it, too)"
             reasons.append(Reason(f"{name}.overall", text, {"limit": limit}))
     return reasons
 

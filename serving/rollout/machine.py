@@ -55,6 +55,7 @@ class State:
         entered_at: On the rollout's clock, when the phase or step began.
         canary_at: When the canary began, on the same clock; None before.
         blind_since: Since when nothing could be said, or None.
+        quiet_s: How long it has been quiet hours since its time limit began: that long the limit waits.
         resume_to: What a paused rollout goes back to, or None.
         reason: Why it moved here.
     """
@@ -64,6 +65,7 @@ class State:
     entered_at: float = 0.0
     canary_at: float | None = None
     blind_since: float | None = None
+    quiet_s: float = 0.0
     resume_to: Phase | None = None
     reason: Reason = _STARTED
 
@@ -84,6 +86,11 @@ def weight_of(plan: Plan, state: State) -> float:
 def shadow_of(plan: Plan, state: State) -> float:
     """The share of requests that are copied to the candidate in this state."""
     return plan.shadow.share if state.phase is Phase.SHADOW else 0.0
+
+
+def spent_quietly(state: State, passed_s: float) -> State:
+    """The state after so many seconds of quiet hours, which no time limit counts: nothing could grow."""
+    return replace(state, quiet_s=state.quiet_s + passed_s)
 
 
 def judged_phase(state: State) -> Phase | None:
@@ -147,10 +154,9 @@ def _following(plan: Plan, phase: Phase) -> Phase:
 
 
 def _shadow(plan: Plan, state: State, verdict: Verdict, now: float) -> State:
-    spent = now - state.entered_at
-    if verdict.outcome is Outcome.PASSED and spent >= plan.shadow.min_time_s:
+    if verdict.outcome is Outcome.PASSED and now - state.entered_at >= plan.shadow.min_time_s:
         return _to(state, Phase.CANARY, now, verdict.reason)
-    return _undecided(plan, state, verdict, now) if spent >= plan.limits.shadow_s else state
+    return _undecided(plan, state, verdict, now) if now >= _limit_at(plan, state) else state
 
 
 def _canary(plan: Plan, state: State, verdict: Verdict, now: float, step_requests: float) -> State:
@@ -162,8 +168,15 @@ def _canary(plan: Plan, state: State, verdict: Verdict, now: float, step_request
             return _to(state, Phase.PROMOTING, now, verdict.reason)
         if not last:
             return replace(state, step=state.step + 1, entered_at=now, reason=verdict.reason)
+    return _undecided(plan, state, verdict, now) if now >= _limit_at(plan, state) else state
+
+
+def _limit_at(plan: Plan, state: State) -> float:
+    """When the shadow, or the canary with all its steps, has had its time."""
+    if state.phase is Phase.SHADOW:
+        return state.entered_at + plan.limits.shadow_s + state.quiet_s
     began = state.entered_at if state.canary_at is None else state.canary_at
-    return _undecided(plan, state, verdict, now) if now - began >= plan.limits.canary_s else state
+    return began + plan.limits.canary_s + state.quiet_s
 
 
 def _to(state: State, phase: Phase, now: float, reason: Reason) -> State:
@@ -174,6 +187,7 @@ def _to(state: State, phase: Phase, now: float, reason: Reason) -> State:
         entered_at=now,
         canary_at=canary_at,
         blind_since=None,
+        quiet_s=0.0,
         resume_to=None,
         reason=reason,
     )
@@ -188,16 +202,17 @@ def _given_up(state: State, verdict: Verdict, now: float, limit_s: float) -> Sta
 
 
 def _undecided(plan: Plan, state: State, verdict: Verdict, now: float) -> State:
-    """What the plan says is to be done when the evidence has not sufficed in time."""
+    """What the plan says is to be done when the evidence has not sufficed in time.
+
+    What is held back is not promoted all the same: a person has to look.
+    """
     text = f"not enough evidence within the {state.phase.value}'s time limit; last: {verdict.reason.text}"
     reason = Reason(f"{state.phase.value}.inconclusive", text, verdict.reason.values)
     if plan.on_inconclusive == "rollback":
         return _to(state, Phase.ROLLING_BACK, now, reason)
-    if plan.on_inconclusive == "promote" and state.phase is Phase.CANARY:
-        return _to(state, Phase.PROMOTING, now, reason)
-    if plan.on_inconclusive == "promote":
-        return _to(state, Phase.CANARY, now, reason)
-    return _pause(state, now, reason)
+    if plan.on_inconclusive == "pause" or verdict.outcome is Outcome.HOLD:
+        return _pause(state, now, reason)
+    return _to(state, Phase.PROMOTING if state.phase is Phase.CANARY else Phase.CANARY, now, reason)
 
 
 def _blind(plan: Plan, state: State, verdict: Verdict, now: float) -> State:
@@ -248,13 +263,11 @@ def next_look(plan: Plan, state: State, outcome: Outcome) -> float:
 
     Lets the simulator call `advance` only where it matters; a test compares with calling it at every tick.
     """
-    if state.phase is Phase.SHADOW:
-        limit = plan.shadow.min_time_s if outcome is Outcome.PASSED else plan.limits.shadow_s
-        return state.entered_at + limit
-    if state.phase is not Phase.CANARY:
+    if state.phase not in _JUDGED:
         return math.inf
-    began = state.entered_at if state.canary_at is None else state.canary_at
-    give_up = began + plan.limits.canary_s
+    give_up = _limit_at(plan, state)
+    if state.phase is Phase.SHADOW:
+        return state.entered_at + plan.shadow.min_time_s if outcome is Outcome.PASSED else give_up
     last = state.step == len(plan.canary) - 1
     if outcome is Outcome.PASSED or (outcome is Outcome.WAIT and not last):
         return min(give_up, state.entered_at + plan.canary[state.step].min_time_s)

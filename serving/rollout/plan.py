@@ -57,7 +57,8 @@ class Criterion(_Section):
 
     margin: Annotated[float, Field(gt=0.0, le=10.0)] = 0.5
     acceptable_rate: Rate | None = None
-    # Of all requests, both arms': above it the loading of the candidate may itself be the harm.
+    # Of all requests, both arms': above it the loading of the candidate may itself be the harm. No part of
+    # alpha, since it compares nothing.
     max_overall_rate: Rate | None = None
     # This criterion's part in alpha, relative to the others'.
     alpha_weight: Annotated[float, Field(gt=0.0)] = 1.0
@@ -179,6 +180,7 @@ class Plan(_Section):
     hold_at: Annotated[float, Field(gt=1.0)] = 3.0
     preflight: Preflight = Field(default_factory=Preflight)
     limits: Limits = Field(default_factory=Limits)
+    # "promote" pauses all the same while something is held back: a suspicion is not a want of evidence.
     on_inconclusive: Literal["pause", "rollback", "promote"] = "pause"
     on_new_version: Literal["hold", "rollout"] = "hold"
     quiet_hours: tuple[QuietHours, ...] = ()

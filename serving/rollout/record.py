@@ -200,6 +200,8 @@ def _state_from_json(values: dict[str, Any]) -> State:
         entered_at=float(values["entered_at"]),
         canary_at=None if canary_at is None else float(canary_at),
         blind_since=None if blind_since is None else float(blind_since),
+        # Absent where a gateway wrote it that counted quiet hours in the limits.
+        quiet_s=float(values.get("quiet_s", 0.0)),
         resume_to=None if resume_to is None else Phase(resume_to),
         reason=_reason_from_json(values["reason"]),
     )

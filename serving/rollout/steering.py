@@ -112,6 +112,16 @@ class Steering:
         if route.arm == "stable" and not late:
             found.stable_s.append(duration_s)
 
+    def left(self, model: str, route: Route | None, duration_s: float) -> None:
+        """Counts one routed request whose caller left before the answer, if that was slow by then.
+
+        If not it is no event: nobody knows whether the answer would have come in time.
+        """
+        found = self._models.get(model)
+        limit_s = None if found is None else found.latency_limit_s
+        if limit_s is not None and duration_s > limit_s:
+            self.answered(model, route, duration_s, late=True)
+
     async def call(
         self,
         model: str,
@@ -165,8 +175,8 @@ class Steering:
         Args:
             model: The model.
             route: The request's route.
-            stable: The labels that the stable version named, one an image; None if it failed.
-            ask: Asks a version for its labels.
+            stable: The labels that the stable version named, one an image; None if it was at fault.
+            ask: Asks a version for its labels; raises DeadlineExceeded only if the version is to blame.
 
         Returns:
             A name for each copied image, in their order, by which feedback finds the candidate's answer.
@@ -190,7 +200,7 @@ class Steering:
         named: Sequence[str] | None = None
         try:
             named = await ask(candidate)
-        except MODEL_FAULTS:
+        except (*MODEL_FAULTS, errors.DeadlineExceeded):
             pass
         except errors.SluiceError:
             return

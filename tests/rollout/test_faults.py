@@ -7,11 +7,18 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
+import pytest
+
 from serving.errors import Conflict
 from serving.rollout.machine import Phase
 from serving.rollout.start import order
-from tests.rollout.replicas import FAST, VersionedReplica, scene_over
+from serving.routing import Split
+from tests.rollout.replicas import FAST, PICTURES, VersionedReplica, scene_over
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import gateway_over
 
+CLASSIFY = "/v1/models/digits:classify"
 WAY = [
     Phase.LOADING,
     Phase.PREFLIGHT,
@@ -125,3 +132,28 @@ async def test_clocks_that_jump_make_no_rollout_older(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
                 assert 0.0 <= scene.rollout.clock_s - before.clock_s < 10.0
                 assert not scene.rollout.finished
+
+
+async def answer_by(client: httpx.AsyncClient) -> tuple[int, int]:
+    """The status of one request that names no version, and the version that answered it."""
+    answer = await client.post(CLASSIFY, content=PICTURES[1], headers={"content-type": "image/png"})
+    return answer.status_code, answer.json().get("version", 0)
+
+
+@pytest.mark.parametrize(("weight", "chosen", "other"), [(0.0, 1, 2), (1.0, 2, 1)])
+async def test_while_no_replica_has_the_version_of_a_route_the_other_one_answers(
+    weight: float, chosen: int, other: int
+) -> None:
+    # Stable without replicas, and no weight left: a promotion that was aborted once stable had been unloaded.
+    replica = FakeReplica(versions={"digits": {other}})
+    async with running(replica), gateway_over(replica) as (gateway, client):
+        gateway.gateway.steering.set_split("digits", Split(1, 2, weight, salt="x"), None)
+        assert await answer_by(client) == (200, other)
+        counts = gateway.gateway.steering.counts("digits")
+        assert not {f"{kind}/{version}" for kind in ("requests", "calls") for version in (1, 2)} & set(counts)
+        replica.versions = {"digits": {1, 2}}
+        await until(lambda: set(gateway.catalog.versions("digits")) == {1, 2})
+        assert await answer_by(client) == (200, chosen)
+        replica.versions = {"digits": {3}}
+        await until(lambda: set(gateway.catalog.versions("digits")) == {3})
+        assert await answer_by(client) == (503, 0), "a version that is no part of the rollout"

@@ -72,6 +72,7 @@ def test_an_incident_that_hits_both_is_nobodys_fault() -> None:
 def test_a_service_that_fails_as_a_whole_is_rolled_back() -> None:
     verdict = judge(PLAN, seen(*[errors(50, 40, 950, 760)] * 3), shadow=False)
     assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "errors.overall")
+    assert "outside alpha: it compares nothing" in verdict.reason.text
 
 
 def test_errors_of_copies_count() -> None:

@@ -18,6 +18,7 @@ from serving.rollout.machine import (
     moved,
     next_look,
     shadow_of,
+    spent_quietly,
     weight_of,
 )
 from serving.rollout.plan import Plan
@@ -41,6 +42,7 @@ states = st.builds(
     entered_at=st.floats(0, 1000),
     canary_at=st.none() | st.floats(0, 1000),
     blind_since=st.none() | st.floats(0, 1000),
+    quiet_s=st.floats(0, 1000),
     resume_to=st.none() | st.sampled_from([Phase.LOADING, Phase.SHADOW, Phase.CANARY]),
 )
 plans = st.sampled_from(
@@ -100,9 +102,7 @@ def test_harm_rolls_back_from_everywhere_and_nothing_else_raises_the_weight(
         assert after.phase is Phase.ROLLING_BACK
         assert weight_of(plan, after) == 0.0
     for outcome in (Outcome.HOLD, Outcome.INCONCLUSIVE):
-        kept = advance(
-            plan.model_copy(update={"on_inconclusive": "pause"}), state, verdict(outcome), now, 100.0
-        )
+        kept = advance(plan, state, verdict(outcome), now, 100.0)
         assert weight_of(plan, kept) <= weight_of(plan, state)
 
 
@@ -160,6 +160,31 @@ def test_evidence_that_never_suffices_ends_as_the_plan_says(choice: str, phase: 
     state = State(Phase.CANARY, step=1, entered_at=290.0, canary_at=0.0)
     after = walk((Outcome.WAIT, 300, 50), state=state, plan=plan)
     assert (after.phase, after.reason.code) == (phase, "canary.inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("state", "limit_s"),
+    [(State(Phase.SHADOW, entered_at=5.0), 200.0), (State(Phase.CANARY, step=1, canary_at=5.0), 300.0)],
+)
+@pytest.mark.parametrize("choice", ["pause", "rollback", "promote"])
+def test_a_time_limit_waits_as_long_as_quiet_hours_do(state: State, limit_s: float, choice: str) -> None:
+    plan = PLAN.model_copy(update={"on_inconclusive": choice})
+    night_s = 8 * 3600.0
+    morning = spent_quietly(spent_quietly(state, night_s / 2), night_s / 2)
+    end = 5.0 + night_s + limit_s
+    for now in (5.0 + night_s / 2, 5.0 + night_s, end - 1.0):
+        assert walk((Outcome.HOLD, now, 0), (Outcome.WAIT, now, 0), state=morning, plan=plan) == morning
+    after = walk((Outcome.WAIT, end, 0), state=morning, plan=plan)
+    assert after.reason.code == f"{state.phase.value}.inconclusive"
+    assert after.quiet_s == 0.0, "what comes next has limits of its own"
+
+
+@pytest.mark.parametrize("state", [State(Phase.SHADOW), State(Phase.CANARY, step=1, canary_at=0.0)])
+def test_what_is_held_back_is_not_promoted_for_want_of_evidence(state: State) -> None:
+    plan = PLAN.model_copy(update={"on_inconclusive": "promote"})
+    held = walk((Outcome.HOLD, 300, 50), state=state, plan=plan)
+    assert (held.phase, held.resume_to) == (Phase.PAUSED, state.phase)
+    assert walk((Outcome.WAIT, 300, 0), state=state, plan=plan).phase in (Phase.CANARY, Phase.PROMOTING)
 
 
 def test_blindness_pauses_after_its_time_and_sight_starts_it_anew() -> None:

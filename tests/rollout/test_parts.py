@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -19,9 +20,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from serving import errors, protos, tensors
+from serving.arms import measured
 from serving.backends.tfserving import VersionStatus
+from serving.catalog import ModelVersion
 from serving.errors import Unavailable
 from serving.main import new_metrics
+from serving.prediction import RequestContext
 from serving.rollout.counts import grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.leader import FolderCounts
@@ -256,6 +260,35 @@ async def test_steering_counts_calls_once_however_often_they_are_tried() -> None
     assert 'sluice_rollout_events_total{model="digits",name="compared/2/cat"} 1.0' in text
     assert 'sluice_rollout_events_total{model="digits",name="compared/2/other"} 2.0' in text
     assert "axolotl" not in text
+
+
+@pytest.mark.parametrize(
+    ("after_s", "limit_s", "error", "slow"),
+    [
+        (0.09, 0.1, asyncio.CancelledError, None),
+        (0.11, 0.1, asyncio.CancelledError, 1.0),
+        (5.0, None, asyncio.CancelledError, None),
+        (9.0, None, asyncio.CancelledError, 1.0),
+        (5.0, 0.1, errors.Internal, None),
+    ],
+)
+def test_a_caller_who_leaves_tells_only_of_what_was_slow_by_then(
+    after_s: float, limit_s: float | None, error: type[BaseException], slow: float | None
+) -> None:
+    steering = Steering()
+    steering.set_split("digits", Split(1, 2, 0.5, salt="x"), limit_s)
+    context = RequestContext("a request", "http", deadline=8.0, route=Route(2, "candidate", None))
+    now = 0.0
+
+    def leave() -> None:
+        nonlocal now
+        with measured(steering, ModelVersion("digits", 2, {}, None, ()), context, lambda: now):
+            now = after_s
+            raise error("it ends here")
+
+    with pytest.raises(error):
+        leave()
+    assert steering.counts("digits") == ({} if slow is None else {"requests/2": slow, "slow/2": slow})
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from serving.rollout.explain import replay
 from serving.rollout.machine import Phase
 from serving.rollout.steering import Steering
 from serving.routing import Route, Split
@@ -74,6 +75,24 @@ async def test_nothing_begins_in_quiet_hours_but_what_harms_is_rolled_back(tmp_p
         replica.behaviour[2] = failing
         rollout = await scene.until_finished()
         assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, "errors.worse")
+
+
+async def test_quiet_hours_use_up_no_time_of_a_canary(tmp_path: Path) -> None:
+    async with scene_over(tmp_path, VersionedReplica()) as scene:
+        scene.begin(FAST | {"canary": [{"weight": 0.2, "min_time_s": 1000}], "on_inconclusive": "rollback"})
+        await scene.reached(Phase.CANARY)
+        await scene.replan({"quiet_hours": ALWAYS})
+        began, state = scene.rollout.clock_s, scene.rollout.state
+        await until(lambda: scene.rollout.state.quiet_s > 0.0)
+        # The limit is that of now, and a little: without the quiet hours it would be over at once.
+        limit_s = began - state.entered_at + 0.2
+        await scene.replan({"limits": FAST["limits"] | {"canary_s": limit_s}})
+        await until(lambda: scene.rollout.clock_s > began + 1.0)
+        assert scene.rollout.state.phase is Phase.CANARY
+        await scene.replan({"quiet_hours": ()})
+        rollout = await scene.until_finished()
+        assert rollout.state.reason.code == "canary.inconclusive"
+        assert all(each.same for each in replay(rollout)[-2:])
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import pytest
 from serving.errors import InvalidInput
 from serving.rollout import ledger as ledgers
 from serving.rollout.explain import explain, replay
-from serving.rollout.machine import Phase, State, command
+from serving.rollout.judge import judge
+from serving.rollout.machine import Phase, State, advance, command
 from serving.rollout.record import Rollout, from_json, to_json
+from serving.rollout.verdict import Outcome, Reason, Verdict
 from serving.routing import Split
 from tests.rollout.stored import new_rollout, walk
 
@@ -49,12 +51,32 @@ def test_a_rollout_survives_storing(good: Rollout) -> None:
     )
 
 
+def test_a_state_of_before_quiet_hours_were_counted_is_read() -> None:
+    values = to_json(replace(new_rollout(), state=State(Phase.SHADOW, quiet_s=7.0)))
+    assert from_json(values).state.quiet_s == 7.0
+    del values["state"]["quiet_s"]
+    assert from_json(values).state == State(Phase.SHADOW)
+
+
 def test_replay_derives_every_decision_again(good: Rollout, bad: Rollout) -> None:
     for rollout in (good, bad):
         replayed = replay(from_json(to_json(rollout)))
         assert len(replayed) == len(rollout.events)
         assert all(each.same for each in replayed)
         assert any(each.verdict is not None for each in replayed)
+
+
+@pytest.mark.parametrize("code", ["latency.no-baseline", "quiet.hours"])
+def test_replay_derives_a_pause_for_want_of_what_is_in_no_ledger(code: str) -> None:
+    rollout = new_rollout()
+    limit_s = rollout.plan.limits.shadow_s
+    rollout = replace(rollout, state=State(Phase.SHADOW), ledger=rollout.evidence, clock_s=limit_s)
+    judged = judge(rollout.plan, rollout.evidence, shadow=True)
+    held = Verdict(Outcome.HOLD, (Reason(code, "held back"), *judged.reasons))
+    after = advance(rollout.plan, rollout.state, held, limit_s)
+    assert after.phase is Phase.PAUSED
+    rollout = from_json(to_json(rollout.moved(after, held, 1e9 + limit_s)))
+    assert [each.same for each in replay(rollout)] == [True]
 
 
 def test_replay_finds_evidence_that_was_changed(bad: Rollout) -> None:
@@ -71,6 +93,7 @@ def test_explain_tells_the_numbers_and_the_reason(bad: Rollout) -> None:
     assert "digits: 1 → 2" in text
     assert "rolled back with probability at most 0.01" in text
     assert "because more bad events (errors) than stable: candidate" in text
+    assert "outside of these: any version is rolled back once both together are bad beyond errors 25%" in text
 
 
 def test_commands_are_in_the_story() -> None:

@@ -1,0 +1,128 @@
+"""Which version is to blame for what its callers, and the copies of their requests, do not get."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from serving.main import Running
+from serving.routing import Split
+from tests.rollout.replicas import PICTURES, VersionedReplica
+from tests.support.fake_replica import Refusal, running, until
+from tests.support.gateways import gateway_over
+
+CLASSIFY = "/v1/models/digits:classify"
+# A second is a fair time for an answer; callers wait somewhat longer.
+TIMEOUT_S = 1.5
+
+
+async def hanging() -> None:
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def split_over(
+    replica: VersionedReplica, split: Split, limit_s: float | None = None, **settings: Any
+) -> AsyncIterator[tuple[Running, httpx.AsyncClient]]:
+    """A gateway before a replica that has both versions, routing so."""
+    replica.versions = {"digits": {1, 2}}
+    async with running(replica), gateway_over(replica, **settings) as (gateway, client):
+        await until(lambda: set(gateway.catalog.versions("digits")) == {1, 2})
+        gateway.gateway.steering.set_split("digits", split, limit_s)
+        yield gateway, client
+
+
+async def ask(client: httpx.AsyncClient, **headers: str) -> int:
+    headers = {"content-type": "image/png"} | headers
+    return (await client.post(CLASSIFY, content=PICTURES[1], headers=headers)).status_code
+
+
+def pairs(gateway: Running) -> dict[str, float]:
+    """What was counted of copies."""
+    counts = gateway.gateway.steering.counts("digits")
+    return {
+        kind: counts[f"{kind}/2"]
+        for kind in ("copies", "candidate-failed", "stable-failed")
+        if f"{kind}/2" in counts
+    }
+
+
+async def test_a_candidate_that_hangs_is_slow_though_its_callers_leave_before_the_deadline() -> None:
+    asked = asyncio.Event()
+
+    async def noting() -> None:
+        asked.set()
+        await hanging()
+
+    replica = VersionedReplica(behaviour={2: noting})
+    async with split_over(replica, Split(1, 2, 1.0, salt="x"), 1e-6) as (gateway, client):
+        caller = asyncio.create_task(ask(client))
+        await asked.wait()
+        caller.cancel()
+        counts = gateway.gateway.steering.counts
+        await until(lambda: counts("digits").get("slow/2") == 1.0)
+        assert counts("digits")["requests/2"] == 1.0
+
+
+async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:
+    replica = VersionedReplica(behaviour={2: hanging})
+    split = Split(1, 2, 0.0, 1.0, "x")
+    async with split_over(replica, split, request_timeout_s=TIMEOUT_S) as (gateway, client):
+        assert await ask(client) == 200
+        await until(lambda: "copies" in pairs(gateway))
+        assert pairs(gateway) == {"copies": 1.0, "candidate-failed": 1.0}
+
+
+async def test_a_hasty_request_s_copy_blames_nobody() -> None:
+    asked = asyncio.Event()
+
+    async def once() -> None:
+        if not asked.is_set():
+            asked.set()
+            await hanging()
+
+    split = Split(1, 2, 0.0, 1.0, "x")
+    async with split_over(VersionedReplica(behaviour={2: once}), split) as (gateway, client):
+        assert await ask(client, **{"x-request-timeout": "0.9"}) == 200
+        await asked.wait()
+        copies = gateway.gateway.steering._copies
+        await until(lambda: not copies)
+        assert pairs(gateway) == {}
+        assert await ask(client) == 200
+        await until(lambda: not copies)
+        assert pairs(gateway) == {"copies": 1.0}
+
+
+async def test_a_stable_version_that_hangs_is_held_against_it_as_a_copy_is_against_the_candidate() -> None:
+    replica = VersionedReplica(behaviour={1: hanging})
+    split = Split(1, 2, 0.0, 1.0, "x")
+    async with split_over(replica, split, request_timeout_s=TIMEOUT_S) as (gateway, client):
+        assert await ask(client) == 504
+        await until(lambda: "copies" in pairs(gateway))
+        assert pairs(gateway) == {"copies": 1.0, "stable-failed": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "counted"),
+    [
+        (grpc.StatusCode.INTERNAL, 500, {"copies": 1.0, "stable-failed": 1.0}),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 503, {}),
+    ],
+)
+async def test_only_a_fault_of_stable_s_own_makes_a_pair(
+    code: grpc.StatusCode, status: int, counted: dict[str, float]
+) -> None:
+    async def refuse() -> None:
+        raise Refusal(code, "not now")
+
+    split = Split(1, 2, 0.0, 1.0, "x")
+    async with split_over(VersionedReplica(behaviour={1: refuse}), split) as (gateway, client):
+        assert await ask(client) == status
+        await until(lambda: not gateway.gateway.steering._copies)
+        assert pairs(gateway) == counted
