@@ -27,9 +27,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Stages go down to tens of microseconds; beyond a second one in three is enough.
 _STAGE_SECONDS = (0.0001, 0.0003, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
-# Counters of a version that is gone are kept for so long, so that the last scrapes have them, and so that they go
-# on if it only was out of reach; without an end to that the series of every version that ever served, some
-# 85 kB each, would pile up.
+# Counters of a version that is gone are kept for so long: for the last scrapes, and so that they go on if it
+# only was out of reach. Without an end to that the series of every version that ever served, some 85 kB each,
+# would pile up.
 GRACE_S = 900.0
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
