@@ -177,7 +177,7 @@ async def test_a_replica_that_fails_now_and_then_costs_nobody_an_answer() -> Non
         load(up.http_url, clients=16) as seen,
     ):
         await until_more(seen, 1000)
-    assert calls > 20
+    assert calls >= 20  # as many as it takes to judge a replica; then it is left alone
     assert set(seen) == {"200"}, seen
 
 
