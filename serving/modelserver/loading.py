@@ -46,13 +46,14 @@ class Loading:
     @classmethod
     def from_flags(cls, flags: Flags, batching: BatchingOptions | None, metrics: Metrics) -> Loading:
         """As the command line says; raises StatusError for flags that contradict each other."""
+        count = cores()
         return cls(
             LoadOptions(tuple(flags.saved_model_tags.split(",")), *_parallelism(flags)),
             metrics,
             max(flags.num_request_iterations_for_warmup, 1) if flags.enable_model_warmup else 0,
             flags.enable_signature_method_name_check,
             BatchScheduler(batching) if batching is not None else None,
-            Cores(cores()) if may_load_twice(flags, cores()) else None,
+            Cores(count) if may_load_twice(flags, count) else None,
         )
 
     def load(self, name: str, version: int, path: Path) -> Servable:

@@ -90,12 +90,13 @@ _SCHEMAS = {
         },
     },
 }
+_AT_LEAST_ONE = {"type": "integer", "minimum": 1}
 _TOP_K = {
     "name": "top_k",
     "in": "query",
     "description": "How many classes to return for each image; at most as many as the model has. The only "
     "parameter of a query with images; others are refused.",
-    "schema": {"type": "integer", "minimum": 1},
+    "schema": _AT_LEAST_ONE,
 }
 _TIMEOUT = {
     "name": "X-Request-Timeout",
@@ -115,8 +116,7 @@ _FORM = {
             "items": {"type": "string", "format": "binary"},
         },
         "top_k": {
-            "type": "integer",
-            "minimum": 1,
+            **_AT_LEAST_ONE,
             "description": "As in the query, where both say it. The only text field; others are refused.",
         },
     },
@@ -136,7 +136,7 @@ _JSON_IMAGES = {
                 "properties": {"b64": {"type": "string", "format": "byte"}},
             },
         },
-        "top_k": {"type": "integer", "minimum": 1, "description": "As in the query, where both say it."},
+        "top_k": {**_AT_LEAST_ONE, "description": "As in the query, where both say it."},
     },
 }
 _STATUSES = {

@@ -244,6 +244,7 @@ async def test_a_request_whose_caller_leaves_between_its_parts_is_no_longer_in_p
     replica: ScriptedReplica,
 ) -> None:
     async with begun_in_parts(replica, asyncio.Event()) as (up, parts):
+        assert up.gateway.admission.in_progress == 1
         await parts.aclose()
         await until(lambda: up.gateway.admission.in_progress == 0)
 
