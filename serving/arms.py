@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from serving.backends.replica import FAIR_TIME_S
-from serving.catalog import Catalog, ModelVersion
+from serving.catalog import Catalog
 from serving.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from serving.model_version import ModelVersion
 from serving.prediction import ClassScore, ImageResult, ModelRef, RequestContext
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.routing import Route

@@ -9,8 +9,8 @@ import numpy as np
 
 from serving import protos, tensors
 from serving.backends.tfserving import TensorFlowServing
-from serving.catalog import CLASSIFY_SIGNATURE, read_image_signature
 from serving.errors import NotFound
+from serving.model_version import CLASSIFY_SIGNATURE, read_image_signature
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Of each size one call is thrown away (a size that is new to the replica may compile kernels).

@@ -1,8 +1,7 @@
-"""What the gateway knows about models: which versions there are, what they take, how classes are called.
+"""What the gateway knows about models: which versions there are, where, and which of them a caller means.
 
-Everything comes through TensorFlow Serving's own API: states from GetModelStatus, inputs from
-GetModelMetadata, labels and the card from the `describe` signature, where a model has one. A model
-without it, or whose says something else, is served too, with indices for labels.
+Everything comes through TensorFlow Serving's own API: states from GetModelStatus, what a version is from its
+signatures (`serving.learning`).
 """
 
 from __future__ import annotations
@@ -11,73 +10,26 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-import numpy as np
 import structlog
 
-from serving import tensors
 from serving.backends.pool import RETRY_AFTER_S, Pool
-from serving.backends.replica import Call
 from serving.backends.tfserving import VersionStatus
-from serving.description import DESCRIBE_SIGNATURE, describe_request, read_card, read_labels
-from serving.errors import FailedPrecondition, InvalidInput, NotFound, SluiceError, Unavailable
-from serving.images import ImageSpec
+from serving.errors import FailedPrecondition, InvalidInput, NotFound, Unavailable
+from serving.learning import Learner, VersionName
+from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 from serving.telemetry import Metrics
 
 _log = structlog.get_logger()
 
-Described = TypeVar("Described")
-
-CLASSIFY_SIGNATURE = "serving_default"
-DESCRIBE_TIMEOUT_S = 10.0
+LABEL_TIMEOUT_S = 10.0
 # How long a round of questions waits to learn about new versions. Most are known within milliseconds; one
 # that takes longer must not keep the gateway from hearing how all its replicas are.
 LEARN_PATIENCE_S = 2.0
 # A label may move at any time; a swap of versions keeps the old one for longer than this.
 LABEL_TTL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSignature:
-    """The names of the tensors of `serving_default`, where it takes images and gives scores."""
-
-    input_name: str
-    output_name: str
-    spec: ImageSpec
-    classes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """One version of a model, as far as classifying goes.
-
-    Attributes:
-        signatures: all its signatures: name -> SignatureDef.
-        image: how to classify with it; None if it does not take images as uint8 [N,H,W,C].
-        labels: a label for each class; the classes' indices if the model does not say.
-        card: what the model says about itself; empty if it says nothing.
-    """
-
-    name: str
-    version: int
-    signatures: Mapping[str, Any]
-    image: ImageSignature | None
-    labels: tuple[str, ...]
-    card: Mapping[str, Any] = field(default_factory=dict)
-
-    def require_image(self) -> ImageSignature:
-        """How to classify with it; raises FailedPrecondition if it is no image classifier."""
-        if self.image is None:
-            raise FailedPrecondition(
-                f'version {self.version} of model "{self.name}" cannot classify images: its signature '
-                f"{CLASSIFY_SIGNATURE} does not take one uint8 [N,H,W,C] with fixed H, W and 1 or 3 "
-                "channels and give one float [N,K]",
-                stage="routing",
-            )
-        return self.image
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +56,6 @@ _MISSING_INTERVAL_S = 0.2
 
 # A version is shown by the state that is furthest to the right here.
 _STATE_ORDER = ("UNKNOWN", "END", "UNLOADING", "START", "LOADING", "AVAILABLE")
-
-
-def read_image_signature(signatures: Mapping[str, Any]) -> ImageSignature | None:
-    """How to classify with a model of these signatures (name -> SignatureDef); None if it takes no images."""
-    found = signatures.get(CLASSIFY_SIGNATURE)
-    if found is None or len(found.inputs) != 1 or not found.outputs:
-        return None
-    (input_name, taken), *_ = found.inputs.items()
-    output_name = "scores" if "scores" in found.outputs else next(iter(found.outputs))
-    given = found.outputs[output_name]
-    shape = [dim.size for dim in taken.tensor_shape.dim]
-    scores = [dim.size for dim in given.tensor_shape.dim]
-    takes_images = taken.dtype == tensors.data_type_of(np.dtype(np.uint8)) and len(shape) == 4
-    if not takes_images or min(shape[1:]) < 1 or shape[3] not in (1, 3):
-        return None
-    if given.dtype != tensors.data_type_of(np.dtype(np.float32)) or len(scores) != 2 or scores[1] < 1:
-        return None
-    return ImageSignature(input_name, output_name, ImageSpec(*shape[1:]), scores[1])
 
 
 def preferred_version(replicas_with: Mapping[int, int]) -> int:
@@ -162,8 +96,7 @@ class Catalog:
         self.asked = False
         self._known: dict[str, dict[int, ModelVersion]] = {name: {} for name in sorted(set(models))}
         self._labels: dict[tuple[str, str], tuple[int, float]] = {}
-        self._learning: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._told: dict[tuple[str, int], str] = {}
+        self._learner = Learner(pool, self._learned, clock)
         self._waiters: list[asyncio.Future[None]] = []
         self._wanted = asyncio.Event()
         self._round_ended = asyncio.Event()
@@ -226,7 +159,9 @@ class Catalog:
                 retry_after_s=RETRY_AFTER_S,
             )
         if ref.version is None:
-            return versions[preferred_version({number: replicas_with[number] for number in versions})]
+            # Labels must not turn into numbers because the newest version cannot say them.
+            usual = [each for each, known in versions.items() if known.described] or versions
+            return versions[preferred_version({number: replicas_with[number] for number in usual})]
         if ref.version not in versions:
             there = ", ".join(map(str, sorted(versions)))
             raise NotFound(
@@ -267,7 +202,7 @@ class Catalog:
                 routed.name,
                 routed.version,
                 lambda api, timeout_s: api.labelled(routed.name, label, timeout_s),
-                deadline=self._clock() + DESCRIBE_TIMEOUT_S,
+                deadline=self._clock() + LABEL_TIMEOUT_S,
             )
         except (InvalidInput, FailedPrecondition):
             if label == "stable":
@@ -308,11 +243,11 @@ class Catalog:
 
     async def watch(self, interval_s: float) -> None:
         """Ask for ever: every `interval_s` seconds, and whenever somebody awaits `refreshed`."""
-        async with asyncio.TaskGroup() as learners:
+        async with self._learner:
             while True:
                 self._wanted.clear()
                 waiters, self._waiters = self._waiters, []
-                await self._refresh(learners)
+                await self._refresh()
                 self.asked = True
                 for waiter in waiters:
                     if not waiter.done():
@@ -335,11 +270,11 @@ class Catalog:
         while self.missing():
             await self._round_ended.wait()
 
-    async def _refresh(self, learners: asyncio.TaskGroup) -> None:
+    async def _refresh(self) -> None:
         """Ask the replicas what they have, and learn about versions that are new."""
         names = self.names()
         await self._pool.refresh(names)
-        begun = []
+        unknown = []
         for name in names:
             available = self._pool.availability(name)
             known = {
@@ -347,65 +282,18 @@ class Catalog:
             }
             if name in self._known:  # the models may have changed while the replicas were asked
                 self._known[name] = known
-            for number in sorted(available.keys() - known.keys()):
-                if (name, number) not in self._learning:
-                    self._learning[name, number] = learners.create_task(self._learn(name, number))
-                    begun.append(self._learning[name, number])
-        if begun:
-            await asyncio.wait(begun, timeout=LEARN_PATIENCE_S)
+            complete = {number for number, each in known.items() if each.described}
+            unknown += [VersionName(name, number) for number in sorted(available.keys() - complete)]
+        await self._learner.learn(unknown, LEARN_PATIENCE_S)
         self._show(names)
 
-    async def _learn(self, name: str, number: int) -> None:
-        """Learn about one version; whatever is wrong with it is no other's affair."""
-        try:
-            learned = await self._describe(name, number)
-        except Exception as error:  # a later round tries again
-            self._tell_once(name, number, error)
+    def _learned(self, version: ModelVersion) -> None:
+        if version.name not in self._known:  # the models have changed meanwhile
             return
-        finally:
-            del self._learning[name, number]
-        self._told.pop((name, number), None)
-        if name in self._known:
-            self._known[name][number] = learned
-            _log.info("a version is served", model=name, version=number)
-
-    def _tell_once(self, name: str, number: int, error: Exception) -> None:
-        text = error.message if isinstance(error, SluiceError) else repr(error)
-        if self._told.get((name, number)) != text:
-            self._told[name, number] = text
-            _log.warning("cannot learn about a version", model=name, version=number, error=text)
-
-    async def _describe(self, name: str, number: int) -> ModelVersion:
-        deadline = self._clock() + DESCRIBE_TIMEOUT_S
-
-        async def call(what: Call[Any]) -> Any:
-            return await self._pool.call(name, number, what, deadline=deadline)
-
-        async def described(
-            output: str, indices: range, read: Callable[[Any], Described], otherwise: Described
-        ) -> Described:
-            request = describe_request(name, number, indices, output)
-            try:
-                return read(await call(lambda api, timeout_s: api.predict(request, timeout_s)))
-            except (InvalidInput, FailedPrecondition) as error:
-                _log.warning(
-                    f"a version's signature {DESCRIBE_SIGNATURE} gives no {output}",
-                    model=name,
-                    version=number,
-                    error=error.message,
-                )
-                return otherwise
-
-        signatures = await call(lambda api, timeout_s: api.signatures(name, number, timeout_s))
-        image = read_image_signature(signatures)
-        labels: tuple[str, ...] = tuple(map(str, range(image.classes))) if image else ()
-        card: Mapping[str, Any] = {}
-        if DESCRIBE_SIGNATURE in signatures:
-            card = await described("card", range(1), read_card, card)
-        if DESCRIBE_SIGNATURE in signatures and image:
-            every = range(image.classes)
-            labels = await described("label", every, lambda answer: read_labels(answer, len(every)), labels)
-        return ModelVersion(name, number, signatures, image, labels, card)
+        before = self._known[version.name].get(version.version)
+        self._known[version.name][version.version] = version
+        if before is None:
+            _log.info("a version is served", model=version.name, version=version.version)
 
     def _show(self, names: Iterable[str]) -> None:
         self._metrics.replica_up.clear()  # of replicas that have left nothing is shown

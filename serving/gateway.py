@@ -20,7 +20,7 @@ from serving.arms import choose_version, is_at_fault, measured, receipted
 from serving.backends.pool import Pool
 from serving.batching import Batcher, LaneKey
 from serving.callers import Callers
-from serving.catalog import Catalog, ModelVersion
+from serving.catalog import Catalog
 from serving.concurrency import ConcurrencyLimit
 from serving.decoding import Decoded, Decoders
 from serving.dispatch import Dispatcher
@@ -35,6 +35,7 @@ from serving.errors import (
 from serving.journal import Journal
 from serving.keys import Scope
 from serving.memory import Usage, fitting
+from serving.model_version import ModelVersion
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.pressure import Pressure
 from serving.rollout.steering import Steering

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from serving import protos, tensors
-from serving.catalog import Catalog, ModelVersion, VersionReport
+from serving.catalog import Catalog, VersionReport
 from serving.errors import InvalidInput, NotFound, SluiceError
+from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 from serving.tensorflow_api import DEFAULT_SIGNATURE
 

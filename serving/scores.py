@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from serving import protos, tensors
-from serving.catalog import CLASSIFY_SIGNATURE, ImageSignature, ModelVersion
 from serving.errors import Internal, InvalidInput
+from serving.model_version import CLASSIFY_SIGNATURE, ImageSignature, ModelVersion
 from serving.prediction import ClassScore
 
 # Up to so many classes Python sorts faster: numpy gives the interpreter lock away, to a decoding thread.

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from serving import protos
-from serving.catalog import Catalog, ModelVersion
+from serving.catalog import Catalog
 from serving.errors import InvalidInput, NotFound
+from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 
 SIGNATURE_DEF = "signature_def"

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING, Any
 
-from serving.catalog import ModelReport, ModelVersion, VersionReport
+from serving.catalog import ModelReport, VersionReport
 from serving.errors import SluiceError
 from serving.gateway import Gateway
+from serving.model_version import ModelVersion
 from serving.observed import observed
 from serving.page.curves import Curves
 from serving.prediction import ModelRef

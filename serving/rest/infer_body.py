@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from serving.catalog import ModelVersion
 from serving.errors import InvalidInput
+from serving.model_version import ModelVersion
 from serving.open_inference import RAW_ONLY, InferRequest, Tensor, from_raw, from_values, outputs_of, to_raw
 
 HEADER_LENGTH = "inference-header-content-length"

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving import open_inference
-from serving.catalog import ModelVersion
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
+from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 from serving.rest.body import Body
 from serving.rest.context import headers_of, model_ref, request_context

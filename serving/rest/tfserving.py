@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from serving import protos, tensor_json, tensor_json_writing, tensors
-from serving.catalog import ModelVersion
 from serving.example_json import parse_examples
 from serving.gateway import Gateway
+from serving.model_version import ModelVersion
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.body import Body
 from serving.rest.context import request_context

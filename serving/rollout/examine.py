@@ -7,8 +7,9 @@ import math
 
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
-from serving.catalog import Catalog, ModelVersion
+from serving.catalog import Catalog
 from serving.errors import NotFound, SluiceError
+from serving.model_version import ModelVersion
 from serving.rollout.preflight import SELF_TEST, incompatible, preflight_verdict, relabelled, self_tested
 from serving.rollout.record import Rollout
 from serving.rollout.verdict import Outcome, Reason, Verdict
@@ -33,6 +34,10 @@ class Examiner:
             candidate = self._catalog.version(rollout.model, rollout.candidate)
         except NotFound as error:
             return Verdict(Outcome.WAIT, (Reason("preflight.waiting", error.message),))
+        for each in (stable, candidate):
+            if not each.described:
+                text = f"version {each.version} could not be asked for its labels yet: its describe fails"
+                return Verdict(Outcome.WAIT, (Reason("preflight.waiting", text),))
         faults = _misfits(stable, candidate)
         if faults:
             return Verdict(Outcome.FAIL, tuple(faults))

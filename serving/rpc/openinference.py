@@ -11,9 +11,9 @@ import grpc
 from google.protobuf import json_format
 
 from serving import open_inference, protos
-from serving.catalog import ModelVersion
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
+from serving.model_version import ModelVersion
 from serving.open_inference import InferRequest, Tensor
 from serving.prediction import ModelRef, RequestContext
 from serving.rpc.call import as_kind, next_message, service

@@ -8,9 +8,9 @@ import grpc
 import structlog
 
 from serving import protos
-from serving.catalog import ModelVersion
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
+from serving.model_version import ModelVersion
 from serving.prediction import ModelRef, RequestContext
 from serving.rpc.call import Unary, service
 from serving.tensorflow_api import check_signature_name, ref_of, status_response, their_words

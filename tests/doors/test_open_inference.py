@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serving import open_inference, protos, tensors
-from serving.catalog import ModelVersion
 from serving.errors import InvalidInput, SluiceError
 from serving.main import Running
+from serving.model_version import ModelVersion
 from serving.open_inference import DATA_TYPES, InferRequest, Tensor, classified, from_raw, from_values, to_raw
 from serving.rest.infer_body import parse
 

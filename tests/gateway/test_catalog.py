@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from serving import catalog
+from serving import catalog, learning
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import PATH, PNG, grey_png
@@ -118,7 +118,7 @@ async def test_what_is_no_metadata_is_told_once_and_ends_nothing() -> None:
 
 
 async def test_a_describe_that_hangs_holds_up_no_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "DESCRIBE_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(learning, "DESCRIBE_TIMEOUT_S", 3600.0)
     monkeypatch.setattr(catalog, "LEARN_PATIENCE_S", 0.05)
     gate = asyncio.Event()
 
@@ -135,3 +135,67 @@ async def test_a_describe_that_hangs_holds_up_no_other_version(monkeypatch: pyte
         assert up.catalog.missing() == ["a"]
         gate.set()
         await up.catalog.ready()
+
+
+async def test_a_version_whose_describe_always_fails_is_served_without_labels_until_it_can_say_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(learning, "LONGEST_PAUSE_S", 0.0)
+    asked, fails = [], True
+
+    async def crash(request: Any) -> None:
+        asked.append(request.model_spec.version.value)
+        if fails:
+            raise Refusal(grpc.StatusCode.INTERNAL, "the lookup table is broken")
+
+    fake = OddReplica(before_describe=crash)
+    with capture_logs() as lines:
+        async with running(fake), gateway_over(fake, wait=False) as (up, client):
+            await up.catalog.ready()
+            assert len(asked) >= learning.DESCRIBE_ATTEMPTS
+            assert await first_label(client) == "7"
+            fails = False
+            await up.catalog.refreshed()
+            assert await first_label(client) == "class-7"
+            before = len(asked)
+            await up.catalog.refreshed()
+            assert len(asked) == before
+    assert [line["event"] for line in lines].count("cannot learn about a version") == 1
+    assert [line["event"] for line in lines].count("a version is served") == 1
+
+
+async def test_a_version_that_cannot_say_its_labels_leaves_the_others_the_traffic() -> None:
+    async def crash(request: Any) -> None:
+        if request.model_spec.version.value == 2:
+            raise Refusal(grpc.StatusCode.INTERNAL, "the lookup table is broken")
+
+    fake = OddReplica(before_describe=crash)
+    async with running(fake), gateway_over(fake) as (up, client):
+        fake.versions["digits"] = {1, 2}
+        while 2 not in up.catalog.versions("digits"):
+            await up.catalog.refreshed()
+        assert await first_label(client) == "class-7"
+        named = await client.post("/v1/models/digits/versions/2:classify", content=grey_png(200), headers=PNG)
+        assert named.json()["results"][0]["classes"][0]["label"] == "7"
+
+
+async def test_what_cannot_be_described_is_asked_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def crash(_request: Any) -> None:
+        nonlocal asked
+        asked += 1
+        raise Refusal(grpc.StatusCode.INTERNAL, "the lookup table is broken")
+
+    monkeypatch.setattr(learning, "LONGEST_PAUSE_S", 3600.0)
+    monkeypatch.setattr(learning, "FIRST_PAUSE_S", 3600.0)
+    async with running(OddReplica(before_describe=crash)) as fake, gateway_over(fake) as (up, _client):
+        before = asked
+        for _ in range(5):
+            await up.catalog.refreshed()
+        assert asked == before
+        fake.versions["digits"] = set()
+        await up.catalog.refreshed()
+        fake.versions["digits"] = {1}
+        await up.catalog.refreshed()
+        assert asked > before, "the version was gone; this one is another"

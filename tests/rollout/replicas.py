@@ -56,6 +56,8 @@ class VersionedReplica(FakeReplica):
         before_self_test: awaited before each self-test.
         configs: Every config that came: the versions of "digits".
         labels: The version labels of "digits" as of the last config.
+        relabelled: Versions whose labels are in another order.
+        speechless: Versions that fail when they are asked for their labels.
     """
 
     disk: set[int] = field(default_factory=lambda: {1, 2})
@@ -68,6 +70,7 @@ class VersionedReplica(FakeReplica):
     configs: list[list[int]] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     relabelled: set[int] = field(default_factory=set)
+    speechless: set[int] = field(default_factory=set)
 
     async def predict(self, request: Any) -> Any:
         version, signature = request.model_spec.version.value, request.model_spec.signature_name
@@ -91,6 +94,8 @@ class VersionedReplica(FakeReplica):
         return response
 
     def _describe(self, request: Any) -> Any:
+        if request.model_spec.version.value in self.speechless:
+            raise Refusal(grpc.StatusCode.INTERNAL, "the lookup table is broken")
         response = super()._describe(request)
         if request.model_spec.version.value in self.relabelled and "label" in response.outputs:
             index = tensors.from_proto(request.inputs["index"])

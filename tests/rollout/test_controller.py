@@ -8,8 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from serving.rollout.examine import Examiner
 from serving.rollout.explain import explain, replay
 from serving.rollout.machine import Phase
+from serving.rollout.verdict import Outcome
 from tests.rollout.replicas import FAST, VersionedReplica, scene_over
 from tests.support.fake_replica import Refusal
 
@@ -60,6 +62,24 @@ async def test_a_good_version_is_promoted_under_load_without_a_failed_request(tm
         assert replica.configs[-1] == [2]
     assert all(each.same for each in replay(rollout))
     assert any("agreement" in line or "agrees" in line for line in explain(rollout))
+
+
+async def test_a_candidate_is_not_examined_before_it_can_say_its_labels(tmp_path: Path) -> None:
+    replica = VersionedReplica(speechless={2})
+    async with scene_over(tmp_path, replica) as scene:
+        rollout, catalog = scene.begin(), scene.running.catalog
+        async with asyncio.timeout(60):
+            while 2 not in catalog.versions("digits"):
+                await asyncio.sleep(0.01)
+        await scene.reached(Phase.PREFLIGHT)
+        verdict = await Examiner(scene.running.gateway.pool, catalog).examine(rollout)
+        assert verdict.outcome is Outcome.WAIT
+        assert verdict.reasons[0].text == (
+            "version 2 could not be asked for its labels yet: its describe fails"
+        )
+        replica.speechless.clear()
+        assert (await scene.until_finished()).state.phase is Phase.PROMOTED
+    assert {status for status, _ in scene.answered} == {200}
 
 
 @pytest.mark.parametrize(

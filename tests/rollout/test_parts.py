@@ -22,9 +22,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from serving import errors, protos, tensors
 from serving.arms import measured
 from serving.backends.tfserving import VersionStatus
-from serving.catalog import ModelVersion
 from serving.errors import Unavailable
 from serving.main import new_metrics
+from serving.model_version import ModelVersion
 from serving.prediction import RequestContext
 from serving.rollout.counts import grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
