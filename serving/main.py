@@ -260,34 +260,35 @@ def _connect(address: str) -> Replica:
 async def _follow_folder(running: Running, upstream: Upstream, settings: Settings) -> None:
     """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is.
 
-    While the folder cannot be read its models stay, too.
+    While the folder cannot be read, or the model server cannot be told, the models that there are stay.
     """
     if settings.models or upstream.config is None:
         return
-    catalog, told = running.catalog, ""
+    told = ""
     while True:
         await asyncio.sleep(settings.status_interval_s)
         try:
-            found = supervisor.find_models(upstream.models_dir, served=catalog.names())
-        except InvalidInput as error:
-            if error.message != told:
-                _log.warning("cannot look for models; those there are stay", error=error.message)
-            told = error.message
-            continue
-        told = ""
-        if not found or found == catalog.names():
-            continue
-        if settings.rollout_store is not None:  # the controller tells the model server
-            catalog.set_models(found)
-            continue
-        upstream.config.write_models(found)
-        try:
-            await running.pool.reload_config(model_config(upstream.models_dir, found), RELOAD_TIMEOUT_S)
+            await _take_models(running, upstream, upstream.config, settings)
         except SluiceError as error:  # the next round tries again
-            _log.warning("the model server cannot take new models yet", error=error.message)
-            continue
+            if error.message != told:
+                _log.warning("cannot follow the folder of models; those there are stay", error=error.message)
+            told = error.message
+        else:
+            told = ""
+
+
+async def _take_models(running: Running, upstream: Upstream, config: ConfigFile, settings: Settings) -> None:
+    catalog = running.catalog
+    found = supervisor.find_models(upstream.models_dir, served=catalog.names())
+    if not found or found == catalog.names():
+        return
+    if settings.rollout_store is not None:  # the controller tells the model server
         catalog.set_models(found)
-        _log.info("the models changed", models=found)
+        return
+    config.write_models(found)
+    await running.pool.reload_config(model_config(upstream.models_dir, found), RELOAD_TIMEOUT_S)
+    catalog.set_models(found)
+    _log.info("the models changed", models=found)
 
 
 def _first_config(settings: Settings, models: Sequence[str]) -> Any:

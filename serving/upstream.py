@@ -11,6 +11,7 @@ from typing import Any, Self
 from google.protobuf import text_format
 
 from serving import protos
+from serving.errors import Unavailable
 
 
 def model_config(models_dir: Path, names: Iterable[str]) -> Any:
@@ -36,14 +37,24 @@ class ConfigFile:
     models_dir: Path
 
     def write_models(self, names: Iterable[str]) -> None:
-        """Have the next start serve the latest version of each of these models."""
+        """Have the next start serve the latest version of each of these models; raises as `write` does."""
         self.write(model_config(self.models_dir, names))
 
     def write(self, config: Any) -> None:
-        """Have the next start read this ModelServerConfig; several workers may write the same at once."""
+        """Have the next start read this ModelServerConfig; several workers may write the same at once.
+
+        Raises:
+            Unavailable: it cannot be written, as on a full disk; the one before stays.
+        """
         written = self.path.with_suffix(f".{os.getpid()}")
-        written.write_text(text_format.MessageToString(config))
-        written.replace(self.path)
+        try:
+            written.write_text(text_format.MessageToString(config))
+            written.replace(self.path)
+        except OSError as error:
+            written.unlink(missing_ok=True)
+            raise Unavailable(
+                f"the model server's config {self.path} cannot be written: {error.strerror}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,35 @@ async def test_models_are_served_on_while_their_folder_is_away_and_followed_when
         upstream = Upstream((fake.address,), ("digits",), models, config)
         with capture_logs() as lines:
             await run_one(settings, upstream, new_metrics(), while_up)
-    told = [line["error"] for line in lines if line["event"].startswith("cannot look for models")]
+    told = [line["error"] for line in lines if line["event"].startswith("cannot follow the folder")]
     assert len(told) == 2, "once each time that it went"
     assert f"there is no folder {models}" in told[0]
+
+
+async def test_a_config_that_cannot_be_written_keeps_new_models_waiting_and_ends_nothing(
+    models: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "config"
+    place.mkdir()
+    config = ConfigFile(place / "models.config", models)
+    blocked = place.with_name("aside")
+
+    async def while_up(up: Up) -> None:
+        await up.ready()
+        place.rename(blocked)  # nothing can be written there, as on a full disk
+        (models / "numbers" / "1").mkdir(parents=True)
+        await until(lambda: any(line["event"].startswith("cannot follow the folder") for line in lines))
+        async with httpx.AsyncClient(base_url=up.http_url) as client:
+            answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+            assert answer.status_code == 200
+        assert set(fake.versions) == {"digits"}
+        blocked.rename(place)
+        await until(lambda: set(fake.versions) == {"digits", "numbers"})
+
+    settings = Settings(http_port=0, grpc_port=0, status_interval_s=0.01, models_dir=models)
+    with capture_logs() as lines:
+        async with running(FakeReplica()) as fake:
+            upstream = Upstream((fake.address,), ("digits",), models, config)
+            await run_one(settings, upstream, new_metrics(), while_up)
+    told = [line["error"] for line in lines if line["event"].startswith("cannot follow the folder")]
+    assert told == [f"the model server's config {config.path} cannot be written: No such file or directory"]
