@@ -129,13 +129,19 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
 
 
 def _check(flags: Flags) -> None:
-    """Refuse numbers that nothing could be started with."""
+    """Refuse what nothing could be started with."""
     for name in _PORTS:
         if not 0 <= getattr(flags, name) <= MAX_PORT:
             _refuse(name, str(getattr(flags, name)), f"a TCP port (0 to {MAX_PORT})")
     for name in _THREADS:
         if getattr(flags, name) < 0:
             _refuse(name, str(getattr(flags, name)), "a number of threads (0, for the default, or more)")
+    for name in ("model_name", "model_base_path"):  # they go into messages, whose text is UTF-8
+        bytes_given = os.fsencode(getattr(flags, name))
+        try:
+            bytes_given.decode()
+        except UnicodeDecodeError:
+            _refuse(name, ascii(bytes_given), "text in UTF-8")
 
 
 def _take(arguments: list[str]) -> tuple[str, Any]:

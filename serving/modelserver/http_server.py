@@ -40,13 +40,13 @@ class HttpOptions:
     """How the server answers.
 
     Attributes:
-        timeout_s: time limit of a call; 0 means none.
+        timeout_s: time limit of a call; None: it has none.
         threads: how many calls are worked on at once.
         has_cors: add CORS headers, and answer OPTIONS.
         metrics_path: where the metrics are; None for nowhere.
     """
 
-    timeout_s: float
+    timeout_s: float | None
     threads: int
     has_cors: bool
     metrics_path: str | None
@@ -98,7 +98,7 @@ class HttpApp:
         work = loop.run_in_executor(self._pool, call)
         try:
             # As in the original, a run that is too late is not stopped, only not waited for.
-            return await asyncio.wait_for(asyncio.shield(work), self._options.timeout_s or None)
+            return await asyncio.wait_for(asyncio.shield(work), self._options.timeout_s)
         except TimeoutError:
             return 504, error_body("Timed out waiting for notification")
 

@@ -33,6 +33,12 @@ GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 SPARE_THREADS = 2  # they refuse calls while all others work
 LINGER_S = 2.0  # for the last answers to reach their clients, and for these to hang up
 
+_OPTIONS: dict[str, Any] = {
+    "grpc.max_receive_message_length": -1,
+    "grpc.max_send_message_length": -1,
+    "grpc.so_reuseport": 0,  # a second server on the same port must fail, not share it
+}
+
 Behaviour = Callable[[Any, Callable[[], bool]], Any]
 
 
@@ -83,19 +89,14 @@ class RpcServer:
     Args:
         services: what to answer.
         max_threads: most calls that are worked on at once; more are refused with RESOURCE_EXHAUSTED.
-        options: gRPC channel arguments.
+        options: gRPC channel arguments; they go before our own.
     """
 
     def __init__(self, services: Services, max_threads: int, options: list[tuple[str, Any]]) -> None:
         self._calls = _Calls(max_threads)
         self._server = grpc.server(
             ThreadPoolExecutor(max_threads + SPARE_THREADS, thread_name_prefix="grpc"),
-            options=[
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
-                *options,
-            ],
+            options=list((_OPTIONS | dict(options)).items()),
         )
         behaviours: dict[str, dict[str, Behaviour]] = {
             protos.PREDICTION_SERVICE: {

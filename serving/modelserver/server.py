@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import stat
@@ -216,7 +217,7 @@ class Server:
             configs.read_text_proto(flags.monitoring_config_file, monitoring)
         prometheus = monitoring.prometheus_config
         options = HttpOptions(
-            timeout_s=flags.rest_api_timeout_in_ms / 1000,
+            timeout_s=flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None,
             threads=flags.rest_api_num_threads or THREADS_PER_CORE * cores(),
             has_cors=flags.rest_api_enable_cors_support,
             metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
@@ -335,11 +336,12 @@ def _reread_config(flags: Flags, core: ServerCore) -> None:
 
 
 def _channel_arguments(text: str) -> list[tuple[str, Any]]:
-    """`key=value,key=value`; whole numbers are passed on as such."""
+    """`key=value,key=value`; whole numbers of 32 bits are passed on as such, as in the original."""
     arguments: list[tuple[str, Any]] = []
     for part in filter(None, text.split(",")):
         key, separator, value = part.partition("=")
         if not separator:
             raise invalid_argument(f"--grpc_channel_arguments: {part} is not of the form key=value")
-        arguments.append((key, int(value) if value.lstrip("-").isdigit() else value))
+        is_number = re.fullmatch("[+-]?[0-9]{1,10}", value) and -(2**31) <= int(value) < 2**31
+        arguments.append((key, int(value) if is_number else value))
     return arguments

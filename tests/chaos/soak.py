@@ -212,17 +212,22 @@ async def read_steadily(soak: Soak, live: LiveProcess) -> None:
         await asyncio.sleep(SAMPLE_S)
 
 
-def growth(readings: list[Reading]) -> dict[str, float]:
-    """How much more was held at the end than once it had settled: medians over as long a while each."""
+def growth(readings: list[Reading]) -> dict[str, Any]:
+    """How much more was held at the end than once it had settled: medians over as long a while each, and
+    over each tenth of the time, which tell a leak from what only fills up."""
     length = max(1, int(len(readings) * SETTLING_SHARE / 2))
     start = int(len(readings) * SETTLING_SHARE)
     settled, end = readings[start : start + length], readings[-length:]
     before, after = (statistics.median(each.rss_bytes for each in part) for part in (settled, end))
     files_before, files_after = (statistics.median(each.files for each in part) for part in (settled, end))
+    tenth = max(1, len(readings) // 10)
+    held = [each.rss_bytes for each in readings]
+    parts = [held[at : at + tenth] for at in range(0, len(held), tenth)]
     return {
         "rss_mib_settled": before / 2**20,
         "rss_mib_end": after / 2**20,
         "growth": after / before - 1,
+        "rss_mib_by_tenths": [round(statistics.median(part) / 2**20, 1) for part in parts],
         "files_settled": files_before,
         "files_end": files_after,
         "threads_end": readings[-1].threads,

@@ -264,6 +264,17 @@ def test_a_client_that_goes_away_and_one_that_claims_a_gigabyte_do_no_harm(serve
     assert server.rest("POST", f"{HALF}/versions/1:predict", {"instances": [1.0]})[0] == 200
 
 
+@pytest.mark.parametrize("limit_ms", [0, -1])
+def test_a_time_limit_that_is_not_positive_is_none(start: Any, zoo: Any, limit_ms: int) -> None:
+    process = start(
+        "--model_name=half_plus_two",
+        f"--model_base_path={zoo / 'half_plus_two'}",
+        f"--rest_api_timeout_in_ms={limit_ms}",
+        has_rest=True,
+    ).wait_ready()
+    assert process.rest("POST", f"{HALF}:predict", {"instances": [1.0]})[0] == 200
+
+
 def test_a_call_over_the_time_limit_is_told_so(start: Any, zoo: Any) -> None:
     process = start(
         "--model_name=kinds",

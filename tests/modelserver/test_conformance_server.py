@@ -268,6 +268,17 @@ def test_more_calls_than_threads_are_refused(start: StartServer, zoo: Path) -> N
     assert server.predict(request("kinds", "id_float32", x=ONE)).model_spec.version.value == 1
 
 
+def test_channel_arguments_are_numbers_where_they_are_numbers(start: StartServer, zoo: Path) -> None:
+    arguments = "grpc.max_receive_message_length=2000,grpc.a=--5,grpc.b=99999999999999999999,grpc.c=x"
+    server = start(
+        "--model_name=kinds", f"--model_base_path={zoo / 'kinds'}", f"--grpc_channel_arguments={arguments}"
+    ).wait_ready()
+    assert server.predict(request("kinds", "id_float32", x=ONE)).model_spec.version.value == 1
+    with pytest.raises(grpc.RpcError) as refused:
+        server.predict(request("kinds", "id_float32", x=np.zeros(1000, np.float32)))
+    assert refused.value.code() is Code.RESOURCE_EXHAUSTED
+
+
 def openssl(*arguments: str) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 

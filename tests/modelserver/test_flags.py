@@ -61,6 +61,8 @@ def test_flags_without_sense_here_are_taken_and_told() -> None:
         (["--rest_api_num_threads=-1"], "--rest_api_num_threads=-1 is not a number of threads"),
         (["--grpc_max_threads=-3"], "--grpc_max_threads=-3 is not a number of threads"),
         (["--num_load_threads=-1"], "--num_load_threads=-1 is not a number of threads"),
+        (["--model_name=a\udcff"], "--model_name=b'a\\xff' is not text in UTF-8"),
+        (["--model_base_path=/\udcff"], "--model_base_path=b'/\\xff' is not text in UTF-8"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(argv: list[str], text: str) -> None:
