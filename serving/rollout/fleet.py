@@ -91,7 +91,7 @@ def _swapped(rollout: Rollout, replicas: Sequence[Seen], phase: Phase, most: int
         next_ones = [each.address for each in ordered if each.address not in there][:most]
         goals = there | set(next_ones)
         return {each.address: frozenset((goal if each.address in goals else other,)) for each in ordered}
-    trying = {each.address for each in ordered[: min(most, len(ordered) - 1)]}
+    trying = {each.address for each in ordered[: _trying(rollout, ordered)]}
     return {
         each.address: frozenset((rollout.candidate if each.address in trying else rollout.stable,))
         for each in ordered
@@ -121,15 +121,26 @@ def _pending(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict:
         return _verdict(
             Outcome.WAIT, "replicas.no-stable", f"no replica has the stable version {rollout.stable}"
         )
-    return _verdict(Outcome.PASSED, "replicas.ready", f"replicas have the stable version {rollout.stable}")
+    text = f"replicas have the stable version {rollout.stable}"
+    trying, heaviest = _trying(rollout, replicas), max(step.weight for step in rollout.plan.canary)
+    if heaviest > trying / len(replicas):
+        text += (
+            f"; a weight of {heaviest:.0%} is more than an even share of the {trying} of {len(replicas)} "
+            "replicas that try the candidate (max_unavailable)"
+        )
+    return _verdict(Outcome.PASSED, "replicas.ready", text)
+
+
+def _trying(rollout: Rollout, replicas: Sequence[Seen]) -> int:
+    """How many replicas hold the candidate before it is promoted."""
+    if rollout.plan.max_unavailable is None:
+        return len(replicas)
+    return min(rollout.plan.max_unavailable, len(replicas) - 1)
 
 
 def _needed(rollout: Rollout, replicas: Sequence[Seen]) -> int:
     """On how many replicas the candidate must be."""
-    trying = len(replicas)
-    if rollout.plan.max_unavailable is not None:
-        trying = max(1, min(rollout.plan.max_unavailable, len(replicas) - 1))
-    return max(1, math.ceil(rollout.plan.preflight.min_replicas * trying))
+    return max(1, math.ceil(rollout.plan.preflight.min_replicas * _trying(rollout, replicas)))
 
 
 def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:

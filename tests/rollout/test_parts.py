@@ -30,7 +30,7 @@ from serving.rollout.counts import grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.leader import FolderCounts
 from serving.rollout.machine import Phase, State
-from serving.rollout.plan import Plan
+from serving.rollout.plan import Plan, Step
 from serving.rollout.preflight import incompatible, preflight_verdict, relabelled
 from serving.rollout.prometheus import PRESENCE, PrometheusCounts, SteeringCollector
 from serving.rollout.quiet import is_quiet
@@ -173,6 +173,18 @@ def test_memory_tight_fleets_swap_one_replica_at_a_time() -> None:
     alone = replicas_verdict(in_phase(Phase.PENDING, max_unavailable=1), replicas({1}))
     assert alone is not None
     assert alone.outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("most", "warned"), [(None, False), (1, True), (2, False)])
+def test_a_weight_that_the_few_which_try_a_candidate_could_hardly_bear_is_told(
+    most: int | None, warned: bool
+) -> None:
+    plan = {"max_unavailable": most, "canary": (Step(weight=0.05), Step(weight=0.4))}
+    verdict = replicas_verdict(in_phase(Phase.PENDING, **plan), replicas({1}, {1}, {1}, {1}, {1}))
+    assert verdict is not None
+    assert verdict.outcome is Outcome.PASSED
+    text = "a weight of 40% is more than an even share of the 1 of 5 replicas that try the candidate"
+    assert (text in verdict.reason.text) == warned
 
 
 def test_replicas_that_cannot_load_fail_the_rollout_when_too_few_are_left() -> None:
