@@ -195,19 +195,23 @@ def give_back_memory() -> bool:
     return bool(mallopt(_M_ARENA_MAX, ARENAS)) and bool(mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES))
 
 
-async def trim_steadily(short: asyncio.Event, interval_s: float = 10.0) -> None:
-    """Give free pages back every so often, and when memory is `short`, for ever.
-
-    Beside the event loop, since it takes milliseconds.
-    """
+def trim() -> bool:
+    """Give free pages back, which takes milliseconds; False where the C library cannot."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        malloc_trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
-        return
+        return False
+    malloc_trim(0)
+    return True
+
+
+async def trim_steadily(short: asyncio.Event, interval_s: float = 10.0) -> None:
+    """Give free pages back every so often, and when memory is `short`, for ever; beside the event loop."""
     while True:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s):
                 await short.wait()
         short.clear()
-        await asyncio.to_thread(trim, 0)
+        if not await asyncio.to_thread(trim):
+            return
         await asyncio.sleep(_BETWEEN_TRIMS_S)

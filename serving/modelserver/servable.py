@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.framework import op_def_registry
 
-from serving import protos
+from serving import memory, protos
 from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument, not_found
 from serving.tensor_json import short_name
@@ -153,6 +153,7 @@ class Session:
         self._session.close()
         del self._session, self._graph  # a session keeps its graph, closed or not
         gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
+        memory.trim()  # else malloc keeps what lies between blocks that other versions hold
 
 
 def _keeps_state(graph: Any) -> bool:

@@ -28,8 +28,8 @@ _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECA
 _INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
 _CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
 
-# Clients ask for the same few paths again and again; each holds some 2 kB, and so do those of models that nobody
-# has. Longer ones are nobody's, and would only hold memory.
+# Clients ask for the same few paths again and again; each holds some 2 kB, and so do those of models that
+# nobody has. Longer ones are nobody's, and would only hold memory.
 _MOST_KEPT = 128
 _LONGEST_KEPT = 256
 
