@@ -188,11 +188,21 @@ def start_threads() -> None:
 
 def give_back_memory() -> bool:
     """Set both, before the first thread starts; False where the C library cannot."""
+    return share_arenas() and _mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+
+
+def share_arenas() -> bool:
+    """Have all threads share malloc's few arenas, before the first of them starts; False where the C library
+    cannot. Each arena keeps what its threads have used at most."""
+    return _mallopt(_M_ARENA_MAX, ARENAS)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_ARENA_MAX, ARENAS)) and bool(mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES))
+    return bool(mallopt(parameter, value))
 
 
 def trim() -> bool:

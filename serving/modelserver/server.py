@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import protos
+from serving.memory import share_arenas
 from serving.modelserver import config as configs
 from serving.modelserver import flags as flagging
 from serving.modelserver.batching import BatchingOptions, options_from
@@ -56,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
     )
     for name in ignored:
         logger.warning("--%s has no effect in this server", name)
+    share_arenas()  # else each of the threads that run models keeps megabytes of its own
     return _end_process(_serve(flags))
 
 
