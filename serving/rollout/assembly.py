@@ -143,7 +143,7 @@ def _in_cluster(
         yield Shared(
             store,
             LeaseLeadership(client, identity),
-            PrometheusCounts(settings.prometheus_url),
+            PrometheusCounts(settings.prometheus_url, settings.prometheus_selector),
             Receipts(secret, steering, steering.memory),
             plan,
             starts_by_itself=False,
