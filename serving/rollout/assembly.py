@@ -28,6 +28,7 @@ from serving.rollout.steering import Steering
 from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
 from serving.telemetry import Metrics
+from serving.upstream import absolute
 
 Published = Callable[[str], list[int]]
 """The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be seen."""
@@ -41,7 +42,7 @@ def build(
     metrics: Metrics,
     shared: Shared,
     *,
-    models_dir: Path,
+    models_dir: Path | str,
     published: Published,
     on_config: Callable[[Any], None] | None = None,
 ) -> Controller:
@@ -54,17 +55,17 @@ def build(
         steering: The gateway's own.
         metrics: Where the controller's metrics go.
         shared: What the gateways share.
-        models_dir: Where the replicas find the models' folders.
+        models_dir: Where the replicas find the models' folders, or the URL of a bucket.
         published: Which versions are there to be loaded.
         on_config: Is given the model config that a replica which starts now should read.
     """
-    base = models_dir.resolve()
+    base = absolute(models_dir)
     around = Surroundings(
         store=shared.store,
         steering=steering,
         pool=pool,
         catalog=catalog,
-        reconciler=Reconciler(pool, lambda model: str(base / model), on_config),
+        reconciler=Reconciler(pool, lambda model: f"{base}/{model}", on_config),
         leadership=shared.leadership,
         source=shared.source,
         announcer=Announcer(metrics.registry),
