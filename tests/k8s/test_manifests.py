@@ -116,6 +116,20 @@ MISTAKES = {
         "base/model-server/deployment.yaml", "PeriodSeconds: 60", "PeriodSeconds: 20", "local",
         "terminationGracePeriodSeconds is 20; preStop and a drain of 30 s take 50",
     ),
+    "scrape that is not encrypted": Mistake(
+        "components/tls/kustomization.yaml", "value: https\n      - op: add", "value: http\n      - op: add",
+        "production with TLS", "PodMonitor/gateway: it scrapes by plain HTTP a gateway that takes TLS",
+    ),
+    "port that is called unencrypted": Mistake(
+        "components/tls/kustomization.yaml", "path: /spec/ports/1/appProtocol\n        value: https",
+        "path: /spec/ports/1/appProtocol\n        value: kubernetes.io/h2c", "production with TLS",
+        "Service/gateway: port grpc is called kubernetes.io/h2c, and the gateway takes TLS",
+    ),
+    "probe that is not encrypted": Mistake(
+        "components/tls/kustomization.yaml", "livenessProbe/httpGet/scheme\n        value: HTTPS",
+        "livenessProbe/httpGet/scheme\n        value: HTTP", "local with TLS",
+        "Deployment/gateway: gateway: livenessProbe asks by plain HTTP a gateway that takes TLS",
+    ),
     "script that is no shell": Mistake(
         "components/store-s3/sync.sh", "\ndone", "\nend", "GPUs, models from S3",
         "/etc/store-sync/sync.sh: sh:",
