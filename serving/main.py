@@ -193,8 +193,9 @@ async def gateway_up(
         listen(settings.http_host, settings.http_port, shared=peers is not None)
     ) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
-        observed.watch(gateway, certificates)
-        curves = Curves(observed.Rollouts(gateway))
+        rollouts = observed.Rollouts(gateway)
+        observed.watch(gateway, certificates, rollouts)
+        curves = Curves(rollouts)
         rpc = RpcServer(
             gateway,
             settings.grpc_host,
