@@ -9,7 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 
+from k8s.tools.check import K8S
 from serving.rollout.explain import replay
 from serving.rollout.machine import Phase
 from tests.rollout.api_server import ApiServer, api_server
@@ -166,3 +168,17 @@ async def test_nothing_is_promoted_blind_and_a_deleted_object_undoes_nothing(
         await until(lambda: len(scene.answered) > answered + 40)
         assert {version for _, version in scene.answered[answered + 2 :]} == {2}
         assert all(config == [2] for config in replica.configs[seen:])
+
+
+async def test_a_gateway_may_do_what_it_does_and_nothing_else(server: ApiServer, prometheus: Scraper) -> None:
+    async with cluster_scene(server, prometheus, VersionedReplica(), callers=4) as scene:
+        scene.begin(PLAN | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        await scene.reached(Phase.CANARY)
+        server.patch("modelrollouts", scene.rollout.id, {"spec": {"command": "promote"}})
+        assert (await scene.until_finished()).state.phase is Phase.PROMOTED
+    documents = yaml.safe_load_all((K8S / "base/gateway/rbac.yaml").read_text())
+    (role,) = [each for each in documents if each["kind"] == "Role"]
+    may = {
+        (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+    }
+    assert may == server.asked
