@@ -18,7 +18,7 @@ from serving.errors import InvalidInput
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
 from serving.rollout.events import Announcer
-from serving.rollout.feedback import TTL_S, Receipts, shared_key
+from serving.rollout.feedback import KEY_BYTES, TTL_S, Receipts, shared_key
 from serving.rollout.leader import CountSource, FolderCounts, FolderLeadership, Leadership
 from serving.rollout.memory import FolderMemory
 from serving.rollout.plan import Plan
@@ -137,8 +137,7 @@ def _in_cluster(
     client = Client(namespace=settings.rollout_namespace)
     store = KubernetesStore(client)
     metrics.registry.register(SteeringCollector(steering, metrics.class_group))
-    key = settings.feedback_key_file
-    secret = secrets.token_bytes(32) if key is None else key.read_bytes()
+    secret = _feedback_key(settings.feedback_key_file)
     threading.Thread(target=store.follow, name="modelrollouts", daemon=True).start()
     try:
         yield Shared(
@@ -151,6 +150,19 @@ def _in_cluster(
         )
     finally:
         store.close()
+
+
+def _feedback_key(file: Path | None) -> bytes:
+    """What signs prediction ids; raises InvalidInput if a file has so little that it could be guessed."""
+    if file is None:
+        return secrets.token_bytes(KEY_BYTES)
+    key = file.read_bytes()
+    if len(key) < KEY_BYTES:
+        raise InvalidInput(
+            f"feedback_key_file: {file} holds {len(key)} bytes; what signs prediction ids is {KEY_BYTES} "
+            "random ones, the same for every gateway"
+        )
+    return key
 
 
 def _nothing_published(model: str) -> list[int]:  # noqa: ARG001 - the signature of `Published`

@@ -12,10 +12,15 @@ import pytest
 import yaml
 
 from k8s.tools.check import K8S
+from serving.errors import InvalidInput
+from serving.main import new_metrics
+from serving.rollout.assembly import shared_by
 from serving.rollout.explain import replay
 from serving.rollout.machine import Phase
+from serving.rollout.steering import Steering
+from serving.settings import Settings
 from tests.rollout.api_server import ApiServer, api_server
-from tests.rollout.cluster import ClusterScene, Scraper, cluster_scene, kubeconfig, scraping
+from tests.rollout.cluster import NAMESPACE, ClusterScene, Scraper, cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, VersionedReplica
 from tests.support.fake_replica import Refusal, running, until
 from tests.support.gateways import counted
@@ -182,3 +187,15 @@ async def test_a_gateway_may_do_what_it_does_and_nothing_else(server: ApiServer,
         (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
     }
     assert may == server.asked
+
+
+def test_a_key_that_could_be_guessed_is_refused(server: ApiServer, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"")
+    loaded = Settings(rollout_namespace=NAMESPACE, prometheus_url=server.url, feedback_key_file=key)
+    told = "key holds 0 bytes; what signs prediction ids is 32 random ones"
+    with pytest.raises(InvalidInput, match=told), shared_by(loaded, Steering(), new_metrics()):
+        pytest.fail("anybody could sign ids")
+    key.write_bytes(bytes(32))
+    with shared_by(loaded, Steering(), new_metrics()) as shared:
+        assert shared.receipts.issue("digits", 1, "7", routed=False)
