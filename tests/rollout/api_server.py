@@ -45,6 +45,7 @@ class ApiServer:
         conflicts: How many writes were refused because they built on an old version.
         watches: How many watches were begun.
         gone: How many of them were answered 410.
+        masked: Whether the next watch gets a proxy's page in the server's place, once.
         overtake: Whether somebody else writes just before the next status is written, once.
         asked: What was asked for over HTTP, as a Role names it: resources, some with `/status`, and verbs.
     """
@@ -60,6 +61,7 @@ class ApiServer:
         self.watches = 0
         self.gone = 0
         self.overtake = False
+        self.masked = False
         self.asked: set[tuple[str, str]] = set()
         self.url = ""
 
@@ -232,6 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
+        if self.state.masked:
+            self.state.masked = False
+            self.wfile.write(b"<html>a proxy is well, and what is behind it is not</html>\n")
+            return
         for event in events:
             self.wfile.write(json.dumps(event).encode() + b"\n")
             self.wfile.flush()
