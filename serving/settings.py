@@ -234,6 +234,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _rollouts_are_in_one_place(self) -> Self:
+        if self.rollout_store is not None and self.rollout_namespace is not None:
+            raise ValueError(
+                f"rollouts are kept in the folder {self.rollout_store} (rollout_store) or in the namespace "
+                f"{self.rollout_namespace} (rollout_namespace); set one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _default_model_is_served(self) -> Self:
         if self.default_model is not None and self.models and self.default_model not in self.models:
             raise ValueError(

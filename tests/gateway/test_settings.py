@@ -79,6 +79,12 @@ def test_a_selector_that_is_none_is_refused(wrong: str) -> None:
         settings.load(prometheus_selector=wrong)
 
 
+def test_rollouts_are_kept_in_one_place(tmp_path: Path) -> None:
+    told = r"in the folder .* \(rollout_store\) or in the namespace sluice \(rollout_namespace\); set one"
+    with pytest.raises(InvalidInput, match=told):
+        settings.load(rollout_store=tmp_path, rollout_namespace="sluice")
+
+
 def test_every_setting_says_why() -> None:
     """A word under each limit: the reader of the file must not have to guess."""
     source = Path(settings.__file__).read_text().splitlines()
