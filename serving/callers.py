@@ -42,6 +42,7 @@ class WatchedFile(Generic[Parsed]):
         self._path = path
         self._parse = parse
         self._content = self._read()
+        self._told = ""
         self.value = parse(self._content)
 
     def _read(self) -> bytes:
@@ -55,12 +56,18 @@ class WatchedFile(Generic[Parsed]):
         try:
             content = await asyncio.to_thread(self._read)
             if content == self._content:
+                self._told = ""
                 return
             self._content = content
             self.value = self._parse(content)
         except InvalidInput as error:
-            _log.error("a credentials file is bad; what it said before stays in force", error=error.message)
+            if error.message != self._told:  # one that is away is so at each look
+                _log.error(
+                    "a credentials file is bad; what it said before stays in force", error=error.message
+                )
+            self._told = error.message
         else:
+            self._told = ""
             _log.info("a credentials file changed", file=str(self._path))
 
 

@@ -94,6 +94,7 @@ class Catalog:
         self._metrics = metrics
         self._clock = clock
         self.asked = False
+        self._was_complete = False
         self._known: dict[str, dict[int, ModelVersion]] = {name: {} for name in sorted(set(models))}
         self._labels: dict[tuple[str, str], tuple[int, float]] = {}
         self._learner = Learner(pool, self._learned, clock)
@@ -221,6 +222,15 @@ class Catalog:
         """The models that have no version that can be served now."""
         return [name for name in self._known if not self.versions(name)]
 
+    def can_serve(self) -> bool:
+        """Whether requests should be sent here: each model has a version; later on, one of them still has.
+
+        A gateway that starts must not take the place of another before it can do the same. But a model that
+        loses its replicas must not take the others with it: all gateways see that, and none would be left.
+        """
+        missing = self.missing()
+        return not missing or (self._was_complete and len(missing) < len(self._known))
+
     def report(self) -> list[ModelReport]:
         """Every model with what its replicas say of each version, for people to read."""
         return [ModelReport(name, name == self.default_name(), self.states(name)) for name in self._known]
@@ -285,6 +295,7 @@ class Catalog:
             complete = {number for number, each in known.items() if each.described}
             unknown += [VersionName(name, number) for number in sorted(available.keys() - complete)]
         await self._learner.learn(unknown, LEARN_PATIENCE_S)
+        self._was_complete = self._was_complete or not self.missing()
         self._show(names)
 
     def _learned(self, version: ModelVersion) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from serving.errors import SluiceError
 from serving.prediction import RequestContext
@@ -59,13 +60,20 @@ STDERR = Lossy(lambda: sys.stderr)
 def configure_logging() -> None:
     """Log to stderr: readable in a terminal, a JSON object a line elsewhere."""
     terminal = sys.stderr.isatty()
-    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    # By default each frame comes with its variables, and so with a request's key and parts of its images.
+    for_people = structlog.dev.RichTracebackFormatter(show_locals=False)
+    for_programs = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(exception_formatter=for_people)
+        if terminal
+        else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
+            *([] if terminal else [for_programs]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

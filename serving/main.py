@@ -100,7 +100,7 @@ async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
         raise InvalidInput("no replica is named; pass --replica HOST:PORT, or use `sluice serve`")
     if not settings.models:
         raise InvalidInput("no model is named; pass --model NAME for each model that the replicas have")
-    upstream = Upstream(settings.replicas, settings.models, Path(settings.replica_models_dir))
+    upstream = Upstream(settings.replicas, settings.models, settings.replica_models_dir)
     await _run(settings, upstream, new_metrics(), while_up)
 
 
@@ -193,8 +193,9 @@ async def gateway_up(
         listen(settings.http_host, settings.http_port, shared=peers is not None)
     ) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
-        observed.watch(gateway, certificates)
-        curves = Curves(observed.Rollouts(gateway))
+        rollouts = observed.Rollouts(gateway)
+        observed.watch(gateway, certificates, rollouts)
+        curves = Curves(rollouts)
         rpc = RpcServer(
             gateway,
             settings.grpc_host,
@@ -268,7 +269,7 @@ async def _follow_folder(running: Running, upstream: Upstream, settings: Setting
     while True:
         await asyncio.sleep(settings.status_interval_s)
         try:
-            await _take_models(running, upstream, upstream.config, settings)
+            await _take_models(running, upstream.config, settings)
         except SluiceError as error:  # the next round tries again
             if error.message != told:
                 _log.warning("cannot follow the folder of models; those there are stay", error=error.message)
@@ -277,16 +278,16 @@ async def _follow_folder(running: Running, upstream: Upstream, settings: Setting
             told = ""
 
 
-async def _take_models(running: Running, upstream: Upstream, config: ConfigFile, settings: Settings) -> None:
+async def _take_models(running: Running, config: ConfigFile, settings: Settings) -> None:
     catalog = running.catalog
-    found = supervisor.find_models(upstream.models_dir, served=catalog.names())
+    found = supervisor.find_models(config.models_dir, served=catalog.names())
     if not found or found == catalog.names():
         return
     if settings.rollout_store is not None:  # the controller tells the model server
         catalog.set_models(found)
         return
     config.write_models(found)
-    await running.pool.reload_config(model_config(upstream.models_dir, found), RELOAD_TIMEOUT_S)
+    await running.pool.reload_config(model_config(config.models_dir, found), RELOAD_TIMEOUT_S)
     catalog.set_models(found)
     _log.info("the models changed", models=found)
 
@@ -340,7 +341,7 @@ async def _rollouts_of(settings: Settings, running: Running, upstream: Upstream)
             gateway.metrics,
             shared,
             models_dir=upstream.models_dir,
-            published=assembly.published_in(upstream.models_dir),
+            published=assembly.published_in(Path(upstream.models_dir)),
             on_config=None if upstream.config is None else upstream.config.write,
         )
         gateway.desk = shared.desk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 from serving import logs
 from serving.backends.pool import Pool
 from serving.certificates import Certificates
-from serving.errors import SluiceError
 from serving.gateway import Gateway
 from serving.snapshot import Readings
 
@@ -37,14 +36,22 @@ _BY_CLASS = {"compared": "sluice_shadow_compared", "agreed": "sluice_shadow_agre
 _FAILED_ALONE = {"candidate-failed": "candidate", "stable-failed": "stable"}
 
 
-def watch(gateway: Gateway, certificates: Certificates | None) -> None:
-    """Have every scrape of the gateway's metrics read it, and its certificate if it has one."""
-    snapshot, rollouts = gateway.metrics.snapshot, Rollouts(gateway)
+def watch(gateway: Gateway, certificates: Certificates | None, rollouts: Rollouts) -> None:
+    """Have every scrape of the gateway's metrics read it, and its certificate if it has one.
+
+    Args:
+        gateway: the gateway.
+        certificates: its certificate; None without TLS.
+        rollouts: its rollouts, which somebody else reads steadily.
+    """
+    snapshot = gateway.metrics.snapshot
     snapshot.read_by(lambda readings: _read_room(readings, gateway))
     snapshot.read_by(lambda readings: _read_replicas(readings, gateway.pool, time.monotonic()))
     snapshot.read_by(lambda readings: _read_versions(readings, gateway))
     snapshot.read_by(lambda readings: _read_counts(readings, gateway))
-    snapshot.read_by(lambda readings: _read_rollouts(readings, rollouts))
+    # A scrape is answered on the event loop, which must not wait for a disk or an API server. While the store
+    # is away, how long ago a rollout was last seen is what an alert rests on.
+    snapshot.read_by(lambda readings: _read_rollouts(readings, rollouts.latest))
     if certificates is not None:
         snapshot.read_by(
             lambda readings: readings.add(
@@ -117,13 +124,8 @@ def _from_zero(counts: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _read_rollouts(readings: Readings, rollouts: Rollouts) -> None:
-    try:
-        found = rollouts()
-    except (SluiceError, OSError):
-        # The controller counts and tells what failed; all other metrics must not be lost with these.
-        return
-    for rollout in found:
+def _read_rollouts(readings: Readings, rollouts: Iterable[Rollout]) -> None:
+    for rollout in rollouts:
         _read_rollout(readings, rollout)
 
 
@@ -168,6 +170,9 @@ class Rollouts:
     Args:
         gateway: whose rollouts; it may run without any.
         clock: the monotonic clock, in seconds.
+
+    Attributes:
+        latest: those that were read last, without a look at the store.
     """
 
     MAX_AGE_S = 0.5
@@ -175,7 +180,7 @@ class Rollouts:
     def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.monotonic) -> None:
         self._gateway = gateway
         self._clock = clock
-        self._found: list[Rollout] = []
+        self.latest: list[Rollout] = []
         self._read_at = -math.inf
 
     def __call__(self) -> list[Rollout]:
@@ -183,9 +188,9 @@ class Rollouts:
         if self._gateway.desk is None:
             return []
         if self._clock() - self._read_at >= self.MAX_AGE_S:
-            self._found = self._gateway.desk.newest()
+            self.latest = self._gateway.desk.newest()
             self._read_at = self._clock()
-        return self._found
+        return self.latest
 
 
 def exposition(source: Collector, accept: str) -> tuple[bytes, str]:

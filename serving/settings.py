@@ -29,6 +29,10 @@ from serving.errors import InvalidInput
 CONFIG_FILE = "sluice.toml"
 _PREFIX = "SLUICE_"
 
+# What stands in braces behind the name of a metric in PromQL.
+_MATCHER = r'[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
+_MATCHERS = re.compile(rf"\s*(?:{_MATCHER}(?:\s*,\s*{_MATCHER})*)?\s*")
+
 # What gRPC takes as a key of metadata; a header of HTTP may have more characters.
 _HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
 
@@ -93,6 +97,9 @@ class Settings(BaseSettings):
     `prometheus_url`, since one gateway sees only its own requests."""
     prometheus_url: str | None = None
     """Prometheus that scrapes all gateways, such as http://prometheus:9090."""
+    prometheus_selector: str = ""
+    """Label matchers of this service's gateways in it, such as `namespace="sluice"`. Empty: all that it
+    scrapes are this service's. Where others are among them, their requests would count as ours."""
     feedback_key_file: Path | None = None
     """In a cluster: 32 random bytes that sign prediction ids, the same for every gateway. None: each has its
     own, and takes feedback on its own predictions only. With a folder of rollouts the key lies there."""
@@ -100,7 +107,8 @@ class Settings(BaseSettings):
     """Header of HTTP, and key of gRPC's metadata, whose value keeps a caller on one version while a new one
     is let in, such as `x-user-id`; without it each request is on its own."""
     replica_models_dir: str = "/models"
-    """`sluice gateway` with rollouts only: where the replicas find the models' folders."""
+    """`sluice gateway` with rollouts only: where the replicas find the models' folders. TensorFlow Serving
+    takes a bucket, too, such as `gs://models`."""
 
     workers: AtLeastOne = 1
     """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
@@ -210,12 +218,28 @@ class Settings(BaseSettings):
             )
         return name
 
+    @field_validator("prometheus_selector")
+    @classmethod
+    def _are_matchers(cls, value: str) -> str:
+        if not _MATCHERS.fullmatch(value):
+            raise ValueError(f'{value[:100]!r} are no label matchers of PromQL, such as namespace="sluice"')
+        return value.strip()
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together; set both or none")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_are_in_one_place(self) -> Self:
+        if self.rollout_store is not None and self.rollout_namespace is not None:
+            raise ValueError(
+                f"rollouts are kept in the folder {self.rollout_store} (rollout_store) or in the namespace "
+                f"{self.rollout_namespace} (rollout_namespace); set one of the two"
+            )
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,12 @@ def model_config(models_dir: Path, names: Iterable[str]) -> Any:
     return config
 
 
+def absolute(models_dir: Path | str) -> str:
+    """Where replicas find the models' folders, as their config names it: a path, or a bucket's URL."""
+    where = str(models_dir)
+    return where.rstrip("/") if "://" in where else str(Path(where).resolve())
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
     """The file that a model server reads its models from as it starts.
@@ -64,13 +70,13 @@ class Upstream:
     Attributes:
         replicas: addresses, as in the setting.
         models: the names of the models.
-        models_dir: where the replicas find the models' folders.
+        models_dir: where the replicas find the models' folders; a string where it may be a bucket's URL.
         config: of a model server that was started for this gateway; None: the replicas are others' affair.
     """
 
     replicas: tuple[str, ...]
     models: tuple[str, ...]
-    models_dir: Path
+    models_dir: Path | str
     config: ConfigFile | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -85,6 +91,6 @@ class Upstream:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
         """What `as_json` gave."""
-        models_dir = Path(found["models_dir"])
-        config = None if found["config"] is None else ConfigFile(Path(found["config"]), models_dir)
+        models_dir = found["models_dir"]
+        config = None if found["config"] is None else ConfigFile(Path(found["config"]), Path(models_dir))
         return cls(tuple(found["replicas"]), tuple(found["models"]), models_dir, config)

@@ -8,6 +8,8 @@ from k8s.dashboards.panels import Row, board, lines, number, query
 
 _M = '{model=~"$model"}'
 _FAILED = 'outcome=~"internal|unavailable|deadline-exceeded|overloaded"'
+# What the service could have answered: without callers' own mistakes, and those that left.
+_VALID = _FAILED.replace('"internal', '"ok|internal')
 
 
 def dashboard() -> Dashboard:
@@ -28,10 +30,10 @@ def _at_a_glance() -> Row:
             ),
             number(
                 "Failed",
-                "Of all requests those that the service could have answered and did not.",
+                "Of the requests that the service could have answered those that it did not.",
                 query(
                     f"(sum(rate(sluice_requests_total{{{_FAILED}}}[$__rate_interval])) or vector(0)) "
-                    "/ sum(rate(sluice_requests_total[$__rate_interval]))",
+                    f"/ sum(rate(sluice_requests_total{{{_VALID}}}[$__rate_interval]))",
                     "",
                 ),
                 "percentunit",

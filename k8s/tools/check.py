@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from k8s.tools import crd, manifests, metric_names, policy, programs, schemas
+from k8s.tools import crd, encryption, manifests, metric_names, policy, programs, schemas
 from k8s.tools.manifests import BuildError
 
 K8S = Path(__file__).resolve().parents[1]
@@ -31,8 +31,9 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "production": ("overlays/production",),
     "production with a rollout": ("overlays/production", "canary-demo"),
     "local with TLS": ("overlays/local", "tls"),
-    "GPUs, models from GCS": ("base", "gpu", "store-gcs", "network-policies"),
-    "GPUs, models from S3": ("base", "gpu", "store-s3", "network-policies"),
+    "production with TLS": ("overlays/production", "tls"),
+    "GPUs, models from GCS": ("overlays/production", "store-gcs"),
+    "GPUs, models from S3": ("overlays/production", "store-s3"),
     "training": ("overlays/production", "training", "training-rollout"),
     "KEDA": ("base", "gpu", "monitoring", "autoscaling-keda", "gateway-workers"),
     "several processes in a pod": ("overlays/production", "gateway-workers"),
@@ -72,7 +73,7 @@ def faults(name: str, k8s: Path = K8S, scratch: Path = SCRATCH) -> Iterator[str]
     yield from found_by_schema
     if found_by_schema:  # what has the wrong shape cannot be looked at further
         return
-    for check in (policy, programs, metric_names):
+    for check in (policy, programs, encryption, metric_names):
         yield from check.faults(documents)
 
 

@@ -32,6 +32,7 @@ def faults(documents: Sequence[Document]) -> Iterator[str]:
     for document in documents:
         yield from (f"{name_of(document)}: {fault}" for fault in _document(document))
     yield from _references(documents)
+    yield from _overlaps(documents)
 
 
 def _container(container: Container) -> Iterator[str]:
@@ -115,10 +116,8 @@ def _references(documents: Sequence[Document]) -> Iterator[str]:
     labels = [template["metadata"].get("labels", {}) for document in documents
               if (template := pod_template(document)) is not None]  # fmt: skip
     for document in of_kind(documents, "Service", "PodDisruptionBudget", "PodMonitor"):
-        selector = document["spec"].get("selector", {})
-        selector = selector.get("matchLabels", selector)
-        if not any(selector.items() <= each.items() for each in labels):
-            yield f"{name_of(document)}: no pod has the labels {selector}"
+        if not any(_selects(document, each) for each in labels):
+            yield f"{name_of(document)}: no pod has the labels {document['spec'].get('selector')}"
     for container in containers(documents):
         for kind, name in _names(container):
             if (kind, name) not in there:
@@ -130,6 +129,23 @@ def _references(documents: Sequence[Document]) -> Iterator[str]:
     for document in of_kind(documents, "HorizontalPodAutoscaler", "ScaledObject"):
         target = document["spec"]["scaleTargetRef"]
         yield from _scaling(document, (target.get("kind", "Deployment"), target["name"]), documents)
+
+
+def _overlaps(documents: Sequence[Document]) -> Iterator[str]:
+    """Pods that two of a kind select: with two budgets one is never evicted, in two Services it is twice."""
+    for owner in documents:
+        template = pod_template(owner)
+        labels = {} if template is None else template["metadata"].get("labels", {})
+        for kind in ("Deployment", "Service", "PodDisruptionBudget"):
+            found = [name_of(each) for each in of_kind(documents, kind) if _selects(each, labels)]
+            if len(found) > 1:
+                yield f"{name_of(owner)}: its pods are selected by {' and by '.join(found)}"
+
+
+def _selects(document: Document, labels: Document) -> bool:
+    selector = document["spec"].get("selector", {})
+    selector = selector.get("matchLabels", selector)
+    return bool(selector) and selector.items() <= labels.items()
 
 
 def _names(container: Container) -> Iterator[tuple[str, str]]:

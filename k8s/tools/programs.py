@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -187,10 +188,20 @@ def _settings(
     yield from _unmounted(container, loaded)
     if loaded.rollout_plan is not None:
         yield from _plan(container, str(loaded.rollout_plan), documents, read)
+    yield from _models(loaded, documents)
+
+
+def _models(loaded: settings.Settings, documents: Sequence[Document]) -> Iterator[str]:
+    """Models that no replica has, and folders in which rollouts would have replicas look for nothing."""
     configured = _configured_models(documents)
     for model in loaded.models:
         if configured and model not in configured:
             yield f"model {model!r} is in no model server's configuration; there are: {', '.join(configured)}"
+    if loaded.rollout_store is not None or loaded.rollout_namespace is not None:
+        for model, base_path in configured.items():
+            told = f"{loaded.replica_models_dir.rstrip('/')}/{model}"
+            if told != base_path:
+                yield f"rollouts have replicas look for model {model!r} in {told}; it is in {base_path}"
 
 
 def _unmounted(container: Container, loaded: settings.Settings) -> Iterator[str]:
@@ -229,12 +240,16 @@ def _service(documents: Sequence[Document], host: str, port: int) -> Iterator[st
             yield f"replicas: Service {host} has no port {port}"
 
 
-def _configured_models(documents: Sequence[Document]) -> list[str]:
-    names: list[str] = []
+def _configured_models(documents: Sequence[Document]) -> dict[str, str]:
+    """Where each model of the model servers' configurations is, by its name."""
+    found: dict[str, str] = {}
     for document in of_kind(documents, "ConfigMap"):
-        text = document.get("data", {}).get("models.config", "")
-        names += re.findall(r'^\s*name:\s*"([^"]+)"', text, re.MULTILINE)
-    return names
+        message = protos.ModelServerConfig()
+        with suppress(text_format.ParseError):  # said by the check of the flag that names the file
+            text = document.get("data", {}).get("models.config", "")
+            text_format.Parse(text, message, descriptor_pool=protos.POOL)
+        found |= {each.name: each.base_path for each in message.model_config_list.config}
+    return found
 
 
 def _dashboards(documents: Sequence[Document], read: set[tuple[str, str]]) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether every model can be answered for; `missing` names those that cannot."""
+    """Whether requests should be sent here; `missing` names the models that cannot be answered for."""
 
     ready: bool
     missing: list[str]
@@ -90,11 +90,11 @@ def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @app.get("/readyz", tags=["operate"], summary="Can every model answer?", response_model=Readiness)
+    @app.get("/readyz", tags=["operate"], summary="Should requests be sent here?", response_model=Readiness)
     async def readyz() -> Response:
-        missing = gateway.catalog.missing()
-        ready = not missing and not gateway.draining
-        return JSONResponse({"ready": ready, "missing": missing}, 200 if ready else 503)
+        ready = gateway.catalog.can_serve() and not gateway.draining
+        found = {"ready": ready, "missing": gateway.catalog.missing()}
+        return JSONResponse(found, 200 if ready else 503)
 
     @app.get("/v1/models", tags=["models"], summary="Which models and versions are there?")
     async def models(request: Request) -> Models:

@@ -18,7 +18,7 @@ from serving.errors import InvalidInput
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
 from serving.rollout.events import Announcer
-from serving.rollout.feedback import TTL_S, Receipts, shared_key
+from serving.rollout.feedback import KEY_BYTES, TTL_S, Receipts, shared_key
 from serving.rollout.leader import CountSource, FolderCounts, FolderLeadership, Leadership
 from serving.rollout.memory import FolderMemory
 from serving.rollout.plan import Plan
@@ -28,6 +28,7 @@ from serving.rollout.steering import Steering
 from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
 from serving.telemetry import Metrics
+from serving.upstream import absolute
 
 Published = Callable[[str], list[int]]
 """The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be seen."""
@@ -41,7 +42,7 @@ def build(
     metrics: Metrics,
     shared: Shared,
     *,
-    models_dir: Path,
+    models_dir: Path | str,
     published: Published,
     on_config: Callable[[Any], None] | None = None,
 ) -> Controller:
@@ -54,17 +55,17 @@ def build(
         steering: The gateway's own.
         metrics: Where the controller's metrics go.
         shared: What the gateways share.
-        models_dir: Where the replicas find the models' folders.
+        models_dir: Where the replicas find the models' folders, or the URL of a bucket.
         published: Which versions are there to be loaded.
         on_config: Is given the model config that a replica which starts now should read.
     """
-    base = models_dir.resolve()
+    base = absolute(models_dir)
     around = Surroundings(
         store=shared.store,
         steering=steering,
         pool=pool,
         catalog=catalog,
-        reconciler=Reconciler(pool, lambda model: str(base / model), on_config),
+        reconciler=Reconciler(pool, lambda model: f"{base}/{model}", on_config),
         leadership=shared.leadership,
         source=shared.source,
         announcer=Announcer(metrics.registry),
@@ -136,20 +137,32 @@ def _in_cluster(
     client = Client(namespace=settings.rollout_namespace)
     store = KubernetesStore(client)
     metrics.registry.register(SteeringCollector(steering, metrics.class_group))
-    key = settings.feedback_key_file
-    secret = secrets.token_bytes(32) if key is None else key.read_bytes()
+    secret = _feedback_key(settings.feedback_key_file)
     threading.Thread(target=store.follow, name="modelrollouts", daemon=True).start()
     try:
         yield Shared(
             store,
             LeaseLeadership(client, identity),
-            PrometheusCounts(settings.prometheus_url),
+            PrometheusCounts(settings.prometheus_url, settings.prometheus_selector),
             Receipts(secret, steering, steering.memory),
             plan,
             starts_by_itself=False,
         )
     finally:
         store.close()
+
+
+def _feedback_key(file: Path | None) -> bytes:
+    """What signs prediction ids; raises InvalidInput if a file has so little that it could be guessed."""
+    if file is None:
+        return secrets.token_bytes(KEY_BYTES)
+    key = file.read_bytes()
+    if len(key) < KEY_BYTES:
+        raise InvalidInput(
+            f"feedback_key_file: {file} holds {len(key)} bytes; what signs prediction ids is {KEY_BYTES} "
+            "random ones, the same for every gateway"
+        )
+    return key
 
 
 def _nothing_published(model: str) -> list[int]:  # noqa: ARG001 - the signature of `Published`

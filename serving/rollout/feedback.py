@@ -31,7 +31,7 @@ from serving.rollout.memory import Memory, Named
 from serving.rollout.steering import Steering
 
 TTL_S = 7 * 86400.0
-_KEY_BYTES = 32
+KEY_BYTES = 32
 _SIGNATURE_BYTES = 16
 _MOST_ID_CHARACTERS = 1000
 
@@ -71,7 +71,7 @@ def shared_key(folder: Path) -> bytes:
         temporary = folder / f".feedback.{os.getpid()}.{secrets.token_hex(4)}"
         try:
             temporary.touch(mode=0o600)
-            temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
+            temporary.write_bytes(secrets.token_bytes(KEY_BYTES))
             path.hardlink_to(temporary)
         finally:
             temporary.unlink(missing_ok=True)

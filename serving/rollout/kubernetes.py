@@ -73,6 +73,9 @@ class KubernetesStore:
             except _FAILURES as error:
                 _log.warning("the API server cannot be reached", error=str(error))
                 self._closed.wait(_PAUSE_S)
+            except Exception as error:  # as a proxy's page in its place; the thread must not end unnoticed
+                _log.warning("the API server's answer makes no sense", error=repr(error)[:500])
+                self._closed.wait(_PAUSE_S)
 
     def _follow_once(self) -> None:
         """One list and one watch; returns when the server ends the watch."""

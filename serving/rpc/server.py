@@ -109,7 +109,7 @@ class RpcServer:
     async def report_health(self, interval_s: float) -> None:
         """Keep `grpc.health.v1` up to date, for ever.
 
-        Services are SERVING while every model can be answered for, and each model, by its name, for itself.
+        Services are SERVING while requests should be sent here, and each model, by its name, for itself.
         """
         status = health_pb2.HealthCheckResponse
         told: dict[str, int] = {}
@@ -120,7 +120,8 @@ class RpcServer:
             current |= {
                 name: status.NOT_SERVING if name in missing else status.SERVING for name in catalog.names()
             }
-            current |= dict.fromkeys(("", *SERVICES), status.NOT_SERVING if missing else status.SERVING)
+            whole = status.SERVING if catalog.can_serve() else status.NOT_SERVING
+            current |= dict.fromkeys(("", *SERVICES), whole)
             for service, state in current.items():
                 if told.get(service) != state:
                     await self._health.set(service, state)

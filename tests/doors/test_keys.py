@@ -16,10 +16,11 @@ import httpx
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from serving import protos
-from serving.callers import WATCH_INTERVAL_S
+from serving.callers import WATCH_INTERVAL_S, WatchedFile
 from serving.cli import build
 from serving.errors import InvalidInput, Unauthenticated
 from serving.keys import Keys, hash_of, new_key, read_keys
@@ -308,6 +309,21 @@ async def test_a_revoked_key_is_soon_refused(replica: ScriptedReplica, key_file:
         await asyncio.to_thread(key_file.write_text, "[[[")
         await asyncio.sleep(2 * WATCH_INTERVAL_S)
         assert (await post(client, bearer(again))).status_code == 200
+
+
+async def test_a_file_that_is_away_is_told_of_once_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"first")
+    watched = WatchedFile(path, bytes.decode)
+    with capture_logs() as lines:
+        for _ in range(2):
+            path.unlink()
+            for _ in range(3):
+                await watched.refresh()
+            path.write_bytes(b"first")
+            await watched.refresh()
+    assert watched.value == "first"
+    assert [line["error"] for line in lines] == [f"cannot read {path}: No such file or directory"] * 2
 
 
 async def test_each_key_has_its_own_rate_and_concurrency(replica: ScriptedReplica, key_file: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
+import structlog
 
 from serving.keys import new_key
 from serving.keys_command import _write
+from serving.logs import configure_logging
+from serving.rest.boundary import Boundary
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.support.processes import started
 
@@ -59,3 +66,34 @@ async def test_of_a_broken_form_only_that_there_was_one_is_logged(replica: Scrip
         await live.end()
     assert any('"outcome": "invalid-input"' in line for line in live.errors)
     assert not any("invalid character" in line for line in live.errors)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_a_fault_is_logged_with_its_frames_and_without_what_they_hold(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, _ = new_key("camera", ["classify"])
+    image = grey_png(9)
+
+    async def faulty(scope: Any, _receive: Any, _send: Any) -> None:
+        credential, body = dict(scope["headers"])[b"x-api-key"], image
+        raise RuntimeError(f"{len(credential) + len(body)} bytes, and a fault")
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/classify",
+        "headers": [(b"x-api-key", key.encode()), (b"content-length", b"0")],
+    }  # fmt: skip
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    try:
+        configure_logging()
+        await Boundary(faulty, lambda: False)(scope, asyncio.Future, send)
+    finally:
+        structlog.reset_defaults()
+    written = capsys.readouterr().err
+    assert "in faulty" in written if terminal else '"name": "faulty"' in written
+    assert "bytes, and a fault" in written
+    for secret in (key, key.split("_", 2)[2], "x89PNG"):
+        assert secret not in written

@@ -66,6 +66,25 @@ def test_variables_that_look_like_settings_are_told_and_no_errors(monkeypatch: p
     assert settings.load().http_port == 8080
 
 
+@pytest.mark.parametrize("right", ["", 'namespace="sluice"', 'a=~"x.*", b!="\\"}" '])
+def test_a_selector_of_series_is_taken(right: str) -> None:
+    assert settings.load(prometheus_selector=right).prometheus_selector == right.strip()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sluice", "namespace=sluice", '{namespace="sluice"}', 'a="b"} or up{c="d"']
+)
+def test_a_selector_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(InvalidInput, match=r"prometheus_selector: .* are no label matchers of PromQL"):
+        settings.load(prometheus_selector=wrong)
+
+
+def test_rollouts_are_kept_in_one_place(tmp_path: Path) -> None:
+    told = r"in the folder .* \(rollout_store\) or in the namespace sluice \(rollout_namespace\); set one"
+    with pytest.raises(InvalidInput, match=told):
+        settings.load(rollout_store=tmp_path, rollout_namespace="sluice")
+
+
 def test_every_setting_says_why() -> None:
     """A word under each limit: the reader of the file must not have to guess."""
     source = Path(settings.__file__).read_text().splitlines()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from k8s.tools import check, crd, metric_names, pin_bases
+from k8s.tools import check, crd, manifests, metric_names, pin_bases
 
 DOCKERFILE = check.K8S.parent / "Dockerfile"
 
@@ -116,16 +116,35 @@ MISTAKES = {
         "base/model-server/deployment.yaml", "PeriodSeconds: 60", "PeriodSeconds: 20", "local",
         "terminationGracePeriodSeconds is 20; preStop and a drain of 30 s take 50",
     ),
+    "scrape that is not encrypted": Mistake(
+        "components/tls/kustomization.yaml", "value: https\n      - op: add", "value: http\n      - op: add",
+        "production with TLS", "PodMonitor/gateway: it scrapes by plain HTTP a gateway that takes TLS",
+    ),
+    "port that is called unencrypted": Mistake(
+        "components/tls/kustomization.yaml", "path: /spec/ports/1/appProtocol\n        value: https",
+        "path: /spec/ports/1/appProtocol\n        value: kubernetes.io/h2c", "production with TLS",
+        "Service/gateway: port grpc is called kubernetes.io/h2c, and the gateway takes TLS",
+    ),
+    "probe that is not encrypted": Mistake(
+        "components/tls/kustomization.yaml", "livenessProbe/httpGet/scheme\n        value: HTTPS",
+        "livenessProbe/httpGet/scheme\n        value: HTTP", "local with TLS",
+        "Deployment/gateway: gateway: livenessProbe asks by plain HTTP a gateway that takes TLS",
+    ),
     "script that is no shell": Mistake(
         "components/store-s3/sync.sh", "\ndone", "\nend", "GPUs, models from S3",
         "/etc/store-sync/sync.sh: sh:",
+    ),
+    "folder of replicas' models that is not theirs": Mistake(
+        "components/store-gcs/kustomization.yaml", "value: gs://sluice-models", "value: /models",
+        "GPUs, models from GCS",
+        "rollouts have replicas look for model 'digits' in /models/digits; it is in gs://sluice-models/digits",
     ),
     "plan with a word that is none": Mistake(
         "components/rollouts/plan.yaml", "on_new_version: hold", "on_new_version: wait", "local",
         "/etc/rollout-plan/plan.yaml:3: on_new_version: input should be 'hold' or 'rollout'",
     ),
     "right that is too wide": Mistake(
-        "base/gateway/rbac.yaml", 'verbs: ["get", "list", "watch", "patch"]', 'verbs: ["*"]', "local",
+        "base/gateway/rbac.yaml", 'verbs: ["list", "watch", "patch"]', 'verbs: ["*"]', "local",
         "Role/gateway: a rule grants *",
     ),
 }  # fmt: skip
@@ -142,6 +161,25 @@ def test_a_mistake_is_found(name: str, tmp_path: Path) -> None:
     file.write_text(text.replace(mistake.right, mistake.wrong))
     found = list(check.faults(mistake.combination, k8s, tmp_path / "scratch"))
     assert any(mistake.found_as in fault for fault in found), found
+
+
+@pytest.mark.parametrize("name", ["GPUs, models from GCS", "GPUs, models from S3"])
+def test_a_replica_may_reach_the_bucket_that_it_reads(name: str, tmp_path: Path) -> None:
+    documents = manifests.build(check.folder_of(name, check.K8S, tmp_path))
+    (replica,) = [
+        each["spec"]["template"]["metadata"]["labels"]
+        for each in manifests.of_kind(documents, "Deployment")
+        if each["metadata"]["name"] == "model-server"
+    ]
+    policies = [
+        each["spec"]
+        for each in manifests.of_kind(documents, "NetworkPolicy")
+        if each["spec"]["podSelector"].get("matchLabels", {}).items() <= replica.items()
+    ]
+    denied = [each for each in policies if "Egress" in each["policyTypes"] and "egress" not in each]
+    assert denied, "where nothing is denied this test says nothing"
+    to_anywhere = [rule for each in policies for rule in each.get("egress", ()) if "to" not in rule]
+    assert {"port": 443} in [port for rule in to_anywhere for port in rule["ports"]]
 
 
 def test_a_broken_overlay_is_a_fault_and_no_crash(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import typer.main
+import yaml
 
 from k8s.tools import check, manifests, metric_names
 from serving import capacity, cli
@@ -65,7 +66,7 @@ def test_every_target_of_make_is_there() -> None:
 def test_every_folder_and_file_is_there() -> None:
     paths = set(re.findall(r"\b(?:k8s|serving|tests|docs)/[\w./-]+\w", GUIDE))
     assert len(paths) >= 8
-    for path in paths - {"k8s/overlays/mine"}:  # what a reader makes
+    for path in paths - {"k8s/overlays/mine", "k8s/overlays/large"}:  # what a reader makes
         assert (REPOSITORY / path).exists(), path
     for component in re.findall(r"`components/([\w-]+)`", GUIDE):
         assert (check.K8S / "components" / component).is_dir(), component
@@ -97,6 +98,39 @@ def test_every_alert_has_a_section() -> None:
                 if "operations.md" in runbook:
                     named.add(runbook.partition('"')[2].rstrip('"'))
     assert named <= sections
+
+
+def test_replicas_of_their_own_for_some_models_are_made_as_the_guide_says(tmp_path: Path) -> None:
+    k8s = tmp_path / "k8s"
+    shutil.copytree(check.K8S, k8s, ignore=shutil.ignore_patterns("tools", "__pycache__"))
+    (given,) = [text for text in _BLOCK.findall(GUIDE) if "nameSuffix" in text]
+    production = yaml.safe_load((k8s / "overlays/production/kustomization.yaml").read_text())
+    production["components"].remove("../../components/rollouts-cluster")
+    folders = {"mine": yaml.safe_dump(production), "large": given, "both": "resources: [../mine, ../large]"}
+    for name, text in folders.items():
+        (k8s / "overlays" / name).mkdir()
+        (k8s / "overlays" / name / "kustomization.yaml").write_text(f"{text}\nnamespace: sluice\n")
+    own = (k8s / "base/model-server/models.config").read_text().replace("digits", "letters")
+    (k8s / "overlays/large/models.config").write_text(own)
+    assert list(check.faults(str(k8s / "overlays/both"))) == []
+    documents = manifests.build(k8s / "overlays/both")
+    (policy,) = [
+        each["spec"]["podSelector"]["matchLabels"].items()
+        for each in manifests.of_kind(documents, "NetworkPolicy")
+        if each["metadata"]["name"] == "model-server"
+    ]
+    labels = [
+        each["spec"]["template"]["metadata"]["labels"].items()
+        for each in manifests.of_kind(documents, "Deployment")
+    ]
+    assert sum(policy <= each for each in labels) == 2, "gateways may ask the replicas of both"
+    text = (k8s / "overlays/large/kustomization.yaml").read_text()
+    (k8s / "overlays/large/kustomization.yaml").write_text(text.replace("-server-large}", "-server}"))
+    found = list(check.faults(str(k8s / "overlays/both")))
+    assert (
+        "Deployment/model-server-large: its pods are selected by PodDisruptionBudget/model-server and by "
+        "PodDisruptionBudget/model-server-large"
+    ) in found
 
 
 def test_links_within_the_guide_lead_somewhere() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +44,8 @@ from serving.rollout.store import FileStore
 from serving.routing import Route, Split
 from serving.telemetry import GRACE_S, Metrics
 from serving.tracing import child_of
-from tests.support.fake_replica import FakeReplica, running
+from tests.rollout.stored import new_rollout
+from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 
 PATH = "/v1/models/digits:classify"
@@ -116,21 +119,43 @@ async def test_the_page_parses_in_both_formats_and_has_exemplars_in_one(accept: 
         assert not any("_created" in line for line in got.text.splitlines())
 
 
-class AwayDesk(Desk):
-    """A desk whose store cannot be read."""
+class NotingDesk(Desk):
+    """A desk that notes how often its store is read, and in which threads; and whose store may be away."""
+
+    away = False
+    reads = 0
 
     def newest(self) -> list[Rollout]:
-        raise Unavailable("the API server of the cluster has not answered yet")
+        assert threading.current_thread() is not threading.main_thread(), "the event loop waits for a disk"
+        self.reads += 1
+        if self.away:
+            raise Unavailable("the API server of the cluster has not answered yet")
+        return [new_rollout()]
 
 
-async def test_rollouts_that_cannot_be_read_cost_no_other_metric(tmp_path: Path) -> None:
+async def test_a_scrape_waits_for_no_store_and_tells_what_was_known_while_it_is_away(tmp_path: Path) -> None:
     async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+
+        async def info() -> bool:
+            got = await client.get("/metrics")
+            assert got.status_code == 200
+            assert "\nsluice_requests_in_flight 0.0\n" in got.text
+            seen = "\nsluice_rollout_seen_timestamp_seconds{" in got.text
+            assert seen == ("\nsluice_rollout_info{" in got.text)
+            return seen
+
         receipts = Receipts(b"key", up.gateway.steering, up.gateway.steering.memory)
-        up.gateway.desk = AwayDesk(FileStore(tmp_path), receipts, Plan())
-        got = await client.get("/metrics")
-    assert got.status_code == 200
-    assert "\nsluice_requests_in_flight 0.0\n" in got.text
-    assert "\nsluice_rollout_info{" not in got.text
+        up.gateway.desk = desk = NotingDesk(FileStore(tmp_path), receipts, Plan())
+        desk.away = True
+        await until(lambda: desk.reads > 0)
+        assert not await info()
+        desk.away = False
+        async with asyncio.timeout(60):
+            while not await info():
+                await asyncio.sleep(0.05)
+        desk.away, reads = True, desk.reads
+        await until(lambda: desk.reads > reads)
+        assert await info()
 
 
 async def test_five_models_with_three_versions_of_a_thousand_classes_stay_small() -> None:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from k8s.dashboards.__main__ import FOLDER, texts
-from k8s.tools.check import K8S
+from k8s.tools import manifests
+from k8s.tools.check import K8S, folder_of
 from tests.observability.scene import RULES, have_prometheus, write_rules
 
 RUNBOOK = (K8S.parent / "docs" / "runbook.md").read_text()
@@ -44,6 +45,34 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
     cases = tmp_path / "cases.yml"
     cases.write_text(CASES.read_text())
     assert "SUCCESS" in promtool("test", "rules", str(cases))
+
+
+@needs_promtool
+def test_replicas_are_scaled_by_a_number_also_where_nobody_asks(tmp_path: Path) -> None:
+    documents = manifests.build(folder_of("KEDA", K8S, tmp_path))
+    (query,) = [
+        trigger["metadata"]["query"]
+        for each in manifests.of_kind(documents, "ScaledObject")
+        if each["metadata"]["name"] == "model-server"
+        for trigger in each["spec"]["triggers"]
+    ]
+    labels = 'namespace="sluice",stage="queue"'
+
+    def case(growing: str, expected: float) -> dict[str, Any]:
+        return {
+            "interval": "15s",
+            "input_series": [
+                {"series": f'sluice_stage_duration_seconds_bucket{{{labels},le="{le}"}}', "values": values}
+                for le, values in (("0.05", "7x20"), ("0.1", f"7+{growing}x20"), ("+Inf", f"7+{growing}x20"))
+            ],
+            "promql_expr_test": [
+                {"expr": query, "eval_time": "4m", "exp_samples": [{"labels": "{}", "value": expected}]}
+            ],
+        }
+
+    path = tmp_path / "cases.yml"
+    path.write_text(yaml.safe_dump({"tests": [case("0", 0.0), case("10", 0.0975)]}))
+    assert "SUCCESS" in promtool("test", "rules", str(path))
 
 
 def test_every_alert_is_tested_both_ways() -> None:

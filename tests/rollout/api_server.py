@@ -22,6 +22,14 @@ _PATH = re.compile(
     r"(?:/(?P<name>[^/]+))?(?P<status>/status)?$"
 )
 _KINDS = {"modelrollouts": "ModelRollout", "leases": "Lease"}
+# Method, and whether it names an object -> the verb of it.
+_VERBS = {
+    ("GET", False): "list",
+    ("GET", True): "get",
+    ("POST", False): "create",
+    ("PUT", True): "update",
+    ("PATCH", True): "patch",
+}
 
 
 class Refused(Exception):
@@ -37,7 +45,9 @@ class ApiServer:
         conflicts: How many writes were refused because they built on an old version.
         watches: How many watches were begun.
         gone: How many of them were answered 410.
+        masked: Whether the next watch gets a proxy's page in the server's place, once.
         overtake: Whether somebody else writes just before the next status is written, once.
+        asked: What was asked for over HTTP, as a Role names it: resources, some with `/status`, and verbs.
     """
 
     def __init__(self) -> None:
@@ -51,6 +61,8 @@ class ApiServer:
         self.watches = 0
         self.gone = 0
         self.overtake = False
+        self.masked = False
+        self.asked: set[tuple[str, str]] = set()
         self.url = ""
 
     def drop_watches(self) -> None:
@@ -176,7 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             plural, name, state = found["plural"], found["name"], self.state
-            if self.command == "GET" and name is None and query.get("watch") in ("true", "1"):
+            is_watch = self.command == "GET" and name is None and query.get("watch") in ("true", "1")
+            with state.lock:
+                verb = "watch" if is_watch else _VERBS[self.command, name is not None]
+                state.asked.add((plural + (found["status"] or ""), verb))
+            if is_watch:
                 self._stream(state.watch(plural, int(query.get("resourceVersion", 0)), 60.0))
                 return
             self._answer(200, self._do(plural, name, bool(found["status"])))
@@ -218,6 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
+        if self.state.masked:
+            self.state.masked = False
+            self.wfile.write(b"<html>a proxy is well, and what is behind it is not</html>\n")
+            return
         for event in events:
             self.wfile.write(json.dumps(event).encode() + b"\n")
             self.wfile.flush()

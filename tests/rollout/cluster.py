@@ -34,6 +34,7 @@ from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 
 NAMESPACE = "serving"
+SELECTOR = f'namespace="{NAMESPACE}"'
 
 
 @dataclass
@@ -54,8 +55,9 @@ class Scraper:
 
     def answer(self, query: str) -> list[dict[str, Any]]:
         found = re.fullmatch(
-            r'sum by \(instance, worker, name\) \(sluice_rollout_events_total\{model="(\w+)"\}\)'
-            r" or sum by \(instance, worker\) \(sluice_requests_in_flight\{\}\)",
+            r"sum by \(instance, worker, name\) \(sluice_rollout_events_total"
+            rf'\{{model="(\w+)", {SELECTOR}\}}\)'
+            rf" or sum by \(instance, worker\) \(sluice_requests_in_flight\{{{SELECTOR}\}}\)",
             query,
         )
         assert found is not None, query
@@ -169,6 +171,7 @@ async def cluster_scene(
     values: dict[str, Any] = {
         "rollout_namespace": NAMESPACE,
         "prometheus_url": prometheus.url,
+        "prometheus_selector": SELECTOR,
         "rollout_interval_s": 0.2,
     }
     async with AsyncExitStack() as stack:

@@ -9,11 +9,18 @@ from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 
+from k8s.tools.check import K8S
+from serving.errors import InvalidInput
+from serving.main import new_metrics
+from serving.rollout.assembly import shared_by
 from serving.rollout.explain import replay
 from serving.rollout.machine import Phase
+from serving.rollout.steering import Steering
+from serving.settings import Settings
 from tests.rollout.api_server import ApiServer, api_server
-from tests.rollout.cluster import ClusterScene, Scraper, cluster_scene, kubeconfig, scraping
+from tests.rollout.cluster import NAMESPACE, ClusterScene, Scraper, cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, VersionedReplica
 from tests.support.fake_replica import Refusal, running, until
 from tests.support.gateways import counted
@@ -166,3 +173,29 @@ async def test_nothing_is_promoted_blind_and_a_deleted_object_undoes_nothing(
         await until(lambda: len(scene.answered) > answered + 40)
         assert {version for _, version in scene.answered[answered + 2 :]} == {2}
         assert all(config == [2] for config in replica.configs[seen:])
+
+
+async def test_a_gateway_may_do_what_it_does_and_nothing_else(server: ApiServer, prometheus: Scraper) -> None:
+    async with cluster_scene(server, prometheus, VersionedReplica(), callers=4) as scene:
+        scene.begin(PLAN | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        await scene.reached(Phase.CANARY)
+        server.patch("modelrollouts", scene.rollout.id, {"spec": {"command": "promote"}})
+        assert (await scene.until_finished()).state.phase is Phase.PROMOTED
+    documents = yaml.safe_load_all((K8S / "base/gateway/rbac.yaml").read_text())
+    (role,) = [each for each in documents if each["kind"] == "Role"]
+    may = {
+        (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
+    }
+    assert may == server.asked
+
+
+def test_a_key_that_could_be_guessed_is_refused(server: ApiServer, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"")
+    loaded = Settings(rollout_namespace=NAMESPACE, prometheus_url=server.url, feedback_key_file=key)
+    told = "key holds 0 bytes; what signs prediction ids is 32 random ones"
+    with pytest.raises(InvalidInput, match=told), shared_by(loaded, Steering(), new_metrics()):
+        pytest.fail("anybody could sign ids")
+    key.write_bytes(bytes(32))
+    with shared_by(loaded, Steering(), new_metrics()) as shared:
+        assert shared.receipts.issue("digits", 1, "7", routed=False)

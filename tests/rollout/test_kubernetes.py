@@ -119,12 +119,14 @@ def test_a_write_that_others_overtook_is_the_servers_to_refuse(server: ApiServer
         assert server.conflicts == 1
 
 
-@pytest.mark.parametrize("fault", ["drop", "gone"])
+@pytest.mark.parametrize("fault", ["drop", "gone", "masked"])
 def test_watches_that_end_begin_again(server: ApiServer, fault: str) -> None:
     with followed(server) as store:
         until(lambda: server.watches == 1)
-        if fault == "drop":
+        server.masked = fault == "masked"
+        if fault in ("drop", "masked"):
             server.drop_watches()
+            until(lambda: not server.masked)
         else:
             server.forget_events()
         asked_for(server)

@@ -38,7 +38,10 @@ from serving.rollout.record import Rollout
 from serving.rollout.steering import Steering
 from serving.rollout.verdict import Outcome, Reason
 from serving.routing import Route, Split
+from tests.rollout.replicas import VersionedReplica
 from tests.rollout.stored import new_rollout
+from tests.support.fake_replica import running, until
+from tests.support.processes import started
 
 
 @pytest.mark.parametrize(
@@ -370,3 +373,27 @@ def test_every_gateway_exports_from_its_start_what_it_is_known_by() -> None:
 def test_a_prometheus_that_does_not_answer_is_unavailable(answer: Any, status: int) -> None:
     with prometheus(answer, status) as (url, _), pytest.raises(Unavailable, match="cannot be asked"):
         PrometheusCounts(url).collect("digits")
+
+
+class ToldWhere(VersionedReplica):
+    """Notes where it is told to find a model."""
+
+    base_path = ""
+
+    async def reload(self, request: Any) -> Any:
+        self.base_path = request.config.model_config_list.config[0].base_path
+        return await super().reload(request)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("folder", ["gs://models", "/srv/models"])
+async def test_replicas_are_told_the_folder_or_the_bucket_that_the_setting_names(
+    folder: str, workers: int, tmp_path: Path
+) -> None:
+    replica = ToldWhere()
+    async with running(replica):
+        arguments = ["gateway", f"--replica={replica.address}", "--model=digits", f"--workers={workers}"]
+        environment = {"SLUICE_REPLICA_MODELS_DIR": folder, "SLUICE_ROLLOUT_STORE": str(tmp_path / "store")}
+        async with started(arguments, environment):
+            await until(lambda: bool(replica.base_path))
+    assert replica.base_path == f"{folder}/digits"
