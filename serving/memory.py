@@ -193,7 +193,8 @@ def give_back_memory() -> bool:
 
 def share_arenas() -> bool:
     """Have all threads share malloc's few arenas, before the first of them starts; False where the C library
-    cannot. Each arena keeps what its threads have used at most."""
+    cannot. Each arena keeps what its threads have used at most.
+    """
     return _mallopt(_M_ARENA_MAX, ARENAS)
 
 
