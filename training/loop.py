@@ -79,7 +79,8 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
     """Trains one variant; the model comes back with the weights of its best epoch.
 
     Every epoch ends with validation, a report and a checkpoint; only the chief of several workers does the
-    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number.
+    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, and
+    when there is no memory.
     """
     replicas = run.distribution.replicas
     if values.batch_size % replicas:
@@ -101,8 +102,13 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
         state = _State()
         if run.resume and run.checkpoint:
             state = _State.restored(run.checkpoint, model) or state
-        if not state.finished:
-            _epochs(model, state, problem, values, steps_per_epoch, run)
+        try:
+            if not state.finished:
+                _epochs(model, state, problem, values, steps_per_epoch, run)
+        except tf.errors.ResourceExhaustedError as error:
+            raise TrainingError(
+                f"there is no memory to train on batches of {values.batch_size}; lower --batch-size"
+            ) from error
         model.set_weights(state.best)
     return model, state.history
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from training import recipes
 from training.checkpoint import Checkpoint
@@ -157,6 +158,27 @@ def test_a_validation_loss_that_is_no_number_ends_the_run() -> None:
     problem = dataclasses.replace(plan.problem, validation=Examples(broken, validation.targets))
     with pytest.raises(TrainingError, match="val_loss is nan in epoch 1; lower --learning-rate"):
         run_of(dataclasses.replace(plan, problem=problem))
+
+
+class Hungry(keras.Model):  # type: ignore[misc]
+    """Fails in a step of training as TensorFlow does when there is no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def train_step(self, data: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, f"OOM when allocating tensor with shape {data}")
+
+
+def test_a_batch_that_does_not_fit_into_memory_ends_the_run() -> None:
+    plan = small_plan("simple-dense", examples=None)
+    variant = dataclasses.replace(plan.variants["simple-dense"], build=Hungry)
+    with pytest.raises(TrainingError, match="no memory to train on batches of 32; lower --batch-size"):
+        run_of(dataclasses.replace(plan, variants={"simple-dense": variant}))
 
 
 def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
