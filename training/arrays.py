@@ -30,11 +30,11 @@ class ImageData:
         return height, width, channels
 
     def limited(self, examples: int | None) -> ImageData:
-        """At most so many training examples, drawn alike from every class; None takes all."""
+        """About so many training examples: the same share of every class, one at least; None takes all."""
         if examples is None or examples >= len(self.train_classes):
             return self
-        share = examples / len(self.train_classes)
-        _, kept = split_by_class(self.train_classes, share, SPLIT_SEED)
+        left_out = 1 - examples / len(self.train_classes)
+        kept, _ = split_by_class(self.train_classes, left_out, SPLIT_SEED)
         return replace(self, train_images=self.train_images[kept], train_classes=self.train_classes[kept])
 
 

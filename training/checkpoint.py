@@ -57,7 +57,7 @@ class Checkpoint:
     def restore(self, model: keras.Model) -> tuple[History, Weights, bool] | None:
         """Puts the state into a built, compiled model; None without a file, else (history, best, finished).
 
-        Raises `BadInput` if the file is of a run with other settings, or is no checkpoint.
+        Raises `BadInput` if the file is of a run with other settings or another model, or is no checkpoint.
         """
         if not self.path.exists():
             return None
@@ -65,12 +65,20 @@ class Checkpoint:
             with np.load(self.path, allow_pickle=False) as archive:
                 arrays = dict(archive)
             found, state = str(arrays["settings"]), json.loads(str(arrays["state"]))
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise BadInput(f"{self.path} is no checkpoint ({error}); remove it to start afresh") from error
         if found != self.settings:
             raise BadInput(f"{self.path} is of other settings: {_difference(found, self.settings)}")
-        for name, target in (("model", model), ("optimizer", model.optimizer)):
-            for index, variable in enumerate(target.variables):
+        holders = {"model": model, "optimizer": model.optimizer}
+        shapes = {
+            f"{name}/{index}": tuple(variable.shape)
+            for name, holder in holders.items()
+            for index, variable in enumerate(holder.variables)
+        }
+        if shapes != {key: arrays[key].shape for key in arrays if key.partition("/")[0] in holders}:
+            raise BadInput(f"{self.path} is of another model than this one; remove it to start afresh")
+        for name, holder in holders.items():
+            for index, variable in enumerate(holder.variables):
                 variable.assign(arrays[f"{name}/{index}"])
         best = [arrays[f"best/{index}"] for index in range(len(model.get_weights()))]
         return History(**state["history"]), best, bool(state["finished"])

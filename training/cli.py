@@ -48,7 +48,7 @@ def train(
 
     The version appears whole, by one rename, after it was loaded and tried as TensorFlow Serving would.
     """
-    console = Console()
+    console = _console()
     with _user_errors():
         preset(recipe)
         options = Options(
@@ -76,11 +76,11 @@ def train(
 
         published = job.train(recipe, options, console)
     if published is None:
-        console.print("this worker is done; the chief publishes", highlight=False)
+        console.print("this worker is done; the chief publishes")
         return
     _print_metrics(console, published.card["metrics"])
-    console.print(f"published {published.folder}", highlight=False, soft_wrap=True)
-    console.print(f"next: sluice serve --models {out}", highlight=False, soft_wrap=True)
+    console.print(f"published {published.folder}", soft_wrap=True)
+    console.print(f"next: sluice serve --models {out}", soft_wrap=True)
 
 
 def publish(
@@ -99,13 +99,15 @@ def publish(
 
     A .keras file is loaded without running code in it: Lambda layers must name registered functions.
     """
-    console = Console()
+    console = _console()
     with _user_errors(), _quiet_tensorflow():
         from training import foreign
 
         published = foreign.publish_file(path, out, name, labels, pixel_scale, freeze)
-    console.print(f"published {published.folder}", highlight=False, soft_wrap=True)
-    console.print(f"next: sluice serve --models {out}", highlight=False, soft_wrap=True)
+    for note in published.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"published {published.folder}", soft_wrap=True)
+    console.print(f"next: sluice serve --models {out}", soft_wrap=True)
 
 
 def recipes() -> None:
@@ -113,7 +115,7 @@ def recipes() -> None:
     table = Table("recipe", "shows", "data", "expect on two cores")
     for entry in PRESETS.values():
         table.add_row(entry.name, entry.shows, entry.data, entry.expect)
-    Console().print(table)
+    _console().print(table)
 
 
 def evaluate(
@@ -123,7 +125,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print all the metrics as JSON.")] = False,
 ) -> None:
     """Judge a published version on held-out examples, run as it is served."""
-    console = Console()
+    console = _console()
     with _user_errors(), _quiet_tensorflow():
         from training.curves import draw_confusion
         from training.published import examine
@@ -151,7 +153,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compare two versions on the same held-out examples by McNemar's exact test."""
-    console = Console()
+    console = _console()
     with _user_errors(), _quiet_tensorflow():
         from training.published import compare as compare_versions
 
@@ -165,11 +167,10 @@ def compare(
         (result["only_first_right"], result["only_second_right"]),
         strict=True,
     ):
-        console.print(f"{path}: accuracy {accuracy:.4f}, alone right {alone} times", highlight=False)
+        console.print(f"{path}: accuracy {accuracy:.4f}, alone right {alone} times")
     verdict = "they differ" if result["p_value"] < 0.05 else "no difference is shown"
     console.print(
         f"{result['examples']} examples, p = {result['p_value']:.4g}: {verdict} at the 5 % level",
-        highlight=False,
     )
 
 
@@ -178,15 +179,20 @@ def inspect(model: flags.Version) -> None:
     with _user_errors(), _quiet_tensorflow():
         from training.inspection import show
 
-        show(model, Console())
+        show(model, _console())
+
+
+def _console() -> Console:
+    """A console that prints what it is given: names of files and classes may have brackets and colons."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
     for name, value in metrics.get("variants", {}).items():
-        console.print(f"  {name}: {value:.4f}", highlight=False)
+        console.print(f"  {name}: {value:.4f}")
     for name, value in metrics.items():
         if isinstance(value, float):
-            console.print(f"{name.replace('held_out_', 'held-out ')} {value:.4f}", highlight=False)
+            console.print(f"{name.replace('held_out_', 'held-out ')} {value:.4f}")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from training.errors import BadInput
 
 # Of MNIST's 54,000 digits 9 epochs in batches of 64 are as good as 30; 30 of the small ones are a tenth.
 MOST_STEPS = 8_000
+HIGHEST_SEED = 2**32 - 1  # what NumPy's generators take
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 # A model's name is a folder's, and stands in the paths of the gateway's API.
@@ -47,7 +48,7 @@ class Options:
     """What the user may choose; None leaves what the preset or the data say.
 
     Raises:
-        BadInput: what could not be published in the end, said before anything is trained.
+        BadInput: a name, seed or precision that cannot be.
     """
 
     data: str | None = None
@@ -70,8 +71,10 @@ class Options:
     strategy: str = "none"
 
     def __post_init__(self) -> None:
-        check_name(self.name)
-        check_folder(self.out)
+        if self.name is not None:
+            check_name(self.name)
+        if self.seed is not None and not 0 <= self.seed <= HIGHEST_SEED:
+            raise BadInput(f"the seed is {self.seed}; it must be within 0..{HIGHEST_SEED}")
         for precision in (self.precision, self.mixed_precision):
             if precision not in (None, *PRECISIONS):
                 raise BadInput(f"there is no precision {precision!r}; there are: {', '.join(PRECISIONS)}")
@@ -236,16 +239,19 @@ def preset(name: str) -> Preset:
     raise BadInput(f"there is no recipe {name!r}; {hint}")
 
 
-def check_name(name: str | None) -> None:
-    """Raises BadInput for what cannot be the name of a model; None leaves it to the data or the recipe."""
-    if name is not None and not _NAME.fullmatch(name):
-        raise BadInput(f"{name!r} is no name for a model: letters, digits, `_`, `.`, `-`, no dot in front")
+def check_name(name: str) -> None:
+    """Raises BadInput for what cannot be the name of a model."""
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{name!r} is no name for a model: letters, digits, `_`, `.`, `-`, no dot in front;"
+            " choose one with --name"
+        )
 
 
-def check_folder(models: Path) -> None:
-    """Raises BadInput if nothing can be written into a folder of models, which need not be there yet."""
-    there = next(each for each in (models, *models.absolute().parents) if each.exists())
+def check_folder(flag: str, folder: Path) -> None:
+    """Raises BadInput if nothing can be written into the folder of a flag, which need not be there yet."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir():
-        raise BadInput(f"--out {models}: {there} is no folder")
+        raise BadInput(f"{flag} {folder}: {there} is no folder")
     if not os.access(there, os.W_OK):
-        raise BadInput(f"--out {models}: {there} may not be written to")
+        raise BadInput(f"{flag} {folder}: {there} may not be written to")

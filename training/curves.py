@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 mpl.rcParams["figure.dpi"] = 100
+mpl.rcParams["text.parse_math"] = False  # a label may have dollar signs of its own
 
 
 def draw_curves(path: Path, title: str, epochs: list[dict[str, float]]) -> None:
@@ -24,7 +25,7 @@ def draw_curves(path: Path, title: str, epochs: list[dict[str, float]]) -> None:
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def draw_confusion(path: Path, title: str, metrics: dict[str, Any]) -> None:
@@ -44,4 +45,4 @@ def draw_confusion(path: Path, title: str, metrics: dict[str, Any]) -> None:
     for row, column in zip(*np.nonzero(matrix), strict=True):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, format="png")

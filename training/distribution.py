@@ -49,8 +49,13 @@ def distribution(name: str) -> Distribution:
         devices = [device.name for device in tf.config.list_logical_devices("GPU")]
         devices = devices or [device.name for device in tf.config.list_logical_devices("CPU")]
         return Distribution(tf.distribute.MirroredStrategy(devices))
-    task = _task(os.environ.get("TF_CONFIG"))
-    return Distribution(tf.distribute.MultiWorkerMirroredStrategy(), chief=task == ("worker", 0))
+    config = os.environ.get("TF_CONFIG")
+    task = _task(config)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:  # an address that is none, or that another process listens on
+        raise BadInput(f"TF_CONFIG cannot be used ({error.message}): {config}") from error
+    return Distribution(strategy, chief=task == ("worker", 0))
 
 
 def _task(config: str | None) -> tuple[str, int]:
@@ -62,7 +67,7 @@ def _task(config: str | None) -> tuple[str, int]:
     try:
         read = json.loads(config)
         kind, index = str(read["task"]["type"]), int(read["task"]["index"])
-        read["cluster"][kind][index]
+        range(len(read["cluster"][kind])).index(index)
     except (ValueError, LookupError, TypeError) as error:
         raise BadInput(f"TF_CONFIG cannot be used ({error!r}): {config}") from error
     return ("worker", 0) if kind == "chief" else (kind, index + ("chief" in read["cluster"]))

@@ -40,7 +40,7 @@ ImageSize = Annotated[
     ),
 ]
 Examples = Annotated[
-    int | None, typer.Option(min=1, help="Train on so many examples only.", show_default="all")
+    int | None, typer.Option(min=1, help="Train on about so many examples only.", show_default="all")
 ]
 Epochs = Annotated[
     int | None,

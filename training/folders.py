@@ -1,7 +1,7 @@
 """Images in a folder or a zip: one sub-folder a class, or `train/` and `test/` with them.
 
-The sub-folders' names become the labels, in sorted order. Files that cannot be decoded are counted, named and
-left out.
+The sub-folders' names become the labels, in sorted order. Files that cannot be decoded, or that lie in no
+class's folder, are counted, named and left out.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from training import decoding
 from training.arrays import HELD_OUT, SPLIT_SEED, ImageData, split_by_class
 from training.errors import BadInput
 
-_NAMED_FILES = 5  # how many unreadable files a note names
-_TEST_FOLDERS = ("test", "val", "validation")
+_NAMED_FILES = 5  # how many of the files left out a note names
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+_ENCRYPTED = 1  # a bit of a zip member's flags
 _LARGEST_COMMON_SIDE = 224
 _MIXED_SIDE = 64
 
@@ -30,11 +32,12 @@ Members = list[tuple[str, str]]  # (file, label)
 
 @dataclass
 class _Survey:
-    """What the headers of the images say, and the files that cannot be read."""
+    """What the headers of the images say, and the files that are left out."""
 
     kinds: Counter[tuple[tuple[int, int], str]] = field(default_factory=Counter)
     colour: bool = False
     unreadable: list[str] = field(default_factory=list)
+    stray: list[str] = field(default_factory=list)
 
     def size(self) -> tuple[int, int]:
         """Height and width that suit all the images."""
@@ -59,8 +62,8 @@ def image_folder(
         channels: 1 or 3; None takes 3 if any image has colour.
     """
     files, read = _listing(path)
-    splits, labels = _classes(files, path)
-    survey = _Survey()
+    splits, labels, stray = _classes(files, path)
+    survey = _Survey(stray=stray)
     splits = {split: _surveyed(members, read, survey) for split, members in splits.items()}
     shape = (*(size or survey.size()), channels or (3 if survey.colour else 1))
     arrays = {split: _decode(members, labels, read, shape, survey) for split, members in splits.items()}
@@ -82,31 +85,65 @@ def _listing(path: Path) -> tuple[list[str], Read]:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise BadInput(f"{path}: neither a folder nor a zip file ({error})") from error
-    return sorted(name for name in archive.namelist() if not name.endswith("/")), archive.read
+    if any(member.flag_bits & _ENCRYPTED for member in archive.infolist()):
+        raise BadInput(f"{path}: the zip file asks for a password; unpack it and name the folder")
+
+    def read(member: str) -> bytes:
+        try:
+            return archive.read(member)
+        except Exception as error:  # each way of compression has its own errors for damaged data
+            raise decoding.Undecodable(str(error)) from error
+
+    return sorted(name for name in archive.namelist() if not name.endswith("/")), read
 
 
-def _classes(files: list[str], path: Path) -> tuple[dict[str, Members], tuple[str, ...]]:
-    """(file, label) of each image by split, and all labels sorted."""
+def _classes(files: list[str], path: Path) -> tuple[dict[str, Members], tuple[str, ...], list[str]]:
+    """(file, label) of each image by split, all labels sorted, and the images in no class's folder."""
     paths = [PurePosixPath(name) for name in files if name.lower().endswith(decoding.SUFFIXES)]
     paths = [entry for entry in paths if not any(part.startswith((".", "__MACOSX")) for part in entry.parts)]
-    common = paths[0].parts[:-2] if paths else ()
-    if common and common[-1] in ("train", *_TEST_FOLDERS):
+    common = _common([entry.parts[:-2] for entry in paths if len(entry.parts) > 1])
+    if common and common[-1].lower() in (*_TRAIN_FOLDERS, *_TEST_FOLDERS):
         common = common[:-1]
-    relative = [
-        (entry, entry.parts[len(common) :]) for entry in paths if entry.parts[: len(common)] == common
-    ]
-    split_names = {parts[0] for _, parts in relative if len(parts) > 2}
+    relative = [(str(entry), entry.parts[len(common) :]) for entry in paths]
+    outer = {parts[0] for _, parts in relative if len(parts) > 2}
+    split_of = _splits(outer, path) if any(name.lower() in _TRAIN_FOLDERS for name in outer) else None
     splits: dict[str, Members] = defaultdict(list)
-    for entry, parts in relative:
-        if "train" in split_names and len(parts) > 2:
-            splits["test" if parts[0] in _TEST_FOLDERS else "train"].append((str(entry), parts[1]))
-        elif len(parts) >= 2:
-            splits["train"].append((str(entry), parts[0]))
+    stray = []
+    for file, parts in relative:
+        if split_of is None and len(parts) > 1:
+            splits["train"].append((file, parts[0]))
+        elif split_of is not None and len(parts) > 2:
+            splits[split_of[parts[0]]].append((file, parts[1]))
+        else:
+            stray.append(file)
     labels = tuple(sorted({label for members in splits.values() for _, label in members}))
     if len(labels) < 2:
         found = f"only the class {labels[0]!r}" if labels else "no images"
-        raise BadInput(f"{path}: {found}; it must hold a sub-folder of images for each class, two at least")
-    return dict(splits), labels
+        raise BadInput(
+            f"{path}: {found}; it must hold a sub-folder of images for each class, two at least"
+            f" (images are {', '.join(decoding.SUFFIXES)})"
+        )
+    return dict(splits), labels, stray
+
+
+def _common(folders: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The folders that all of these have in front."""
+    if not folders:
+        return ()
+    first, last = min(folders), max(folders)
+    same = [left == right for left, right in zip(first, last, strict=False)]
+    return first[: (*same, False).index(False)]
+
+
+def _splits(folders: set[str], path: Path) -> dict[str, str]:
+    """What the images in each of these are for: "train" or "test"."""
+    unknown = sorted(name for name in folders if name.lower() not in (*_TRAIN_FOLDERS, *_TEST_FOLDERS))
+    if unknown:
+        raise BadInput(
+            f"{path}: beside the folder of images to train on there is {unknown[0]!r};"
+            f" the images to be held out are in {', '.join(_TEST_FOLDERS)}"
+        )
+    return {name: "train" if name.lower() in _TRAIN_FOLDERS else "test" for name in folders}
 
 
 def _surveyed(members: Members, read: Read, survey: _Survey) -> Members:
@@ -115,7 +152,7 @@ def _surveyed(members: Members, read: Read, survey: _Survey) -> Members:
     for file, label in members:
         try:
             size, mode = decoding.size_and_mode(read(file))
-        except (decoding.Undecodable, zipfile.BadZipFile):
+        except decoding.Undecodable:
             survey.unreadable.append(file)
             continue
         survey.kinds[size, mode] += 1
@@ -134,7 +171,7 @@ def _decode(
     for file, label in members:
         try:
             images[len(classes)] = decoding.to_array(decoding.open_image(read(file)), *shape)
-        except (decoding.Undecodable, zipfile.BadZipFile):
+        except decoding.Undecodable:
             survey.unreadable.append(file)
         else:
             classes.append(numbers[label])
@@ -162,10 +199,11 @@ def _refuse_small_classes(
 
 def _notes(survey: _Survey, shape: tuple[int, int, int]) -> tuple[str, ...]:
     notes = []
-    if survey.unreadable:
-        named = ", ".join(survey.unreadable[:_NAMED_FILES])
-        more = " ..." if len(survey.unreadable) > _NAMED_FILES else ""
-        notes.append(f"{len(survey.unreadable)} unreadable files left out: {named}{more}")
+    left_out = (("images in no class's folder", survey.stray), ("unreadable files", survey.unreadable))
+    for what, files in left_out:
+        if files:
+            more = " ..." if len(files) > _NAMED_FILES else ""
+            notes.append(f"{len(files)} {what} left out: {', '.join(files[:_NAMED_FILES])}{more}")
     if len(survey.kinds) > 1:
         notes.append(f"{len(survey.kinds)} combinations of size and mode, all made {shape}")
     return tuple(notes)

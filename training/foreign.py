@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ from training.models import residual, resnet, vgg, wide_deep  # noqa: F401 - the
 from training.recipes.base import Interface
 from training.releases import GOLDEN_EXAMPLES, Published, release
 from training.signatures import Call
+from training.sources import name_of
 
 _GREY_OR_COLOUR = (1, 3)
+_IMAGE_RANK = 4
+_SUM_TOLERANCE = 0.01  # what half precision may make of a sum of probabilities
+_INSTEAD = "where it was made, `model.export(FOLDER)` writes a SavedModel that can be published"
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ def publish_file(
 ) -> Published:
     """Publishes a `.keras` file or a SavedModel folder as the next version of a model.
 
-    A model of one image input and scores [N, K] becomes an image classifier: `images` uint8 in, multiplied by
-    `pixel_scale`, `scores` out. Any other keeps its own names.
+    A model of one image input and scores [N, K] (its only output, or the one called `scores`) becomes an
+    image classifier: `images` uint8 in, multiplied by `pixel_scale`, `scores` out. Any other keeps its own
+    names.
 
     Args:
         path: the file or folder.
@@ -57,44 +62,61 @@ def publish_file(
         pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
         freeze: fold variables into constants.
     """
+    name = name_of(path) if name is None else name
     check_name(name)
-    check_folder(out)
+    check_folder("--out", out)
     model = _load(path)
-    image = _as_classifier(model, pixel_scale)
+    image = _as_classifier(model, pixel_scale, path)
     if image is None and labels is not None:
         raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
+    if image is None and pixel_scale != 1.0:
+        raise BadInput(f"{path} is no image classifier, so --pixel-scale has nothing to multiply")
+    if image is None and (odd := [key for key in model.inputs if not key.isidentifier()]):
+        raise BadInput(f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`")
     chosen, interface = image or (model, Interface(model.inputs, model.outputs))
     golden = _golden(interface.inputs)
     outputs = chosen.call({key: tf.constant(array) for key, array in golden.items()})
     names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
     exported = Exported(chosen.call, chosen.tracked, interface, golden, model.archive, names, freeze=freeze)
     described = card(
-        model=name or path.stem,
+        model=name,
         recipe="own",
         task="image-classification" if image else "own",
         interface=interface,
         labels=names,
         precision="float32",
     )
-    return release(out / (name or path.stem), exported, described)
+    published = release(out / name, exported, described)
+    return replace(published, notes=_notes(outputs["scores"].numpy()) if image else ())
+
+
+def _notes(scores: NDArray[np.float32]) -> tuple[str, ...]:
+    """What is odd about the scores [N, K] of the examples that the model was proved with."""
+    if scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
+        return ()
+    one = scores[0]
+    note = (
+        f"the scores are no probabilities: those of one image are {one.min():.3g} to {one.max():.3g} and add"
+        f" up to {one.sum():.3g}; they are served as they are; if they are logits, end the model with softmax"
+    )
+    return (note,)
 
 
 def load_archive(path: Path) -> keras.Model:
     """A `.keras` file, without running any code that it may carry."""
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError, KeyError) as error:
+    except Exception as error:  # a damaged archive makes Keras and zipfile raise almost anything
         text = str(error)
-        if "lambda" in text.lower():
+        if "arbitrary code" in text:
             raise BadInput(
-                f"{path} has a Lambda layer that carries Python code, and loading would run it; register the"
-                " function with @keras.saving.register_keras_serializable and save the model again"
+                f"{path} has a Lambda layer that carries Python code, and loading would run it; {_INSTEAD}"
             ) from error
         unknown = re.search(r"Could not locate (class|function) '([^']+)'", text)
         if unknown:
-            reason = f"it needs the {unknown[1]} {unknown[2]}, which is not registered here"
+            reason = f"it needs the {unknown[1]} {unknown[2]}, which is not registered here; {_INSTEAD}"
         else:
-            reason = text.strip().partition("\n")[0]
+            reason = text.rpartition("Exception encountered: ")[2].strip().partition("\n")[0]
         raise BadInput(f"{path} cannot be loaded: {reason}") from error
 
 
@@ -121,16 +143,35 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
         named = {model.inputs[0].name: model.inputs[0]} if len(model.inputs) == 1 else model.input
         if not isinstance(named, dict):
             raise BadInput(f"{path} takes a list of inputs; several inputs must be a dictionary, by name")
-        specs = {name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in named.items()}
+        # Keras notes the size of the batch that a model without an Input was first called with
+        specs = {
+            name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name)
+            for name, tensor in named.items()
+        }
     else:
         shape = (model.get_build_config() or {}).get("input_shape")
         if not isinstance(shape, (list, tuple)) or isinstance(shape[0], (list, tuple)):
             raise BadInput(f"{path} does not say what shape it takes; build it on one input before saving it")
         specs = {"inputs": tf.TensorSpec((None, *shape[1:]), tf.float32, "inputs")}
-    if any(side is None for spec in specs.values() for side in spec.shape[1:]):
-        raise BadInput(f"{path} takes inputs of any size; only the first dimension may be open")
+    _check_shapes(specs, path)
     probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
+    if isinstance(probe, (list, tuple)):
+        raise BadInput(f"{path} answers a list of outputs; several outputs must be a dictionary, by name")
     return Interface(specs, tuple(probe) if isinstance(probe, dict) else ("outputs",))
+
+
+def _check_shapes(specs: Mapping[str, tf.TensorSpec], path: Path) -> None:
+    """Raises `BadInput` for inputs that are not [N, ...] of one known size for any N."""
+    for name, spec in specs.items():
+        if not spec.shape.rank or None in spec.shape[1:]:
+            raise BadInput(
+                f"{path} takes inputs of any size ({name} {spec.shape}); only the first dimension may be open"
+            )
+        if spec.shape[0] is not None:
+            raise BadInput(
+                f"{path} takes batches of {spec.shape[0]} only ({name} {spec.shape});"
+                " the first dimension must be open"
+            )
 
 
 def _argument(inputs: Mapping[str, Any]) -> Any:
@@ -152,6 +193,13 @@ def _load_saved_model(path: Path) -> _Model:
             f"{path} has no signature serving_default; there are {list(loaded.signatures)}"
         ) from None
     inputs = function.structured_input_signature[1]
+    _check_shapes(inputs, path)
+    for name, spec in function.structured_outputs.items():
+        if spec.shape.rank == 0 or spec.dtype == tf.string:
+            raise BadInput(
+                f"{path} answers {name}, {spec.dtype.name} {spec.shape};"
+                " only numbers [N, ...] can be published"
+            )
 
     def call(tensors: Mapping[str, Any]) -> dict[str, Any]:
         outputs: dict[str, Any] = function(**tensors)
@@ -160,18 +208,19 @@ def _load_saved_model(path: Path) -> _Model:
     return _Model(call, inputs, tuple(sorted(function.structured_outputs)), [loaded])
 
 
-def _as_classifier(model: _Model, pixel_scale: float) -> tuple[_Model, Interface] | None:
+def _as_classifier(model: _Model, pixel_scale: float, path: Path) -> tuple[_Model, Interface] | None:
     """The model with `images` uint8 in and `scores` out, if it is one of images to a vector each."""
     if len(model.inputs) != 1:
         return None
-    (name, spec), output = next(iter(model.inputs.items())), model.outputs[0]
-    if spec.shape.rank != 4 or None in spec.shape[1:] or spec.shape[3] not in _GREY_OR_COLOUR:
+    ((name, spec),) = model.inputs.items()
+    output = model.outputs[0] if len(model.outputs) == 1 else "scores"
+    if spec.shape.rank != _IMAGE_RANK or spec.shape[3] not in _GREY_OR_COLOUR or output not in model.outputs:
         return None
     probe = model.call({name: tf.constant(_examples(spec, 1))})
-    if "scores" in probe:
-        output = "scores"
     if probe[output].shape.rank != 2:
         return None
+    if pixel_scale != 1.0 and not spec.dtype.is_floating:
+        raise BadInput(f"{path} takes pixels as {spec.dtype.name}, which --pixel-scale would round")
 
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
         pixels = tf.cast(inputs["images"], tf.float32) * pixel_scale
@@ -187,14 +236,18 @@ def _golden(inputs: Mapping[str, tf.TensorSpec]) -> dict[str, NDArray[Any]]:
 
 
 def _examples(spec: tf.TensorSpec, count: int) -> NDArray[Any]:
-    """Random inputs, the same each time: pixels for whole numbers, a normal distribution for real ones."""
+    """Random inputs, the same each time: of a normal distribution, or whole numbers.
+
+    Those of images are pixels; others are 0 or 1, as they may be indices of what is not large.
+    """
     random, shape = np.random.default_rng(0), (count, *spec.shape[1:])
     kind = spec.dtype.as_numpy_dtype
     if spec.dtype.is_floating:
         return random.standard_normal(shape).astype(kind)
     if not spec.dtype.is_integer:
         raise BadInput(f"an input of type {spec.dtype.name} has no examples to prove the model with")
-    return random.integers(0, min(256, np.iinfo(kind).max), shape).astype(kind)
+    most = min(255, np.iinfo(kind).max) if spec.shape.rank == _IMAGE_RANK else 1
+    return random.integers(0, most, shape, endpoint=True).astype(kind)
 
 
 def _labels(path: Path | None, classes: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.table import Table
 from tensorflow.core.protobuf import saved_model_pb2
@@ -15,19 +16,15 @@ from training.published import read_card, version_folder
 
 
 def show(path: Path, console: Console) -> None:
-    """Prints what a version folder, or a model's newest version, holds."""
+    """Prints what a version folder, or a model's newest version, holds; the console must take no markup."""
     folder = version_folder(path)
     try:
-        signatures = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        definitions = signatures.meta_graphs[0].signature_def
-        card = read_card(folder)
-    except (tf.errors.OpError, ValueError, IndexError, RuntimeError) as error:
-        raise BadInput(f"{folder} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
-    except Exception as error:
-        if type(error).__name__ == "DecodeError":
-            raise BadInput(f"{folder}/saved_model.pb is no SavedModel") from error
-        raise
-    console.print(f"[bold]{folder}[/bold]", soft_wrap=True)
+        model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        definitions = model.meta_graphs[0].signature_def
+    except (DecodeError, IndexError) as error:
+        raise BadInput(f"{folder}/saved_model.pb is no SavedModel") from error
+    card = read_card(folder)
+    console.print(str(folder), style="bold", soft_wrap=True)
     console.print(_signatures(definitions))
     console.print(_sizes(folder))
     if card is None:
@@ -48,7 +45,7 @@ def _tensors(infos: Any) -> str:
     lines = []
     for name in sorted(infos):
         sides = ["N" if dim.size < 0 else str(dim.size) for dim in infos[name].tensor_shape.dim]
-        lines.append(f"{name} {tf.dtypes.as_dtype(infos[name].dtype).name} \\[{', '.join(sides)}]")
+        lines.append(f"{name} {tf.dtypes.as_dtype(infos[name].dtype).name} [{', '.join(sides)}]")
     return "\n".join(lines)
 
 
@@ -58,16 +55,15 @@ def _sizes(folder: Path) -> Table:
     files = sorted(entry for entry in folder.rglob("*") if entry.is_file())
     for file in files:
         table.add_row(str(file.relative_to(folder)), f"{file.stat().st_size:,}")
-    table.add_row("[bold]all", f"[bold]{sum(file.stat().st_size for file in files):,}")
+    table.add_row("all", f"{sum(file.stat().st_size for file in files):,}", style="bold")
     return table
 
 
 def _card(card: dict[str, Any]) -> Table:
     table = Table("card", "", show_header=False, title="card")
     for name, value in card.items():
-        if isinstance(value, dict):
-            value = "\n".join(f"{key}: {_short(entry)}" for key, entry in value.items())
-        table.add_row(name, _short(value))
+        lines = [f"{key}: {_short(entry)}" for key, entry in value.items()] if isinstance(value, dict) else []
+        table.add_row(name, "\n".join(lines) or _short(value))
     return table
 
 

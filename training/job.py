@@ -11,7 +11,7 @@ from rich.console import Console
 from training import recipes
 from training.card import card, training_section
 from training.checkpoint import Checkpoint
-from training.config import Options
+from training.config import Options, check_folder, check_name
 from training.distribution import Distribution, distribution
 from training.errors import PublishFailed
 from training.export import of_keras
@@ -26,9 +26,16 @@ LOST_BY_PRECISION = 0.002  # the share of held-out examples that computing in ha
 
 
 def train(recipe: str, options: Options, console: Console) -> Published | None:
-    """Trains a recipe and publishes what it made; None in a worker process that is not the chief."""
+    """Trains a recipe and publishes what it made; None in a worker process that is not the chief.
+
+    What could not be published in the end is `BadInput` before anything is trained.
+    """
+    check_folder("--out", options.out)
+    if options.tensorboard is not None:
+        check_folder("--tensorboard", options.tensorboard)
     spread = distribution(options.strategy)
     plan = recipes.plan(recipe, options)
+    check_name(plan.model_name)
     for note in plan.problem.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     results = {
@@ -49,9 +56,14 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
 
 def _checkpoint(plan: Plan, title: str, options: Options) -> Checkpoint:
     """Where a run keeps its state until its model is published; hidden from those who look for models."""
+    problem = plan.problem
     settings = {
         **dataclasses.asdict(plan.hyperparameters),
         **{name: getattr(options, name) for name in ("data", "depth", "image_size", "examples")},
+        # a folder may have changed since the run began
+        "labels": list(problem.labels),
+        "training examples": len(problem.train),
+        "validation examples": len(problem.validation),
     }
     run = f"{plan.model_name}-{plan.recipe}-{title}".replace(" ", "-")
     return Checkpoint(options.out / ".training" / f"{run}.npz", settings)

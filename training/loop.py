@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -78,20 +79,36 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
     """Trains one variant; the model comes back with the weights of its best epoch.
 
     Every epoch ends with validation, a report and a checkpoint; only the chief of several workers does the
-    last two. Raises `TrainingError` when the loss is no longer a number.
+    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, and
+    when there is no memory.
     """
     replicas = run.distribution.replicas
     if values.batch_size % replicas:
         raise BadInput(f"a batch of {values.batch_size} cannot be shared by {replicas} replicas")
-    train = _divisible(problem.train, replicas)
-    steps_per_epoch = math.ceil(len(train) / values.batch_size)
+    counts = len(problem.train), len(problem.validation)
+    if min(counts) < replicas:
+        raise BadInput(
+            f"{problem.data}: {counts[0]} examples to train on and {counts[1]} to validate on, where"
+            f" {replicas} of each are needed; only a class of two or more gives any to validate on"
+        )
+    problem = dataclasses.replace(
+        problem,
+        train=_divisible(problem.train, replicas),
+        validation=_divisible(problem.validation, replicas),
+    )
+    steps_per_epoch = math.ceil(len(problem.train) / values.batch_size)
     with run.distribution.scope():
         model = compiled(problem.interface, variant, values, steps_per_epoch)
         state = _State()
         if run.resume and run.checkpoint:
             state = _State.restored(run.checkpoint, model) or state
-        if not state.finished:
-            _epochs(model, state, problem, train, values, steps_per_epoch, run)
+        try:
+            if not state.finished:
+                _epochs(model, state, problem, values, steps_per_epoch, run)
+        except tf.errors.ResourceExhaustedError as error:
+            raise TrainingError(
+                f"there is no memory to train on batches of {values.batch_size}; lower --batch-size"
+            ) from error
         model.set_weights(state.best)
     return model, state.history
 
@@ -115,17 +132,15 @@ def _epochs(
     model: keras.Model,
     state: _State,
     problem: Problem,
-    train: Examples,
     values: Hyperparameters,
     steps_per_epoch: int,
     run: Run,
 ) -> None:
     first, spread = len(state.history.epochs), run.distribution
     as_called = _as_called(problem.interface)
-    batches = training_batches(train, values.batch_size, values.seed, first, values.augment).map(as_called)
-    validation = evaluation_batches(
-        _divisible(problem.validation, spread.replicas), _VALIDATION_BATCH * spread.replicas
-    ).map(as_called)
+    batches = training_batches(problem.train, values.batch_size, values.seed, first, values.augment)
+    batches = batches.map(as_called)
+    validation = evaluation_batches(problem.validation, _VALIDATION_BATCH * spread.replicas).map(as_called)
     if spread.strategy is not None:
         _make_metrics(model, spread.strategy, next(iter(validation)))
     steps = _Steps(model, spread)
@@ -134,9 +149,10 @@ def _epochs(
     logs = _TensorBoard(run.tensorboard) if run.tensorboard and spread.chief else None
     for epoch in range(first, values.epochs):
         metrics = steps.train(feed, steps_per_epoch)
-        if not math.isfinite(metrics["loss"]):
-            raise TrainingError(f"the loss is {metrics['loss']} in epoch {epoch + 1}; lower --learning-rate")
         metrics |= {f"val_{name}": value for name, value in steps.validate(validation).items()}
+        for name in ("loss", "val_loss"):
+            if not math.isfinite(metrics[name]):
+                raise TrainingError(f"{name} is {metrics[name]} in epoch {epoch + 1}; lower --learning-rate")
         if state.history.add(metrics):
             state.best = model.get_weights()
         state.history.seconds = time.monotonic() - started

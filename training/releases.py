@@ -23,11 +23,12 @@ GOLDEN_EXAMPLES = 16
 
 @dataclass(frozen=True)
 class Published:
-    """Where a version went, and its card."""
+    """Where a version went, its card, and what whoever published it should know."""
 
     folder: Path
     version: int
     card: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def release(

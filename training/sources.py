@@ -26,6 +26,8 @@ _KERAS_LABELS: dict[str, tuple[str, ...]] = {
 }
 NAMES = ("digits", *_KERAS_LABELS, "folder")
 
+_CHANNELS = ((), (1,), (3,))  # an image's last dimension, which grey ones may leave out
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -44,7 +46,7 @@ def load(
     `size` (height, width) and `channels`; None leaves what suits them.
     """
     name, _, rest = spec.partition("=")
-    path = Path(rest) if rest else None
+    path = _path(rest) if rest else None
     if name not in NAMES:
         raise BadInput(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
     return _load(name, path, size, channels).limited(examples)
@@ -58,12 +60,26 @@ def _load(name: str, path: Path | None, size: tuple[int, int] | None, channels: 
     if name == "folder":
         if path is None:
             raise BadInput("folder needs a path: --data folder=PATH, a folder or a zip of images")
-        return image_folder(path.stem, path, size, channels)
+        return image_folder(name_of(path), path, size, channels)
     if path is None:
         return _from_keras(name)
     if path.suffix != ".npz":
         return image_folder(name, path, size, channels)
     return _from_npz(name, path)
+
+
+def _path(text: str) -> Path:
+    """A path that may begin with `~`: behind a `=` the shell leaves it alone."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{text}: {error}") from error
+
+
+def name_of(path: Path) -> str:
+    """What a file or folder is called, without the ending that tells a file's kind."""
+    found = path.absolute()  # "." has no name
+    return found.name if found.is_dir() else found.stem
 
 
 def digits() -> ImageData:
@@ -86,7 +102,7 @@ def _from_npz(name: str, path: Path) -> ImageData:
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; --data {name}=PATH names an .npz file") from None
-    except (KeyError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged file makes NumPy, zipfile and zlib raise almost anything
         raise BadInput(
             f"{path}: not an .npz file with x_train, y_train, x_test and y_test ({error})"
         ) from error
@@ -109,14 +125,25 @@ def _from_keras(name: str) -> ImageData:
 def _from_arrays(name: str, arrays: Arrays) -> ImageData:
     labels = _KERAS_LABELS[name]
     for part in ("train", "test"):
-        images, classes = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
-        if images.ndim not in (3, 4) or len(images) != len(classes) or images.dtype != np.uint8:
+        images, classes = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        flat = classes.reshape(-1)
+        if (
+            images.ndim not in (3, 4)
+            or images.shape[3:] not in _CHANNELS
+            or images.dtype != np.uint8
+            or not np.issubdtype(flat.dtype, np.integer)
+            or not 0 < len(images) == len(flat)
+        ):
             raise BadInput(
-                f"{name}: x_{part} is {images.dtype} {images.shape} and y_{part} {classes.shape};"
-                " they must be uint8 [N, H, W] or [N, H, W, C] and [N]"
+                f"{name}: x_{part} is {images.dtype} {images.shape} and"
+                f" y_{part} {classes.dtype} {classes.shape};"
+                " they must be uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] and whole numbers [N], N not 0"
             )
-        if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < len(labels):
+        if not 0 <= int(flat.min()) <= int(flat.max()) < len(labels):
             raise BadInput(f"{name}: y_{part} has classes outside 0..{len(labels) - 1}")
         arrays[f"x_{part}"] = images if images.ndim == 4 else images[..., np.newaxis]
-        arrays[f"y_{part}"] = classes.astype(np.int64)
+        arrays[f"y_{part}"] = flat.astype(np.int64)
+    train, test = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
+    if train != test:
+        raise BadInput(f"{name}: the images of x_train are {train} and those of x_test {test}")
     return ImageData(name, labels, arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.training.conftest import Published
 
@@ -125,6 +126,23 @@ def test_evaluate_compare_and_inspect(published: Published, digits: Path, tmp_pa
     assert "serving_bytes" in out
     assert "images uint8 [N, 8, 8, 1]" in out
     assert "antialiased bilinear" in out
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    images = tmp_path / "colours"
+    for label in ("[red]", "blue"):
+        (images / label).mkdir(parents=True)
+        for number in range(5):
+            Image.new("L", (4, 4), 50 * number).save(images / label / f"{number}.png")
+    Image.new("L", (4, 4)).save(images / "[bold].png")
+    data = ("--data", f"folder={images}")
+    code, out, err = run("train", "sequential", *data, "--epochs", "1", "--out", tmp_path / "models")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "note: 1 images in no class's folder left out: [bold].png"
+    for command, *options in (("inspect",), ("evaluate", *data)):
+        code, out, err = run(command, tmp_path / "models" / "colours", *options)
+        assert (code, err) == (0, "")
+        assert "[red]" in out
 
 
 def test_a_full_disk_publishes_nothing(digits: Path, tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ def test_two_workers_and_two_devices_compute_what_one_does() -> None:
         (None, "--strategy multiworker needs TF_CONFIG"),
         ("{", "TF_CONFIG cannot be used"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 3}}', "TF_CONFIG cannot be"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}',
+            "TF_CONFIG cannot be",
+        ),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "TF_CONFIG cannot be"),
     ],
 )
@@ -101,6 +105,32 @@ def test_a_cluster_that_cannot_be(config: str | None, message: str, monkeypatch:
         monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(BadInput, match=message):
         distribution("multiworker")
+
+
+def test_an_address_that_another_listens_on() -> None:
+    script = """
+from training.distribution import distribution
+from training.errors import BadInput
+try:
+    distribution("multiworker")
+except BadInput as error:
+    print(error)
+"""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        workers = [f"127.0.0.1:{other.getsockname()[1]}"]
+        task = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"TF_CONFIG": task, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"TF_CONFIG cannot be used (Could not start gRPC server): {task}\n"
 
 
 def test_a_strategy_that_is_none() -> None:

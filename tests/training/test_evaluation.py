@@ -80,9 +80,9 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
 
 
 def test_drawings_are_png(tmp_path: Path) -> None:
-    metrics = evaluation.classification(TRUTH, SCORES, LABELS)
-    curves.draw_confusion(tmp_path / "confusion.png", "t", metrics)
+    metrics = evaluation.classification(TRUTH, SCORES, ("a", "$no { math$", "c"))
+    curves.draw_confusion(tmp_path / "confusion.txt", "t", metrics)
     epochs = [{"loss": 1.0, "val_loss": 2.0, "accuracy": 0.5, "val_accuracy": 0.4}]
     curves.draw_curves(tmp_path / "curves.png", "t", epochs)
-    for name in ("confusion.png", "curves.png"):
+    for name in ("confusion.txt", "curves.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

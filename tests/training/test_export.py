@@ -10,10 +10,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from rich.console import Console
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from training.errors import ProofFailed
-from training.export import WARMUP_FILE, Exported, of_keras, prove, write
+from training.errors import BadInput, ProofFailed
+from training.export import WARMUP_FILE, Exported, check_close, of_keras, prove, write
+from training.inspection import show
 from training.models.resnet import ResNet
 from training.published import read_card
 from training.recipes.base import Interface
@@ -196,6 +199,34 @@ def test_variables_that_no_session_restores_fail_the_proof(tmp_path: Path) -> No
         prove(model, tmp_path)
 
 
+def test_a_version_that_cannot_be_run_is_bad_input(tmp_path: Path) -> None:
+    for name in ("variables", "tags", "text"):
+        write(exported(freeze=False), tmp_path / name, "m", CARD)
+    (tmp_path / "variables" / "variables" / "variables.index").unlink()
+    graph = tmp_path / "tags" / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(graph.read_bytes())
+    saved.meta_graphs[0].meta_info_def.tags[:] = ["train"]
+    graph.write_bytes(saved.SerializeToString())
+    (tmp_path / "text" / "saved_model.pb").write_bytes(b"no graph")
+    for name in ("variables", "tags", "text"):
+        with pytest.raises(BadInput, match=f"{name} cannot be run: "):
+            read_card(tmp_path / name)
+    with pytest.raises(BadInput, match=r"saved_model\.pb is no SavedModel"):
+        show(tmp_path / "text", Console(quiet=True))
+
+
+@pytest.mark.parametrize("answer", [{"about": "a model"}, {"card": "plain text"}, {"card": "[1]"}])
+def test_somebody_elses_describe_is_no_card(answer: dict[str, str], tmp_path: Path) -> None:
+    module = tf.Module()
+    spec = tf.TensorSpec((None,), tf.int32, "index")
+    module.f = tf.function(
+        lambda index: {name: tf.fill(tf.shape(index), text) for name, text in answer.items()},
+        input_signature=[spec],
+    )
+    tf.saved_model.save(module, str(tmp_path), signatures={"describe": module.f})
+    assert read_card(tmp_path) is None
+
+
 def test_a_model_that_answers_otherwise_fails_the_proof(tmp_path: Path) -> None:
     model = exported()
     write(model, tmp_path, "m", CARD)
@@ -204,6 +235,17 @@ def test_a_model_that_answers_otherwise_fails_the_proof(tmp_path: Path) -> None:
     other.archive.set_weights([weight * 0.5 for weight in other.archive.get_weights()])
     with pytest.raises(ProofFailed, match="check 'served equals original' failed: differs by"):
         prove(other, tmp_path)
+
+
+def test_what_is_close_depends_on_how_large_the_numbers_of_a_column_are() -> None:
+    expected = np.array([[250_000.0, 0.5], [-1.0, 0.25]])
+    check_close("x", np.array([[250_001.0, 0.5], [0.0, 0.25]]), expected, 1e-5)
+    with pytest.raises(ProofFailed, match=r"differs by 3, more than 2\.5"):
+        check_close("x", np.array([[250_003.0, 0.5], [-1.0, 0.25]]), expected, 1e-5)
+    with pytest.raises(ProofFailed, match=r"differs by 0\.0001, more than 1e-05"):
+        check_close("x", np.array([[250_000.0, 0.5], [-1.0, 0.2501]]), expected, 1e-5)
+    with pytest.raises(ProofFailed, match="differs by nan"):
+        check_close("x", np.array([[250_000.0, np.nan], [-1.0, 0.25]]), expected, 1e-5)
 
 
 def test_a_warmup_request_that_fails_is_named(tmp_path: Path) -> None:

@@ -86,6 +86,89 @@ def test_several_named_inputs_stay_as_they_are(tmp_path: Path) -> None:
         examine(published.folder, "digits")
 
 
+def test_several_outputs_make_a_classifier_only_if_one_is_called_scores(tmp_path: Path) -> None:
+    images = keras.Input((6, 6, 3))
+    flat = keras.layers.Flatten()(images)
+    boxes, classes = keras.layers.Dense(4)(flat), keras.layers.Dense(3, activation="softmax")(flat)
+    for name, interface in (("classes", {"boxes", "classes"}), ("scores", {"scores"})):
+        keras.Model(images, {"boxes": boxes, name: classes}).save(tmp_path / f"{name}.keras")
+        published = publish_file(tmp_path / f"{name}.keras", tmp_path / "models")
+        assert set(published.card["outputs"]) == interface
+        assert (published.card["input"] is not None) == (name == "scores")
+
+
+def test_a_list_of_outputs_is_refused(tmp_path: Path) -> None:
+    """Their names are lost, and two of one shape would come out as one tensor [2, N, 1]."""
+    inputs = keras.Input((2,))
+    outputs = [keras.layers.Dense(1)(inputs), keras.layers.Dense(1)(inputs)]
+    keras.Model(inputs, outputs).save(tmp_path / "m.keras")
+    with pytest.raises(BadInput, match="answers a list of outputs; several outputs must be a dictionary"):
+        publish_file(tmp_path / "m.keras", tmp_path / "models")
+
+
+def test_large_scores_are_compared_by_their_own_size(tmp_path: Path) -> None:
+    """Logits of hundreds are no more than five digits alike once batch normalization is folded and fused."""
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.Input((16, 16, 3))])
+    for _ in range(2):
+        model.add(keras.layers.Conv2D(16, 3))
+        model.add(keras.layers.BatchNormalization())
+        model.add(keras.layers.ReLU())
+    model.add(keras.layers.Flatten())
+    model.add(keras.layers.Dense(3))
+    model.save(tmp_path / "logits.keras")
+    published = publish_file(tmp_path / "logits.keras", tmp_path / "models")
+    images = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3)).astype(np.uint8)
+    with served(published.folder) as loaded:
+        scores = loaded.run("serving_default", {"images": images})["scores"]
+    assert np.abs(scores).max() > 100
+    np.testing.assert_allclose(scores, model(images), atol=0.01)
+
+
+def test_scores_that_are_no_probabilities_are_noted(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    keras.Sequential(layers).save(tmp_path / "logits.keras")
+    (note,) = publish_file(tmp_path / "logits.keras", tmp_path / "models").notes
+    assert note.startswith("the scores are no probabilities: those of one image are -")
+    classifier().save(tmp_path / "m.keras")
+    assert publish_file(tmp_path / "m.keras", tmp_path / "models").notes == ()
+
+
+def test_a_pixel_scale_where_it_can_do_nothing(tmp_path: Path) -> None:
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "m.keras")
+    with pytest.raises(BadInput, match="is no image classifier, so --pixel-scale has nothing to multiply"):
+        publish_file(tmp_path / "m.keras", tmp_path / "models", pixel_scale=0.5)
+    layers = [keras.Input((6, 6, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3)]).save(tmp_path / "whole.keras")
+    with pytest.raises(BadInput, match="takes pixels as uint8, which --pixel-scale would round"):
+        publish_file(tmp_path / "whole.keras", tmp_path / "models", pixel_scale=1 / 255)
+
+
+def test_the_first_batch_of_a_model_without_an_input_is_not_the_only_one(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model(np.zeros((3, 2), np.float32))
+    model.save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models")
+    ((name, entry),) = published.card["inputs"].items()
+    assert entry["shape"] == [None, 2]
+    with served(published.folder) as loaded:
+        assert loaded.run("serving_default", {name: np.ones((5, 2), np.float32)})["outputs"].shape == (5, 1)
+
+
+def test_indices_of_a_small_vocabulary_are_tried(tmp_path: Path) -> None:
+    layers = [keras.Input((4,), dtype="int32"), keras.layers.Embedding(9, 2), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(1)]).save(tmp_path / "m.keras")
+    assert publish_file(tmp_path / "m.keras", tmp_path / "models").version == 1
+
+
+def test_an_input_whose_name_no_signature_can_have(tmp_path: Path) -> None:
+    inputs = keras.Input((2,), name="my input")
+    keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "m.keras")
+    with pytest.raises(BadInput, match="calls an input 'my input'; a name must be of letters"):
+        publish_file(tmp_path / "m.keras", tmp_path / "models")
+
+
 def test_an_unregistered_lambda_is_refused(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x * 2)])
     model.save(tmp_path / "code.keras")
@@ -113,7 +196,9 @@ def test_an_unknown_class_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
         for name, data in parts.items():
             archive.writestr(name, data)
-    with pytest.raises(BadInput, match=r"it needs the class .*Unregistered, which is not registered here"):
+    with pytest.raises(
+        BadInput, match=r"it needs the class .*Unregistered, which is not .*model.export\(FOLD"
+    ):
         publish_file(tmp_path / "m.keras", tmp_path)
 
 
@@ -144,11 +229,19 @@ def test_labels_and_places_that_are_none(tmp_path: Path) -> None:
         publish_file(file, file / "models")
     with pytest.raises(BadInput, match=r"'a/b' is no name for a model"):
         publish_file(file, models, "a/b")
+    file.rename(tmp_path / "my model.keras")
+    with pytest.raises(BadInput, match=r"'my model' is no name for a model: .*; choose one with --name"):
+        publish_file(tmp_path / "my model.keras", models)
     assert not models.exists()
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
-    (tmp_path / "m.keras").write_bytes(b"no archive")
+    for name in ("m.keras", "lambda.keras"):
+        (tmp_path / name).write_bytes(b"no archive")
+    classifier().save(tmp_path / "damaged.keras")
+    archive = bytearray((tmp_path / "damaged.keras").read_bytes())
+    archive[archive.index(b"config.json") + 20] ^= 1
+    (tmp_path / "damaged.keras").write_bytes(archive)
     (tmp_path / "m.txt").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "half").mkdir()
@@ -156,6 +249,8 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     for name, message in (
         ("none.keras", "no such file or folder"),
         ("m.keras", "m.keras cannot be loaded"),
+        ("lambda.keras", "lambda.keras cannot be loaded"),
+        ("damaged.keras", "damaged.keras cannot be loaded: Bad CRC-32"),
         ("m.txt", "neither a .keras file nor a SavedModel folder"),
         ("folder", "cannot be loaded as a SavedModel"),
         ("half", "has an empty saved_model.pb: is it written still?"),
@@ -170,6 +265,54 @@ def test_inputs_of_any_size_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="only the first dimension may be open"):
         publish_file(tmp_path / "m.keras", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((None, None, 3), "takes inputs of any size"),
+        ((4, 3), r"takes batches of 4 only \(x \(4, 3\)\); the first dimension must be open"),
+        ((), "takes inputs of any size"),
+        (None, "takes inputs of any size"),
+    ],
+)
+def test_shapes_of_a_saved_model_that_cannot_be_batches(shape: Any, message: str, tmp_path: Path) -> None:
+    module = tf.Module()
+    module.f = tf.function(lambda x: {"y": x * 2}, input_signature=[tf.TensorSpec(shape, tf.float32, "x")])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.f)
+    with pytest.raises(BadInput, match=message):
+        publish_file(tmp_path / "m", tmp_path / "models")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (tf.strings.as_string, r"answers y, string \(None, 2\); only numbers \[N, ...\] can be published"),
+        (tf.reduce_sum, r"answers y, float32 \(\); only numbers"),
+    ],
+)
+def test_answers_of_a_saved_model_that_are_no_batch_of_numbers(
+    answer: Any, message: str, tmp_path: Path
+) -> None:
+    module = tf.Module()
+    spec = tf.TensorSpec((None, 2), tf.float32, "x")
+    module.f = tf.function(lambda x: {"y": answer(x)}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.f)
+    with pytest.raises(BadInput, match=message):
+        publish_file(tmp_path / "m", tmp_path / "models")
+
+
+def test_a_model_with_a_table_is_published_unfrozen(tmp_path: Path) -> None:
+    module = tf.Module()
+    keys, values = tf.constant([0, 1, 2], tf.int64), tf.constant([1.0, 2.0, 3.0])
+    module.table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), -1.0)
+    spec = tf.TensorSpec((None, 2), tf.int64, "x")
+    module.f = tf.function(lambda x: {"y": module.table.lookup(x)}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.f)
+    published = publish_file(tmp_path / "m", tmp_path / "models")
+    with served(published.folder) as loaded:
+        outputs = loaded.run("serving_default", {"x": np.array([[2, 0], [7, 1]])})
+    assert outputs["y"].tolist() == [[3.0, 1.0], [-1.0, 2.0]]
 
 
 def test_a_saved_model_without_serving_default(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Half precision is published only if it costs next to nothing, with both accuracies in the card."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -21,6 +23,17 @@ def test_a_bfloat16_model_carries_both_accuracies(tmp_path: Path) -> None:
     assert set(both) == {"metric", "float32", "bfloat16"}
     assert both["bfloat16"] == card["metrics"]["held_out_accuracy"]
     assert both["bfloat16"] >= both["float32"] - 0.002
+
+
+def test_a_run_is_not_resumed_with_other_examples(tmp_path: Path) -> None:
+    plan = recipes.plan("sequential", Options(examples=300))
+    fewer = dataclasses.replace(plan.problem, train=plan.problem.train.take(np.arange(200)))
+    options = Options(out=tmp_path, examples=300)
+    before = job._checkpoint(plan, "sequential", options)
+    after = job._checkpoint(dataclasses.replace(plan, problem=fewer), "sequential", options)
+    assert before.path == after.path
+    assert before.settings != after.settings
+    assert before.settings == job._checkpoint(plan, "sequential", options).settings
 
 
 def test_a_precision_that_costs_too_much_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from training import recipes
 from training.checkpoint import Checkpoint
@@ -120,8 +121,18 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run.npz").write_bytes(b"half a file")
     with pytest.raises(BadInput, match="is no checkpoint"):
         run_of(plan, checkpoint=other, resume=True)
+    (tmp_path / "runs" / "run.npz").write_bytes(b"")
+    with pytest.raises(BadInput, match="is no checkpoint"):
+        run_of(plan, checkpoint=other, resume=True)
     other.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.npz", {"epochs": 1})
+    run_of(small_plan(epochs=1), checkpoint=checkpoint)
+    with pytest.raises(BadInput, match="is of another model than this one; remove it to start afresh"):
+        run_of(small_plan("vgg", epochs=1), checkpoint=checkpoint, resume=True)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -134,10 +145,40 @@ def test_mixed_precision_trains(precision: str) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run() -> None:
-    plan = small_plan("simple-dense")
+    plan = small_plan("simple-dense", examples=None)
     values = dataclasses.replace(plan.hyperparameters, learning_rate=1e30)
     with pytest.raises(TrainingError, match="lower --learning-rate"):
         run_of(plan, values)
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run() -> None:
+    plan = small_plan("wide-deep", examples=None)
+    validation = plan.problem.validation
+    broken = {name: np.full_like(array, np.nan) for name, array in validation.inputs.items()}
+    problem = dataclasses.replace(plan.problem, validation=Examples(broken, validation.targets))
+    with pytest.raises(TrainingError, match="val_loss is nan in epoch 1; lower --learning-rate"):
+        run_of(dataclasses.replace(plan, problem=problem))
+
+
+class Hungry(keras.Model):  # type: ignore[misc]
+    """Fails in a step of training as TensorFlow does when there is no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def train_step(self, data: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, f"OOM when allocating tensor with shape {data}")
+
+
+def test_a_batch_that_does_not_fit_into_memory_ends_the_run() -> None:
+    plan = small_plan("simple-dense", examples=None)
+    variant = dataclasses.replace(plan.variants["simple-dense"], build=Hungry)
+    with pytest.raises(TrainingError, match="no memory to train on batches of 32; lower --batch-size"):
+        run_of(dataclasses.replace(plan, variants={"simple-dense": variant}))
 
 
 def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:

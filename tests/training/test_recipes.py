@@ -7,14 +7,17 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from tests.training.conftest import Published
 from tests.training.recipes import OPTIONS
-from training import recipes
+from training import job, recipes
 from training.config import PRESETS, Hyperparameters, Options, preset
 from training.errors import BadInput
 from training.models import dense, wide_deep
-from training.published import examine, read_card
+from training.published import compare, examine, read_card
+from training.recipes.pairs import pairs
 from training.served import served
 
 pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
@@ -83,6 +86,20 @@ def test_siamese_tells_pairs(published: Published) -> None:
     assert examined.metrics["held_out_accuracy"] == card_of(folder)["metrics"]["held_out_accuracy"]
 
 
+def test_evaluating_needs_no_folder_of_models(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = published("simple-dense")
+    (tmp_path / "models").write_text("not to be written to")
+    monkeypatch.chdir(tmp_path)
+    assert examine(folder, None).metrics["held_out_mae"] == card_of(folder)["metrics"]["held_out_mae"]
+
+
+def test_models_of_different_data_are_not_compared_unasked(published: Published) -> None:
+    with pytest.raises(BadInput, match="were made for digits and for diabetes; name the data with --data"):
+        compare(published("sequential"), published("wide-deep"), None)
+
+
 def test_lambda_recipes_compare_three_activations(published: Published) -> None:
     for name in ("lambda-abs", "lambda-relu"):
         metrics = card_of(published(name))["metrics"]
@@ -126,7 +143,17 @@ def test_sequential_and_functional_are_the_same() -> None:
     ("recipe", "options", "message"),
     [
         ("wide-deep", {"data": "digits"}, "wide-deep is made for --data diabetes, not digits"),
-        ("resnet", {"depth": "resnet21"}, "there is no depth 'resnet21'; there are: resnet8"),
+        ("resnet", {"depth": "resnet21"}, "resnet has no depth 'resnet21'; there are: resnet8"),
+        ("resnet", {"depth": "vgg7"}, "resnet has no depth 'vgg7'; there are: resnet8"),
+        ("vgg", {"depth": "resnet8"}, "vgg has no depth 'resnet8'; there are: vgg4, vgg7, vgg16"),
+        ("resnet", {"image_size": 32}, "--image-size is for folders and zips of images; digits has 8x8"),
+        ("siamese", {"image_size": 32}, "--image-size is for folders and zips of images; digits has 8x8"),
+        ("huber", {"image_size": 32}, "--image-size is for recipes of images, not for huber"),
+        ("wide-deep", {"examples": 10}, "--examples is for recipes of images, not for wide-deep"),
+        ("simple-dense", {"augment": "shift"}, "--augment is for recipes of images, not for simple-dense"),
+        ("resnet", {"seed": -1}, "the seed is -1; it must be within 0..4294967295"),
+        ("resnet", {"seed": 2**32}, "the seed is 4294967296; it must be within"),
+        ("resnet", {"tensorboard": Path(__file__)}, "--tensorboard .*test_recipes.py is no folder"),
         ("sequential", {"depth": "resnet8"}, "--depth is for resnet and vgg, not for sequential"),
         ("vgg", {"depth": "vgg16"}, "vgg16 halves the sides 5 times; these are 8x8"),
         ("resnet", {"augment": "wild", "epochs": 1}, "there is no augmentation 'wild'"),
@@ -135,13 +162,79 @@ def test_sequential_and_functional_are_the_same() -> None:
     ],
 )
 def test_options_that_cannot_be(recipe: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    from rich.console import Console
-
-    from training import job
-
     with pytest.raises(BadInput, match=message):
         job.train(recipe, Options(out=tmp_path, **options), Console())
     assert list(tmp_path.iterdir()) == []
+
+
+def folder_of(path: Path, counts: dict[str, int], size: tuple[int, int] = (6, 6)) -> Path:
+    """A folder of random grey images, so many of each class."""
+    random = np.random.default_rng(0)
+    for label, count in counts.items():
+        (path / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, size[::-1]).astype(np.uint8)
+            Image.fromarray(pixels).save(path / label / f"{number}.png")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "message"),
+    [
+        ("vgg", 3, "vgg4 halves the sides 2 times; these are 3x3"),
+        ("residual", 1, "residual halves the sides once; these are 1x1"),
+    ],
+)
+def test_images_that_are_too_small(recipe: str, size: int, message: str, tmp_path: Path) -> None:
+    data = f"folder={folder_of(tmp_path / 'd', {'a': 5, 'b': 5})}"
+    with pytest.raises(BadInput, match=message):
+        recipes.plan(recipe, Options(data=data, image_size=size))
+
+
+def test_no_image_is_its_own_partner() -> None:
+    images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1)
+    classes = np.array([0, 0, 0, 1, 1, 1, 2])
+    made = pairs(images, classes, rounds=50, seed=3)
+    left, right = (made.inputs[side].reshape(-1) for side in ("left", "right"))
+    same = made.targets["same"].reshape(-1) == 1.0
+    assert len(made) == 50 * (6 * 2 + 1)  # 6 has only pairs of the other kind
+    assert (left != right).all()
+    assert ((classes[left] == classes[right]) == same).all()
+    drawn = {(int(one), int(other)) for one, other in zip(left[same], right[same], strict=True)}
+    assert len(drawn) == 2 * 3 * 2
+
+
+@pytest.mark.parametrize("classes", [[], [0, 0, 0], [0, 1, 2]])
+def test_images_that_make_no_pairs(classes: list[int]) -> None:
+    with pytest.raises(BadInput, match=f"no pairs can be made of {len(classes)} images in"):
+        pairs(np.zeros((len(classes), 2, 2, 1), np.uint8), np.array(classes, int), 1, seed=0)
+
+
+def test_too_few_images_to_validate_on(tmp_path: Path) -> None:
+    data = f"folder={folder_of(tmp_path / 'd', {'a': 2, 'b': 2})}"
+    with pytest.raises(BadInput, match=r"d: 2 examples to train on and 0 to validate on, where 1 of each"):
+        job.train("sequential", Options(out=tmp_path / "models", data=data), Console(quiet=True))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_whose_name_is_none_for_a_model(tmp_path: Path) -> None:
+    data = f"folder={folder_of(tmp_path / 'My photos', {'a': 20, 'b': 20})}"
+    with pytest.raises(BadInput, match=r"'My photos' is no name for a model: .*; choose one with --name"):
+        job.train("sequential", Options(out=tmp_path / "models", data=data, epochs=1), Console(quiet=True))
+    assert not (tmp_path / "models").exists()
+
+
+def test_pairs_are_judged_at_the_size_they_were_made_for(tmp_path: Path) -> None:
+    data = f"folder={folder_of(tmp_path / 'd', {'a': 40, 'b': 40})}"
+    options = Options(out=tmp_path / "models", name="pairs", data=data, image_size=9, epochs=1)
+    published = job.train("siamese", options, Console(quiet=True))
+    assert published is not None
+    metrics = examine(published.folder, data).metrics
+    assert metrics["held_out_accuracy"] == published.card["metrics"]["held_out_accuracy"]
+    with pytest.raises(
+        BadInput, match=r"the model takes images \(9, 9, 1\), and those of digits are \(8, 8, 1\)"
+    ):
+        examine(published.folder, "digits")
 
 
 @pytest.mark.parametrize(

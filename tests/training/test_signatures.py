@@ -1,6 +1,7 @@
 """Decoding in the graph and by Pillow is the same; every image file becomes what the model takes."""
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_graph_and_pillow_agree(mode: str, kind: str, shape: tuple[int, int, int
     assert difference(encoded(picture(mode), kind), shape) <= 2
 
 
+@pytest.mark.parametrize("transparent", [None, 40_000])
+def test_graph_and_pillow_agree_on_deep_greys(transparent: int | None) -> None:
+    grey = np.random.default_rng(0).integers(0, 2**16, (70, 90)).astype(np.uint16)
+    grey[:20] = 40_000
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG", **({} if transparent is None else {"transparency": transparent}))
+    assert difference(file.getvalue(), (32, 32, 1)) <= 1
+
+
 def test_graph_and_pillow_agree_on_photographs(test_data: Path) -> None:
     with zipfile.ZipFile(test_data / "photos.zip") as photos:
         names = photos.namelist()[:20]
@@ -79,6 +89,45 @@ def test_transparent_becomes_white_and_the_first_frame_counts() -> None:
 def test_colours_become_grey_by_bt601() -> None:
     red = Image.new("RGB", (3, 3), (255, 0, 0))
     assert (decode_image(encoded(red, "PNG"), 3, 3, 1).numpy() == round(255 * 0.299)).all()
+
+
+def turned(orientation: int, *entries: bytes) -> bytes:
+    """A JPEG of 40x20, black on the left, with EXIF data of this orientation and other 12-byte entries."""
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("black", (0, 0, 20, 20))
+    fields = [struct.pack("<HHII", 0x0112, 3, 1, orientation), *entries]
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + b"".join(fields) + bytes(4)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "black"),
+    [
+        *((1, (40, 20), "left"), (2, (40, 20), "right"), (3, (40, 20), "right"), (4, (40, 20), "left")),
+        *((5, (20, 40), "top"), (6, (20, 40), "top"), (7, (20, 40), "bottom"), (8, (20, 40), "bottom")),
+    ],
+)
+def test_photographs_are_turned_upright(orientation: int, size: tuple[int, int], black: str) -> None:
+    image = decoding.open_image(turned(orientation))
+    assert decoding.size_and_mode(turned(orientation)) == (image.size, "RGB") == (size, "RGB")
+    pixels = np.asarray(image)
+    halves = {
+        "left": (pixels[:, :16], pixels[:, 24:]),
+        "right": (pixels[:, 24:], pixels[:, :16]),
+        "top": (pixels[:16], pixels[24:]),
+        "bottom": (pixels[24:], pixels[:16]),
+    }
+    dark, bright = halves[black]
+    assert dark.max() < 60
+    assert bright.min() > 195
+
+
+def test_odd_exif_data_costs_no_photograph() -> None:
+    """Such as a negative width: Pillow reads it, and cannot write it again."""
+    file = turned(6, struct.pack("<HHIi", 0x0100, 9, 1, -5))
+    assert decoding.open_image(file).size == (20, 40)
 
 
 @pytest.mark.parametrize("file", [b"", b"not an image", encoded(picture("RGB"), "PNG")[:200]])

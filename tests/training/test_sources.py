@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from training import sources
-from training.arrays import split_by_class
+from training.arrays import ImageData, split_by_class
 from training.errors import BadInput
 
 Folder = dict[str, bytes]
@@ -22,6 +22,11 @@ def image(colour: Any, size: tuple[int, int] = (6, 6), mode: str = "RGB", kind: 
     Image.new(mode, size, colour).save(file, kind)
     return file.getvalue()
 
+
+MNIST: dict[str, Any] = {
+    **{f"x_{part}": np.zeros((2, 4, 4), np.uint8) for part in ("train", "test")},
+    **{f"y_{part}": np.array([0, 1]) for part in ("train", "test")},
+}
 
 RED, BLUE = image((255, 0, 0)), image((0, 0, 255))
 
@@ -91,9 +96,17 @@ def test_an_npz_in_keras_layout(name: str, tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"x_train": np.zeros((2, 4, 4), np.uint8)}, "not an .npz file with x_train, y_train, x_test"),
+        (MNIST | {"x_train": MNIST["x_train"][..., None].repeat(4, 3)}, r"uint8 \(2, 4, 4, 4\) and"),
+        (MNIST | {"y_train": np.eye(2)}, r"y_train float64 \(2, 2\); they must be"),
+        (MNIST | {"y_train": np.array([0.5, 1.5])}, "and whole numbers"),
+        (MNIST | {"x_test": MNIST["x_test"][:0], "y_test": []}, r"x_test is uint8 \(0, 4, 4\) .*, N not 0"),
+        (
+            MNIST | {"x_test": np.zeros((2, 5, 4), np.uint8)},
+            r"the images of x_train are \(4, 4, 1\) and those of x_test \(5, 4, 1\)",
+        ),
         (
             {"x_train": np.zeros((2, 4, 4)), "y_train": [0, 1], "x_test": [[[0]]], "y_test": [0]},
-            r"x_train is float64 \(2, 4, 4\) and y_train \(2,\); they must be uint8",
+            r"x_train is float64 \(2, 4, 4\) and y_train int64 \(2,\); they must be uint8",
         ),
         (
             {"x_train": np.zeros((2, 4, 4), np.uint8), "y_train": [0, 10], "x_test": [], "y_test": []},
@@ -105,6 +118,39 @@ def test_an_npz_of_something_else(arrays: dict[str, Any], message: str, tmp_path
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(BadInput, match=message):
         sources.load(f"mnist={tmp_path / 'd.npz'}")
+
+
+def test_an_npz_that_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, **MNIST)
+    whole = path.read_bytes()
+    for data in (b"", whole[:300], whole[:90] + b"\xff" * 20 + whole[110:]):
+        path.write_bytes(data)
+        with pytest.raises(BadInput, match=r"not an .npz file with x_train, y_train, x_test and y_test"):
+            sources.load(f"mnist={path}")
+    with path.open("wb") as file:
+        np.save(file, MNIST["x_train"])
+    with pytest.raises(BadInput, match=r"not an .npz file"):
+        sources.load(f"mnist={path}")
+
+
+def test_a_home_folder_is_found_behind_the_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "photos.v2", of_two_classes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sources.load("folder=~/photos.v2").name == "photos.v2"
+    with pytest.raises(BadInput, match="~nobody-at-all/photos"):
+        sources.load("folder=~nobody-at-all/photos")
+    monkeypatch.chdir(tmp_path / "photos.v2")
+    assert sources.load("folder=.").name == "photos.v2"
+
+
+def test_a_share_of_every_class_is_trained_on() -> None:
+    images = np.zeros((111, 2, 2, 1), np.uint8)
+    classes = np.array([0] * 100 + [1] * 10 + [2])
+    data = ImageData("d", ("a", "b", "c"), images, classes, images, classes)
+    assert np.bincount(data.limited(22).train_classes).tolist() == [20, 2, 1]
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -137,6 +183,55 @@ def test_train_and_test_folders_are_kept(tmp_path: Path) -> None:
     data = sources.load(f"folder={zipped(tmp_path / 'd.zip', files)}")
     assert (len(data.train_classes), len(data.test_classes)) == (6, 4)
     assert data.labels == ("blue", "red")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "valid"), ("Training", "Test"), ("train", "test"), ("a/train", "a/val")]
+)
+def test_folders_of_splits_by_their_usual_names(train: str, test: str, tmp_path: Path) -> None:
+    files = of_two_classes(f"{train}/", 3) | of_two_classes(f"{test}/", 2)
+    data = sources.load(f"folder={written(tmp_path / 'd', files)}")
+    assert data.labels == ("blue", "red")
+    assert (len(data.train_classes), len(data.test_classes)) == (6, 4)
+
+
+def test_images_in_no_class_are_noted(tmp_path: Path) -> None:
+    """Such as the unlabelled `test/1.jpg` of many a competition: "test" is no class of images."""
+    files = of_two_classes("train/") | {"test/1.png": RED, "preview.png": RED}
+    data = sources.load(f"folder={written(tmp_path / 'd', files)}")
+    assert data.labels == ("blue", "red")
+    assert len(data.train_classes) + len(data.test_classes) == 10
+    assert data.notes == ("2 images in no class's folder left out: preview.png, test/1.png",)
+
+
+def test_every_folder_is_a_class_however_deep_its_images_are(tmp_path: Path) -> None:
+    files = {f"cats/{kind}/{number}.png": RED for kind in ("persian", "siamese") for number in range(2)}
+    files |= {f"dogs/{number}.png": BLUE for number in range(3)}
+    data = sources.load(f"folder={written(tmp_path / 'd', files)}")
+    assert data.labels == ("cats", "dogs")
+    assert len(data.train_classes) + len(data.test_classes) == 7
+
+
+def test_a_folder_beside_train_that_could_be_anything(tmp_path: Path) -> None:
+    files = of_two_classes("train/") | of_two_classes("extra/")
+    with pytest.raises(
+        BadInput, match=r"beside the folder of images to train on there is 'extra'; .* in test,"
+    ):
+        sources.load(f"folder={written(tmp_path / 'd', files)}")
+
+
+def test_images_of_one_size_that_a_camera_turned_have_two(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(file, "JPEG", exif=exif)
+    lying = image(0, (60, 40), kind="JPEG")
+    files = {f"{label}/{number}.jpg": lying for label in ("a", "b") for number in range(3)}
+    assert sources.load(f"folder={written(tmp_path / 'd', files)}").image_shape == (40, 60, 3)
+    files |= {"a/3.jpg": file.getvalue()}
+    assert sources.load(f"folder={written(tmp_path / 'd', files)}").image_shape == (64, 64, 3)
+    turned = dict.fromkeys(files, file.getvalue())
+    assert sources.load(f"folder={written(tmp_path / 'd', turned)}").image_shape == (60, 40, 3)
 
 
 def test_mixed_sizes_and_modes_become_one(tmp_path: Path) -> None:
@@ -192,6 +287,33 @@ def test_a_zip_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "d.zip").write_bytes(b"PK but no more")
     with pytest.raises(BadInput, match="neither a folder nor a zip file"):
         sources.load(f"folder={tmp_path / 'd.zip'}")
+
+
+def test_a_damaged_zip_costs_the_files_that_are(tmp_path: Path) -> None:
+    path, files = tmp_path / "d.zip", of_two_classes(count=6)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        where = archive.getinfo("red/2.png").header_offset + 30 + len("red/2.png")
+    broken = bytearray(path.read_bytes())
+    broken[where] ^= 0b110  # the kind of the first deflated block: zlib raises an error of its own
+    path.write_bytes(broken)
+    data = sources.load(f"folder={path}")
+    assert data.notes == ("1 unreadable files left out: red/2.png",)
+    assert len(data.train_classes) + len(data.test_classes) == 11
+
+
+def test_a_zip_with_a_password(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "d.zip", of_two_classes())
+    data = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(signature)
+        while at >= 0:
+            data[at + flags] |= 1
+            at = data.find(signature, at + 1)
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match="the zip file asks for a password; unpack it and name the folder"):
+        sources.load(f"folder={path}")
 
 
 def test_a_few_of_cifar10(test_data: Path, tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ class Problem:
     notes: tuple[str, ...] = ()
 
 
+Judge = Callable[[Problem, Arrays], Metrics]
+Correct = Callable[[Problem, Arrays], NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to solve the problem; a recipe that compares several publishes its first."""
@@ -92,7 +96,7 @@ class Plan:
     variants: Mapping[str, Variant]
     model_name: str
     headline: str
-    judge: Callable[[Problem, Arrays], Metrics]
-    correct: Callable[[Problem, Arrays], NDArray[np.bool_]] | None = None
+    judge: Judge
+    correct: Correct | None = None
     look_inside: Callable[[keras.Model], Metrics] = lambda _: {}
     higher_is_better: bool = True

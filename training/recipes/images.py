@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from training.recipes.base import Interface, Metrics, Plan, Problem, Variant
 Build = Callable[[], keras.Model]
 
 VALIDATION = 0.1
+_RESIDUAL_SIDE = 2  # pixels, or its pooling would leave none
 
 
 def problem(data: ImageData, seed: int, parity: bool = False) -> Problem:
@@ -65,10 +66,19 @@ def correct(problem: Problem, outputs: Arrays) -> NDArray[np.bool_]:
     return right
 
 
+def chosen_data(chosen: Preset, options: Options) -> ImageData:
+    """The images to train on: the preset's, or the user's in their place."""
+    data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
+    if options.size not in (None, data.image_shape[:2]):
+        height, width, _ = data.image_shape
+        raise BadInput(f"--image-size is for folders and zips of images; {data.name} has {height}x{width}")
+    return data
+
+
 def plan(chosen: Preset, options: Options) -> Plan:
     """An image classifier's plan."""
     values = options.applied_to(chosen.hyperparameters)
-    data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
+    data = chosen_data(chosen, options)
     made = problem(data, values.seed, parity=chosen.name == "branches")
     return Plan(
         recipe=chosen.name,
@@ -88,6 +98,8 @@ def _variants(
 ) -> dict[str, Variant]:
     if depth is not None and recipe not in ("resnet", "vgg"):
         raise BadInput(f"--depth is for resnet and vgg, not for {recipe}")
+    if recipe == "residual" and min(shape[:2]) < _RESIDUAL_SIDE:
+        raise BadInput(f"residual halves the sides once; these are {shape[0]}x{shape[1]}")
     if recipe == "branches":
         branches = Variant(
             partial(dense.branches, shape, classes),
@@ -104,9 +116,11 @@ def _variants(
         "lambda-relu": partial(dense.lambda_relu, shape, classes),
         "relu": partial(dense.plain_relu, shape, classes),
         "residual": partial(residual.ResidualNet, classes),
-        "resnet": partial(resnet.ResNet, classes, _resnet_depth(depth, *shape)),
-        "vgg": partial(vgg.VGG, classes, _vgg_depth(depth, *shape)),
     }
+    if recipe == "resnet":
+        simple[recipe] = partial(resnet.ResNet, classes, _resnet_depth(depth, *shape))
+    if recipe == "vgg":
+        simple[recipe] = partial(vgg.VGG, classes, _vgg_depth(depth, *shape))
     names = [recipe]
     if recipe.startswith("lambda"):
         names += [name for name in ("lambda-abs", "lambda-relu", "relu") if name != recipe]
@@ -117,25 +131,23 @@ def _variants(
 
 def _resnet_depth(depth: str | None, height: int, width: int, channels: int) -> str:
     """The depth asked for, or one deep enough for the images and small enough to train on two cores."""
-    if depth is None or depth in vgg.BLOCKS:
+    if depth is None:
         if max(height, width) > 64:
             return "resnet18"
         return "resnet20" if channels == 3 and max(height, width) > 16 else "resnet8"
-    return _known(depth, (*resnet.DEPTHS, *vgg.BLOCKS))
+    return _known("resnet", depth, resnet.DEPTHS)
 
 
 def _vgg_depth(depth: str | None, height: int, width: int, _: int) -> str:
     """The depth asked for, or the deepest whose blocks leave the images a pixel; never vgg16 by itself."""
     side = min(height, width)
-    if depth is None or depth in resnet.DEPTHS:
-        return "vgg4" if side < 16 else "vgg7"
-    _known(depth, (*resnet.DEPTHS, *vgg.BLOCKS))
+    depth = ("vgg4" if side < 16 else "vgg7") if depth is None else _known("vgg", depth, vgg.BLOCKS)
     if side >> len(vgg.BLOCKS[depth]) == 0:
         raise BadInput(f"{depth} halves the sides {len(vgg.BLOCKS[depth])} times; these are {height}x{width}")
     return depth
 
 
-def _known(depth: str, names: tuple[str, ...]) -> str:
-    if depth not in names:
-        raise BadInput(f"there is no depth {depth!r}; there are: {', '.join(names)}")
+def _known(recipe: str, depth: str, depths: Iterable[str]) -> str:
+    if depth not in depths:
+        raise BadInput(f"{recipe} has no depth {depth!r}; there are: {', '.join(depths)}")
     return depth

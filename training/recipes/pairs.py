@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from training import evaluation, sources
+from training import evaluation
 from training.arrays import SPLIT_SEED, ImageData, split_by_class
 from training.config import Options, Preset
 from training.errors import BadInput
@@ -17,26 +17,43 @@ from training.metrics import PairAccuracy
 from training.models.siamese import MARGIN, THRESHOLD, siamese
 from training.pipeline import Arrays, Examples
 from training.recipes.base import Interface, Metrics, Plan, Problem, Variant
-from training.recipes.images import VALIDATION
+from training.recipes.images import VALIDATION, chosen_data
 
 
 def pairs(images: NDArray[np.uint8], classes: NDArray[np.int64], rounds: int, seed: int) -> Examples:
-    """For each image and round a partner of its class and one of another: 2 * rounds * N pairs.
+    """For each image and round another one of its class and one of another: about 2 * rounds * N pairs.
 
+    An image that is the only one of its class has no other, and so only the second pair.
     Inputs `left` and `right` uint8 [M, H, W, C]; target `distance` float32 [M, 1], 1.0 for one class.
+    Raises `BadInput` where all pairs would be alike.
     """
     random = np.random.default_rng(seed)
     left, right, same = [], [], []
     members = {value: np.flatnonzero(classes == value) for value in np.unique(classes)}
     others = {value: np.flatnonzero(classes != value) for value in members}
+    if len(members) < 2 or max(map(len, members.values())) < 2:
+        raise BadInput(
+            f"no pairs can be made of {len(classes)} images in {len(members)} classes; the images to train"
+            " on, to validate on and held out must each be of two classes, and two of them of one"
+        )
     for _ in range(rounds):
         for index, value in enumerate(classes):
-            left += [index, index]
-            right += [random.choice(members[value]), random.choice(others[value])]
-            same += [1.0, 0.0]
+            if len(members[value]) > 1:
+                left.append(index)
+                right.append(_another(index, members[value], random))
+                same.append(1.0)
+            left.append(index)
+            right.append(random.choice(others[value]))
+            same.append(0.0)
     targets = np.array(same, np.float32)[:, np.newaxis]
     inputs: Arrays = {"left": images[left], "right": images[right]}
     return Examples(inputs, {"distance": targets, "same": targets})
+
+
+def _another(index: int, members: NDArray[np.intp], random: np.random.Generator) -> int:
+    """One of the members that is not this one, each as likely."""
+    drawn = random.choice(members[:-1])
+    return int(members[-1] if drawn == index else drawn)
 
 
 def problem(data: ImageData, seed: int) -> Problem:
@@ -80,7 +97,7 @@ def plan(chosen: Preset, options: Options) -> Plan:
     if options.depth is not None:
         raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
     values = options.applied_to(chosen.hyperparameters)
-    data = sources.load(options.data or chosen.data, size=options.size, examples=options.examples)
+    data = chosen_data(chosen, options)
     made = problem(data, values.seed)
     variant = Variant(
         partial(siamese, data.image_shape),

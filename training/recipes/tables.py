@@ -37,6 +37,9 @@ def plan(chosen: Preset, options: Options) -> Plan:
         raise BadInput(f"{chosen.name} is made for --data {chosen.data}, not {spec}")
     if options.depth is not None:
         raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
+    for flag in ("image_size", "examples", "augment"):
+        if getattr(options, flag) is not None:
+            raise BadInput(f"--{flag.replace('_', '-')} is for recipes of images, not for {chosen.name}")
     return Plan(
         recipe=chosen.name,
         task="regression",
