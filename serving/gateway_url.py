@@ -50,7 +50,7 @@ def authorization(api_key: str | None) -> dict[str, str]:
 def key_refused(sent: bool) -> str:
     """What a command says of a 401 instead of how credentials are sent: the command sends them."""
     if sent:
-        return "it does not take the API key that was given; it may be another gateway's, or revoked"
+        return "it does not take the API key that was given; it may be another gateway's, revoked, or expired"
     return "it asks for a key: pass --api-key, or better set SLUICE_API_KEY"
 
 

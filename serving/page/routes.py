@@ -29,7 +29,7 @@ def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = No
         try:
             found = await asyncio.to_thread(rollouts)
         except (SluiceError, OSError) as error:  # models and refusals must not be lost with these
-            found, gap = [], error.strerror if isinstance(error, OSError) else error.message
+            found, gap = [], str(getattr(error, "strerror", None) or error)
         shown = state(gateway, found, curves, gap)
         if peers is not None:
             for other in (await peers.ask("page")).values():
