@@ -94,8 +94,10 @@ class Need:
 
     def __post_init__(self) -> None:
         for name in ("images_per_s", "gateway_images_per_s", "image_bytes", "calls_per_replica"):
-            if getattr(self, name) <= 0:
-                raise InvalidInput(f"{name} is {getattr(self, name):g}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name} is {getattr(self, name):g}; it must be a number above 0")
+        if self.p99_s is not None and not self.p99_s > 0:
+            raise InvalidInput(f"p99_s is {self.p99_s:g}; it must be above 0")
         if not 0 < self.utilisation < 1:
             raise InvalidInput(f"utilisation is {self.utilisation:g}; it lies between 0 and 1")
 

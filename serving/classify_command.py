@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from serving.commands import ApiKey, Url, user_errors
+from serving.commands import START_ONE, ApiKey, Url, user_errors
 from serving.errors import InvalidInput, SluiceError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
@@ -47,11 +47,19 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one file: a prediction of one image, or why there is none."""
+    """What came of one file: a prediction of one image, or why there is none.
+
+    Attributes:
+        name: the file's, as it was given or found.
+        prediction: what the gateway says; None if it failed.
+        error: why it failed.
+        hopeless: whether all others will fail alike, so that nothing is left to do but to say so.
+    """
 
     name: str
     prediction: Prediction | None = None
     error: SluiceError | None = None
+    hopeless: bool = False
 
 
 class Printer(Protocol):
@@ -86,9 +94,11 @@ def classify(
             raise InvalidInput("--version and --label need --model")
         names = list(find(paths))
         options = Options(model, version, label, top_k, timeout)
-        printer = _printer(Format.JSON if as_json else output, names, top_k)
         verify = True if ca is None else _trusting(ca)
-        failed = asyncio.run(_classify_all(names, url, api_key, verify, options, printer))
+        # Here and not in a thread, which Ctrl-C could not end before whoever writes there ends.
+        stdin = sys.stdin.buffer.read() if STDIN in names else b""
+        printer = _printer(Format.JSON if as_json else output, names, top_k)
+        failed = asyncio.run(_classify_all(names, stdin, url, api_key, verify, options, printer))
         raise typer.Exit(1 if failed else 0)
 
 
@@ -108,16 +118,18 @@ def find(paths: Sequence[str]) -> Iterator[str]:
     A name that is none of a file goes through as it is: its failure is one among the answers.
 
     Raises:
-        InvalidInput: a folder or a pattern without an image.
+        InvalidInput: a folder or a pattern without an image, or no name at all.
     """
     for path in paths:
+        if not path:  # pathlib takes it for the working folder
+            raise InvalidInput("a file's name is empty; . stands for the working folder")
         place = Path(path)
         if path != STDIN and place.is_dir():
             found = [str(each) for each in sorted(place.rglob("*")) if _is_image(each)]
         elif path != STDIN and not place.exists() and _PATTERN & set(path):
             anchor = Path(place.anchor) if place.anchor else Path()
             relative = str(place.relative_to(anchor)) if place.anchor else path
-            found = [str(each) for each in sorted(anchor.glob(relative)) if each.is_file()]
+            found = [str(each) for each in sorted(_glob(anchor, relative, path)) if each.is_file()]
         else:
             found = [path]
         if not found:
@@ -125,14 +137,31 @@ def find(paths: Sequence[str]) -> Iterator[str]:
         yield from found
 
 
+def _glob(anchor: Path, relative: str, whole: str) -> list[Path]:
+    try:
+        return list(anchor.glob(relative))
+    except ValueError as error:
+        raise InvalidInput(f"{whole} is no pattern: {error}") from None
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 async def _classify_all(
-    names: Sequence[str], url: str, api_key: str | None, verify: Any, options: Options, printer: Printer
+    names: Sequence[str],
+    stdin: bytes,
+    url: str,
+    api_key: str | None,
+    verify: Any,
+    options: Options,
+    printer: Printer,
 ) -> int:
-    """Classify and print all; returns how many failed."""
+    """Classify and print all; returns how many failed.
+
+    Raises:
+        InvalidInput: none can be classified: nobody answers, or the key is missing or wrong.
+    """
     from serving.client import AsyncClient
     from serving.rpc.streams import answered_in_order
 
@@ -141,12 +170,16 @@ async def _classify_all(
         with _progress(len(names)) as advance:
 
             async def answer(name: str) -> Answer:
-                return await _classify_one(client, name, options)
+                return await _classify_one(client, name, stdin, options, keyed=bool(api_key))
 
-            async for each in answered_in_order(_each(names), answer):
-                failed += each.error is not None
-                printer(each)
-                advance()
+            async with aclosing(answered_in_order(_each(names), answer)) as answers:  # type: ignore[type-var]
+                async for each in answers:
+                    if each.hopeless:
+                        assert each.error is not None
+                        raise each.error
+                    failed += each.error is not None
+                    printer(each)
+                    advance()
     return failed
 
 
@@ -155,19 +188,17 @@ async def _each(names: Sequence[str]) -> AsyncIterator[str]:
         yield name
 
 
-def _read(name: str) -> bytes:
-    return sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
-
-
-async def _classify_one(client: AsyncClient, name: str, options: Options) -> Answer:
+async def _classify_one(
+    client: AsyncClient, name: str, stdin: bytes, options: Options, *, keyed: bool
+) -> Answer:
     import asyncio
 
     import httpx
 
-    from serving.gateway_url import ASKS_FOR_A_KEY
+    from serving.gateway_url import for_command, key_refused
 
     try:
-        data = await asyncio.to_thread(_read, name)
+        data = stdin if name == STDIN else await asyncio.to_thread(Path(name).read_bytes)
         prediction = await client.classify(
             data,
             model=options.model,
@@ -179,11 +210,12 @@ async def _classify_one(client: AsyncClient, name: str, options: Options) -> Ans
     except OSError as error:
         return Answer(name, error=InvalidInput(f"cannot be read: {error.strerror}"))
     except Unavailable as error:
-        if isinstance(error.__cause__, httpx.TransportError):  # so will all the others
-            raise InvalidInput(f"{error.message}; start one: sluice serve, or pass --url") from error
+        if isinstance(error.__cause__, httpx.TransportError):
+            return Answer(name, error=for_command(error, START_ONE), hopeless=True)
         return Answer(name, error=error)
-    except Unauthenticated as error:  # so are all the others
-        raise InvalidInput(f"the gateway refused: {ASKS_FOR_A_KEY}") from error
+    except Unauthenticated:
+        refused = InvalidInput(f"the gateway refused: {key_refused(keyed)}")
+        return Answer(name, error=refused, hopeless=True)
     except SluiceError as error:
         return Answer(name, error=error)
     return Answer(name, prediction)

@@ -6,6 +6,7 @@ commands need beyond typer they import when they run: `--help` answers in a frac
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib.metadata import entry_points, version
@@ -61,6 +62,9 @@ def main() -> None:
     # gRPC reads these as it is imported. It need not survive fork: children are started by exec at once.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names are any bytes, and labels any text: what the terminal has no letters for is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if sys.argv[1:2] == ["model-server"]:
         # Its flags are tensorflow_model_server's, in that program's forms; it reads them itself.
         from serving import modelserver

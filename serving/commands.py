@@ -15,8 +15,10 @@ from serving.errors import InvalidInput, SluiceError, innermost
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
     import httpx
+    from rich.console import Console
 
-    from serving.main import Up
+    from serving.main import Up, WhileUp
+    from serving.settings import Settings
 
 _TIMEOUT_S = 10.0
 # TensorFlow takes seconds to load, on a busy machine tens of them.
@@ -56,6 +58,8 @@ ApiKey = Annotated[
 ]
 Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
 
+START_ONE = "start one: sluice serve, or pass --url"
+
 
 def serve(
     models: ModelsDir = None,
@@ -71,7 +75,8 @@ def serve(
     """Serve a folder of models on this machine: a model server, and the gateway in front.
 
     Versions that appear in the folder are taken in, and versions that vanish are let go. Ends on Ctrl-C or
-    SIGTERM, when every request that was accepted has its answer.
+    SIGTERM, when every request that was accepted has its answer. Settings without a flag here are variables
+    of the environment, SLUICE_…, or stand in sluice.toml.
     """
     with user_errors():
         from serving import main, settings
@@ -87,12 +92,16 @@ def serve(
             rollout_store=rollouts,
             workers=workers,
         )
-        _run(main.run_serve(loaded, _announce))
+        _run(main.run_serve(loaded, _announcing(loaded)))
 
 
 def gateway(
     replica: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT or unix:PATH of a replica's gRPC API; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT or unix:PATH of a replica's gRPC API, or dns:HOST:PORT for all that a name has; "
+            "repeatable."
+        ),
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="Name of a model to serve; repeatable.")] = None,
     http_host: HttpHost = None,
@@ -103,7 +112,10 @@ def gateway(
     rollouts: Rollouts = None,
     workers: Workers = None,
 ) -> None:
-    """Run the gateway in front of TensorFlow Serving replicas that run elsewhere."""
+    """Run the gateway in front of TensorFlow Serving replicas that run elsewhere.
+
+    Settings without a flag here are variables of the environment, SLUICE_…, or stand in sluice.toml.
+    """
     with user_errors():
         from serving import main, settings
 
@@ -118,7 +130,7 @@ def gateway(
             rollout_store=rollouts,
             workers=workers,
         )
-        _run(main.run_gateway(loaded, _announce))
+        _run(main.run_gateway(loaded, _announcing(loaded)))
 
 
 def model_server() -> None:
@@ -133,25 +145,24 @@ def models(
 ) -> None:
     """List the models and versions of a running gateway, with their states."""
     with user_errors():
-        from rich.console import Console
         from rich.table import Table
 
-        with connection(url, api_key) as client:
+        table = Table("model", "version", "state", "replicas", "error")
+        with connection(url, api_key) as client, read_as_a_gateways(client):
             answer = ask(client, "GET", "/v1/models").json()
+            for each in answer["models"]:
+                for found in each["versions"]:
+                    table.add_row(
+                        each["name"],
+                        str(found["version"]),
+                        found["state"],
+                        str(found["available_on"]),
+                        found["error"] or "",
+                    )
         if as_json:
             print(json.dumps(answer))
-            return
-        table = Table("model", "version", "state", "replicas", "error")
-        for each in answer["models"]:
-            for found in each["versions"]:
-                table.add_row(
-                    each["name"],
-                    str(found["version"]),
-                    found["state"],
-                    str(found["available_on"]),
-                    found["error"] or "",
-                )
-        Console().print(table)
+        else:
+            console().print(table)
 
 
 def demo(models: ModelsDir = None, model_server: ModelServer = None) -> None:
@@ -194,7 +205,12 @@ async def _post_sample(running: Up) -> None:
     )
 
 
-async def _announce(running: Up) -> None:
+def _announcing(settings: Settings) -> WhileUp:
+    asks_for_a_key = settings.keys_file is not None or settings.jwks_file is not None
+    return lambda running: _announce(running, asks_for_a_key=asks_for_a_key)
+
+
+async def _announce(running: Up, *, asks_for_a_key: bool) -> None:
     """Say where to look, and when the models are there; then run until a signal comes."""
     import asyncio
 
@@ -204,9 +220,10 @@ async def _announce(running: Up) -> None:
     for name, versions in models.items():
         print(f"model  {name}, version {', '.join(map(str, versions))}")
     first = next(iter(models))
+    key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if asks_for_a_key else ""
     print("\nTry it:")
     print(
-        f"  curl --data-binary @{_from_here(SAMPLE)} -H 'Content-Type: image/png' "
+        f"  curl --data-binary @{_from_here(SAMPLE)} -H 'Content-Type: image/png' {key}"
         f"{running.http_url}/v1/models/{first}:classify",
         flush=True,
     )
@@ -230,35 +247,34 @@ def _run(work: Any) -> None:
 
 
 def connection(url: str, api_key: str | None) -> httpx.Client:
-    """A connection to a gateway; raises InvalidInput if the address is none."""
+    """A connection to a gateway; raises InvalidInput if the address is none, or the key."""
     import httpx
 
-    from serving.gateway_url import checked
+    from serving.gateway_url import authorization, checked
 
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=headers)
+    return httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(api_key))
 
 
 def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
     """The gateway's answer.
 
     Raises:
-        InvalidInput: nobody answers there, or a key is missing; the text says what to do.
+        InvalidInput: nobody answers there, or a key is missing or wrong; the text says what to do.
+        DeadlineExceeded: the answer takes too long.
         SluiceError: the gateway refuses.
     """
     import httpx
 
-    from serving.gateway_url import ASKS_FOR_A_KEY, unreachable
+    from serving.gateway_url import for_command, key_refused, unanswered
 
     try:
         answer = client.request(method, path)
-    except httpx.TransportError as error:
-        told = unreachable(client.base_url, error)
-        raise InvalidInput(f"{told.message}; start one: sluice serve, or pass --url") from error
+    except httpx.RequestError as error:
+        raise for_command(unanswered(client.base_url, error, _TIMEOUT_S), START_ONE) from error
     if answer.is_success:
         return answer
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise InvalidInput(f"{client.base_url} refused: {ASKS_FOR_A_KEY}")
+        raise InvalidInput(f"{client.base_url} refused: {key_refused('authorization' in client.headers)}")
     try:
         refused = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
@@ -267,12 +283,40 @@ def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Errors as one line on stderr: exit 2 for what the user can mend in the command, 1 for the rest."""
+def read_as_a_gateways(client: httpx.Client) -> Iterator[None]:
+    """What is read out of an answer in the block is a gateway's; raises SluiceError where it is not."""
     try:
         yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SluiceError(
+            f"{client.base_url} answers, but not as a gateway of Sluice does; is it the right address?"
+        ) from error
+
+
+def console() -> Console:
+    """A terminal for text that others wrote, such as a replica's error: nothing in it is markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors as one line on stderr: exit 2 for what the user can mend in the command, 1 for the rest.
+
+    A reader of stdout that has seen enough (`| head`) is no error to tell of: BrokenPipeError goes on to
+    typer, which ends with 1 and says nothing.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what fails here would otherwise fail where nobody catches it
     except (SluiceError, OSError, ExceptionGroup) as error:
         first = innermost(error)
+        if isinstance(first, BrokenPipeError):
+            raise first from None
         if not isinstance(first, SluiceError | OSError):
             raise
         text = str(first)

@@ -1,13 +1,12 @@
-"""Where a gateway is, and what to say if none answers there."""
+"""Where a gateway is, how a key is sent to it, and what to say if none answers there."""
 
 from __future__ import annotations
 
 import httpx
 
-from serving.errors import InvalidInput, Unavailable
+from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, Unavailable
 
-ASKS_FOR_A_KEY = "it asks for a key: pass --api-key, or better set SLUICE_API_KEY"
-"""What a command says instead of how credentials are sent: the command sends them."""
+_NOBODY = "no gateway answers at"
 
 
 def checked(url: str) -> httpx.URL:
@@ -32,9 +31,54 @@ def check_target(target: str) -> None:
         )
 
 
-def unreachable(url: httpx.URL, error: Exception) -> Unavailable:
-    """What to raise when a request did not get through to the gateway, or its answer not back."""
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The header of HTTP, or the metadata of gRPC, that sends a key or token; nothing without one.
+
+    Raises:
+        InvalidInput: It cannot be one. The text does not show it, as those of httpx and gRPC would.
+    """
+    if not api_key:
+        return {}
+    if not all("!" <= each <= "~" for each in api_key):
+        raise InvalidInput(
+            "the API key has a character that none has: a space, a line break at its end, or a letter "
+            "beyond ASCII"
+        )
+    return {"authorization": f"Bearer {api_key}"}
+
+
+def key_refused(sent: bool) -> str:
+    """What a command says of a 401 instead of how credentials are sent: the command sends them."""
+    if sent:
+        return "it does not take the API key that was given; it may be another gateway's, revoked, or expired"
+    return "it asks for a key: pass --api-key, or better set SLUICE_API_KEY"
+
+
+def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceError:
+    """What to raise when a request did not get through to the gateway, or its answer not back in time."""
+    # Who does not even take a connection is away; of the others it is known that they were too slow.
+    if isinstance(error, httpx.TimeoutException | TimeoutError) and not isinstance(
+        error, httpx.ConnectTimeout
+    ):
+        return DeadlineExceeded(f"{url} did not answer within {timeout_s:.3g} s")
     reason = str(error) or type(error).__name__
     if isinstance(error, httpx.RemoteProtocolError):
         return Unavailable(f"what answers at {url} does not speak HTTP ({reason}); is it a gRPC port?")
-    return Unavailable(f"no gateway answers at {url}: {reason}")
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return Unavailable(
+            f"the certificate that {url} shows is not trusted ({reason}); SSL_CERT_FILE may name a PEM file "
+            "of the authorities that are"
+        )
+    return Unavailable(f"{_NOBODY} {url}: {reason}")
+
+
+def for_command(error: SluiceError, hint: str) -> SluiceError:
+    """What `unanswered` gave, for who runs a command: an address can be mended there, slowness cannot.
+
+    Args:
+        error: What `unanswered` gave.
+        hint: What to do where nobody answers.
+    """
+    if isinstance(error, DeadlineExceeded):
+        return error
+    return InvalidInput(f"{error.message}; {hint}" if error.message.startswith(_NOBODY) else error.message)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from serving.errors import Cancelled, Internal, SluiceError, shortened
+from serving.errors import Cancelled, Internal, InvalidInput, SluiceError, shortened
 from serving.logs import AccessLog
 from serving.prediction import RequestContext
 from serving.settings import Settings
@@ -69,11 +69,20 @@ class Journal:
 
     @classmethod
     def from_settings(cls, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Self:
-        """A journal that logs and traces as the settings say."""
+        """A journal that logs and traces as the settings say.
+
+        Raises:
+            InvalidInput: traces are wanted, and what makes them is not installed.
+        """
         spans = None
         if settings.traces_endpoint is not None:
-            from serving.spans import Spans
-
+            try:
+                from serving.spans import Spans
+            except ModuleNotFoundError as error:
+                raise InvalidInput(
+                    f"traces_endpoint is set, and {error.name} is not installed; the extra `traces` brings "
+                    "it: pip install 'sluice[traces]'"
+                ) from error
             spans = Spans(settings.traces_endpoint)
         return cls(metrics, AccessLog(settings.access_log_share), spans, clock)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from serving.commands import user_errors
+from serving.commands import console, user_errors
 from serving.errors import Conflict, InvalidInput, NotFound
 from serving.keys import KeyEntry, KeyFile, new_key, parse
 
@@ -48,14 +48,13 @@ def add(
 def list_(file: File = DEFAULT_FILE) -> None:
     """List the keys of the file; the keys themselves are not kept."""
     with user_errors():
-        from rich.console import Console
         from rich.table import Table
 
         table = Table("name", "id", "scopes", "rate", "max concurrent")
         for each in _read_existing(file).keys:
             most = "" if each.max_concurrent is None else str(each.max_concurrent)
             table.add_row(each.name, each.id, ", ".join(each.scopes), each.rate or "", most)
-        Console().print(table)
+        console().print(table)
 
 
 @keys.command()
@@ -74,7 +73,12 @@ def revoke(
 
 
 def _read(file: Path) -> KeyFile:
-    return parse(file.read_text(), str(file)) if file.exists() else KeyFile()
+    if not file.exists():
+        return KeyFile()
+    try:
+        return parse(file.read_text("utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{file} is not UTF-8: {error.reason}") from None
 
 
 def _read_existing(file: Path) -> KeyFile:
@@ -90,15 +94,23 @@ def _write(file: Path, entries: list[KeyEntry]) -> None:
     text = "# API keys of a Sluice gateway, as hashes; `sluice keys` writes this file.\n"
     for each in entries:
         text += "\n[[keys]]\n"
-        # JSON's strings, numbers and arrays of strings read the same in TOML.
         shown = each.model_dump(exclude_none=True)
-        text += "".join(f"{name} = {json.dumps(value)}\n" for name, value in shown.items())
+        text += "".join(f"{name} = {_in_toml(value)}\n" for name, value in shown.items())
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(descriptor, "w") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
             os.fsync(stream.fileno())
         Path(temporary).replace(file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _in_toml(value: object) -> str:
+    """A string, a number or a list of strings as TOML has it.
+
+    JSON has these alike, but for characters that it writes as two escapes, of which TOML takes neither; and
+    TOML wants DEL escaped, which JSON leaves.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.commands import ApiKey, Url, ask, connection, user_errors
+from serving.commands import ApiKey, Url, ask, connection, console, read_as_a_gateways, user_errors
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
     from rich.console import RenderableType
 
 Labels = Mapping[str, str]
+
+_REQUESTS = "sluice_requests_total"
+_DURATIONS = "sluice_request_duration_seconds_bucket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +56,36 @@ def parse(text: str, at: float) -> Scrape:
     return Scrape(at, samples)
 
 
+def growth(before: Scrape, after: Scrape) -> Scrape:
+    """By how much each counter grew between two looks; one that fell began anew with its process, at 0."""
+    grown: dict[str, list[tuple[Labels, float]]] = {}
+    for name in (_REQUESTS, _DURATIONS):
+        known = {frozenset(has.items()): value for has, value in before.samples.get(name, ())}
+        for has, value in after.samples.get(name, ()):
+            past = known.get(frozenset(has.items()), 0.0)
+            grown.setdefault(name, []).append((has, value - past if value >= past else value))
+    return Scrape(after.at, grown)
+
+
 def rows(before: Scrape, after: Scrape) -> list[Row]:
     """What each version did between two looks, by model and version."""
     spent_s = max(after.at - before.at, 1e-9)
-    name = "sluice_requests_total"
-    found = sorted({(has["model"], has["version"]) for has, _ in after.samples.get(name, ())})
+    grown = growth(before, after)
+    found = sorted({(has["model"], has["version"]) for has, _ in grown.samples.get(_REQUESTS, ())})
     made = []
     for model, version in found:
         of = {"model": model, "version": version}
-        requests = after.total(name, **of) - before.total(name, **of)
-        good = after.total(name, **of, outcome="ok") - before.total(name, **of, outcome="ok")
-        median_s, p99_s = (quantile(before, after, each, **of) for each in (0.5, 0.99))
+        requests = grown.total(_REQUESTS, **of)
+        good = grown.total(_REQUESTS, **of, outcome="ok")
+        median_s, p99_s = (quantile(grown, each, **of) for each in (0.5, 0.99))
         made.append(Row(model, version, requests / spent_s, (requests - good) / spent_s, median_s, p99_s))
     return made
 
 
-def quantile(before: Scrape, after: Scrape, wanted: float, **labels: str) -> float:
-    """A quantile of the durations between two looks, in seconds, linear within a bucket; NaN of none."""
-    name = "sluice_request_duration_seconds_bucket"
-    limits = sorted({float(has["le"]) for has, _ in after.samples.get(name, ())})
-    counts = [
-        after.total(name, **labels, le=_text(limit)) - before.total(name, **labels, le=_text(limit))
-        for limit in limits
-    ]
+def quantile(grown: Scrape, wanted: float, **labels: str) -> float:
+    """A quantile of the durations that were counted, in seconds, linear within a bucket; NaN of none."""
+    limits = sorted({float(has["le"]) for has, _ in grown.samples.get(_DURATIONS, ())})
+    counts = [grown.total(_DURATIONS, **labels, le=_text(limit)) for limit in limits]
     if not counts or counts[-1] <= 0:
         return math.nan
     rank, lower, below = wanted * counts[-1], 0.0, 0.0
@@ -131,20 +141,23 @@ def top(
 ) -> None:
     """Watch a running gateway: requests a second, latencies, versions, replicas. Ends on Ctrl-C."""
     with user_errors():
-        from rich.console import Console
         from rich.live import Live
 
         with connection(url, api_key) as client:
 
             def look() -> Scrape:
-                return parse(ask(client, "GET", "/metrics").text, time.monotonic())
+                with read_as_a_gateways(client):
+                    found = parse(ask(client, "GET", "/metrics").text, time.monotonic())
+                    if "sluice_build_info" not in found.samples:
+                        raise ValueError("another program's metrics")
+                    return found
 
             before = look()
             time.sleep(interval)
             if once:
-                Console().print(view(before, look()))
+                console().print(view(before, look()))
                 return
-            with Live(auto_refresh=False, screen=True) as live:
+            with Live(console=console(), auto_refresh=False, screen=True) as live:
                 while True:
                     after = look()
                     live.update(view(before, after), refresh=True)

@@ -22,6 +22,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 MAKE = [command for command in COMMANDS if command.startswith("make ")]
 OTHERS = [command for command in COMMANDS if not command.startswith("make ")]
 
@@ -39,7 +40,7 @@ def test_make_targets_exist(command: str) -> None:
 
 
 async def test_every_other_command_runs(digits_models: Path, tmp_path: Path) -> None:
-    """In a folder like a clone, with a gateway up, one after the other as a reader would."""
+    """In a folder like a clone, with a gateway up, one after the other as a reader would; and the Python."""
     (tmp_path / "serving" / "samples").mkdir(parents=True)
     shutil.copy(REPOSITORY / "serving" / "samples" / "seven.png", tmp_path / "serving" / "samples")
     async with started(["serve", f"--models={digits_models}"]) as live:
@@ -58,3 +59,14 @@ async def test_every_other_command_runs(digits_models: Path, tmp_path: Path) -> 
             assert done.returncode == 0, f"{command}: {done.stderr}"
             if "--data-binary" in command:
                 assert '"label":"7"' in done.stdout
+        (program,) = PYTHON
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", program.replace("http://localhost:8080", live.http_url)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("1 7\n", "")

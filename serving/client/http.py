@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +19,8 @@ import orjson
 from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
-from serving.errors import DeadlineExceeded, Internal, InvalidInput, SluiceError
-from serving.gateway_url import checked, unreachable
+from serving.errors import Internal, InvalidInput, SluiceError
+from serving.gateway_url import authorization, checked, unanswered
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 Verify = ssl.SSLContext | bool
@@ -112,25 +114,42 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
 
 def _read(answer: httpx.Response, latest: float) -> bytes:
     """The body of an answer; httpx.ReadTimeout if it is not here by `latest` (monotonic clock)."""
-    pieces = []  # httpx bounds the time of each, not of all
-    for piece in answer.iter_bytes():
-        if time.monotonic() > latest:
-            raise httpx.ReadTimeout("the answer comes too slowly", request=answer.request)
-        pieces.append(piece)
-    return b"".join(pieces)
+    # httpx bounds the wait for each piece, not for all. The first, mostly the only one, gets what is left.
+    answer.request.extensions["timeout"]["read"] = max(latest - time.monotonic(), 0.001)
+    pieces = answer.iter_bytes()
+    first = next(pieces, b"")
+    if str(len(first)) == answer.headers.get("content-length"):
+        return first + b"".join(pieces)  # there are none, but httpx learns that the connection is free again
+    with _hung_up_at(latest, answer):
+        return first + b"".join(pieces)
 
 
-def _unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceError:
-    """What to raise when no answer came."""
-    if isinstance(error, httpx.TimeoutException | TimeoutError) and not isinstance(
-        error, httpx.ConnectTimeout
-    ):
-        return DeadlineExceeded(f"{url} did not answer within {timeout_s:.3g} s")
-    return unreachable(url, error)
+@contextlib.contextmanager
+def _hung_up_at(latest: float, answer: httpx.Response) -> Iterator[None]:
+    """Whoever still sends when the time is up is hung up on, and the block ends as httpx.ReadTimeout.
 
+    It takes a thread: nothing else can end the block's wait.
+    """
+    late = threading.Event()
+    connection = answer.extensions["network_stream"].get_extra_info("socket")
 
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    def hang_up() -> None:
+        late.set()
+        with contextlib.suppress(OSError):  # a TLS socket's own `shutdown` is not for another thread's use
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    timer = threading.Timer(latest - time.monotonic(), hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except httpx.RequestError:
+        if not late.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if late.is_set():  # what looks like the end may be of our making, too
+        raise httpx.ReadTimeout("the answer comes too slowly", request=answer.request)
 
 
 class Client(BlockingClient[_Request]):
@@ -143,7 +162,7 @@ class Client(BlockingClient[_Request]):
         retries: when to send again.
 
     Raises:
-        InvalidInput: the URL is none.
+        InvalidInput: the URL is none, or the key.
     """
 
     def __init__(
@@ -155,7 +174,7 @@ class Client(BlockingClient[_Request]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._http = httpx.Client(base_url=checked(url), headers=_headers(api_key), verify=verify)
+        self._http = httpx.Client(base_url=checked(url), headers=authorization(api_key), verify=verify)
 
     def _request(self, question: Question) -> _Request:
         return _classify_request(question)
@@ -166,7 +185,7 @@ class Client(BlockingClient[_Request]):
             with self._http.stream(**request.arguments(timeout_s)) as answer:
                 content = _read(answer, latest)
         except httpx.RequestError as error:
-            raise _unanswered(self._http.base_url, error, timeout_s) from error
+            raise unanswered(self._http.base_url, error, timeout_s) from error
         return _prediction(answer, content)
 
     def close(self) -> None:
@@ -186,7 +205,7 @@ class AsyncClient(AsyncioClient[_Request]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._http = httpx.AsyncClient(base_url=checked(url), headers=_headers(api_key), verify=verify)
+        self._http = httpx.AsyncClient(base_url=checked(url), headers=authorization(api_key), verify=verify)
 
     def _request(self, question: Question) -> _Request:
         return _classify_request(question)
@@ -196,7 +215,7 @@ class AsyncClient(AsyncioClient[_Request]):
             async with asyncio.timeout(timeout_s + _GRACE_S):
                 answer = await self._http.request(**request.arguments(timeout_s))
         except (httpx.RequestError, TimeoutError) as error:
-            raise _unanswered(self._http.base_url, error, timeout_s) from error
+            raise unanswered(self._http.base_url, error, timeout_s) from error
         return _prediction(answer, answer.content)
 
     async def aclose(self) -> None:

@@ -41,7 +41,8 @@ class Retries:
         if not error.retryable or attempt >= self.attempts:
             return None
         backoff_s = min(self.first_pause_s * 2 ** (attempt - 1), self.longest_pause_s)
-        pause_s = backoff_s if error.retry_after_s is None else error.retry_after_s
+        # A proxy's word may be any number, one below 0 too.
+        pause_s = backoff_s if error.retry_after_s is None else max(error.retry_after_s, 0.0)
         return pause_s if pause_s <= self.longest_pause_s and pause_s < left_s else None
 
 

@@ -15,7 +15,7 @@ from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
 from serving.errors import SluiceError
-from serving.gateway_url import check_target
+from serving.gateway_url import authorization, check_target
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
@@ -73,10 +73,6 @@ def _failure(error: grpc.RpcError) -> SluiceError:
     return as_error(kind, text, stage=info.metadata.get("stage"), retry_after_s=retry_after_s)
 
 
-def _metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
-    return () if api_key is None else (("authorization", f"Bearer {api_key}"),)
-
-
 class GrpcClient(BlockingClient[Any]):
     """A client over gRPC.
 
@@ -87,7 +83,7 @@ class GrpcClient(BlockingClient[Any]):
         retries: when to send again.
 
     Raises:
-        InvalidInput: the target is a URL.
+        InvalidInput: the target is a URL, or the key cannot be one.
     """
 
     def __init__(
@@ -99,7 +95,7 @@ class GrpcClient(BlockingClient[Any]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._metadata = _metadata(api_key)
+        self._metadata = tuple(authorization(api_key).items())
         check_target(target)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=_OPTIONS)
@@ -133,7 +129,7 @@ class AsyncGrpcClient(AsyncioClient[Any]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._metadata = _metadata(api_key)
+        self._metadata = tuple(authorization(api_key).items())
         check_target(target)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)

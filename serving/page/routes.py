@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.errors import SluiceError
 from serving.gateway import Gateway
 from serving.observed import Rollouts
 from serving.page import assets
@@ -24,8 +25,12 @@ def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = No
 
     async def page_state(request: Request) -> Response:
         authorized(gateway.admission.callers, request.headers, "classify")
-        found = await asyncio.to_thread(rollouts)
-        shown = state(gateway, found, curves)
+        gap = None
+        try:
+            found = await asyncio.to_thread(rollouts)
+        except (SluiceError, OSError) as error:  # models and refusals must not be lost with these
+            found, gap = [], str(getattr(error, "strerror", None) or error)
+        shown = state(gateway, found, curves, gap)
         if peers is not None:
             for other in (await peers.ask("page")).values():
                 add_worker(shown, other)

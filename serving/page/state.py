@@ -20,15 +20,28 @@ if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not
 
 
 def state(
-    gateway: Gateway, rollouts: list[Rollout], curves: Curves, wall: Callable[[], float] = time.time
+    gateway: Gateway,
+    rollouts: list[Rollout],
+    curves: Curves,
+    gap: str | None = None,
+    wall: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
-    """Everything that the page shows but the answers themselves, as plain values; times in Unix seconds."""
+    """Everything that the page shows but the answers themselves, as plain values; times in Unix seconds.
+
+    Args:
+        gateway: what is shown.
+        rollouts: the newest of each model.
+        curves: their evidence so far.
+        gap: why they cannot be read; None if they can.
+        wall: the time of day, in Unix seconds.
+    """
     return {
         "now": wall(),
         "release": distribution_version("sluice"),
         "draining": gateway.draining,
         "models": [_model(gateway, each) for each in gateway.catalog.report()],
         "rollouts": [rollout_view(each, curves) for each in rollouts],
+        "rollouts_gap": gap,
         **of_one_worker(gateway),
     }
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import httpx
 
-from serving.errors import InvalidInput, NotFound, SluiceError, Unavailable
-from serving.gateway_url import ASKS_FOR_A_KEY, checked, unreachable
+from serving.errors import DeadlineExceeded, InvalidInput, NotFound, SluiceError, Unavailable
+from serving.gateway_url import authorization, checked, for_command, key_refused, unanswered
 from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
@@ -163,18 +163,17 @@ class GatewayAccess:
         key: An API key or token with the scope `admin`; None where none is asked for.
 
     Raises:
-        InvalidInput: The URL is none.
+        InvalidInput: The URL is none, or the key.
     """
 
     def __init__(self, url: str, key: str | None) -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=headers)
+        self._client = httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(key))
         self._url = url
 
     def start(self, model: str, to: int, plan: Plan | None) -> str:
         """See `Access.start`."""
         body = {"to": to} | ({} if plan is None else {"plan": plan.model_dump(mode="json")})
-        return str(self._ask("POST", _path(model), json=body)["id"])
+        return str(self._ask("POST", _path(model), "id", json=body))
 
     def order(self, model: str, what: Command) -> Rollout:
         """See `Access.order`."""
@@ -187,32 +186,40 @@ class GatewayAccess:
 
     def models(self) -> list[str]:
         """See `Access.models`."""
-        return sorted(str(each["model"]) for each in self._ask("GET", _path())["rollouts"])
+        return sorted(str(each["model"]) for each in self._ask("GET", _path(), "rollouts"))
 
     def history(self, model: str) -> list[Rollout]:
         """See `Access.history`."""
-        found = self._ask("GET", _path(model, "history"))["rollouts"]
+        found = self._ask("GET", _path(model, "history"), "rollouts")
         return [self._whole(_path(model, "history", each["id"])) for each in found]
 
     def _whole(self, path: str) -> Rollout:
         return from_json(self._ask("GET", path))
 
-    def _ask(self, method: str, path: str, **request: Any) -> Any:
+    def _ask(self, method: str, path: str, member: str | None = None, **request: Any) -> Any:
+        """What the gateway answers, or one member of it; raises SluiceErrors."""
         try:
             answer = self._client.request(method, path, **request)
-        except httpx.TransportError as error:
-            raise InvalidInput(unreachable(self._client.base_url, error).message) from error
+        except httpx.RequestError as error:
+            raise self._unanswered(error, method) from error
         try:
             found = answer.json()
             if answer.is_success:
-                return found
+                return found if member is None else found[member]
             kind, text = str(found["type"]), str(found["detail"])
             if answer.status_code == httpx.codes.UNAUTHORIZED:
-                raise InvalidInput(f"the gateway at {self._url} refused: {ASKS_FOR_A_KEY}")
+                told = key_refused("authorization" in self._client.headers)
+                raise InvalidInput(f"the gateway at {self._url} refused: {told}")
         except (ValueError, KeyError, TypeError):
             kind, text = "", f"status {answer.status_code}, and not what a gateway of Sluice answers"
         refused = InvalidInput if kind.endswith(f":{InvalidInput.kind}") else SluiceError
         raise refused(f"the gateway at {self._url} refused: {text}")
+
+    def _unanswered(self, error: httpx.RequestError, method: str) -> SluiceError:
+        told = unanswered(self._client.base_url, error, _TIMEOUT_S)
+        if isinstance(told, DeadlineExceeded) and method == "POST":
+            return DeadlineExceeded(f"{told.message}; `sluice rollout status` says whether it was obeyed")
+        return for_command(told, "is --gateway the right address?")
 
 
 def _path(*parts: str) -> str:

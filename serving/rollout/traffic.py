@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,8 @@ class Traffic:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name):g}; it is a share and lies between 0 and 1"
                 )
-        if self.incidents_per_hour < 0.0 or self.incident_s < 0.0 or not 0.0 <= self.incident_error <= 1.0:
+        incidents = all(0.0 <= each < math.inf for each in (self.incidents_per_hour, self.incident_s))
+        if not incidents or not 0.0 <= self.incident_error <= 1.0:
             raise InvalidInput(
                 "incidents: a rate and a duration of at least 0, an error share between 0 and 1"
             )

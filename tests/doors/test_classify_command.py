@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import csv
+import fcntl
 import io
 import json
+import os
+import signal
 import subprocess
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +71,58 @@ def test_what_cannot_be_is_said(live: Live, folder: Path, tmp_path: Path) -> Non
     assert "error: --version and --label need --model" in run(live, "-", "--version=1", code=2)
     assert "has no image file" in run(live, str(tmp_path / "*.webp"), code=2)
     assert "error: --ca none.pem cannot be used: No such file" in run(live, "-", "--ca=none.pem", code=2)
+
+
+def test_that_nobody_answers_is_said_once_for_all_files(folder: Path) -> None:
+    command = [*COMMAND, "classify", str(folder), "--url=http://127.0.0.1:9", "--json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no gateway answers at http://127.0.0.1:9: ")
+    assert line.endswith("; start one: sluice serve, or pass --url")
+
+
+def test_a_file_may_have_any_name(live: Live, tmp_path: Path, photograph: bytes) -> None:
+    place = os.fsencode(tmp_path) + b"/n\xe9.png"
+    Path(os.fsdecode(place)).write_bytes(photograph)
+    (line,) = run(live, str(tmp_path), "--json", code=0).splitlines()
+    assert os.fsencode(json.loads(line)["file"]) == place
+    for output in ("table", "csv"):
+        assert "n\\udce9.png" in run(live, str(tmp_path), f"--format={output}", code=0)
+
+
+def test_ctrl_c_ends_it_while_it_reads_standard_input(live: Live) -> None:
+    command = [*COMMAND, "classify", "-", f"--url={live.http_url}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]  # of a dict's values
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        left = array.array("i", [1])
+        end = time.monotonic() + 60
+        while left[0] and time.monotonic() < end:  # until it reads
+            fcntl.ioctl(process.stdin, termios.FIONREAD, left)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(live: Live, folder: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    for arguments in (["classify", str(folder), "--json"], ["models", "--json"], ["models"]):
+        command = [*COMMAND, *arguments, f"--url={live.http_url}"]
+        done = subprocess.run(command, check=False, stdout=theirs, stderr=subprocess.PIPE, timeout=120)
+        assert (done.returncode, done.stderr) == (1, b""), arguments
+    os.close(theirs)
+
+
+@pytest.mark.parametrize(("name", "says"), [("", "a file's name is empty"), ("**.png", "is no pattern: ")])
+def test_names_that_stand_for_nothing_are_refused(name: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        list(find([name]))
 
 
 def test_arguments_stand_for_files(folder: Path, tmp_path: Path) -> None:

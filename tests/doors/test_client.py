@@ -119,6 +119,14 @@ def test_a_url_is_no_address_of_grpc() -> None:
         GrpcClient("http://127.0.0.1:9000")
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient, GrpcClient, AsyncGrpcClient])
+@pytest.mark.parametrize("key", ["s3cret\n", "two s3cret", "s3crét", "s3cret\x7f"])
+def test_what_cannot_be_a_key_is_said_without_it(kind: Any, key: str) -> None:
+    with pytest.raises(InvalidInput, match="the API key has a character that none has") as refused:
+        kind(api_key=key)
+    assert "s3cr" not in refused.value.message
+
+
 def test_a_grpc_port_is_told_from_nobody(live: Live, photograph: bytes) -> None:
     with (
         Client(f"http://{live.grpc_address}", retries=Retries(attempts=1)) as client,
@@ -178,8 +186,42 @@ async def slow(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
+async def stalled(writer: asyncio.StreamWriter) -> None:
+    """Answer a piece just before the client gives up, and then no more."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(2.0)
+    writer.write(b"x")
+    await writer.drain()
+
+
+async def body_less(writer: asyncio.StreamWriter) -> None:
+    """Answer a head just before the client gives up, and then no more."""
+    await asyncio.sleep(2.0)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+    await writer.drain()
+
+
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("answer", [silent, slow])
+@pytest.mark.parametrize("answer", [stalled, body_less])
+async def test_a_server_that_falls_silent_in_the_middle_is_not_waited_for_twice(
+    kind: Any, answer: Any
+) -> None:
+    async with answering(answer) as url:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"did not answer within 2 s"):
+            await asked(kind, url, timeout_s=2.0)
+        assert time.monotonic() - started < 4.0
+
+
+async def without_length(writer: asyncio.StreamWriter) -> None:
+    """Answer without saying how much, and then no more."""
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n{}")
+    await writer.drain()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("answer", [silent, slow, without_length])
 async def test_a_deadline_that_passes_is_told_as_one(kind: Any, answer: Any) -> None:
     async with answering(answer) as url:
         with pytest.raises(DeadlineExceeded, match=r"did not answer within 0\.\d+ s"):
@@ -196,6 +238,34 @@ async def test_the_gateways_own_word_on_a_deadline_is_waited_for(
     replica.before_predict = hang
     with pytest.raises(DeadlineExceeded, match="the request's deadline passed before its answer"):
         await asked(kind, up.http_url, timeout_s=0.3)
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_the_blocking_client_keeps_its_connection(together: bool) -> None:
+    connections = 0
+    image = grey_png(1)
+    content = b'{"model": "digits", "version": 1, "results": []}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(len(image))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
+                for piece in (content,) if together else (content[:9], content[9:]):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0 if together else 0.05)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        with Client("http://{}:{}".format(*server.sockets[0].getsockname())) as client:
+            for _ in range(3):
+                assert (await asyncio.to_thread(client.classify, image)).version == 1
+    assert connections == 1
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -231,6 +301,7 @@ async def test_what_no_gateway_answers_is_told_as_that(kind: Any, content: bytes
         (RateLimited("x", retry_after_s=3), 1, 60, 3),
         (RateLimited("x", retry_after_s=3), 1, 2, None),
         (RateLimited("x", retry_after_s=3600), 1, 9999, None),
+        (Unavailable("x", retry_after_s=-1), 1, 60, 0),
         (NotFound("x"), 1, 60, None),
     ],
 )

@@ -78,6 +78,26 @@ def test_the_file_keeps_hashes_only(key_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["Kamera Süd", "drone \U0001f680", 'the "new" \\ one', "a\tb\nc", "del\x7f", "[/b]"]
+)
+def test_a_key_may_have_any_name(key_file: Path, name: str) -> None:
+    key = keys_command("add", name, f"--file={key_file}")
+    other = keys_command("add", "other", f"--file={key_file}")
+    read = read_keys(key_file.read_text("utf-8"), "x")
+    assert (read.caller(key).name, read.caller(other).name) == (name, "other")
+    assert name.split()[0] in keys_command("list", f"--file={key_file}")
+    keys_command("revoke", name, f"--file={key_file}")
+    assert len(read_keys(key_file.read_text("utf-8"), "x")) == 1
+
+
+@pytest.mark.parametrize("arguments", [["add", "a"], ["list"], ["revoke", "a"]])
+def test_a_file_of_keys_that_is_no_text_is_told_and_stays(key_file: Path, arguments: list[str]) -> None:
+    key_file.write_bytes(b"# n\xe9\n")
+    assert "is not UTF-8" in keys_command(*arguments, f"--file={key_file}", code=2)
+    assert key_file.read_bytes() == b"# n\xe9\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["add", "a", "--rate=often"], 2, 'error: rate: "often" is no rate; one is "20/second"'),
@@ -96,6 +116,7 @@ def test_the_file_keeps_hashes_only(key_file: Path) -> None:
             1,
             "error: there is no file /nowhere/keys.toml; `sluice keys",
         ),
+        (["add", "half \udcff"], 2, "error: name: input should be a valid string"),
         (["revoke", "a", "--file=/nowhere/keys.toml"], 1, "error: there is no file /nowhere/keys.toml"),
     ],
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import os
 import ssl
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from serving.main import gateway_up, new_metrics
 from serving.settings import Settings, load
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.support.gateways import counted
+from tests.support.processes import COMMAND
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ async def test_both_ports_speak_tls(replica: ScriptedReplica, papers: Papers, mu
         for verify, channel_credentials in wrong:
             if mutual or verify is True:
                 async with AsyncClient(running.http_url, verify=verify, retries=once) as client:
-                    with pytest.raises(Unavailable):
+                    untrusted = "the certificate that .* is not trusted .*; SSL_CERT_FILE"
+                    with pytest.raises(Unavailable, match=untrusted if verify is True else None):
                         await client.classify(grey_png(1), timeout_s=5)
             async with AsyncGrpcClient(target, credentials=channel_credentials, retries=once) as client:
                 with pytest.raises(Unavailable):
@@ -143,6 +147,40 @@ async def test_both_ports_speak_tls(replica: ScriptedReplica, papers: Papers, mu
         async with httpx.AsyncClient() as unencrypted:
             with pytest.raises(httpx.TransportError):
                 await unencrypted.get(f"{plain}/healthz")
+
+
+async def test_commands_trust_whom_they_are_told_to(replica: ScriptedReplica, papers: Papers) -> None:
+    settings = Settings(
+        http_port=0,
+        grpc_port=0,
+        status_interval_s=0.05,
+        tls_certificate=papers.server.certificate,
+        tls_key=papers.server.key,
+    )
+
+    async def ran(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        variables = {name: value for name, value in os.environ.items() if name != "SSL_CERT_FILE"}
+        return await asyncio.to_thread(
+            subprocess.run,
+            [*COMMAND, *arguments],
+            input=grey_png(200),
+            env={**variables, **environment},
+            capture_output=True,
+            check=False,
+        )
+
+    authority = str(papers.authority.certificate)
+    async with gateway_up(settings, [replica.address], ["digits"], new_metrics()) as running:
+        await running.catalog.ready()
+        for arguments in (["models"], ["top", "--once", "--interval=0.1"], ["classify", "-"]):
+            refused = await ran(*arguments, f"--url={running.http_url}")
+            assert refused.returncode == 2
+            assert b"is not trusted" in refused.stderr
+            assert b"start one" not in refused.stderr
+            trusting = await ran(*arguments, f"--url={running.http_url}", SSL_CERT_FILE=authority)
+            assert (trusting.returncode, trusting.stderr) == (0, b"")
+        told = await ran("classify", "-", f"--url={running.http_url}", f"--ca={authority}")
+        assert (told.returncode, b"class-7" in told.stdout) == (0, True)
 
 
 async def test_new_papers_are_taken_without_a_restart(

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from serving import commands
-from serving.errors import SluiceError
+from serving.cli import build
+from serving.errors import InvalidInput, SluiceError
 from serving.rest.server import listen
+from serving.rollout import access
+from serving.top_command import Scrape, parse, rows
 
 
 def test_an_error_of_the_system_is_a_line_that_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,3 +52,133 @@ async def test_the_demo_gives_up_on_models_that_cannot_be_loaded(monkeypatch: py
     monkeypatch.setattr(commands, "_DEMO_TIMEOUT_S", 0.05)
     with pytest.raises(SluiceError, match="no version of every model could be loaded within"):
         await commands._post_sample(NeverReady())
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "two s3cret", "s3crét"])
+def test_what_cannot_be_a_key_is_said_without_it(key: str) -> None:
+    for connect in (commands.connection, access.GatewayAccess):
+        with pytest.raises(InvalidInput, match="the API key has a character that none has") as refused:
+            connect("http://127.0.0.1:9", key)
+        assert "s3cr" not in refused.value.message
+
+
+@asynccontextmanager
+async def answering(content: bytes | None, status: str = "200 OK") -> AsyncIterator[str]:
+    """A server that answers this to every request, or nothing at all; its address."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            if content is not None:
+                head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+                writer.write(head.encode() + content)
+                await writer.drain()
+            await reader.read()  # until the client leaves
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname())
+
+
+async def sluice(*arguments: str, code: int, key: str = "") -> str:
+    """What a command prints; it runs in a thread, since what it asks is in this process."""
+    invoke = CliRunner(env={"SLUICE_API_KEY": key, "COLUMNS": "200"}).invoke
+    result = await asyncio.to_thread(invoke, build(), arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+UNAUTHENTICATED = b'{"type": "urn:sluice:problem:unauthenticated", "detail": "the key is not valid"}'
+
+ASK = (["models", "--url"], ["top", "--once", "--interval=0.1", "--url"], ["rollout", "status", "--gateway"])
+
+
+@pytest.mark.parametrize("ask", ASK, ids=lambda each: each[0])
+@pytest.mark.parametrize("content", [b"<html>Welcome!</html>", b"[]", b"", b"python_info 1\n"])
+async def test_what_no_gateway_answers_is_told_as_that(ask: list[str], content: bytes) -> None:
+    async with answering(content) as url:
+        told = await sluice(*ask, url, code=1)
+    assert told.startswith(("error: http://127.0.0.1:", "error: the gateway at http://127.0.0.1:"))
+    assert "gateway of Sluice" in told
+
+
+@pytest.mark.parametrize("ask", ASK, ids=lambda each: each[0])
+async def test_a_gateway_that_is_slow_is_told_from_one_that_is_away(
+    ask: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (commands, access):
+        monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    async with answering(None) as url:
+        told = await sluice(*ask, url, code=1)
+        assert told == f"error: {url} did not answer within 0.2 s\n"
+        abort = await sluice("rollout", "abort", "digits", "--gateway", url, code=1)
+        assert "did not answer within 0.2 s; `sluice rollout status` says whether it was obeyed" in abort
+
+
+@pytest.mark.parametrize("ask", ASK, ids=lambda each: each[0])
+async def test_a_key_that_is_wrong_is_told_from_one_that_is_missing(ask: list[str]) -> None:
+    async with answering(UNAUTHENTICATED, "401 Unauthorized") as url:
+        assert "it asks for a key: pass --api-key" in await sluice(*ask, url, code=2)
+        assert "it does not take the API key that was given" in await sluice(
+            *ask, url, code=2, key="sluice_x"
+        )
+
+
+async def test_a_missing_key_is_said_once_for_all_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(8):
+        (tmp_path / f"{index}.png").write_bytes(b"x")
+    asked = itertools.count()
+    refused = asyncio.Semaphore(0)
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            if next(asked) == 0:  # the others fail before it does
+                for _ in range(4):
+                    await refused.acquire()
+            writer.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n" % len(UNAUTHENTICATED))
+            writer.write(b"Connection: close\r\n\r\n" + UNAUTHENTICATED)
+            await writer.drain()
+            await reader.read()  # until the client leaves
+        refused.release()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        told = await sluice("classify", str(tmp_path), "--json", "--url", url, code=2)
+    assert told == (
+        "error: the gateway refused: it asks for a key: pass --api-key, or better set SLUICE_API_KEY\n"
+    )
+    gc.collect()  # a task tells of an exception that nobody asked for when it is collected
+    assert "never retrieved" not in caplog.text
+
+
+async def test_what_replicas_say_is_no_markup() -> None:
+    error = "Cannot assign a device [/job:localhost] to [bold]node[/bold] :warning:"
+    version = {"version": 2, "state": "END", "available_on": 0, "error": error}
+    answer = {"models": [{"name": "digits", "default": True, "versions": [version]}]}
+    async with answering(json.dumps(answer).encode()) as url:
+        assert error in await sluice("models", "--url", url, code=0)
+
+
+def scraped(at: float, answered: int, late: int) -> Scrape:
+    """A metrics page: so many requests, of which so many took over a tenth of a second."""
+    of = 'model="digits",version="1",protocol="http"'
+    buckets = {"0.1": answered - late, "1.0": answered, "+Inf": answered}
+    lines = [f'sluice_request_duration_seconds_bucket{{{of},le="{le}"}} {n}' for le, n in buckets.items()]
+    lines.append(f'sluice_requests_total{{{of},arm="",outcome="ok"}} {answered}')
+    return parse("\n".join(lines) + "\n", at)
+
+
+def test_top_counts_anew_after_a_restart() -> None:
+    (row,) = rows(scraped(10.0, 1000, 0), scraped(12.0, 1100, 100))
+    assert (row.requests_per_s, row.failed_per_s) == (50.0, 0.0)
+    assert 0.1 < row.median_s < row.p99_s < 1.0
+    (row,) = rows(scraped(10.0, 1000, 0), scraped(12.0, 20, 0))
+    assert (row.requests_per_s, row.failed_per_s) == (10.0, 0.0)
+    assert 0.0 < row.median_s < row.p99_s < 0.1

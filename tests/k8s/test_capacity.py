@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -112,7 +113,10 @@ def test_more_replicas_buy_a_lower_latency_until_they_cannot() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"images_per_s": 0}, "images_per_s is 0; it must be above 0"),
+        ({"images_per_s": 0}, "images_per_s is 0; it must be a number above 0"),
+        ({"images_per_s": math.nan}, "images_per_s is nan; it must be a number above 0"),
+        ({"images_per_s": math.inf}, "images_per_s is inf; it must be a number above 0"),
+        ({"images_per_s": 1, "p99_s": 0.0}, "p99_s is 0; it must be above 0"),
         ({"images_per_s": 1, "utilisation": 1.0}, "utilisation is 1; it lies between 0 and 1"),
         ({"images_per_s": 1, "calls_per_replica": 0}, "calls_per_replica is 0"),
     ],

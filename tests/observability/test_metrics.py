@@ -333,6 +333,32 @@ async def test_the_page_stands_whatever_text_a_refusal_has() -> None:
         assert (await client.get("/page/state")).json()["refusals"][0]["text"] == "x" * 200 + "…"
 
 
+class ClosedDesk:
+    """The desk of a gateway whose rollouts cannot be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def newest(self) -> list[Any]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Unavailable("the API server is away"), "the API server is away"),
+        (OSError(5, "I/O error", "/a"), "I/O error"),
+    ],
+)
+async def test_the_page_stands_while_rollouts_cannot_be_read(error: Exception, told: str) -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        assert (await client.get("/page/state")).json()["rollouts_gap"] is None
+        up.gateway.desk = ClosedDesk(error)  # type: ignore[assignment]  # it is asked for nothing else
+        state = (await client.get("/page/state")).json()
+        assert (state["rollouts"], state["rollouts_gap"]) == ([], told)
+        assert [each["name"] for each in state["models"]] == ["digits"]
+
+
 async def test_an_address_that_is_no_page_is_a_problem_document() -> None:
     async with running(FakeReplica()) as replica, gateway_over(replica) as (_, client):
         assert (await client.get("/")).headers["content-type"].startswith("text/html")

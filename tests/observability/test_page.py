@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from serving.commands import SAMPLE
 from serving.page.assets import ASSETS
@@ -159,6 +161,88 @@ def test_without_a_key_the_page_asks_for_one(browser: Browser, scene: Scene) -> 
     assert "asks for a key" in page.inner_text("#health")
     assert serious(page) == []
     page.close()
+
+
+def looks(page: Page, count: int) -> None:
+    """Wait until the page has looked at the state so many times more."""
+    for _ in range(count):
+        with page.expect_response("**/page/state"):
+            pass
+
+
+def test_the_key_box_stays_closed_for_who_closes_it_and_a_wrong_key_is_told(
+    browser: Browser, scene: Scene
+) -> None:
+    page = browser.new_page()
+    page.goto(scene.http_url)
+    page.wait_for_selector("#key-box[open]")
+    page.click("#key-box summary")
+    looks(page, 3)
+    assert page.get_attribute("#key-box", "open") is None
+    for wrong in ("sluice_00000000_wrong", "“sluice”"):
+        page.click("#key-box summary")
+        page.fill("#key", wrong)
+        page.click("#key-form button")
+        page.wait_for_selector("#key-box[open]")
+        assert page.inner_text("#health") == "The gateway does not take this key."
+        page.click("#key-box summary")
+    page.close()
+
+
+def test_what_came_of_a_command_stays_while_the_rollout_goes_on(page: Page) -> None:
+    seconds = itertools.count()
+
+    def going_on(route: Route) -> None:
+        state = route.fetch().json()
+        state["rollouts"][0] |= {"phase": "canary", "finished": False, "reason": f"since {next(seconds)} s"}
+        route.fulfill(json=state)
+
+    refusal = {"type": "urn:sluice:problem:conflict", "detail": "somebody else moved it"}
+    page.route("**/page/state", going_on)
+    page.route("**/v1/rollouts/digits/pause", lambda route: route.fulfill(status=409, json=refusal))
+    page.click("text=Pause")
+    page.wait_for_selector("#told.error")
+    page.evaluate("document.querySelector('.rollout').dataset.old = 'yes'")
+    page.wait_for_selector(".rollout:not([data-old])")  # drawn anew
+    assert page.inner_text("#told") == "digits: somebody else moved it"
+    assert serious(page) == []
+
+
+@pytest.mark.parametrize(
+    ("answer_of", "says"),
+    [
+        ({"status": 200, "content_type": "text/html", "body": "<b>Log in</b>"}, "is no gateway of Sluice"),
+        ({"status": 502, "content_type": "text/html", "body": "<b>Bad</b>"}, "The gateway answered 502."),
+    ],
+)
+def test_what_a_proxy_answers_is_told_as_that(page: Page, answer_of: dict[str, Any], says: str) -> None:
+    page.route("**/page/state", lambda route: route.fulfill(**answer_of))
+    page.wait_for_selector(f"#health:has-text('{says}')")
+    page.unroute("**/page/state")
+    page.wait_for_selector("#health:has-text('requests in flight')")
+
+
+def answer_nothing(_route: Route) -> None:
+    """Leave a request as it is."""
+
+
+def test_a_gateway_that_is_silent_is_told_of(page: Page) -> None:
+    page.route("**/page/state", answer_nothing)
+    page.wait_for_selector("#health:text-is('The gateway does not answer.')")
+    page.unroute("**/page/state")
+    page.wait_for_selector("#health:has-text('requests in flight')")
+
+
+def test_rollouts_that_cannot_be_read_hide_nothing_else(page: Page) -> None:
+    def without_rollouts(route: Route) -> None:
+        answered = route.fetch()
+        gap = "the API server <b>is</b> away"
+        route.fulfill(response=answered, json=answered.json() | {"rollouts": [], "rollouts_gap": gap})
+
+    page.route("**/page/state", without_rollouts)
+    page.wait_for_selector("#rollouts .error")
+    assert page.inner_text("#rollouts") == "The rollouts cannot be read: the API server <b>is</b> away"
+    assert page.is_visible("#models table")
 
 
 def test_files_come_with_a_strict_policy_and_from_the_cache(scene: Scene) -> None:

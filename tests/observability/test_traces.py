@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from serving.commands import SAMPLE
+from serving.errors import InvalidInput
 from serving.tracing import child_of
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
@@ -152,3 +154,13 @@ async def test_a_collector_that_is_away_costs_no_answer() -> None:
 def test_a_share_of_new_traces_is_recorded(share: float) -> None:
     recorded = sum(child_of("", share).sampled for _ in range(2000))
     assert abs(recorded - 2000 * share) <= 100
+
+
+async def test_traces_without_their_packages_are_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "serving.spans", raising=False)
+    async with running(FakeReplica()) as replica:
+        with pytest.raises(InvalidInput, match=f"{missing} is not installed; the extra `traces` brings it"):
+            async with gateway_over(replica, wait=False, traces_endpoint="http://127.0.0.1:9"):
+                pass

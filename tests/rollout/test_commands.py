@@ -78,7 +78,11 @@ def test_faults_in_a_plan_are_told_without_a_stack_trace(tmp_path: Path, command
     assert "Traceback" not in result.output
 
 
-def test_traffic_that_cannot_be_is_told() -> None:
-    result = CliRunner().invoke(rollout, ["simulate", "--rps", "0"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--rps", "0"], "error: rps is 0"), (["--incidents", "nan"], "error: incidents: a rate")],
+)
+def test_traffic_that_cannot_be_is_told(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(rollout, ["simulate", *arguments])
     assert result.exit_code == 2
-    assert "error: rps is 0" in result.stderr
+    assert says in result.stderr

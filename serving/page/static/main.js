@@ -1,13 +1,14 @@
 // Ties the page together: what a person does becomes a request, and every second the state is looked at.
 
 import { showAnswer, showDone, showProblem, showWaiting } from "./answer.js";
-import { call, serverTiming, useKey } from "./api.js";
+import { call, hasKey, serverTiming, useKey } from "./api.js";
 import { byId, element, show } from "./dom.js";
 import { Drawing } from "./draw.js";
 import { showModels, showRefusals } from "./models.js";
 import { showRollouts } from "./rollouts.js";
 
 const LOOK_EVERY_MS = 1000;
+const LOOK_WAIT_MS = 5000;
 let models = [];
 let shownPicture = "";
 let latest = 0;
@@ -87,6 +88,7 @@ function listen() {
     event.preventDefault();
     useKey(byId("key").value);
     byId("key-box").open = false;
+    asked = false;
     look();
   });
   byId("model").addEventListener("change", fitDrawing);
@@ -109,9 +111,13 @@ function fitDrawing() {
   if (input) drawing.fit(input);
 }
 
+let asked = false;
+
+// The box is opened once: who closes it again has seen it.
 function askForKey() {
-  byId("health").textContent = "This gateway asks for a key.";
-  byId("key-box").open = true;
+  byId("health").textContent = hasKey() ? "The gateway does not take this key." : "This gateway asks for a key.";
+  if (!asked) byId("key-box").open = true;
+  asked = true;
 }
 
 function showChoice(state) {
@@ -140,12 +146,13 @@ async function look() {
   if (looking) return;
   looking = true;
   try {
-    const { body } = await call("page/state");
+    const { body } = await call("page/state", { waitMs: LOOK_WAIT_MS });
+    asked = false;
     showHealth(body);
     showChoice(body);
     showModels(body.models);
     showRefusals(body.refusals);
-    showRollouts(body.rollouts);
+    showRollouts(body.rollouts, body.rollouts_gap);
   } catch (error) {
     if (error.status === 401) askForKey();
     else byId("health").textContent = error.message;
@@ -155,7 +162,7 @@ async function look() {
 }
 
 listen();
-await look();
+look();
 setInterval(() => {
   if (!document.hidden) look();
 }, LOOK_EVERY_MS);

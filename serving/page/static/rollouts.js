@@ -81,7 +81,14 @@ function counts(rollout) {
   return element("div", { class: "scroll" }, table, agreement ? element("p", { class: "quiet number" }, agreement) : null);
 }
 
-function buttons(rollout, told) {
+// What came of a command stays until the next one: the rollouts are drawn anew each second.
+function tell(rollout, text, failed = false) {
+  const told = byId("told");
+  told.className = failed ? "error" : "quiet";
+  told.textContent = `${rollout.model}: ${text}`;
+}
+
+function buttons(rollout) {
   if (rollout.finished || !hasKey()) return null;
   const offered = ["promoting", "rolling_back"].includes(rollout.phase) ? ["abort"] : [rollout.phase === "paused" ? "resume" : "pause", "promote", "abort"];
   const made = offered.map((name) => {
@@ -90,9 +97,9 @@ function buttons(rollout, told) {
     button.addEventListener("click", async () => {
       try {
         await call(`v1/rollouts/${encodeURIComponent(rollout.model)}/${name}`, { method: "POST" });
-        told.textContent = `${COMMANDS[name]}: done.`;
+        tell(rollout, `“${COMMANDS[name]}” was obeyed.`);
       } catch (error) {
-        told.textContent = error.message;
+        tell(rollout, error.message, true);
       }
     });
     return button;
@@ -103,7 +110,6 @@ function buttons(rollout, told) {
 function view(rollout) {
   const points = rollout.curve.map((point) => [point.clock_s, point.evidence]);
   const where = rollout.phase === "canary" ? `canary, step ${rollout.step + 1} of ${rollout.steps}` : worded(rollout.phase);
-  const told = element("p", { role: "status", class: "quiet" });
   return element(
     "article",
     { class: "rollout", "data-phase": rollout.phase, "aria-label": `Rollout of ${rollout.model}` },
@@ -112,12 +118,12 @@ function view(rollout) {
     traffic(rollout),
     element("div", { class: "curves" }, ...rollout.counts.map((each) => curve(each.criterion, points))),
     counts(rollout),
-    buttons(rollout, told),
-    told,
+    buttons(rollout),
   );
 }
 
-export function showRollouts(rollouts) {
-  byId("rollouts-card").hidden = rollouts.length === 0;
-  show(byId("rollouts"), [rollouts, hasKey()], () => rollouts.map(view));
+// `gap` says why the rollouts cannot be read; null if they can.
+export function showRollouts(rollouts, gap) {
+  byId("rollouts-card").hidden = rollouts.length === 0 && !gap;
+  show(byId("rollouts"), [rollouts, gap, hasKey()], () => (gap ? [element("p", { class: "error" }, `The rollouts cannot be read: ${gap}`)] : rollouts.map(view)));
 }
