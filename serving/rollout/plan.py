@@ -126,7 +126,8 @@ class Limits(_Section):
 class Preflight(_Section):
     """What the candidate must show on each replica before it gets a request."""
 
-    # Largest difference of a probability from the one recorded at export; GPUs differ in the fourth digit.
+    # Largest difference of a probability from the one recorded at export; GPUs differ in the fourth digit. Of
+    # outputs beyond one it is a share of the largest.
     self_test_tolerance: Annotated[float, Field(gt=0.0)] = 0.005
     # A first request may compile kernels; a second that is slow is slow.
     max_warm_latency_s: Annotated[float, Field(gt=0.0)] = 5.0

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from serving import errors, protos, tensors
 from serving.arms import measured
-from serving.backends.tfserving import VersionStatus
+from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from serving.errors import Unavailable
 from serving.main import new_metrics
 from serving.model_version import ModelVersion
@@ -31,7 +31,7 @@ from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.leader import FolderCounts
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan, Step
-from serving.rollout.preflight import incompatible, preflight_verdict, relabelled
+from serving.rollout.preflight import incompatible, preflight_verdict, relabelled, self_tested
 from serving.rollout.prometheus import PRESENCE, PrometheusCounts, SteeringCollector
 from serving.rollout.quiet import is_quiet
 from serving.rollout.record import Rollout
@@ -98,6 +98,34 @@ def test_labels() -> None:
     assert relabelled(["a", "b"], ["a", "b"]) is None
     assert relabelled(["a", "b"], ["b", "a"]) == "it names the same classes in another order"
     assert relabelled(["a", "b"], ["a", "c"]) == "it does not name the classes b"
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "difference"),
+    [
+        ([[0.1, 0.9], [0.5, 0.5]], [[0.1, 0.9], [0.503, 0.5]], None),
+        ([[0.1, 0.9], [0.5, 0.5]], [[0.1, 0.9], [0.51, 0.5]], 0.01),
+        ([[400.0, 0.5], [300.0, 0.5]], [[401.0, 0.5], [300.0, 0.503]], None),
+        ([[400.0, 0.5], [300.0, 0.5]], [[404.0, 0.5], [300.0, 0.5]], 0.01),
+        ([[400.0, 0.5], [300.0, 0.5]], [[400.0, 0.51], [300.0, 0.5]], 0.01),
+        ([[0.1, 0.9]], [[np.nan, 0.9]], np.nan),
+    ],
+)
+async def test_a_self_test_is_held_against_the_size_of_each_output(
+    expected: list[list[float]], actual: list[list[float]], difference: float | None
+) -> None:
+    class Api:
+        address = "a replica"
+
+        async def predict(self, _request: Any, _timeout_s: float) -> Any:
+            response = protos.PredictResponse()
+            for name, rows in (("expected", expected), ("actual", actual)):
+                response.outputs[name].CopyFrom(tensors.to_proto(np.array(rows, np.float32)))
+            return response
+
+    found = await self_tested(cast("TensorFlowServing", Api()), "digits", 2, Plan().preflight)
+    told = [each.values["difference"] for each in found if each.code == "preflight.self-test"]
+    assert told == pytest.approx([] if difference is None else [difference], abs=1e-5, nan_ok=True)
 
 
 def test_a_preflight_waits_for_replicas_and_fails_for_one() -> None:
