@@ -18,6 +18,7 @@ import hashlib
 import hmac
 import secrets
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -93,8 +94,8 @@ class KeyFile(BaseModel):
     @classmethod
     def _ids_and_names_are_unique(cls, value: list[KeyEntry]) -> list[KeyEntry]:
         for what in ("id", "name"):
-            found = [getattr(each, what) for each in value]
-            twice = {each for each in found if found.count(each) > 1}
+            counts = Counter(getattr(each, what) for each in value)
+            twice = [each for each, count in counts.items() if count > 1]
             if twice:
                 raise ValueError(f"the {what} {min(twice)} is there more than once")
         return value
