@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
+from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
@@ -43,9 +44,14 @@ def find_program(named: str | None) -> list[str]:
     """The command of the model server: `named`, which may have arguments, or Sluice's own.
 
     Raises:
-        FailedPrecondition: there is no such program.
+        FailedPrecondition: there is no such program, or what Sluice's own needs is not installed.
     """
     if named is None:
+        if find_spec("tensorflow") is None:
+            raise FailedPrecondition(
+                "Sluice's own model server needs TensorFlow: pip install 'sluice[model-server]', or name "
+                "another one: --model-server tensorflow_model_server"
+            )
         return list(OWN_PROGRAM)
     words = shlex.split(named)
     if not words or shutil.which(words[0]) is None:

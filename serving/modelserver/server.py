@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -62,6 +63,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _serve(flags: Flags) -> int:
+    if find_spec("tensorflow") is None:
+        print("The model server needs TensorFlow: pip install 'sluice[model-server]'", file=sys.stderr)
+        return START_FAILED
     end = _End()
     server = Server(flags)
     try:

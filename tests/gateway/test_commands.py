@@ -15,9 +15,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serving import commands
+from serving import commands, supervisor
 from serving.cli import build
-from serving.errors import InvalidInput, SluiceError
+from serving.errors import FailedPrecondition, InvalidInput, SluiceError
+from serving.modelserver import server
 from serving.rest.server import listen
 from serving.rollout import access
 from serving.top_command import Scrape, parse, rows
@@ -182,3 +183,15 @@ def test_top_counts_anew_after_a_restart() -> None:
     (row,) = rows(scraped(10.0, 1000, 0), scraped(12.0, 20, 0))
     assert (row.requests_per_s, row.failed_per_s) == (10.0, 0.0)
     assert 0.0 < row.median_s < row.p99_s < 0.1
+
+
+def test_without_tensorflow_the_model_server_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervisor, "find_spec", lambda _name: None)
+    monkeypatch.setattr(server, "find_spec", lambda _name: None)
+    with pytest.raises(FailedPrecondition, match=r"pip install 'sluice\[model-server\]', or name another"):
+        supervisor.find_program(None)
+    assert supervisor.find_program("true") == ["true"]
+    assert server.run(["--model_name=m", "--model_base_path=/models/m"]) == server.START_FAILED
+    assert "The model server needs TensorFlow" in capsys.readouterr().err
