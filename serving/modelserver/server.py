@@ -49,6 +49,9 @@ def run(argv: Sequence[str]) -> int:
     except FlagError as error:
         print(f"{error}\n{flagging.usage()}", file=sys.stderr)
         return START_FAILED
+    if find_spec("tensorflow") is None:
+        print("The model server needs TensorFlow: pip install 'sluice[model-server]'", file=sys.stderr)
+        return START_FAILED
     if flags.version:
         print(f"TensorFlow ModelServer: {metadata.version('sluice')} (Sluice)")
         print(f"TensorFlow Library: {metadata.version('tensorflow')}")
@@ -63,9 +66,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _serve(flags: Flags) -> int:
-    if find_spec("tensorflow") is None:
-        print("The model server needs TensorFlow: pip install 'sluice[model-server]'", file=sys.stderr)
-        return START_FAILED
     end = _End()
     server = Server(flags)
     try:
