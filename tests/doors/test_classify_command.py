@@ -14,6 +14,7 @@ import termios
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serving.classify_command import find
@@ -97,10 +98,10 @@ def test_ctrl_c_ends_it_while_it_reads_standard_input(live: Live) -> None:
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]  # of a dict's values
         process.stdin.write(b"x")
         process.stdin.flush()
-        left = array.array("i", [1])
+        left, running = array.array("i", [1]), psutil.Process(process.pid)
         end = time.monotonic() + 60
-        while left[0] and time.monotonic() < end:  # until it reads
-            fcntl.ioctl(process.stdin, termios.FIONREAD, left)
+        while (left[0] or running.status() != psutil.STATUS_SLEEPING) and time.monotonic() < end:
+            fcntl.ioctl(process.stdin, termios.FIONREAD, left)  # until it has read, and waits for more
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         try:
