@@ -95,7 +95,11 @@ def test_a_file_may_have_any_name(live: Live, tmp_path: Path, photograph: bytes)
 def test_ctrl_c_ends_it_while_it_reads_standard_input(live: Live) -> None:
     command = [*COMMAND, "classify", "-", f"--url={live.http_url}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]  # of a dict's values
+
+    def heed_sigint() -> None:  # which a shell has what it starts in the background ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, preexec_fn=heed_sigint, **pipes) as process:  # type: ignore[call-overload]  # noqa: PLW1509
         process.stdin.write(b"x")
         process.stdin.flush()
         left, running = array.array("i", [1]), psutil.Process(process.pid)
