@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -97,7 +96,7 @@ def classify(
         options = Options(model, version, label, top_k, timeout)
         verify = True if ca is None else _trusting(ca)
         # Here and not in a thread, which Ctrl-C could not end before whoever writes there ends.
-        stdin = _read_stdin() if STDIN in names else b""
+        stdin = sys.stdin.buffer.read() if STDIN in names else b""
         printer = _printer(Format.JSON if as_json else output, names, top_k)
         failed = asyncio.run(_classify_all(names, stdin, url, api_key, verify, options, printer))
         raise typer.Exit(1 if failed else 0)
@@ -136,12 +135,6 @@ def find(paths: Sequence[str]) -> Iterator[str]:
         if not found:
             raise InvalidInput(f"{path} has no image file ({', '.join(sorted(IMAGE_SUFFIXES))})")
         yield from found
-
-
-def _read_stdin() -> bytes:
-    # Piece by piece: `read` looks for Ctrl-C only where it is interrupted, not between two pieces.
-    stream = cast("io.BufferedReader", sys.stdin.buffer)
-    return b"".join(iter(lambda: stream.read1(2**20), b""))
 
 
 def _glob(anchor: Path, relative: str, whole: str) -> list[Path]:
