@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     """The deadline when the caller gives none; TensorFlow Serving's REST uses the same."""
     header_timeout_s: Positive = 10.0
     """How long the headers of one HTTP request may take; a phone on a bad line needs one or two."""
+    idle_timeout_s: Positive = 75.0
+    """How long an HTTP connection is kept that asks for nothing more. It must be longer than what is in front
+    keeps one (nginx and AWS 60 s, Google's load balancers 600 s), which would send into one that closes."""
     body_grace_s: Positive = 10.0
     """How long a body may come slower than `min_body_bytes_per_s` before it is given up."""
     min_body_bytes_per_s: AtLeastOne = 1024

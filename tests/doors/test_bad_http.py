@@ -64,6 +64,29 @@ async def test_the_clock_of_headers_starts_anew_with_each_request(
     assert statuses(answers) == [200, 200, 408]
 
 
+async def test_idle_connections_are_kept_as_long_as_is_set(replica: ScriptedReplica) -> None:
+    ping = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def asked(running: Running) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        writer.write(ping)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        return reader, writer
+
+    async with (
+        gateway_over(replica, idle_timeout_s=60) as (patient, _),
+        gateway_over(replica, idle_timeout_s=0.1) as (curt, _),
+    ):
+        kept, kept_writer = await asked(patient)
+        dropped, dropped_writer = await asked(curt)
+        async with asyncio.timeout(60):
+            await dropped.read()  # to its end
+        kept_writer.write(ping + ping.replace(b"Host: x\r\n", b"Host: x\r\n" + CLOSE))
+        assert (await kept.read()).count(b"HTTP/1.1 200") == 2
+        kept_writer.close()
+        dropped_writer.close()
+
+
 async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) -> None:
     running, client = strict
     slow = asyncio.create_task(exchange(port_of(running), HEAD + b"Content-Length: 1000\r\n\r\nab"))
