@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     idle_timeout_s: Positive = 75.0
     """How long an HTTP connection is kept that asks for nothing more. It must be longer than what is in front
     keeps one (nginx and AWS 60 s, Google's load balancers 600 s), which would send into one that closes."""
+    connection_age_s: Positive = 600.0
+    """After how long, give or take a tenth, a client is told to connect anew, once what it asked is answered.
+    A Service of Kubernetes spreads connections, not requests: a gateway that is added would get none."""
     body_grace_s: Positive = 10.0
     """How long a body may come slower than `min_body_bytes_per_s` before it is given up."""
     min_body_bytes_per_s: AtLeastOne = 1024

@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's protocol, with limits on the time and the size of a request's headers.
+"""One HTTP connection: uvicorn's protocol, with limits on its age, and the time and size of headers.
 
 uvicorn waits for headers without end, and takes them in any size. Those behind a chunked body, its trailers,
 it adds to the request's headers while the request is being answered.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import sys
 from typing import Any, cast
 
@@ -34,14 +35,18 @@ class HeadTooLarge(Exception):
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, which gives up on clients that are slow with, or have too many, headers.
 
+    Clients that keep a connection for long are told to connect anew: another gateway may have been added.
+
     Args:
         header_timeout_s: how long the headers of one request may take.
+        age_s: after how long, give or take a tenth, it is closed behind an answer.
         args, kwargs: uvicorn's own.
     """
 
-    def __init__(self, *args: Any, header_timeout_s: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, header_timeout_s: float, age_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_timeout_s = header_timeout_s
+        self._old_at = self.loop.time() + age_s * random.uniform(0.9, 1.1)
         self._header_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = False
@@ -97,6 +102,8 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
         self._framing_bytes = 0
         super().on_headers_complete()
+        if self.loop.time() > self._old_at:
+            self.cycle.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1)."""

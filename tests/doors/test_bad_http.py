@@ -87,6 +87,23 @@ async def test_idle_connections_are_kept_as_long_as_is_set(replica: ScriptedRepl
         dropped_writer.close()
 
 
+async def test_an_old_connection_is_closed_behind_an_answer(replica: ScriptedReplica) -> None:
+    async with gateway_over(replica, connection_age_s=0.1) as (running, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        async with asyncio.timeout(60):
+            head = b""
+            while b"connection: close" not in head.lower():
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                body = await reader.readexactly(
+                    int(head.lower().partition(b"content-length: ")[2].split()[0])
+                )
+            assert json.loads(body)
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) -> None:
     running, client = strict
     slow = asyncio.create_task(exchange(port_of(running), HEAD + b"Content-Length: 1000\r\n\r\nab"))
