@@ -36,6 +36,9 @@ _MATCHERS = re.compile(rf"\s*(?:{_MATCHER}(?:\s*,\s*{_MATCHER})*)?\s*")
 # What gRPC takes as a key of metadata; a header of HTTP may have more characters.
 _HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
 
+# RFC 6454, 6.2: nothing behind the port, and not even a slash.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z*]+")
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Positive = Annotated[float, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -109,6 +112,9 @@ class Settings(BaseSettings):
     replica_models_dir: str = "/models"
     """`sluice gateway` with rollouts only: where the replicas find the models' folders. TensorFlow Serving
     takes a bucket, too, such as `gs://models`."""
+
+    cors_origins: CommaSeparated = ()
+    """Origins such as `https://app.example` whose pages may read the gateway's answers (CORS); `*`: of any."""
 
     workers: AtLeastOne = 1
     """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
@@ -206,7 +212,7 @@ class Settings(BaseSettings):
         """Flags, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=CONFIG_FILE)
 
-    @field_validator("replicas", "models", "batch_sizes", mode="before")
+    @field_validator("replicas", "models", "batch_sizes", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -223,6 +229,17 @@ class Settings(BaseSettings):
                 "not beginning with `grpc-` nor ending with `-bin`, such as x-user-id"
             )
         return name
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if each != "*" and not _ORIGIN.fullmatch(each):
+                raise ValueError(
+                    f"{each[:100]!r} is no origin as browsers send one: scheme, host in small letters, and "
+                    "a port that is not the scheme's, such as https://app.example; * stands for any"
+                )
+        return value
 
     @field_validator("prometheus_selector")
     @classmethod

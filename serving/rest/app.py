@@ -22,6 +22,7 @@ from serving.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import authorized
+from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, problem
 
@@ -82,7 +83,8 @@ def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIA
     rollouts.add(app.router, gateway)
     routes.add(app, gateway, curves, peers)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
+    whole = Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
+    return with_cors(whole, gateway.settings.cors_origins)
 
 
 def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
