@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import resource
 import signal
 import sys
 import tempfile
@@ -51,6 +52,8 @@ SWITCH_INTERVAL_S = 20e-6
 # Requests leave next to no cycles behind, but what is in flight is looked at by every collection: at the
 # default of 700 objects these were 4 % of the event loop's time.
 GC_THRESHOLDS = (10_000, 20, 50)
+# Far more connections than one process answers.
+MOST_FILES = 65_536
 
 RELOAD_TIMEOUT_S = 60.0
 
@@ -383,11 +386,24 @@ async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> N
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run the whole program on uvloop."""
+    _allow_many_files()
     give_back_memory()
     gc.freeze()  # what was imported stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(_with_threads(work))
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files, of which each connection is one: shells give 1,024 where more may be had.
+
+    Not without end: programs that go through all files that may be open take minutes for a billion.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if resource.RLIM_INFINITY != soft < most:
+        with contextlib.suppress(ValueError, OSError):  # macOS has another limit, and nothing depends on this
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _with_threads(work: Coroutine[Any, Any, None]) -> None:

@@ -13,6 +13,7 @@ from serving.main import Running
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
+from tests.support.processes import started
 
 
 @pytest.fixture
@@ -26,6 +27,23 @@ async def test_too_many_images_are_refused(replica: FakeReplica) -> None:
         files = [("images", (f"{n}.png", grey_png(n), "image/png")) for n in range(4)]
         detail = refused(await client.post(PATH, files=files), 400, "invalid-input")
         assert "Maximum number of files is 3" in detail
+
+
+async def test_connections_are_bounded_by_what_may_be_had_and_not_by_what_the_shell_gave(
+    replica: FakeReplica,
+) -> None:
+    arguments = ["gateway", f"--replica={replica.address}", "--model=digits"]
+    async with started(arguments, under=["prlimit", "--nofile=64:1024"]) as gateway:
+        url = httpx.URL(gateway.http_url)
+        assert url.port is not None
+        connections = [await asyncio.open_connection(url.host, url.port) for _ in range(200)]
+        for _, writer in connections:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(60):
+            answers = [await reader.readline() for reader, _ in connections]
+        for _, writer in connections:
+            writer.close()
+    assert set(answers) == {b"HTTP/1.1 200 OK\r\n"}
 
 
 async def send_raw(url: httpx.URL, head: str, chunks: list[bytes]) -> tuple[bytes, int]:
