@@ -395,7 +395,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _allow_many_files() -> None:
-    """Raise the limit of open files, of which each connection is one: shells give 1,024 where more may be had.
+    """Raise the limit of open files, of which a connection is one: shells give 1,024 where more may be had.
 
     Not without end: programs that go through all files that may be open take minutes for a billion.
     """

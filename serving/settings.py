@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     takes a bucket, too, such as `gs://models`."""
 
     cors_origins: CommaSeparated = ()
-    """Origins such as `https://app.example` whose pages may read the gateway's answers (CORS); `*`: of any."""
+    """Origins such as `https://app.example` whose pages may read answers of the gateway (CORS); `*`: any."""
 
     workers: AtLeastOne = 1
     """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
