@@ -78,9 +78,11 @@ class Connection(HttpToolsProtocol):
         if self._in_body and self._framing_bytes > MAX_FRAMING_BYTES:
             self._refuse(431, _framing_too_large())  # the parser keeps a trailer, however long, until it ends
         # Most heads come whole: a timer for each before it is parsed would cost as much as parsing it.
-        idle = self.cycle is None or self.cycle.response_complete
-        if self._header_timer is None and idle and not self._refused:
-            self._wait_for_head()
+        if self._is_answered() and not self._refused:
+            if in_body and not (self._in_body or self._in_head):
+                self._wait_for_next()
+            elif self._header_timer is None:
+                self._wait_for_head()
         if self._header_timer is not None and not self._refused and not in_body:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -124,7 +126,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, of which some may be here already."""
         super().on_response_complete()
-        if self._in_head and self._header_timer is None:
+        # The rest of a body that was answered early is waited for no longer than headers would be.
+        if (self._in_head or self._in_body) and self._header_timer is None and self._is_answered():
             self._unset_keepalive_if_required()
             self._wait_for_head()
 
@@ -138,6 +141,17 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, _head_too_large())
         else:
             self._refuse(400, InvalidInput(f"{msg} The bytes are not valid HTTP/1.1", stage="admission"))
+
+    def _is_answered(self) -> bool:
+        """Whether nothing is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait_for_next(self) -> None:
+        """Be idle, now that the rest has come of a request that was answered early."""
+        self._stop_waiting()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _wait_for_head(self) -> None:
         self._head_bytes = 0

@@ -87,6 +87,22 @@ async def test_idle_connections_are_kept_as_long_as_is_set(replica: ScriptedRepl
         dropped_writer.close()
 
 
+async def test_a_connection_is_idle_once_the_rest_of_a_refused_body_has_come(
+    strict: tuple[Running, httpx.AsyncClient],
+) -> None:
+    running, _ = strict
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+    writer.write(HEAD.replace(b"image/png", b"x/y") + b"Content-Length: 4\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 415")
+    writer.write(b"rest")
+    await writer.drain()
+    assert await exchange(port_of(running), b"") == b""  # as long as headers may take
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
+    async with asyncio.timeout(60):
+        assert b"HTTP/1.1 200" in await reader.read()
+    writer.close()
+
+
 async def test_an_old_connection_is_closed_behind_an_answer(replica: ScriptedReplica) -> None:
     async with gateway_over(replica, connection_age_s=0.1) as (running, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))

@@ -95,10 +95,9 @@ def test_a_file_may_have_any_name(live: Live, tmp_path: Path, photograph: bytes)
 def test_a_files_name_does_not_drive_the_terminal(live: Live, tmp_path: Path, photograph: bytes) -> None:
     (tmp_path / "red\x1b[31m\n.png").write_bytes(photograph)
     (tmp_path / "sad\x1b[31m.png").write_bytes(b"no image")
-    header, red, sad = run(live, str(tmp_path), code=1).splitlines()
+    _, red, sad = run(live, str(tmp_path), code=1).splitlines()
     assert r"red\x1b[31m\n.png  " in red
-    assert r"sad\x1b[31m.png  " in sad
-    assert red.index(live.label) == header.index("label") == sad.index("error")
+    assert r"sad\x1b[31m.png  error: " in sad
 
 
 def test_ctrl_c_ends_it_while_it_reads_standard_input(live: Live) -> None:
