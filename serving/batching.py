@@ -253,8 +253,8 @@ class Batcher(Generic[AnyPlace]):
             found[key.model] = found.get(key.model, 0) + len(lane.queue)
         return found
 
-    def _take_turns(self) -> None:
-        """Send what can be sent after a call has ended: a batch of each lane in turn."""
+    def take_turns(self) -> None:
+        """Send what can be sent after a place was given back: a batch of each lane in turn."""
         turns = deque(self._lanes.items())
         while turns:
             key, lane = turns.popleft()
@@ -320,7 +320,7 @@ class Batcher(Generic[AnyPlace]):
             lane.in_flight -= 1
             lane.images_in_flight -= len(batch)
             place.release()
-            self._take_turns()
+            self.take_turns()
             if not lane.queue and not lane.in_flight:
                 self._lanes.pop(key, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import Any
@@ -15,9 +16,9 @@ from serving.backends.breaker import THRESHOLD
 from serving.backends.budget import RetryBudget
 from serving.backends.outliers import Outcomes, is_outlier
 from serving.backends.pool import Pool, choose
-from serving.backends.replica import RAMP_S
+from serving.backends.replica import FAIR_TIME_S, RAMP_S
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
-from tests.support.fake_replica import FakeReplica, running
+from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.replicas import replica
 
 
@@ -103,6 +104,9 @@ def test_old_outcomes_are_forgotten_and_ejections_grow() -> None:
         until.append(found.ejected_until)
     assert until[:2] == [outliers.FIRST_EJECTION_S, 2 * outliers.FIRST_EJECTION_S]
     assert until[-1] == outliers.MAX_EJECTION_S
+    well = until[-1] + outliers.WELL_AFTER_S
+    found.eject(now=well)
+    assert found.ejected_until == well + outliers.FIRST_EJECTION_S
 
 
 async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_back() -> None:
@@ -127,6 +131,54 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
     assert pool.capacity("digits", 1) == 2
     now += outliers.FIRST_EJECTION_S + RAMP_S
     assert pool.capacity("digits", 1) == 4
+    await pool.aclose()
+
+
+async def test_a_replica_that_lets_every_other_call_run_out_of_time_is_left_alone() -> None:
+    now = 100.0
+    slow, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([slow, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    turns = {slow.address: 0, good.address: 0}
+
+    async def sometimes(api: TensorFlowServing, timeout_s: float) -> None:
+        nonlocal now
+        turns[api.address] += 1
+        if api.address == slow.address and turns[api.address] % 2:
+            now += timeout_s
+            raise errors.DeadlineExceeded("slow")
+
+    while slow.outcomes.ejected_until == 0.0:
+        now += 0.01
+        with contextlib.suppress(errors.DeadlineExceeded):
+            await pool.call("digits", 1, sometimes, deadline=now + FAIR_TIME_S)
+        slow.latency_s, good.latency_s = random.Random(sum(turns.values())).sample([0.001, 0.002], 2)
+        assert sum(turns.values()) < 200
+    assert slow.breaker.failures < THRESHOLD
+    await pool.aclose()
+
+
+async def test_a_call_that_waits_is_not_made_on_a_replica_that_leaves_meanwhile() -> None:
+    leaving, staying = replica("127.0.0.1:1", limit=1.0), replica("127.0.0.1:2", limit=1.0)
+    pool = Pool([leaving, staying], calls_per_replica=2)
+    asked: list[str] = []
+    ends = {leaving.address: asyncio.Event(), staying.address: asyncio.Event()}
+
+    async def held(api: TensorFlowServing, _timeout_s: float) -> str:
+        asked.append(api.address)
+        await ends[api.address].wait()
+        return api.address
+
+    first = [asyncio.create_task(call(pool, held)) for _ in range(2)]
+    await until(lambda: sorted(asked) == [leaving.address, staying.address])
+    third = asyncio.create_task(call(pool, held))
+    await until(lambda: len(pool._waiting) == 1)
+    pool.leave(leaving.address)
+    ends[leaving.address].set()
+    await until(lambda: sum(each.done() for each in first) == 1)
+    ends[staying.address].set()
+    assert await third == staying.address
+    assert asked[2:] == [staying.address]
+    await asyncio.gather(*first)
     await pool.aclose()
 
 
