@@ -30,29 +30,36 @@ RETRY_AFTER_S = 2.0
 
 
 class Slot:
-    """One batch's place at a replica, taken before the batch is made; None: nobody could be reached."""
+    """One batch's place at a replica, taken before the batch is made.
 
-    def __init__(self, replica: Replica | None) -> None:
-        self.replica = replica
+    Args:
+        replica: where it is; None: nobody could be reached.
+        model: the batch's model.
+        version: its version.
+    """
+
+    def __init__(self, replica: Replica | None, model: str, version: int) -> None:
+        self._lane = model, version
+        self.replica: Replica | None = None
         if replica is not None:
-            replica.booked += 1
+            self.move(replica)
 
     @property
     def behind(self) -> bool:
-        """Whether another batch is there already, which is computed first."""
-        return self.replica is not None and self.replica.booked > 1
+        """Whether another batch of the version is there already, which is computed first."""
+        return self.replica is not None and self.replica.booked_of[self._lane] > 1
 
     def move(self, replica: Replica) -> None:
         """Take the place at another replica, which the batch is sent to instead."""
         if self.replica is not replica:
             self.release()
             self.replica = replica
-            replica.booked += 1
+            replica.book(*self._lane)
 
     def release(self) -> None:
         """Give the place back."""
         if self.replica is not None:
-            self.replica.booked -= 1
+            self.replica.give_back(*self._lane)
             self.replica = None
 
 
@@ -112,9 +119,9 @@ class Pool(Members):
         now = self._clock()
         usable = self._usable(model, version, now)
         if not usable:
-            return Slot(None)
+            return Slot(None, model, version)
         chosen = choose(self._free(usable), self._rng, now)
-        return None if chosen is None else Slot(chosen)
+        return None if chosen is None else Slot(chosen, model, version)
 
     def _free(self, usable: Sequence[Replica]) -> list[Replica]:
         return [replica for replica, slots in self._slots(usable).items() if replica.booked < slots]
@@ -271,7 +278,7 @@ class Pool(Members):
 
     async def _beside(self, task: _Task[Answer], replica: Replica, tried: list[Replica]) -> Answer:
         """Make a hedging call, which takes places of its own."""
-        slot = Slot(replica)
+        slot = Slot(replica, task.model, task.version)
         replica.room.take()
         try:
             return await self._attempt(task, replica, tried)

@@ -134,6 +134,28 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
     await pool.aclose()
 
 
+async def test_a_replica_without_memory_is_left_alone_though_it_is_quick_to_say_so() -> None:
+    """It is idle, and so the least loaded: without that most calls would be made there, and fail."""
+    now = 100.0
+    small, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([small, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    failed, good.in_flight = 0, 1
+
+    async def answer(api: TensorFlowServing, _timeout_s: float) -> None:
+        if api.address == small.address:
+            raise errors.Overloaded("OOM when allocating tensor with shape[32,64,112,112]")
+
+    for _ in range(200):
+        now += 0.01
+        try:
+            await pool.call("digits", 1, answer, deadline=now + 1)
+        except errors.Overloaded:
+            failed += 1
+    assert small.outcomes.ejected_until > now
+    assert failed <= outliers.LEAST_CALLS
+    await pool.aclose()
+
+
 async def test_a_replica_that_lets_every_other_call_run_out_of_time_is_left_alone() -> None:
     now = 100.0
     slow, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
@@ -217,6 +239,24 @@ async def test_places_are_booked_and_given_back() -> None:
     nowhere = pool.book("digits", 2)
     assert nowhere is not None  # its callers must hear that nobody has the version
     assert nowhere.replica is None
+    await pool.aclose()
+
+
+async def test_a_place_is_behind_batches_of_its_own_version_only() -> None:
+    """Else who has one slow batch somewhere would wait for it while others keep every replica busy."""
+    only = replica()
+    only.versions["numbers"] = only.versions["digits"]
+    pool = Pool([only], calls_per_replica=4)
+    digits, numbers, more = (pool.book(name, 1) for name in ("digits", "numbers", "digits"))
+    assert digits is not None
+    assert numbers is not None
+    assert more is not None
+    assert [digits.behind, numbers.behind, more.behind] == [True, False, True]
+    digits.release()
+    assert [numbers.behind, more.behind] == [False, False]
+    numbers.release()
+    more.release()
+    assert (only.booked, dict(only.booked_of)) == (0, {})
     await pool.aclose()
 
 
