@@ -231,7 +231,7 @@ class _Patience:
         late_s = self._loop.time() - due
         if late_s > LATE_S:
             self._wait(late_s)
-        else:
+        elif not self._limit.expired():
             self._limit.reschedule(0.0)
 
     def end(self) -> None:

@@ -60,8 +60,12 @@ KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {
 # replica, and not of the model.
 _BROKEN_STREAM = ("RST_STREAM", "Stream removed")
 
-# How gRPC's server words a refusal under RESOURCE_EXHAUSTED, which a model that runs out of memory says, too.
-_NO_THREAD = "Server Threadpool Exhausted"
+# How gRPC's server words a refusal under RESOURCE_EXHAUSTED, which a model that runs out of memory says, too;
+# and TensorFlow Serving's batching one under UNAVAILABLE, as does a replica that is gone.
+_FULL = (
+    "Server Threadpool Exhausted",
+    "The batch scheduling queue to which this task was submitted is full",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +195,15 @@ def translate(error: grpc.aio.AioRpcError) -> errors.SluiceError:
     kind = KIND_OF_STATUS.get(error.code(), errors.Internal)
     if any(text in details for text in _BROKEN_STREAM):
         kind = errors.Unavailable
+    if _says_full(details):
+        kind = errors.Overloaded
     return kind(details, stage="backend")
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a replica refused a call since all its threads were at work: it did not look at the call."""
-    return isinstance(error, errors.Overloaded) and _NO_THREAD in error.message
+    """Whether a replica refused a call since its threads or its queue had no room: it did not look at it."""
+    return isinstance(error, errors.Overloaded) and _says_full(error.message)
+
+
+def _says_full(details: str) -> bool:
+    return any(text in details for text in _FULL)

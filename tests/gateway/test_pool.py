@@ -314,6 +314,27 @@ async def test_calls_on_a_replica_that_stopped_answering_are_made_elsewhere() ->
     await pool.aclose()
 
 
+async def test_a_call_that_is_given_up_may_take_a_while_to_end() -> None:
+    """Its patience ends meanwhile, and has nothing to add."""
+    only, entered, seen = replica(), asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: seen.append(context))
+
+    async def slow_to_end(_api: Any, _timeout_s: float) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.1)
+
+    asked = asyncio.create_task(only.run(slow_to_end, time.monotonic() + 20, time.monotonic, patience_s=0.05))
+    await entered.wait()
+    only.give_up()
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await asked
+    assert seen == []
+    await only.api.close()
+
+
 async def test_the_only_replica_is_asked_again_after_a_broken_connection() -> None:
     only = replica()
     pool = Pool([only], calls_per_replica=2)
