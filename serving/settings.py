@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -36,6 +36,9 @@ _MATCHERS = re.compile(rf"\s*(?:{_MATCHER}(?:\s*,\s*{_MATCHER})*)?\s*")
 # What gRPC takes as a key of metadata; a header of HTTP may have more characters.
 _HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
 
+# What OpenTelemetry and httpx take; without the scheme the one would try TLS, and the other nothing.
+_URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
+
 # A year. gRPC takes a deadline that is centuries away for one that has passed.
 _LONGEST_S = 31_536_000.0
 # Processes, and threads, beyond which no machine has cores for them.
@@ -48,9 +51,16 @@ def _not_empty(path: Any) -> Any:
     return path
 
 
+def _is_url(text: str) -> str:
+    if not _URL.fullmatch(text):
+        raise ValueError("it is no URL; one is http://HOST:PORT or https://HOST:PORT")
+    return text
+
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Host = Annotated[str, Field(min_length=1)]
 NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
+Url = Annotated[str, AfterValidator(_is_url)]
 Duration = Annotated[float, Field(gt=0, le=_LONGEST_S)]
 Interval = Annotated[float, Field(ge=0.01, le=_LONGEST_S)]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -111,7 +121,7 @@ class Settings(BaseSettings):
     rollout_namespace: str | None = None
     """In a Kubernetes cluster: the namespace whose ModelRollouts are followed, in place of a folder. It needs
     `prometheus_url`, since one gateway sees only its own requests."""
-    prometheus_url: str | None = None
+    prometheus_url: Url | None = None
     """Prometheus that scrapes all gateways, such as http://prometheus:9090."""
     prometheus_selector: str = ""
     """Label matchers of this service's gateways in it, such as `namespace="sluice"`. Empty: all that it
@@ -179,7 +189,7 @@ class Settings(BaseSettings):
 
     access_log_share: Share = 0.01
     """How many answered requests get a line in the log; the others get one each, up to 20 a second."""
-    traces_endpoint: str | None = None
+    traces_endpoint: Url | None = None
     """Where traces go, by OTLP over gRPC, such as `http://collector:4317`. None: none are made."""
     traces_share: Share = 0.1
     """How many of the traces that begin here are recorded; of callers' traces those that they record."""

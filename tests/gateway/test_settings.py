@@ -70,6 +70,8 @@ def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ("max_body_bytes", str(2**32), "less than or equal to 2000000000"),  # gRPC counts in 31 bits
         ("rollout_store", "", "it is empty; name a path, or leave the setting out"),
         ("http_host", "", "at least 1 character"),  # it would be every interface
+        ("traces_endpoint", "collector:4317", "it is no URL; one is http://HOST:PORT"),
+        ("prometheus_url", "prometheus:9090", "it is no URL; one is http://HOST:PORT"),
     ],
 )
 def test_nonsense_is_refused_with_what_would_be_right(
