@@ -84,6 +84,10 @@ class Replica:
             and self.breaker.allows(now)
         )
 
+    def left_alone(self, now: float) -> bool:
+        """Whether it gets no calls at `now` because of those that it failed."""
+        return self.breaker.open(now) or self.outcomes.ejected_until > now
+
     def weight(self, now: float) -> float:
         """Its share of calls, compared with one that has been there for long: up to 1, from when it came."""
         ready_for_s = now - max(self.reachable_since, self.outcomes.ejected_until)
