@@ -115,6 +115,7 @@ class Gateway:
             left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
             clock=clock,
         )
+        pool.freed = self.batcher.take_turns
         self.steering.busy = lambda: self.batcher.depth() > 0
 
     async def __aenter__(self) -> Self:

@@ -110,11 +110,32 @@ async def test_a_full_gateway_refuses_at_once(replica: FakeReplica) -> None:
 
 
 async def test_bytes_in_flight_are_bounded(replica: FakeReplica) -> None:
-    async with gateway_over(replica, max_in_flight_bytes=1000) as (running_gateway, client):
-        answer = await client.post(PATH, content=b"x" * 2000, headers=PNG)
-        refused(answer, 503, "overloaded")
-        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Any) -> None:
+        entered.set()
+        await gate.wait()
+
+    replica.before_predict = wait
+    picture = grey_png(0)
+    room = 2 * len(picture) - 1
+    async with gateway_over(replica, max_in_flight_bytes=room) as (running_gateway, client):
+        first = asyncio.create_task(client.post(PATH, content=picture, headers=PNG))
+        await entered.wait()
+        refused(await client.post(PATH, content=picture, headers=PNG), 503, "overloaded")
         assert counted(running_gateway, "sluice_requests_refused_total", reason="bytes") == 1
+        gate.set()
+        assert (await first).status_code == 200
+        assert (await client.post(PATH, content=picture, headers=PNG)).status_code == 200
+
+
+async def test_a_body_for_which_there_is_never_room_is_too_large(replica: FakeReplica) -> None:
+    """Whoever is told to come again would do so for ever."""
+    async with gateway_over(replica, max_in_flight_bytes=1000) as (running_gateway, client):
+        detail = refused(await client.post(PATH, content=b"x" * 2000, headers=PNG), 413, "too-large")
+        assert "over 1,000 bytes, which is all that this gateway holds at once" in detail
+        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+        assert running_gateway.gateway.admission.held_bytes == 0
 
 
 async def test_a_deadline_is_kept(replica: FakeReplica) -> None:
