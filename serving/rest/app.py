@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from serving import faults, stacks
-from serving.errors import InvalidInput, NotFound, SluiceError
+from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
 from serving.page import routes
@@ -24,7 +24,7 @@ from serving.rest.boundary import Boundary
 from serving.rest.context import authorized
 from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
-from serving.rest.errors import method_not_allowed, problem
+from serving.rest.errors import method_not_allowed, nothing_at, problem
 
 
 class VersionState(BaseModel):
@@ -131,7 +131,13 @@ def _add_error_handlers(app: FastAPI) -> None:
             allowed = _methods_of(app, request)
             id_ = request.scope["state"]["request_id"]
             return method_not_allowed(problem, path, request.method, allowed, id_)
-        return _problem(request, NotFound(f"there is no {path} here; /openapi.json lists what there is"))
+        if error.status_code == 400:  # FastAPI's word for all that keeps it from reading a body
+            cause = error.__cause__
+            unread = (
+                cause if isinstance(cause, SluiceError) else InvalidInput(f"the body is not JSON: {cause}")
+            )
+            return _problem(request, unread)
+        return _problem(request, nothing_at(path))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -108,9 +108,12 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1)."""
+        """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1).
+
+        Blanks around a value are none of it (RFC 9110, 5.5); the parser drops those before it only.
+        """
         if not self._in_body:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_body(self, body: bytes) -> None:
         """Take some of the body."""

@@ -130,6 +130,36 @@ async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) 
     assert running.gateway.admission.in_flight == 0
 
 
+async def test_feedback_and_orders_are_small_and_in_time(strict: tuple[Running, httpx.AsyncClient]) -> None:
+    """Their routes read the body before they know whose it is."""
+    running, client = strict
+    for path in ("/v1/feedback", "/v1/rollouts/digits"):
+        headers = {"content-type": "application/json"}
+        large = await client.post(path, content=b" " * 2 * MIB, headers=headers)
+        assert large.status_code == 413, large.text
+        assert large.json()["detail"] == "the body has over 1,048,576 bytes; at most 1,048,576 are taken"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+        slow = await exchange(port_of(running), head + b"Content-Length: 1000\r\n\r\n{")
+        assert statuses(slow) == [504]
+        assert b"slower than 65536 bytes a second" in slow
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"label": "\xff"}', "the body is not JSON: 'utf-8' codec can't decode byte 0xff in position 11"),
+        (b"[" * 100_000, "the body is not JSON: maximum recursion depth exceeded"),
+        (b"{", "the body is not JSON: Expecting property name"),
+    ],
+)
+async def test_feedback_that_is_no_json_is_told_as_that(
+    client: httpx.AsyncClient, body: bytes, says: str
+) -> None:
+    answer = await client.post("/v1/feedback", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith(says)
+
+
 async def test_a_chunked_body_without_end_is_cut(strict: tuple[Running, httpx.AsyncClient]) -> None:
     running, client = strict
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
@@ -233,6 +263,15 @@ async def test_repeated_headers_are_harmless(gateway: tuple[Running, httpx.Async
     assert answers.count(b"x-request-id: a\r\n") == 1
 
 
+async def test_blanks_around_a_header_are_none_of_it(gateway: tuple[Running, httpx.AsyncClient]) -> None:
+    running, _ = gateway
+    body = grey_png(200)
+    headers = b"X-Request-ID: \t job-7 \t\r\nX-Request-Timeout:20 \r\nContent-Length: %d \r\n" % len(body)
+    answers = await exchange(port_of(running), HEAD + headers + CLOSE + b"\r\n" + body)
+    assert statuses(answers) == [200]
+    assert b"x-request-id: job-7\r\n" in answers
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -330,7 +369,11 @@ async def test_unknown_paths_and_methods_are_told(client: httpx.AsyncClient) -> 
         assert refused.headers["allow"] == allowed
         assert refused.json().get("status", 405) == 405
     assert (await client.head("/v2")).content == b""
-    assert (await client.get("/v2/nothing")).status_code == 404
+    for path in ("/v2/nothing", "/v2/models/digits/stats"):  # which Triton's clients ask for
+        nothing = await client.get(path)
+        assert nothing.status_code == 404
+        assert nothing.json() == {"error": f"there is no {path} here; /openapi.json lists what there is"}
+    assert (await client.get("/v2more")).json()["type"] == "urn:sluice:problem:not-found"
 
 
 async def test_a_client_that_stops_reading_is_cut_off() -> None:

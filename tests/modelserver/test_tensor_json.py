@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from serving import tensor_json, tensor_json_writing
 from serving.errors import InvalidInput, Unimplemented
+from serving.json_document import quoted
 from serving.tensor_json import TYPES, Form
 
 
@@ -55,6 +57,34 @@ def test_hostile_bodies(body: bytes, text: str) -> None:
         assert text in refusal(body)
     else:
         assert parse(body, x="DT_FLOAT").inputs["x"] == np.inf  # as rapidjson reads it
+
+
+def test_a_large_body_is_quoted_without_being_written_whole() -> None:
+    body = b"[" + b"1, " * 300_000 + b"1]"
+    value = json.loads(body)
+    tracemalloc.start()
+    try:
+        text = quoted(value)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert text.startswith("[\n    1,\n    1,")
+    assert len(text) == 1003
+    assert refusal(body) == f"JSON Value: {text} Is not object"
+    assert quoted({"a": [1, "é"]}) == '{\n    "a": [\n        1,\n        "é"\n    ]\n}'
+    assert quoted("x" * 2000) == '"' + "x" * 999 + "..."
+
+
+@pytest.mark.parametrize("text", ["aGVsbG8=", "aGVsbG8", "aGVs\nbG8=\n", " aG\r\nVs\tbG8 "])
+def test_base64_may_have_white_space_and_lack_padding(text: str) -> None:
+    body = json.dumps({"inputs": {"b64": text}}).encode()
+    assert parse(body, x="DT_STRING").inputs["x"].tolist() == b"hello"
+
+
+@pytest.mark.parametrize("text", ["aGVsbG8==", "aGVs*G8=", "a", "aGVsbG8\N{NO-BREAK SPACE}", "é"])
+def test_what_is_no_base64_is_refused(text: str) -> None:
+    body = json.dumps({"inputs": {"b64": text}}).encode()
+    assert refusal(body, x="DT_STRING") == "Unable to base64 decode"
 
 
 def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
