@@ -56,9 +56,13 @@ _UPRIGHT = {
 # pixel to a full decode is about 1 of 255 at 32×32, and 0.04 at 224×224.
 _DCT_MARGIN = 2
 # Of one decoded image, at most: Pillow has 4 bytes for each of nearly all modes, and the picture twice while
-# it is brought into another mode or upright; libjpeg keeps the coefficients of a progressive file.
+# it is brought into another mode or upright; libwebp has three pictures for the frames of an animation;
+# libjpeg keeps the coefficients of a progressive file.
 _PIXEL_BYTES = 8
+_WEBP_PIXEL_BYTES = 16
 _JPEG_PIXEL_BYTES = 4
+# As in JPEG and GIF. To scale a longer side down, Pillow takes 16 bytes for each of its pixels.
+_MOST_A_SIDE = 65_535
 # Each thread may have so many at any time: it is not worth asking.
 _FEW_PIXELS = 2**20
 _STRIP_PIXELS = 2**20
@@ -189,7 +193,8 @@ def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> np
         if image.format == "JPEG":
             least = _DCT_MARGIN * max(spec.height, spec.width)
             image.draft(None, (least, least))
-        with _room_for(image.width * image.height, _PIXEL_BYTES, room):
+        pixel_bytes = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES
+        with _room_for(image.width * image.height, pixel_bytes, room):
             _load(image)
             # Not before: without EXIF at its begin, Pillow decodes all of a PNG to look for it at the end.
             return _resize(_upright(_to_8_bits(image), _orientation(image)), spec)
@@ -216,6 +221,11 @@ def _check_pixels(width: int, height: int, most: int, of_what: str = "") -> None
     if width * height > most:
         raise TooLarge(
             f"the image is {width}×{height}, {width * height:,} pixels; at most {most:,} are taken{of_what}",
+            stage="decode",
+        )
+    if max(width, height) > _MOST_A_SIDE:
+        raise TooLarge(
+            f"the image is {width}×{height}; a side of at most {_MOST_A_SIDE:,} pixels is taken",
             stage="decode",
         )
 
