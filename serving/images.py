@@ -171,7 +171,7 @@ def _jpeg_orientation(data: bytes) -> Any:
     try:
         with _no_warnings(), Image.open(BytesIO(data), formats=("JPEG",)) as header:
             return _orientation(header)
-    except UnidentifiedImageError:  # to Pillow, which checks more segments than libjpeg does
+    except OSError:  # Pillow looks into segments that libjpeg passes over
         return 1
 
 

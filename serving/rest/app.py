@@ -133,10 +133,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             return method_not_allowed(problem, path, request.method, allowed, id_)
         if error.status_code == 400:  # FastAPI's word for all that keeps it from reading a body
             cause = error.__cause__
-            unread = (
-                cause if isinstance(cause, SluiceError) else InvalidInput(f"the body is not JSON: {cause}")
-            )
-            return _problem(request, unread)
+            if not isinstance(cause, SluiceError):
+                cause = InvalidInput(f"the body is not JSON: {cause}")
+            return _problem(request, cause)
         return _problem(request, nothing_at(path))
 
     @app.exception_handler(RequestValidationError)

@@ -18,8 +18,6 @@ from serving.settings import Settings
 ENCODINGS = ("gzip", "deflate", "identity")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _STEP_BYTES = 256 * 2**10
-
-
 # What routes take that read their bodies before they know whose they are: a thousand labels for feedback come
 # to 200 kB, a plan to one or two.
 SMALL_BYTES = 2**20
