@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serving.arms import is_at_fault, measured, receipted
+from serving.backends.pool import Slot
 from serving.batching import Batcher, LaneKey
 from serving.decoding import Decoded, Decoders
 from serving.dispatch import Dispatcher
@@ -42,7 +43,7 @@ class Classifier:
         self,
         settings: Settings,
         decoders: Decoders,
-        batcher: Batcher,
+        batcher: Batcher[Slot],
         dispatcher: Dispatcher,
         steering: Steering,
         journal: Journal,
