@@ -193,7 +193,7 @@ def _operation(path: str) -> dict[str, Any]:
     answer = {
         "description": "The classes of each image; with `Accept: application/x-ndjson` a line for each",
         "content": {
-            JSON: {"schema": {"oneOf": answers}, "example": EXAMPLE_ANSWER},
+            JSON: {"schema": {"anyOf": answers}, "example": EXAMPLE_ANSWER},
             NDJSON: {"schema": {"type": "string"}},
         },
     }

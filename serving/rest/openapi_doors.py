@@ -168,14 +168,17 @@ def door_paths() -> dict[str, Any]:
 
 
 def _get(tag: str, what: str, schema: str, model: str) -> dict[str, Any]:
-    return {"get": _operation(tag, what, schema, model)}
+    operation = _operation(tag, what, schema, model)
+    if model:  # the others answer at once
+        operation["parameters"].append(TIMEOUT)
+    return {"get": operation}
 
 
 def _post(tag: str, what: str, schema: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    content = {JSON: {"schema": body}}
-    return {
-        "post": _operation(tag, what, schema, model) | {"requestBody": {"required": True, "content": content}}
-    }
+    operation = _operation(tag, what, schema, model)
+    operation["parameters"].append(TIMEOUT)
+    operation["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+    return {"post": operation}
 
 
 def _with_bytes(path: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def _operation(tag: str, what: str, schema: str, model: str) -> dict[str, Any]:
         "tags": [tag],
         "operationId": "_".join((tag.replace("-", "_"), what, *names)),
         "summary": f"{what.capitalize()}" + "".join(f" by {name}" for name in names),
-        "parameters": [*(PARAMETERS[name] for name in names), TIMEOUT],
+        "parameters": [PARAMETERS[name] for name in names],
         "responses": {"200": {"description": "Done", "content": _content(schema)}, **refusals, **unready},
     }
 
