@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from serving import tensor_json, tensor_json_writing
 from serving.errors import InvalidInput, Unimplemented
 from serving.json_document import quoted
-from serving.tensor_json import TYPES, Form
+from serving.tensor_json import TYPES, Form, _from_rows
 
 
 def parse(body: bytes, **types: str) -> tensor_json.PredictBody:
@@ -73,6 +73,29 @@ def test_a_large_body_is_quoted_without_being_written_whole() -> None:
     assert refusal(body) == f"JSON Value: {text} Is not object"
     assert quoted({"a": [1, "é"]}) == '{\n    "a": [\n        1,\n        "é"\n    ]\n}'
     assert quoted("x" * 2000) == '"' + "x" * 999 + "..."
+
+
+def test_rows_take_no_more_than_their_numbers_do() -> None:
+    """An array for each row would take 194 bytes for each byte of a body of numbers."""
+    many = 50_000
+    body = b'{"instances": [' + b"1," * (many - 1) + b"2]}"
+    document = json.loads(body)
+    tracemalloc.start()
+    try:
+        rows = _from_rows(document["instances"], {"x": TYPES["DT_FLOAT"]})["x"]
+        assert tracemalloc.get_traced_memory()[1] < 20 * many
+    finally:
+        tracemalloc.stop()
+    assert (rows.shape, rows.dtype, rows[0], rows[-1]) == ((many,), np.float32, 1, 2)
+    assert parse(b'{"instances": [[], [], []]}', x="DT_INT8").inputs["x"].shape == (3, 0)
+    pairs = parse(b'{"instances": [' + b"[1, 2]," * 20_000 + b"[3, 4]]}", x="DT_INT64").inputs["x"]
+    assert pairs.tolist() == [[1, 2]] * 20_000 + [[3, 4]]
+    for last, says in (
+        (b"[1]", "element: 20000 of 'instances' list. Error: INVALID_ARGUMENT: Expecting tensor size: 2 but"),
+        (b"[[1, 2]]", "Expecting shape [2] but got: [1,2]"),
+        (b"[1, true]", "Type: True is not of expected type: int64"),
+    ):
+        assert says in refusal(b'{"instances": [' + b"[1, 2]," * 20_000 + last + b"]}", x="DT_INT64")
 
 
 @pytest.mark.parametrize("text", ["aGVsbG8=", "aGVsbG8", "aGVs\nbG8=\n", " aG\r\nVs\tbG8 "])
