@@ -86,7 +86,7 @@ def test_rows_take_no_more_than_their_numbers_do() -> None:
         assert tracemalloc.get_traced_memory()[1] < 20 * many
     finally:
         tracemalloc.stop()
-    assert (rows.shape, rows.dtype, rows[0], rows[-1]) == ((many,), np.float32, 1, 2)
+    assert (rows.shape, rows.dtype.name, rows.sum()) == ((many,), "float32", many + 1)
     assert parse(b'{"instances": [[], [], []]}', x="DT_INT8").inputs["x"].shape == (3, 0)
     pairs = parse(b'{"instances": [' + b"[1, 2]," * 20_000 + b"[3, 4]]}", x="DT_INT64").inputs["x"]
     assert pairs.tolist() == [[1, 2]] * 20_000 + [[3, 4]]
