@@ -110,9 +110,10 @@ def decode_base64(value: Any) -> bytes:
     """The bytes of `{"b64": "…"}`; raises InvalidInput."""
     if not is_base64(value):
         raise InvalidInput(f"JSON Value: {quoted(value)} not formatted correctly for base64 data")
-    text = value["b64"]
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        # White space goes for nothing: `base64.encodebytes` breaks what it writes into lines.
+        text = b"".join(value["b64"].encode("ascii").split())
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput("Unable to base64 decode") from error
 
