@@ -72,8 +72,9 @@ class State:
     @property
     def under_way(self) -> Phase:
         """The phase, or the one that a pause interrupted."""
-        paused = self.phase is Phase.PAUSED and self.resume_to is not None
-        return self.resume_to if paused else self.phase
+        if self.phase is Phase.PAUSED and self.resume_to is not None:
+            return self.resume_to
+        return self.phase
 
 
 def moved(before: State, after: State) -> bool:

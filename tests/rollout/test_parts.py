@@ -26,7 +26,7 @@ from serving.errors import Unavailable
 from serving.main import new_metrics
 from serving.model_version import ModelVersion
 from serving.prediction import RequestContext
-from serving.rollout.counts import grown, remembered
+from serving.rollout.counts import Counts, grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.leader import FolderCounts
 from serving.rollout.machine import Phase, State, advance, command
@@ -338,6 +338,26 @@ async def test_steering_counts_calls_once_however_often_they_are_tried() -> None
     assert 'sluice_rollout_events_total{model="digits",name="compared/2/cat"} 1.0' in text
     assert 'sluice_rollout_events_total{model="digits",name="compared/2/other"} 2.0' in text
     assert "axolotl" not in text
+
+
+def test_a_gateway_whose_counts_are_grouped_otherwise_is_not_one_that_started_again() -> None:
+    steering, metrics = Steering(), new_metrics()
+    steering.set_split("digits", Split(1, 3, 0.5, salt="x"), None)
+    metrics.know("digits", 2, ("cat", "dog"), {})
+    metrics.present([("digits", "2")], 0.0)
+    collector = SteeringCollector(steering, metrics.class_group)
+
+    def collected() -> Counts:
+        (family,) = collector.collect()
+        return {sample.labels["name"]: sample.value for sample in family.samples}
+
+    for name in ("compared/2/cat", "calls/1"):
+        steering._add(steering._models["digits"], name)
+    before = {"gateway": collected()}
+    assert before["gateway"] == {"compared/2/cat": 1.0, "calls/1": 1.0}
+    metrics.present([], 1e6)
+    steering._add(steering._models["digits"], "calls/1")
+    assert grown({"gateway": collected()}, before) == {"calls/1": 1.0}, "version 2 left long ago"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ async def test_nothing_begins_in_quiet_hours_but_what_harms_is_rolled_back(tmp_p
 
 async def test_quiet_hours_use_up_no_time_of_a_canary(tmp_path: Path) -> None:
     async with scene_over(tmp_path, VersionedReplica()) as scene:
-        scene.begin(FAST | {"canary": [{"weight": 0.2, "min_time_s": 1000}], "on_inconclusive": "rollback"})
+        step = {"weight": 0.2, "min_time_s": 0, "min_requests": 10**9}
+        scene.begin(FAST | {"canary": [step], "on_inconclusive": "rollback"})
         await scene.reached(Phase.CANARY)
         await scene.replan({"quiet_hours": ALWAYS})
         began, state = scene.rollout.clock_s, scene.rollout.state
