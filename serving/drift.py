@@ -17,8 +17,8 @@ OTHER = "other"
 MOST_GROUPS = 20
 # The index is over the last 1,000 to 2,000 predictions: with 20 groups chance alone makes it 0.02 at most.
 HALF_WINDOW = 1000
-# Chance alone makes 0.05 of it at most here, half of what would be called a slight change: with up to 10 groups
-# after so many predictions, with more after so many for each.
+# Chance alone makes 0.05 of it at most here, half of what would be called a slight change: with up to 10
+# groups after so many predictions, with more after so many for each.
 LEAST_PREDICTIONS = 200
 _LEAST_PREDICTIONS_A_GROUP = 20
 # A class that was never in the training data must not make the index infinite.
