@@ -242,11 +242,11 @@ class Steering:
             model: The model.
             version: The version.
             wrong: Whether the answer was.
-            at: When it was given, in Unix seconds.
+            at: When it was given, in Unix seconds, without their fraction.
         """
         self._labelled(model, version, wrong=wrong)
         found = self._models.get(model)
-        if found is not None and found.divided_since is not None and at >= found.divided_since:
+        if found is not None and found.divided_since is not None and at >= int(found.divided_since):
             self._add(found, key("judged", version))
             if wrong:
                 self._add(found, key("judged-wrong", version))

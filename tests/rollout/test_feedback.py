@@ -48,7 +48,7 @@ async def test_feedback_is_evidence_on_answers_that_were_given_while_callers_wer
     issue = partial(receipts.issue, "digits", label="seven", routed=True)
     before = [issue(version) for version in (1, 2)]
     wall.now += 60.0
-    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, divided_since=wall.now)
+    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, divided_since=wall.now + 0.9)
     since = [issue(version) for version in (1, 2)]
     for id_ in (*before, *since):
         assert await receipts.redeem(id_, "one") == "accepted"
