@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=1e-6, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=30 * 86400.0)]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+Days = Annotated[tuple[Weekday, ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -150,15 +151,7 @@ class QuietHours(_Section):
     The days are those on which it starts. A rollback never waits.
     """
 
-    days: Annotated[tuple[Weekday, ...], Field(min_length=1)] = (
-        "mon",
-        "tue",
-        "wed",
-        "thu",
-        "fri",
-        "sat",
-        "sun",
-    )
+    days: Days = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
     start: Annotated[str, Field(pattern=_TIME_OF_DAY)]
     end: Annotated[str, Field(pattern=_TIME_OF_DAY)]
     timezone: str = "UTC"
