@@ -18,7 +18,7 @@ from limits import RateLimitItem
 
 from serving.callers import Callers
 from serving.concurrency import ConcurrencyLimit
-from serving.errors import DeadlineExceeded, Overloaded, RateLimited, SluiceError
+from serving.errors import DeadlineExceeded, Overloaded, RateLimited, SluiceError, TooLarge
 from serving.keys import Caller, Scope
 from serving.rates import SlidingWindow
 from serving.shares import Shares
@@ -45,8 +45,13 @@ class Ticket:
         self.held_bytes = 0
 
     def hold(self, size_bytes: int) -> None:
-        """Take room for `size_bytes` more of the body; raises Overloaded if there is none."""
-        self._admission.take_bytes(size_bytes, self.caller.name)
+        """Take room for `size_bytes` more of the body.
+
+        Raises:
+            TooLarge: there never is so much for one request.
+            Overloaded: there is none at the moment.
+        """
+        self._admission.take_bytes(self, size_bytes)
         self.held_bytes += size_bytes
 
     def __enter__(self) -> Self:
@@ -174,9 +179,15 @@ class Admission:
                 ),
             )
 
-    def take_bytes(self, size_bytes: int, caller: str) -> None:
-        """Take room for bytes of a caller's body; the ticket of the request gives it back."""
+    def take_bytes(self, ticket: Ticket, size_bytes: int) -> None:
+        """Take room for bytes of a request's body; its ticket gives it back, and says what this raises."""
+        caller = ticket.caller.name
         most = self._max_in_flight_bytes - self._reserve_bytes
+        if ticket.held_bytes + size_bytes > most:  # to ask for another try would be to ask for ever
+            raise TooLarge(
+                f"the request has over {most:,} bytes, which is all that this gateway holds at once",
+                stage="admission",
+            )
         if not self._bytes.fits(caller, size_bytes, most, self._reserve_bytes):
             raise self._refused(
                 "bytes",

@@ -2,11 +2,11 @@
 
 There is no fixed wait. A lane is one queue, for one version of one model; whenever a request arrives or a
 call ends, lanes take turns to send what has gathered, up to the largest batch, as long as there is a place
-at a replica. A batch that would stand behind another one at its replica leaves once it is as large as that:
-smaller, it would be done no sooner, and cost more than as a part of a larger one. Within a lane callers take
-turns, so that one who floods it delays itself only. A request that its caller has left, or that cannot be
-answered before its deadline as calls have gone lately, is dropped before it costs compute; a call that all
-its callers have left is cancelled.
+at a replica. A batch that would stand there behind another one of its lane leaves once it is as large as
+that: smaller, it would be done no sooner, and cost more than as a part of a larger one. Within a lane callers
+take turns, so that one who floods it delays itself only. A request that its caller has left, or that cannot
+be answered before its deadline as calls have gone lately, is dropped before it costs compute; a call that
+all its callers have left is cancelled.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Place(Protocol):
 
     @property
     def behind(self) -> bool:
-        """Whether another batch is there already, which is computed first."""
+        """Whether another batch of the lane is there already, which is computed first."""
 
     def release(self) -> None:
         """Give it back."""
@@ -253,8 +253,8 @@ class Batcher(Generic[AnyPlace]):
             found[key.model] = found.get(key.model, 0) + len(lane.queue)
         return found
 
-    def _take_turns(self) -> None:
-        """Send what can be sent after a call has ended: a batch of each lane in turn."""
+    def take_turns(self) -> None:
+        """Send what can be sent after a place was given back: a batch of each lane in turn."""
         turns = deque(self._lanes.items())
         while turns:
             key, lane = turns.popleft()
@@ -320,7 +320,7 @@ class Batcher(Generic[AnyPlace]):
             lane.in_flight -= 1
             lane.images_in_flight -= len(batch)
             place.release()
-            self._take_turns()
+            self.take_turns()
             if not lane.queue and not lane.in_flight:
                 self._lanes.pop(key, None)
 

@@ -89,13 +89,16 @@ class Need:
     replica_cost: float = 0.0
     gateway_images_per_s: float = 600.0
     gateway_cost: float = 0.0
-    image_bytes: int = 55_000
+    image_bytes: float = 55_000.0
     spare_gateways: int = 1
 
     def __post_init__(self) -> None:
         for name in ("images_per_s", "gateway_images_per_s", "image_bytes", "calls_per_replica"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidInput(f"{name} is {getattr(self, name):g}; it must be a number above 0")
+        for name in ("overhead_s", "replica_cost", "gateway_cost"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name} is {getattr(self, name):g}; it must be a number, 0 or above")
         if self.p99_s is not None and not self.p99_s > 0:
             raise InvalidInput(f"p99_s is {self.p99_s:g}; it must be above 0")
         if not 0 < self.utilisation < 1:
@@ -124,8 +127,8 @@ class Option:
 
 
 def _whole(count: float) -> int:
-    """Rounded up, but not for the last bit of a float."""
-    return math.ceil(count - 1e-9)
+    """Rounded up, but not for the last bit of a float; the smallest load takes one, too."""
+    return max(1, math.ceil(count - 1e-9))
 
 
 def gateways(need: Need) -> int:

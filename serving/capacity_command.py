@@ -78,7 +78,7 @@ def plan_capacity(
             replica_cost=replica_cost,
             gateway_images_per_s=gateway_rate,
             gateway_cost=gateway_cost,
-            image_bytes=round(image_kb * 1e3),
+            image_bytes=image_kb * 1e3,
         )
         found = capacity.options(measured, need)
         chosen = capacity.best(found, need)

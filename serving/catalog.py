@@ -119,7 +119,8 @@ class Catalog:
         return version in self._pool.availability(name)
 
     def _among(self, name: str, available: Mapping[int, int]) -> dict[int, ModelVersion]:
-        return {number: known for number, known in self._known[name].items() if number in available}
+        known = self._known.get(name, {})  # the models may have changed while its caller waited
+        return {number: each for number, each in known.items() if number in available}
 
     def default_name(self) -> str | None:
         """The model of requests that name none, if there is one."""
@@ -209,7 +210,7 @@ class Catalog:
             if label == "stable":
                 return routed.version
             if label == "latest":
-                return max(self.versions(routed.name))
+                return max(self.versions(routed.name), default=routed.version)
             # What labels replicas were given cannot be asked for.
             raise NotFound(
                 f'the replicas of model "{routed.name}" know no version label "{label[:100]}"; '

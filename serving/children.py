@@ -34,13 +34,24 @@ async def keep_alive(
         name: what it is called in the log.
         ended: is told of each end.
         clock: the monotonic clock, in seconds.
+
+    Raises:
+        OSError: it could not be started at all. Once it has run, a start that fails is tried again: the
+            system may be short of memory or processes for a moment.
     """
     pause_s = FIRST_PAUSE_S
+    has_run = False
     while True:
         started = clock()
-        code = await run_once()
+        try:
+            why = _describe(await run_once())
+        except OSError as error:
+            if not has_run:
+                raise
+            why = f"it could not be started: {error.strerror}"
+        has_run = True
         pause_s = FIRST_PAUSE_S if clock() - started > HEALTHY_AFTER_S else pause_s
-        _log.warning(f"{name} ended; starting it again", why=_describe(code), after_s=pause_s)
+        _log.warning(f"{name} ended; starting it again", why=why, after_s=pause_s)
         ended()
         await asyncio.sleep(pause_s)
         pause_s = min(MAX_PAUSE_S, 2 * pause_s)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from serving.commands import START_ONE, ApiKey, Url, user_errors
+from serving.commands import START_ONE, ApiKey, Url, printable, user_errors
 from serving.errors import InvalidInput, SluiceError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
@@ -280,15 +280,17 @@ def _csv_printer() -> Printer:
 
 def _table_printer(names: Sequence[str], top_k: int) -> Printer:
     """Columns that are known before the first answer, so that rows can be printed as they come."""
-    width = min(max(map(len, (*names, "file"))), 60)
+    width = min(max(len(printable(each)) for each in (*names, "file")), 60)
     print(f"{'file':<{width}}  {'label  score' if top_k == 1 else 'labels and scores'}")
 
     def write(answer: Answer) -> None:
-        found = answer.prediction
+        found, name = answer.prediction, printable(answer.name)
         if found is None:
-            print(f"{answer.name:<{width}}  error: {answer.error}", flush=True)
+            print(f"{name:<{width}}  error: {printable(str(answer.error))}", flush=True)
             return
-        classes = ",  ".join(f"{each.label}  {each.score:.4f}" for each in found.results[0].classes)
-        print(f"{answer.name:<{width}}  {classes}  ({found.model} version {found.version})", flush=True)
+        classes = ",  ".join(
+            f"{printable(each.label)}  {each.score:.4f}" for each in found.results[0].classes
+        )
+        print(f"{name:<{width}}  {classes}  ({found.model} version {found.version})", flush=True)
 
     return write

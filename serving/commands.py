@@ -157,7 +157,7 @@ def models(
                         str(found["version"]),
                         found["state"],
                         str(found["available_on"]),
-                        found["error"] or "",
+                        printable(found["error"] or ""),
                     )
         if as_json:
             print(json.dumps(answer))
@@ -291,6 +291,11 @@ def read_as_a_gateways(client: httpx.Client) -> Iterator[None]:
         raise SluiceError(
             f"{client.base_url} answers, but not as a gateway of Sluice does; is it the right address?"
         ) from error
+
+
+def printable(text: str) -> str:
+    """Text that others wrote, such as a model's label: what would drive the terminal is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def console() -> Console:

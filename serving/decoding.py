@@ -94,14 +94,14 @@ class Decoders:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while jobs := self._next():
-            done = [(job.done, _decoded(job, self._room)) for job in jobs]
+            done = [(job.done, _decoded(job, self._room)) for job in jobs if not job.done.cancelled()]
             try:
                 loop.call_soon_threadsafe(_tell, done)
             except RuntimeError:  # the loop has ended, and nobody waits
                 return
 
     def _next(self) -> list[_Job]:
-        """Some images, or none if the threads are to end. Those whose caller has left are passed over."""
+        """Some images, the first of them still wanted; or none if the threads are to end."""
         with self._changed:
             while True:
                 while self._jobs and self._jobs.first().done.cancelled():

@@ -1,6 +1,12 @@
-"""The one path of a request: route, decode, batch, ask a replica, name the classes.
+"""The one path of a request: it is let in, a version is chosen, and that version answers it.
 
-Transports translate to and from what is here, and add nothing of their own.
+Transports translate to and from what is here, and add nothing of their own. The steps in their order:
+
+1. `Gateway.request` lets it in (`serving.admission`; `serving.pressure` where memory is limited), and has it
+   written down as it ends (`serving.journal`);
+2. `Gateway._routed` finds its version (`serving.arms`, `serving.catalog`), and keeps to its deadline;
+3. images go through `serving.classifier`: decoded, batched, scored by a replica, named; many of them in parts
+   (`serving.parts`). Calls that have their tensors go straight to a replica (`ask`, `serving.dispatch`).
 """
 
 from __future__ import annotations
@@ -13,33 +19,26 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import numpy as np
-
 from serving.admission import Admission, Ticket
-from serving.arms import choose_version, is_at_fault, measured, receipted
+from serving.arms import choose_version
 from serving.backends.pool import Pool
 from serving.batching import Batcher, LaneKey
 from serving.callers import Callers
 from serving.catalog import Catalog
+from serving.classifier import Classifier
 from serving.concurrency import ConcurrencyLimit
-from serving.decoding import Decoded, Decoders
+from serving.decoding import Decoders
 from serving.dispatch import Dispatcher
-from serving.errors import (
-    DeadlineExceeded,
-    Internal,
-    InvalidInput,
-    NotFound,
-    Unavailable,
-    out_of_memory,
-)
+from serving.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Unavailable, out_of_memory
 from serving.journal import Journal
 from serving.keys import Scope
 from serving.memory import Usage, fitting
 from serving.model_version import ModelVersion
-from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
+from serving.parts import Part, in_parts
+from serving.prediction import ModelRef, Prediction, RequestContext
 from serving.pressure import Pressure
 from serving.rollout.steering import Steering
-from serving.scores import best, checked_top_k, model_specs
+from serving.scores import model_specs
 from serving.settings import Settings
 from serving.telemetry import Metrics
 from serving.tensorflow_api import check_shapes
@@ -115,7 +114,18 @@ class Gateway:
             left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
             clock=clock,
         )
+        pool.freed = self.batcher.take_turns
         self.steering.busy = lambda: self.batcher.depth() > 0
+        self._classifier = Classifier(
+            settings,
+            self._decoders,
+            self.batcher,
+            self._dispatcher,
+            self.steering,
+            self.journal,
+            metrics,
+            clock,
+        )
 
     async def __aenter__(self) -> Self:
         await self.batcher.__aenter__()
@@ -172,17 +182,18 @@ class Gateway:
             FailedPrecondition: the model does not take images.
             Unavailable, Overloaded, DeadlineExceeded, Internal: the replicas could not answer.
         """
-        self._check_number(images)
+        self.check_number(len(images))
         self.journal.has_read(context)
         with self.admission.progress(context.caller):
             return await self._classify(ref, images, top_k, context)
 
-    def _check_number(self, images: Sequence[bytes]) -> None:
+    def check_number(self, images: int) -> None:
+        """Raise InvalidInput unless a request may have so many images."""
         if not images:
             raise InvalidInput("the request has no image; send at least one", stage="decode")
-        if len(images) > self.settings.max_images:
+        if images > self.settings.max_images:
             raise InvalidInput(
-                f"the request has {len(images)} images; at most {self.settings.max_images} are taken",
+                f"the request has {images} images; at most {self.settings.max_images} are taken",
                 stage="admission",
             )
 
@@ -190,57 +201,27 @@ class Gateway:
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
     ) -> Prediction:
         return await self._routed(
-            ref, context, lambda model: self._classify_with(model, images, top_k, context)
+            ref,
+            context,
+            lambda model: self._classifier.classify(model, images, top_k, context, desk=self.desk),
         )
 
-    async def classify_in_parts(
+    def classify_in_parts(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
-    ) -> AsyncIterator[tuple[int, Prediction]]:
+    ) -> AsyncIterator[Part]:
         """Classify as `classify` does, a batch at a time: yields where a part begins, and its results.
 
-        Parts come as they are done, in any order, and all by the version that answered the first. The request
-        is in progress until the last is done, and no longer, however slowly its caller takes them.
+        See `serving.parts.in_parts`; the request is in progress until the last part is done.
         """
-        self._check_number(images)
+        self.check_number(len(images))
         self.journal.has_read(context)
-        done: asyncio.Queue[tuple[int, Prediction] | BaseException | None] = asyncio.Queue()
 
-        def end(work: asyncio.Task[None]) -> None:
-            done.put_nowait(asyncio.CancelledError() if work.cancelled() else work.exception())
+        async def classify(ref: ModelRef, images: Sequence[bytes]) -> Prediction:
+            return await self._classify(ref, images, top_k, context)
 
-        work = asyncio.create_task(self._classify_parts(ref, images, top_k, context, done.put_nowait))
-        work.add_done_callback(end)
-        try:
-            while isinstance(each := await done.get(), tuple):
-                yield each
-            if each is not None:
-                raise each
-        finally:
-            work.cancel()
-
-    async def _classify_parts(
-        self,
-        ref: ModelRef,
-        images: Sequence[bytes],
-        top_k: int | None,
-        context: RequestContext,
-        done: Callable[[tuple[int, Prediction]], None],
-    ) -> None:
-        size = self.settings.max_batch
-        with self.admission.progress(context.caller):
-            first = await self._classify(ref, images[:size], top_k, context)
-            done((0, first))
-            pinned = ModelRef(first.model, first.version)
-
-            async def part(start: int) -> None:
-                done((start, await self._classify(pinned, images[start : start + size], top_k, context)))
-
-            parts = [asyncio.ensure_future(part(start)) for start in range(size, len(images), size)]
-            try:
-                await asyncio.gather(*parts)
-            finally:
-                for each in parts:
-                    each.cancel()
+        return in_parts(
+            classify, ref, images, self.settings.max_batch, self.admission.progress(context.caller)
+        )
 
     async def ask(
         self,
@@ -357,74 +338,3 @@ class Gateway:
 
     def _choose(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         return choose_version(self.steering, self.catalog, ref, context)
-
-    async def _classify_with(
-        self, model: ModelVersion, images: Sequence[bytes], top_k: int | None, context: RequestContext
-    ) -> Prediction:
-        context.answered_by = (model.name, str(model.version))
-        count = checked_top_k(top_k, model, self.settings.default_top_k)
-        lane = LaneKey(model.name, model.version)
-        with measured(self.steering, model, context, self._clock):
-            self.batcher.check(lane, context.deadline, context.caller)
-            decoded = await self._decode(images, model, context)
-            # Again: in a sudden rush many pass the first check together, before any of them is queued.
-            self.batcher.check(lane, context.deadline, context.caller)
-            pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
-            rows = iter(await self._score(model, pixels_of, context))
-        self.metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))
-        results = tuple(
-            receipted(self.desk, model, best(next(rows), model.labels, count), context)
-            if isinstance(pixels, np.ndarray)
-            else ImageResult(error=pixels)
-            for pixels in decoded
-        )
-        named = [result.classes[0].index for result in results if result.classes]
-        self.metrics.predicted(model.name, model.version, model.labels, model.card, named)
-        return Prediction(model.name, model.version, results)
-
-    async def _score(
-        self, model: ModelVersion, images: Sequence[np.ndarray], context: RequestContext
-    ) -> list[np.ndarray]:
-        """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
-        lane, asked_at = LaneKey(model.name, model.version), self._clock()
-        pending = [self.batcher.enqueue(lane, each, context.deadline, context) for each in images]
-        rows: list[np.ndarray] | None = None
-        try:
-            # A gathering for one costs as much as its place in a batch.
-            rows = [await pending[0]] if len(pending) == 1 else await asyncio.gather(*pending)
-        finally:
-            for future in pending:  # when one fails or the caller leaves, the rest must not be computed
-                future.cancel()
-            if rows is None:
-                self.batcher.has_left(lane, len(pending))
-            if images and (rows is not None or is_at_fault(pending, context, asked_at, self._clock())):
-                context.copied = self.steering.copy(
-                    model.name,
-                    context.route,
-                    self._named(model, rows, context),
-                    lambda version: self._dispatcher.name(
-                        model.name, version, images, context.deadline - context.started
-                    ),
-                )
-        return rows
-
-    @staticmethod
-    def _named(
-        model: ModelVersion, rows: list[np.ndarray] | None, context: RequestContext
-    ) -> list[str] | None:
-        """The labels to compare a candidate's with, if it gets a copy at all."""
-        if rows is None or context.route is None or context.route.shadow is None:
-            return None
-        return [model.labels[int(row.argmax())] for row in rows]
-
-    async def _decode(
-        self, images: Sequence[bytes], model: ModelVersion, context: RequestContext
-    ) -> list[Decoded]:
-        """Each image as uint8 [H,W,C], or the error that it met."""
-        spec = model.require_image().spec
-        started = self._clock()
-        decoded = await self._decoders.decode(
-            images, spec, max_pixels=self.settings.max_image_pixels, caller=context.caller
-        )
-        self.journal.stage(context, "decode", self._clock() - started)
-        return decoded

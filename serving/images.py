@@ -8,11 +8,13 @@ everything else by Pillow. The resize is antialiased bilinear (Pillow's BILINEAR
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -26,7 +28,19 @@ CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bm
 # The limit is checked here, from the header, with an error of our own; Pillow's would come later.
 Image.MAX_IMAGE_PIXELS = None
 
-_SCAN = b"\xda"
+# A marker in a JPEG (ITU-T T.81, B.1.1.3) that has a segment behind it: no stuffed or fill byte, no restart.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_APP1, _SCAN, _END = 0xE1, 0xDA, 0xD9
+_BASELINE = (0xC0, 0xC1)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the rest are tables
+# libjpeg goes over all of the image for each scan, and a hundred bytes can be one. At 64 megapixels each took
+# 5 ms, so that 32 MB of them would keep a thread for half an hour. Encoders write about ten.
+_MOST_SCANS = 100
+# Pillow reads them one by one, in Python. A profile or XMP of megabytes comes in dozens.
+_MOST_SEGMENTS = 10_000
+# Pillow unpacks them in Python, up to 0.16 s a megapixel, however small the file.
+_RUN_LENGTH = (1, 2)  # RLE8 and RLE4 in a BMP's header
+_MOST_RUN_LENGTH_PIXELS = 4 * 2**20
 _EXIF_ORIENTATION = 0x0112
 # What brings an image of each EXIF orientation upright (EXIF 2.32, 4.6.4.A); 1 is upright already.
 _UPRIGHT = {
@@ -42,9 +56,13 @@ _UPRIGHT = {
 # pixel to a full decode is about 1 of 255 at 32×32, and 0.04 at 224×224.
 _DCT_MARGIN = 2
 # Of one decoded image, at most: Pillow has 4 bytes for each of nearly all modes, and the picture twice while
-# it is brought into another mode or upright; libjpeg keeps the coefficients of a progressive file.
+# it is brought into another mode or upright; libwebp has three pictures for the frames of an animation;
+# libjpeg keeps the coefficients of a progressive file.
 _PIXEL_BYTES = 8
+_WEBP_PIXEL_BYTES = 16
 _JPEG_PIXEL_BYTES = 4
+# As in JPEG and GIF. To scale a longer side down, Pillow takes 16 bytes for each of its pixels.
+_MOST_A_SIDE = 65_535
 # Each thread may have so many at any time: it is not worth asking.
 _FEW_PIXELS = 2**20
 _STRIP_PIXELS = 2**20
@@ -79,8 +97,8 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anythi
         room: has room for its pixels while they are there; raises Overloaded if there is none.
 
     Raises:
-        BadImage: not an image of a format that is taken, or a damaged one.
-        TooLarge: more than `max_pixels` by its header; no pixel was decoded.
+        BadImage: not an image of a format that is taken, or a damaged one, or a JPEG made to take long.
+        TooLarge: by its header more than `max_pixels`, or than are taken of its kind; no pixel was decoded.
         Overloaded: there is no memory for its pixels.
     """
     if not data:
@@ -88,7 +106,7 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anythi
     try:
         pixels = _decode_jpeg(data, spec, max_pixels, room)
         return _decode_any(data, spec, max_pixels, room) if pixels is None else pixels
-    except (TooLarge, Overloaded):
+    except (BadImage, TooLarge, Overloaded):
         raise
     except MemoryError:
         raise out_of_memory("decode") from None
@@ -104,12 +122,12 @@ def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> n
     """The fast path; None where Pillow must have a look: no JPEG, CMYK, damaged or unusual."""
     if data[:3] != b"\xff\xd8\xff":
         return None
+    has_exif = _look_through(data)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         _check_pixels(width, height, max_pixels)
         if colorspace not in ("RGB", "YCbCr", "Gray"):
             return None
-        orientation = _jpeg_orientation(data)
         least = _DCT_MARGIN * max(spec.height, spec.width)
         with _room_for(width * height, _JPEG_PIXEL_BYTES, room):
             pixels = simplejpeg.decode_jpeg(
@@ -117,37 +135,69 @@ def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> n
             )
     except ValueError:
         return None
-    upright = _upright(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), orientation)
-    return _resize(upright, spec)
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return _resize(_upright(image, _jpeg_orientation(data) if has_exif else 1), spec)
 
 
-def _jpeg_orientation(data: bytes) -> int:
-    if not _has_exif(data):
+def _look_through(data: bytes) -> bool:
+    """Whether a JPEG has EXIF, from its segments (ITU-T T.81, B.1.1.4: marker, length, content).
+
+    Raises:
+        BadImage: it has more segments or scans than a picture needs; to decode it would take out of all
+            proportion.
+    """
+    has_exif, frame, scans, at = False, 0, 0, 2
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        marker = _END if found is None else found[1][0]
+        if found is None or marker == _END:
+            return has_exif
+        at = found.end()
+        if marker in _FRAMES:
+            frame = marker
+        elif marker == _SCAN:
+            scans += 1
+            if frame in _BASELINE:  # each of its scans has bits for every block
+                return has_exif
+            if scans > _MOST_SCANS:
+                raise BadImage(f"the image has over {_MOST_SCANS} scans; about ten are usual", stage="decode")
+        elif marker == _APP1 and data.startswith(b"Exif\x00\x00", at + 2):
+            has_exif = True
+        at += int.from_bytes(data[at : at + 2], "big")
+    raise BadImage(f"the image has over {_MOST_SEGMENTS:,} segments", stage="decode")
+
+
+def _jpeg_orientation(data: bytes) -> Any:
+    try:
+        with _no_warnings(), Image.open(BytesIO(data), formats=("JPEG",)) as header:
+            return _orientation(header)
+    except OSError:  # Pillow looks into segments that libjpeg passes over
         return 1
-    with _no_warnings(), Image.open(BytesIO(data), formats=("JPEG",)) as header:
-        return int(header.getexif().get(_EXIF_ORIENTATION, 1))
 
 
-def _has_exif(data: bytes) -> bool:
-    """Whether one of the segments before the scan has EXIF (ITU-T T.81, B.1.1.4: marker, length, content)."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != _SCAN:
-        if data[at + 4 : at + 10] == b"Exif\x00\x00":
-            return True
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
+def _orientation(image: Image.Image) -> Any:
+    """As EXIF says, whatever that is; upright where it is damaged, since the picture is not."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except MemoryError:
+        raise
+    except Exception:  # hostile bytes make it raise almost anything
+        return 1
 
 
 def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> np.ndarray:
     with _no_warnings(), Image.open(BytesIO(data), formats=FORMATS) as image:
         _check_pixels(image.width, image.height, max_pixels)
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        if image.format == "BMP" and image.info.get("compression") in _RUN_LENGTH:
+            _check_pixels(image.width, image.height, _MOST_RUN_LENGTH_PIXELS, " of a run-length encoded BMP")
         if image.format == "JPEG":
             least = _DCT_MARGIN * max(spec.height, spec.width)
             image.draft(None, (least, least))
-        with _room_for(image.width * image.height, _PIXEL_BYTES, room):
+        pixel_bytes = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES
+        with _room_for(image.width * image.height, pixel_bytes, room):
             _load(image)
-            return _resize(_upright(_to_8_bits(image), orientation), spec)
+            # Not before: without EXIF at its begin, Pillow decodes all of a PNG to look for it at the end.
+            return _resize(_upright(_to_8_bits(image), _orientation(image)), spec)
 
 
 def _load(image: Image.Image) -> None:
@@ -167,10 +217,15 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def _check_pixels(width: int, height: int, most: int, of_what: str = "") -> None:
+    if width * height > most:
         raise TooLarge(
-            f"the image is {width}×{height}, {width * height:,} pixels; at most {max_pixels:,} are taken",
+            f"the image is {width}×{height}, {width * height:,} pixels; at most {most:,} are taken{of_what}",
+            stage="decode",
+        )
+    if max(width, height) > _MOST_A_SIDE:
+        raise TooLarge(
+            f"the image is {width}×{height}; a side of at most {_MOST_A_SIDE:,} pixels is taken",
             stage="decode",
         )
 
@@ -179,7 +234,7 @@ def _room_for(pixels: int, pixel_bytes: int, room: Room) -> AbstractContextManag
     return nullcontext() if pixels <= _FEW_PIXELS else room(pixels * pixel_bytes)
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
     transpose = _UPRIGHT.get(orientation)
     return image if transpose is None else image.transpose(transpose)
 

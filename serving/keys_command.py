@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +38,7 @@ def add(
     file: File = DEFAULT_FILE,
 ) -> None:
     """Make a key and print it, once: the file keeps its hash only."""
-    with user_errors():
+    with user_errors(), _to_itself(file):
         found = _read(file)
         if any(each.name == name for each in found.keys):
             raise Conflict(f"{file} has a key of the name {name}; revoke it first, or take another name")
@@ -63,13 +66,33 @@ def revoke(
     file: File = DEFAULT_FILE,
 ) -> None:
     """Take a key out of the file; running gateways refuse it within two seconds."""
-    with user_errors():
+    with user_errors(), _to_itself(file):
         found = _read_existing(file)
         kept = [each for each in found.keys if each.name != name]
         if len(kept) == len(found.keys):
             there = ", ".join(each.name for each in kept) or "none"
             raise NotFound(f"{file} has no key of the name {name}; there are: {there}")
         _write(file, kept)
+
+
+@contextmanager
+def _to_itself(file: Path) -> Iterator[None]:
+    """No other command changes the file in the block: what it writes would be lost, or this one's.
+
+    The folder is locked, since the file is replaced, and a lock would stay with the one that was.
+
+    Raises:
+        InvalidInput: the folder is not there.
+    """
+    try:
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InvalidInput(f"there is no folder {file.parent} to write {file.name} into") from None
+    try:
+        flock(folder, LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _read(file: Path) -> KeyFile:
@@ -89,8 +112,6 @@ def _read_existing(file: Path) -> KeyFile:
 
 def _write(file: Path, entries: list[KeyEntry]) -> None:
     """Replace the file as a whole, readable by its owner only."""
-    if not file.parent.is_dir():
-        raise InvalidInput(f"there is no folder {file.parent} to write {file.name} into")
     text = "# API keys of a Sluice gateway, as hashes; `sluice keys` writes this file.\n"
     for each in entries:
         text += "\n[[keys]]\n"

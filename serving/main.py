@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import resource
 import signal
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from serving import observed, stacks, supervisor, workers
+from serving import models_folder, observed, stacks, supervisor, workers
 from serving.backends import discovery
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
@@ -27,7 +28,7 @@ from serving.backends.tfserving import TensorFlowServing
 from serving.callers import Callers
 from serving.catalog import Catalog
 from serving.certificates import Certificates
-from serving.errors import InvalidInput, SluiceError
+from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.memory import give_back_memory, start_threads, trim_steadily
 from serving.page.curves import Curves
@@ -39,7 +40,7 @@ from serving.rpc.server import RpcServer
 from serving.settings import Settings
 from serving.supervisor import ModelServerProcess
 from serving.telemetry import Metrics
-from serving.upstream import ConfigFile, Upstream, model_config
+from serving.upstream import ConfigFile, Upstream
 from serving.watchdog import Watchdog
 
 _log = structlog.get_logger()
@@ -51,8 +52,8 @@ SWITCH_INTERVAL_S = 20e-6
 # Requests leave next to no cycles behind, but what is in flight is looked at by every collection: at the
 # default of 700 objects these were 4 % of the event loop's time.
 GC_THRESHOLDS = (10_000, 20, 50)
-
-RELOAD_TIMEOUT_S = 60.0
+# Far more connections than one process answers.
+MOST_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
         FailedPrecondition: the model server is not a program that can be found.
     """
     command = supervisor.find_program(settings.model_server)
-    models = settings.models or tuple(supervisor.find_models(settings.models_dir))
+    models = settings.models or tuple(models_folder.find_models(settings.models_dir))
     if not models:
         raise InvalidInput(
             f"{settings.models_dir} holds no model; train one: "
@@ -122,7 +123,7 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
     with tempfile.TemporaryDirectory(prefix="sluice-") as name:
         work_dir = Path(name)
         config = ConfigFile(work_dir / "models.config", settings.models_dir)
-        config.write(_first_config(settings, models))
+        config.write(models_folder.first_config(settings, models))
         child = ModelServerProcess(command, work_dir=work_dir, config=config, metrics=metrics)
         upstream = Upstream((child.address,), models, settings.models_dir, config)
         async with _in_background(child.run()):
@@ -157,7 +158,7 @@ async def run_one(
     """
     async with (
         gateway_up(settings, upstream.replicas, upstream.models, metrics, peers) as running,
-        _in_background(_follow_folder(running, upstream, settings)),
+        _in_background(models_folder.follow(upstream, running.pool, running.catalog, settings)),
         _rollouts_of(settings, running, upstream),
     ):
         await _until_signalled(while_up(running), stacks.dump_to_stderr)
@@ -258,56 +259,6 @@ def _connect(address: str) -> Replica:
     return Replica(TensorFlowServing(address))
 
 
-async def _follow_folder(running: Running, upstream: Upstream, settings: Settings) -> None:
-    """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is.
-
-    While the folder cannot be read, or the model server cannot be told, the models that there are stay.
-    """
-    if settings.models or upstream.config is None:
-        return
-    told = ""
-    while True:
-        await asyncio.sleep(settings.status_interval_s)
-        try:
-            await _take_models(running, upstream.config, settings)
-        except SluiceError as error:  # the next round tries again
-            if error.message != told:
-                _log.warning("cannot follow the folder of models; those there are stay", error=error.message)
-            told = error.message
-        else:
-            told = ""
-
-
-async def _take_models(running: Running, config: ConfigFile, settings: Settings) -> None:
-    catalog = running.catalog
-    found = supervisor.find_models(config.models_dir, served=catalog.names())
-    if not found or found == catalog.names():
-        return
-    if settings.rollout_store is not None:  # the controller tells the model server
-        catalog.set_models(found)
-        return
-    config.write_models(found)
-    await running.pool.reload_config(model_config(config.models_dir, found), RELOAD_TIMEOUT_S)
-    catalog.set_models(found)
-    _log.info("the models changed", models=found)
-
-
-def _first_config(settings: Settings, models: Sequence[str]) -> Any:
-    """The config with which a model server starts: under rollouts, of each model the version that serves."""
-    config = model_config(settings.models_dir, models)
-    if settings.rollout_store is None:
-        return config
-    from serving.rollout.assembly import published_in
-    from serving.rollout.start import serving_version
-    from serving.rollout.store import FileStore
-
-    store, published = FileStore(settings.rollout_store), published_in(settings.models_dir)
-    for entry in config.model_config_list.config:
-        version = serving_version(store, entry.name) or max(published(entry.name))
-        entry.model_version_policy.specific.versions.append(version)
-    return config
-
-
 @asynccontextmanager
 async def _answering(gateway: Gateway, peers: Peers | None) -> AsyncIterator[None]:
     """Answer the other workers' questions while the block runs."""
@@ -364,7 +315,8 @@ async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None
 async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> None:
     """Run `work` to its end, or until SIGTERM or SIGINT, which cancel it and count as a regular end.
 
-    SIGUSR1 calls `dump`.
+    What is drained after it is drained to its end: another SIGTERM changes nothing, another SIGINT cuts it
+    short. SIGUSR1 calls `dump`.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
@@ -377,12 +329,13 @@ async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> N
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a coroutine runs in a task
             raise
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            loop.remove_signal_handler(number)
+        loop.add_signal_handler(signal.SIGTERM, _log.info, "SIGTERM came; shutting down already")
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run the whole program on uvloop."""
+    _allow_many_files()
     give_back_memory()
     gc.freeze()  # what was imported stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
@@ -390,6 +343,18 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     uvloop.run(_with_threads(work))
 
 
+def _allow_many_files() -> None:
+    """Raise the limit of open files, of which a connection is one: shells give 1,024 where more may be had.
+
+    Not without end: programs that go through all files that may be open take minutes for a billion.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if resource.RLIM_INFINITY != soft < most:
+        with contextlib.suppress(ValueError, OSError):  # macOS has another limit, and nothing depends on this
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 async def _with_threads(work: Coroutine[Any, Any, None]) -> None:
     start_threads()
-    await work
+    await _until_signalled(work, stacks.dump_to_stderr)  # until it is up, and says so itself

@@ -80,7 +80,7 @@ def _read_replicas(readings: Readings, pool: Pool, now: float) -> None:
     for replica in pool.replicas:
         readings.add("sluice_replica_calls_in_flight", replica.in_flight, replica.address)
         readings.add("sluice_replica_latency_seconds", replica.latency_s, replica.address)
-        readings.add("sluice_replica_breaker_open", replica.breaker.open(now), replica.address)
+        readings.add("sluice_replica_breaker_open", replica.left_alone(now), replica.address)
 
 
 def _read_versions(readings: Readings, gateway: Gateway) -> None:

@@ -18,7 +18,7 @@ from serving import protos, tensors
 from serving.catalog import Catalog, VersionReport
 from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.model_version import ModelVersion
-from serving.prediction import ModelRef
+from serving.prediction import ModelRef, version_number
 from serving.tensorflow_api import DEFAULT_SIGNATURE
 
 PLATFORM = "tensorflow_savedmodel"
@@ -75,11 +75,7 @@ class InferRequest:
 
 def model_ref(name: str, version: str) -> ModelRef:
     """The model and version of a request, where an empty version is the routed one; raises InvalidInput."""
-    if version and not (version.isascii() and version.isdigit() and len(version) < 19):
-        raise InvalidInput(
-            f'"{version[:100]}" is no version; versions are numbers, such as 1', stage="routing"
-        )
-    return ModelRef(name or None, int(version) if version else None)
+    return ModelRef(name or None, version_number(version) if version else None)
 
 
 def data_type(datatype: str) -> int:
@@ -156,8 +152,9 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     if not all(type(value) in wanted for value in values):
         raise InvalidInput(f'"{name}" is {datatype}, but not all of its elements are')
     try:
-        return Tensor(name, datatype, np.array(values, dtype).reshape(shape))
-    except OverflowError:
+        with np.errstate(over="raise"):
+            return Tensor(name, datatype, np.array(values, dtype).reshape(shape))
+    except (OverflowError, FloatingPointError):
         raise InvalidInput(f'"{name}" has an element beyond the range of {datatype}') from None
 
 

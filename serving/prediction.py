@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serving.errors import SluiceError
+from serving.errors import InvalidInput, SluiceError
 from serving.routing import Arm, Route
 from serving.tracing import Trace
 
@@ -23,6 +23,13 @@ class ModelRef:
     name: str | None = None
     version: int | None = None
     label: str = ""
+
+
+def version_number(text: str) -> int:
+    """A version in decimal digits, an int64 as everywhere; raises InvalidInput if it is none."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63):
+        raise InvalidInput(f'"{text[:100]}" is no version; versions are numbers, such as 1', stage="routing")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -36,9 +36,38 @@ _MATCHERS = re.compile(rf"\s*(?:{_MATCHER}(?:\s*,\s*{_MATCHER})*)?\s*")
 # What gRPC takes as a key of metadata; a header of HTTP may have more characters.
 _HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
 
+# RFC 6454, 6.2: nothing behind the port, and not even a slash.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z*]+")
+
+# What OpenTelemetry and httpx take; without the scheme the one would try TLS, and the other nothing.
+_URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
+
+# A year. gRPC takes a deadline that is centuries away for one that has passed.
+_LONGEST_S = 31_536_000.0
+# Processes, and threads, beyond which no machine has cores for them.
+_MOST_PARALLEL = 1024
+
+
+def _not_empty(path: Any) -> Any:
+    if path == "":  # it would be the working folder
+        raise ValueError("it is empty; name a path, or leave the setting out")
+    return path
+
+
+def _is_url(text: str) -> str:
+    if not _URL.fullmatch(text):
+        raise ValueError("it is no URL; one is http://HOST:PORT or https://HOST:PORT")
+    return text
+
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
-Positive = Annotated[float, Field(gt=0)]
+Host = Annotated[str, Field(min_length=1)]
+NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
+Url = Annotated[str, AfterValidator(_is_url)]
+Duration = Annotated[float, Field(gt=0, le=_LONGEST_S)]
+Interval = Annotated[float, Field(ge=0.01, le=_LONGEST_S)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Parallel = Annotated[int, Field(ge=1, le=_MOST_PARALLEL)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -48,11 +77,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
-    http_host: str = "127.0.0.1"
+    http_host: Host = "127.0.0.1"
     """Loopback by default: whoever listens to a network says so on purpose."""
     http_port: Port = 8080
     """The port of the HTTP API; 0 takes any free one."""
-    grpc_host: str = "127.0.0.1"
+    grpc_host: Host = "127.0.0.1"
     grpc_port: Port = 9000
     """The port of the gRPC API; 0 takes any free one."""
 
@@ -64,43 +93,43 @@ class Settings(BaseSettings):
     default_model: str | None = None
     """Which model `/v1/classify` uses. None: the only one, if there is one only."""
 
-    keys_file: Path | None = None
+    keys_file: NamedPath | None = None
     """API keys (`sluice keys` writes it); watched. None: no key is asked for."""
-    jwks_file: Path | None = None
+    jwks_file: NamedPath | None = None
     """Public keys (JWKS) that sign tokens which are taken instead of an API key; watched. None: no tokens."""
     jwt_issuer: str | None = None
     """The `iss` that a token must have. None: any."""
     jwt_audience: str | None = None
     """The `aud` that a token must have. None: any."""
 
-    tls_certificate: Path | None = None
+    tls_certificate: NamedPath | None = None
     """PEM chain for both ports. None: no TLS, which is for loopback and for behind a proxy."""
-    tls_key: Path | None = None
+    tls_key: NamedPath | None = None
     """PEM private key of the certificate."""
-    tls_client_ca: Path | None = None
+    tls_client_ca: NamedPath | None = None
     """PEM authorities; when set, a client must show a certificate of one of them (mutual TLS)."""
 
-    models_dir: Path = Path("models")
+    models_dir: NamedPath = Path("models")
     """`sluice serve` only: the folder with a folder for each model."""
     model_server: str | None = None
     """`sluice serve` only: a program that takes `tensorflow_model_server`'s flags. None: Sluice's own."""
 
-    rollout_store: Path | None = None
+    rollout_store: NamedPath | None = None
     """Folder in which rollouts are kept, shared by gateways on one machine. With it a new version is let in
     by a rollout only. None: the newest version serves as soon as it is loaded, as in TensorFlow Serving."""
-    rollout_plan: Path | None = None
+    rollout_plan: NamedPath | None = None
     """Plan, YAML or TOML, of rollouts that start by themselves (`on_new_version: rollout`)."""
-    rollout_interval_s: Positive = 1.0
+    rollout_interval_s: Interval = 1.0
     """How often rollouts are looked at: a bad version is gone within this of enough evidence."""
     rollout_namespace: str | None = None
     """In a Kubernetes cluster: the namespace whose ModelRollouts are followed, in place of a folder. It needs
     `prometheus_url`, since one gateway sees only its own requests."""
-    prometheus_url: str | None = None
+    prometheus_url: Url | None = None
     """Prometheus that scrapes all gateways, such as http://prometheus:9090."""
     prometheus_selector: str = ""
     """Label matchers of this service's gateways in it, such as `namespace="sluice"`. Empty: all that it
     scrapes are this service's. Where others are among them, their requests would count as ours."""
-    feedback_key_file: Path | None = None
+    feedback_key_file: NamedPath | None = None
     """In a cluster: 32 random bytes that sign prediction ids, the same for every gateway. None: each has its
     own, and takes feedback on its own predictions only. With a folder of rollouts the key lies there."""
     routing_header: str = "x-routing-key"
@@ -110,13 +139,17 @@ class Settings(BaseSettings):
     """`sluice gateway` with rollouts only: where the replicas find the models' folders. TensorFlow Serving
     takes a bucket, too, such as `gs://models`."""
 
-    workers: AtLeastOne = 1
+    cors_origins: CommaSeparated = ()
+    """Origins such as `https://app.example` whose pages may read answers of the gateway (CORS); `*`: any."""
+
+    workers: Parallel = 1
     """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
     `max_in_flight_bytes`, `max_memory_bytes` and `decode_threads` are shared out among them, and keys' limits
     hold in each."""
 
-    max_body_bytes: AtLeastOne = 32 * 2**20
-    """One request's body. A 48-megapixel photograph as JPEG is about 25 MB."""
+    max_body_bytes: Annotated[int, Field(ge=1, le=2_000_000_000)] = 32 * 2**20
+    """One request's body, 2 GB at most, which is what gRPC and protobuf can count. A 48-megapixel photograph
+    as JPEG is about 25 MB."""
     max_image_pixels: AtLeastOne = 64_000_000
     """Width times height of one image, from its header: 64 MP decode to 192 MB, and phones make 50."""
     max_images: AtLeastOne = 256
@@ -124,11 +157,17 @@ class Settings(BaseSettings):
     default_top_k: AtLeastOne = 5
     """Classes for each image when the request does not say: what people show in a list."""
 
-    request_timeout_s: Positive = 30.0
+    request_timeout_s: Duration = 30.0
     """The deadline when the caller gives none; TensorFlow Serving's REST uses the same."""
-    header_timeout_s: Positive = 10.0
+    header_timeout_s: Duration = 10.0
     """How long the headers of one HTTP request may take; a phone on a bad line needs one or two."""
-    body_grace_s: Positive = 10.0
+    idle_timeout_s: Duration = 75.0
+    """How long an HTTP connection is kept that asks for nothing more. It must be longer than what is in front
+    keeps one (nginx and AWS 60 s, Google's load balancers 600 s), which would send into one that closes."""
+    connection_age_s: Duration = 600.0
+    """After how long, give or take a tenth, a client is told to connect anew, once what it asked is answered.
+    A Service of Kubernetes spreads connections, not requests: a gateway that is added would get none."""
+    body_grace_s: Duration = 10.0
     """How long a body may come slower than `min_body_bytes_per_s` before it is given up."""
     min_body_bytes_per_s: AtLeastOne = 1024
     """The slowest body that is waited for, on average beyond the grace: a 1990s modem did 5,000."""
@@ -142,7 +181,7 @@ class Settings(BaseSettings):
     """What the process may have resident. When of what it left at the start a fifth is left, requests are
     refused before anything of them is read. None: what its container or RLIMIT_AS allows, if they do."""
 
-    target_latency_s: Positive = 2.0
+    target_latency_s: Duration = 2.0
     """Requests that take longer than this, their bodies read, make the gateway take fewer at once, down to
     two full batches a replica: people give up after a few seconds, and a longer queue answers no more."""
 
@@ -150,28 +189,28 @@ class Settings(BaseSettings):
     """Images in one call to a replica. Beyond 32 throughput hardly grows, and latency does."""
     batch_sizes: Annotated[tuple[AtLeastOne, ...], NoDecode] = ()
     """Batches are filled up to the next of these sizes, for a replica that compiles each size anew, as XLA
-    does. Empty: they leave as they are."""
+    does. The largest is `max_batch`, or more. Empty: they leave as they are."""
     calls_per_replica: AtLeastOne = 2
     """Calls in flight to one replica: one that computes, and one ready behind it."""
     hedge: bool = False
     """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one
     has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of
     retries, and helps where single replicas are slow now and then, not where all are busy."""
-    decode_threads: AtLeastOne = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
+    decode_threads: Parallel = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
     """Threads that decode images. The decoders release the interpreter lock: one a core."""
 
     access_log_share: Share = 0.01
     """How many answered requests get a line in the log; the others get one each, up to 20 a second."""
-    traces_endpoint: str | None = None
+    traces_endpoint: Url | None = None
     """Where traces go, by OTLP over gRPC, such as `http://collector:4317`. None: none are made."""
     traces_share: Share = 0.1
     """How many of the traces that begin here are recorded; of callers' traces those that they record."""
 
-    discovery_interval_s: Positive = 5.0
+    discovery_interval_s: Interval = 5.0
     """How often `dns:` names are resolved anew; Kubernetes' DNS lets an answer live for 5 s."""
-    status_interval_s: Positive = 1.0
+    status_interval_s: Interval = 1.0
     """How often replicas are asked which versions they have; TensorFlow Serving polls its folder as often."""
-    drain_timeout_s: Positive = 30.0
+    drain_timeout_s: Duration = 30.0
     """How long requests in flight may take to finish after SIGTERM; Kubernetes allows 30 by default."""
 
     def http_url(self, port: int) -> str:
@@ -200,7 +239,7 @@ class Settings(BaseSettings):
         """Flags, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=CONFIG_FILE)
 
-    @field_validator("replicas", "models", "batch_sizes", mode="before")
+    @field_validator("replicas", "models", "batch_sizes", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -217,6 +256,17 @@ class Settings(BaseSettings):
                 "not beginning with `grpc-` nor ending with `-bin`, such as x-user-id"
             )
         return name
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if each != "*" and not _ORIGIN.fullmatch(each):
+                raise ValueError(
+                    f"{each[:100]!r} is no origin as browsers send one: scheme, host in small letters, and "
+                    "a port that is not the scheme's, such as https://app.example; * stands for any"
+                )
+        return value
 
     @field_validator("prometheus_selector")
     @classmethod
@@ -239,6 +289,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"rollouts are kept in the folder {self.rollout_store} (rollout_store) or in the namespace "
                 f"{self.rollout_namespace} (rollout_namespace); set one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_batch_has_a_size(self) -> Self:
+        if self.batch_sizes and max(self.batch_sizes) < self.max_batch:
+            raise ValueError(
+                f"batch_sizes ends at {max(self.batch_sizes)}, and batches have up to {self.max_batch} "
+                "images (max_batch); make them the same"
             )
         return self
 

@@ -13,14 +13,14 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
 
 from serving import children
-from serving.errors import FailedPrecondition, InvalidInput
+from serving.errors import FailedPrecondition
 from serving.logs import Lossy
 from serving.telemetry import Metrics
 from serving.upstream import ConfigFile
@@ -57,36 +57,6 @@ def find_program(named: str | None) -> list[str]:
     if not words or shutil.which(words[0]) is None:
         raise FailedPrecondition(f'the model server "{named}" is not a program that can be found')
     return words
-
-
-def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
-    """The names of the models in a folder: its sub-folders with at least one version, sorted.
-
-    A sub-folder that cannot be read is a model only if it is among those that are `served` already.
-
-    Raises:
-        InvalidInput: there is no such folder, or it cannot be read.
-    """
-    try:
-        if models_dir.exists() and not models_dir.is_dir():
-            raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
-        if not models_dir.is_dir():
-            raise InvalidInput(
-                f"there is no folder {models_dir}; train a model into it: "
-                f"sluice train resnet --data digits --out {models_dir}"
-            )
-        return sorted(folder.name for folder in models_dir.iterdir() if _is_model(folder, served))
-    except OSError as error:
-        raise InvalidInput(f"the folder {models_dir} cannot be read: {error.strerror}") from error
-
-
-def _is_model(folder: Path, served: Collection[str]) -> bool:
-    try:
-        return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
-    except FileNotFoundError:  # it went just now
-        return False
-    except OSError:
-        return folder.name in served
 
 
 class ModelServerProcess:

@@ -31,6 +31,7 @@ INT_RANGES = {
     TYPES["DT_INT64"]: (-(2**63), 2**63 - 1),
     TYPES["DT_UINT64"]: (0, 2**64 - 1),
 }
+_MOST_LOOSE = 2**14  # values that wait in a list, which takes eight bytes for each, to be put into an array
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT64_MAX = float(np.finfo(np.float64).max)
 FLOATS = frozenset(TYPES[name] for name in ("DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16"))
@@ -68,6 +69,13 @@ def to_array(value: Any, data_type: int, most_dimensions: int = tensors.MAX_RANK
         InvalidInput: ragged lists, lists more than `most_dimensions` deep, or a value of the wrong type.
         Unimplemented: a type that JSON does not carry here.
     """
+    flat: list[Any] = []
+    shape = _flatten(value, data_type, flat, most_dimensions)
+    return _array(flat, data_type).reshape(shape)
+
+
+def _flatten(value: Any, data_type: int, flat: list[Any], most_dimensions: int) -> list[int]:
+    """Append the values of nested lists to `flat`; gives their shape, and raises as `to_array` does."""
     shape: list[int] = []
     inner = value
     while isinstance(inner, list):
@@ -79,9 +87,8 @@ def to_array(value: Any, data_type: int, most_dimensions: int = tensors.MAX_RANK
         raise InvalidInput(
             f"Encountered lists {len(shape)} deep; there may be at most {most_dimensions} dimensions here"
         )
-    flat: list[Any] = []
     _fill(value, 0, shape, data_type, flat)
-    return _array(flat, data_type).reshape(shape)
+    return shape
 
 
 def _fill(value: Any, level: int, shape: list[int], data_type: int, flat: list[Any]) -> None:
@@ -234,7 +241,7 @@ def _from_rows(instances: list[Any], types: Mapping[str, int]) -> dict[str, np.n
             "per tensorinfo_map"
         )
     named = _is_named(instances[0])
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, _Column] = {}
     for index, element in enumerate(instances):
         if _is_named(element) != named:
             wanted, got = ("object", "list") if named else ("value/list", "object")
@@ -242,7 +249,7 @@ def _from_rows(instances: list[Any], types: Mapping[str, int]) -> dict[str, np.n
         cells = element if named else {next(iter(types)): element}
         for alias, cell in cells.items():
             try:
-                _add_cell(columns, alias, cell, types)
+                _column(columns, alias, types).add(cell)
             except (InvalidInput, Unimplemented) as error:
                 key = f" key: {alias}" if named else ""
                 code = "UNIMPLEMENTED" if isinstance(error, Unimplemented) else "INVALID_ARGUMENT"
@@ -255,23 +262,50 @@ def _from_rows(instances: list[Any], types: Mapping[str, int]) -> dict[str, np.n
                 f"Failed to process element: {index} of 'instances' list. JSON object: {quoted(element)} "
                 f"keys must be equal to: {','.join(sorted(types))}"
             )
-    return {alias: np.stack(cells) for alias, cells in columns.items()}
+    return {alias: column.array(len(instances)) for alias, column in columns.items()}
 
 
-def _add_cell(columns: dict[str, list[np.ndarray]], alias: str, cell: Any, types: Mapping[str, int]) -> None:
+def _column(columns: dict[str, _Column], alias: str, types: Mapping[str, int]) -> _Column:
     if alias not in types:
         raise InvalidInput(f"JSON object: does not have named input: {alias}")
-    array = to_array(cell, types[alias], tensors.MAX_RANK - 1)  # the rows are a dimension, too
-    column = columns.setdefault(alias, [])
-    if column and column[0].size != array.size:
-        raise InvalidInput(f"Expecting tensor size: {column[0].size} but got: {array.size}")
-    if column and column[0].shape != array.shape:
-        raise InvalidInput(f"Expecting shape {_shape(column[0])} but got: {_shape(array)}")
-    column.append(array)
+    return columns.setdefault(alias, _Column(types[alias]))
 
 
-def _shape(array: np.ndarray) -> str:
-    return "[" + ",".join(map(str, array.shape)) + "]"
+class _Column:
+    """One input's rows, of one shape.
+
+    Their values are gathered: an array for each row would take a hundred times what a number takes in JSON.
+    """
+
+    def __init__(self, data_type: int) -> None:
+        self._data_type = data_type
+        self._shape: list[int] | None = None
+        self._loose: list[Any] = []
+        self._packed: list[np.ndarray] = []
+
+    def add(self, row: Any) -> None:
+        """Take one more row; raises as `to_array` does, and InvalidInput if its shape is another."""
+        shape = _flatten(row, self._data_type, self._loose, tensors.MAX_RANK - 1)  # rows are a dimension, too
+        known = self._shape = shape if self._shape is None else self._shape
+        if math.prod(known) != math.prod(shape):
+            raise InvalidInput(f"Expecting tensor size: {math.prod(known)} but got: {math.prod(shape)}")
+        if known != shape:
+            raise InvalidInput(f"Expecting shape {_shown(known)} but got: {_shown(shape)}")
+        if len(self._loose) >= _MOST_LOOSE:
+            self._pack()
+
+    def array(self, rows: int) -> np.ndarray:
+        """All of them, [rows, …]."""
+        self._pack()
+        return np.concatenate(self._packed).reshape([rows, *(self._shape or ())])
+
+    def _pack(self) -> None:
+        self._packed.append(_array(self._loose, self._data_type))
+        self._loose.clear()
+
+
+def _shown(shape: list[int]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
 
 
 def _from_columns(value: Any, types: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serving import protos
+from serving import protos, tensors
 from serving.catalog import Catalog
 from serving.errors import InvalidInput, NotFound
 from serving.model_version import ModelVersion
@@ -75,10 +75,7 @@ def check_shapes(model: ModelVersion, request: Any) -> None:
             continue  # an input that it does not have is the replica's to refuse, in its own words
         taken = [dim.size for dim in signature.inputs[name].tensor_shape.dim]
         given = [dim.size for dim in tensor.tensor_shape.dim]
-        fits = len(taken) == len(given) and all(
-            size in (-1, actual) for size, actual in zip(taken, given, strict=True)
-        )
-        if not fits or tensor.tensor_shape.unknown_rank:
+        if tensor.tensor_shape.unknown_rank or not tensors.fits(taken, given):
             raise InvalidInput(
                 f'input "{name}" has shape {given[:16]}; the signature takes {taken} (-1: any size)',
                 stage="routing",

@@ -160,6 +160,21 @@ def is_beyond_memory(shape: Sequence[int]) -> bool:
     return math.prod([size or 1 for size in shape]) > MAX_ELEMENTS
 
 
+def fits(taken: Sequence[int], given: Sequence[int]) -> bool:
+    """Whether a tensor of shape `given` is one that a signature takes.
+
+    Args:
+        taken: the signature's shape, -1 for any size. Where it is a column, [-1, 1], a list [n] does as well:
+            TensorFlow Serving's guide calls its own model so.
+        given: the tensor's shape.
+    """
+    if len(taken) == 2 and taken[1] == 1 and len(given) == 1:
+        taken = taken[:1]
+    return len(taken) == len(given) and all(
+        size in (-1, actual) for size, actual in zip(taken, given, strict=True)
+    )
+
+
 def from_proto(proto: Any, *, raw: bool = False) -> np.ndarray:
     """The array that `proto` (a TensorProto) carries.
 

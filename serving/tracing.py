@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 # What may be taken from a caller into logs and answers as it stands.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-# W3C Trace Context, 3.2: version, trace id, parent id, flags.
+# W3C Trace Context, 3.2: version, trace id, parent id, flags; only a version to come may have more.
 _TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
 _TWO_TO_64 = 2.0**64
 

@@ -7,6 +7,7 @@ cannot start. When stdin ends its parent has died, and it drains as on SIGTERM.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ async def _end_of_stdin() -> None:
 
 
 def _say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the parent has died, as the end of stdin tells
+        print(json.dumps(what), flush=True)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,9 @@ class Breaker:
             self.closed_at = now + pause_s
 
     def trip(self) -> None:
-        """A call got no answer at all: its failure, which is told next, is enough."""
-        self.failures = max(self.failures, THRESHOLD - 1)
-        self.failed_at = -math.inf
+        """A call got no answer at all: its failure, which is told next, is enough to open the breaker."""
+        if self.failures < THRESHOLD:
+            self.failures, self.failed_at = THRESHOLD - 1, -math.inf
 
     def abandon(self) -> None:
         """The caller went away before the call ended: nothing was learned."""

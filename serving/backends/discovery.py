@@ -48,14 +48,14 @@ class Changes(NamedTuple):
 
 
 def split(replicas: Iterable[str]) -> tuple[list[str], list[Name]]:
-    """Fixed addresses, and names to follow.
+    """Fixed addresses, and names to follow, each once.
 
     Raises:
         InvalidInput: an address is none of `HOST:PORT`, `unix:PATH` and `dns:HOST:PORT`.
     """
     fixed: list[str] = []
     names: list[Name] = []
-    for address in replicas:
+    for address in dict.fromkeys(replicas):
         if address.startswith(SCHEME):
             names.append(_parted(address, address.removeprefix(SCHEME), "dns:HOST:PORT"))
             continue

@@ -17,6 +17,8 @@ LEAST_CALLS = 20
 TOLERANCE = 0.85
 FIRST_EJECTION_S = 5.0
 MAX_EJECTION_S = 60.0
+# Who was well for so long after an ejection is ejected for the shortest time again.
+WELL_AFTER_S = 60.0
 
 
 @dataclass(slots=True)
@@ -41,8 +43,8 @@ class Outcomes:
         return None if calls < LEAST_CALLS else answered / calls
 
     def eject(self, now: float) -> None:
-        """Leave the replica alone, longer each time, and judge it afresh afterwards."""
-        self.ejections += 1
+        """Leave the replica alone, longer each time that follows soon, and judge it afresh afterwards."""
+        self.ejections = self.ejections + 1 if now - self.ejected_until < WELL_AFTER_S else 1
         self.ejected_until = now + min(MAX_EJECTION_S, FIRST_EJECTION_S * self.ejections)
         self._counts = [[0, 0], [0, 0]]
 

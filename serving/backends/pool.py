@@ -30,29 +30,36 @@ RETRY_AFTER_S = 2.0
 
 
 class Slot:
-    """One batch's place at a replica, taken before the batch is made; None: nobody could be reached."""
+    """One batch's place at a replica, taken before the batch is made.
 
-    def __init__(self, replica: Replica | None) -> None:
-        self.replica = replica
+    Args:
+        replica: where it is; None: nobody could be reached.
+        model: the batch's model.
+        version: its version.
+    """
+
+    def __init__(self, replica: Replica | None, model: str, version: int) -> None:
+        self._lane = model, version
+        self.replica: Replica | None = None
         if replica is not None:
-            replica.booked += 1
+            self.move(replica)
 
     @property
     def behind(self) -> bool:
-        """Whether another batch is there already, which is computed first."""
-        return self.replica is not None and self.replica.booked > 1
+        """Whether another batch of the version is there already, which is computed first."""
+        return self.replica is not None and self.replica.booked_of[self._lane] > 1
 
     def move(self, replica: Replica) -> None:
         """Take the place at another replica, which the batch is sent to instead."""
         if self.replica is not replica:
             self.release()
             self.replica = replica
-            replica.booked += 1
+            replica.book(*self._lane)
 
     def release(self) -> None:
         """Give the place back."""
         if self.replica is not None:
-            self.replica.booked -= 1
+            self.replica.give_back(*self._lane)
             self.replica = None
 
 
@@ -80,6 +87,7 @@ class Pool(Members):
     Attributes:
         retries: calls that were made once more after a failure.
         hedges: calls that were made beside one that was late.
+        freed: is called as a place is free again that was taken beside a batch's own.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class Pool(Members):
         self._waiting: Waiting[Replica] = Waiting()
         self.retries = 0
         self.hedges = 0
+        self.freed: Callable[[], None] = lambda: None
 
     def capacity(self, model: str, version: int) -> int:
         """How many batches for this version the usable replicas take at once."""
@@ -110,9 +119,9 @@ class Pool(Members):
         now = self._clock()
         usable = self._usable(model, version, now)
         if not usable:
-            return Slot(None)
+            return Slot(None, model, version)
         chosen = choose(self._free(usable), self._rng, now)
-        return None if chosen is None else Slot(chosen)
+        return None if chosen is None else Slot(chosen, model, version)
 
     def _free(self, usable: Sequence[Replica]) -> list[Replica]:
         return [replica for replica, slots in self._slots(usable).items() if replica.booked < slots]
@@ -183,17 +192,19 @@ class Pool(Members):
         may_retry = not tried
         while usable := self._candidates(task, tried, last):
             now = self._clock()
+            if now >= task.deadline:
+                return None
             may_retry = may_retry or self._budget.spend(now)
-            if now >= task.deadline or not may_retry:
+            if not may_retry:
                 return None
             replica = self._take(usable, None if slot is None else slot.replica, now)
             if replica is not None:
                 return replica
             ahead = slot is not None or is_full(last)
             replica = await self._waiting.place(usable, task.deadline - now, ahead=ahead)
-            if replica is None or replica.usable(task.model, task.version, self._clock()):
+            if replica is None or replica in self._usable(task.model, task.version, self._clock()):
                 return replica
-            self._waiting.leave(replica)  # it went while this call waited for it
+            self._waiting.leave(replica)  # it went, or left the pool, while this call waited for it
         return None
 
     def _candidates(
@@ -217,10 +228,7 @@ class Pool(Members):
     async def _try(
         self, task: _Task[Answer], replica: Replica, slot: Slot | None, tried: list[Replica]
     ) -> Answer:
-        """Make a call on a replica, and on another one too if the first is late; both count as tried.
-
-        A replica that was full has not been tried: it did not look at the call.
-        """
+        """Make a call on a replica, and on another one too if the first is late; both count as tried."""
         if replica in tried:
             await asyncio.sleep(SAME_REPLICA_PAUSE_S)
         if slot is not None:
@@ -228,31 +236,30 @@ class Pool(Members):
         self.retries += bool(tried)
         tried.append(replica)
         alone = not self._usable(task.model, task.version, self._clock(), tried)
-        first = self._attempt(task, replica, None if alone else task.patience_s)
-        try:
-            if alone or task.hedge_after_s is None:
-                return await first
-            hedge = functools.partial(self._hedge, task, tried)
-            return await first_good(first, task.hedge_after_s, hedge, retryable=RETRYABLE)
-        except errors.Overloaded as error:
-            if is_full(error):
-                tried.remove(replica)
-                if replica.room.taken == 1:  # others fill it, and tell nobody here when they have done
-                    await asyncio.sleep(SAME_REPLICA_PAUSE_S)
-            raise
+        first = self._attempt(task, replica, tried, None if alone else task.patience_s)
+        if alone or task.hedge_after_s is None:
+            return await first
+        hedge = functools.partial(self._hedge, task, tried)
+        return await first_good(first, task.hedge_after_s, hedge, retryable=RETRYABLE)
 
     async def _attempt(
-        self, task: _Task[Answer], replica: Replica, patience_s: float | None = None
+        self, task: _Task[Answer], replica: Replica, tried: list[Replica], patience_s: float | None = None
     ) -> Answer:
-        """Make a call on one replica, where it has a place, and learn about the replica."""
+        """Make a call on one replica, where it has a place, and learn about the replica.
+
+        One that was full has not been tried: it did not look at the call.
+        """
         try:
             answer = await replica.run(task.call, task.deadline, self._clock, patience_s)
-        except RETRYABLE as error:
+        except BaseException as error:  # a deadline tells of the replica, too, whoever's timer ends the call
+            self._judge(replica)
             if isinstance(error, errors.NotFound):
                 replica.forget(task.model, task.version)
             elif is_full(error):
                 replica.room.refused()
-            self._judge(replica)
+                tried.remove(replica)
+                if replica.room.taken == 1:  # others fill it, and tell nobody here when they have done
+                    await asyncio.sleep(SAME_REPLICA_PAUSE_S)
             raise
         replica.room.answered()
         return answer
@@ -267,17 +274,18 @@ class Pool(Members):
             return None
         self.hedges += 1
         tried.append(replica)
-        return self._beside(task, replica)
+        return self._beside(task, replica, tried)
 
-    async def _beside(self, task: _Task[Answer], replica: Replica) -> Answer:
+    async def _beside(self, task: _Task[Answer], replica: Replica, tried: list[Replica]) -> Answer:
         """Make a hedging call, which takes places of its own."""
-        slot = Slot(replica)
+        slot = Slot(replica, task.model, task.version)
         replica.room.take()
         try:
-            return await self._attempt(task, replica)
+            return await self._attempt(task, replica, tried)
         finally:
             self._waiting.leave(replica)
             slot.release()
+            self.freed()
 
 
 def choose(usable: Sequence[Replica], rng: random.Random, now: float) -> Replica | None:

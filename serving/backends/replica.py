@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from serving import errors
 from serving.backends.breaker import Breaker
 from serving.backends.outliers import Outcomes
 from serving.backends.room import Room
-from serving.backends.tfserving import TensorFlowServing, VersionStatus
+from serving.backends.tfserving import TensorFlowServing, VersionStatus, is_full
 
 Answer = TypeVar("Answer")
 
@@ -47,6 +48,7 @@ class Replica:
         reachable_since: when it began to be so.
         in_flight: calls that have not ended.
         booked: batches that it computes, or that are on their way to it.
+        booked_of: model and version -> how many of these are of that version.
         room: how many calls it takes at once, batches and others alike.
         latency_s: moving average of successful calls' duration; 0 before the first.
         answered_at: when it last answered a call.
@@ -62,6 +64,7 @@ class Replica:
         self.reachable_since = -math.inf
         self.in_flight = 0
         self.booked = 0
+        self.booked_of: Counter[tuple[str, int]] = Counter()
         self.room = Room()
         self.latency_s = 0.0
         self.answered_at = -math.inf
@@ -81,6 +84,10 @@ class Replica:
             and self.breaker.allows(now)
         )
 
+    def left_alone(self, now: float) -> bool:
+        """Whether it gets no calls at `now` because of those that it failed."""
+        return self.breaker.open(now) or self.outcomes.ejected_until > now
+
     def weight(self, now: float) -> float:
         """Its share of calls, compared with one that has been there for long: up to 1, from when it came."""
         ready_for_s = now - max(self.reachable_since, self.outcomes.ejected_until)
@@ -89,6 +96,18 @@ class Replica:
     def load(self, now: float) -> tuple[float, float]:
         """What is compared in choosing a replica: calls in flight with one more, for its weight; latency."""
         return (self.in_flight + 1) / self.weight(now), self.latency_s
+
+    def book(self, model: str, version: int) -> None:
+        """One more batch for a version is on its way to it."""
+        self.booked += 1
+        self.booked_of[model, version] += 1
+
+    def give_back(self, model: str, version: int) -> None:
+        """One of these has ended, or goes elsewhere."""
+        self.booked -= 1
+        self.booked_of[model, version] -= 1
+        if not self.booked_of[model, version]:
+            del self.booked_of[model, version]
 
     def forget(self, model: str, version: int) -> None:
         """The replica said that it does not have this version: do not send more until it says otherwise."""
@@ -144,8 +163,12 @@ class Replica:
             else:
                 self._failed(started, clock())
             raise
-        except errors.SluiceError:
+        except errors.SluiceError as error:
             self.breaker.succeed()
+            if isinstance(error, errors.Overloaded) and not is_full(error):
+                # Out of memory, say: more often than others it is the replica's fault. It is quick to say so,
+                # and would else be taken for the least loaded.
+                self.outcomes.add(failed=True, now=clock())
             raise
         except BaseException:
             now = clock()
@@ -212,7 +235,7 @@ class _Patience:
         late_s = self._loop.time() - due
         if late_s > LATE_S:
             self._wait(late_s)
-        else:
+        elif not self._limit.expired():
             self._limit.reschedule(0.0)
 
     def end(self) -> None:

@@ -1,10 +1,11 @@
 """How many calls a replica is given at once, and the calls that wait until one has room.
 
 TensorFlow Serving answers a call that finds all its threads at work, four a core by default, with
-RESOURCE_EXHAUSTED, "Server Threadpool Exhausted". How many it takes, and how many other gateways leave, is
-learned from these refusals, with additive increase (Chiu and Jain, "Analysis of the Increase and Decrease
-Algorithms for Congestion Avoidance in Computer Networks", 1989); a refusal tells the number itself: what was
-in flight beside the refused call. The others wait here, in order, instead of being refused there.
+RESOURCE_EXHAUSTED, "Server Threadpool Exhausted"; one that finds the queue of its batching full, with
+UNAVAILABLE and a text that says so. How many it takes, and how many other gateways leave, is learned from
+these refusals, with additive increase (Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for
+Congestion Avoidance in Computer Networks", 1989); a refusal tells the number itself: what was in flight
+beside the refused call. The others wait here, in order, instead of being refused there.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ This is the boundary where gRPC errors become Sluice's kinds of error; nothing a
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,13 +60,20 @@ KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {
 # replica, and not of the model.
 _BROKEN_STREAM = ("RST_STREAM", "Stream removed")
 
-# How gRPC's server words a refusal under RESOURCE_EXHAUSTED, which a model that runs out of memory says, too.
-_NO_THREAD = "Server Threadpool Exhausted"
+# How gRPC's server words a refusal under RESOURCE_EXHAUSTED, which a model that runs out of memory says, too;
+# and TensorFlow Serving's batching one under UNAVAILABLE, as does a replica that is gone.
+_FULL = (
+    "Server Threadpool Exhausted",
+    "The batch scheduling queue to which this task was submitted is full",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """The state of one version on one replica: START, LOADING, AVAILABLE, UNLOADING or END, and why."""
+    """The state of one version on one replica, and why.
+
+    START, LOADING, AVAILABLE, UNLOADING or END; UNKNOWN if it is none of these.
+    """
 
     state: str
     error: str = ""
@@ -109,6 +117,13 @@ class TensorFlowServing:
                 answer = await call(message, timeout=max(timeout_s, 0.0), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raise translate(error) from error
+            except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
+                # Nobody cancelled the caller: its connection was closed, which gRPC tells in these two ways.
+                text = f"the connection to {self.address} was closed"
+                raise errors.Unavailable(text, stage="backend") from error
             if answer is None:  # gRPC has logged why it could not be parsed
                 text = f"{self.address} answered {method} with bytes that are no {response.DESCRIPTOR.name}"
                 raise errors.Unavailable(text, stage="backend")
@@ -155,7 +170,7 @@ class TensorFlowServing:
             return {}
         states = protos.MODEL_VERSION_STATES
         return {
-            each.version: VersionStatus(states[each.state], each.status.error_message)
+            each.version: VersionStatus(states.get(each.state, "UNKNOWN"), each.status.error_message)
             for each in response.model_version_status
         }
 
@@ -170,7 +185,7 @@ class TensorFlowServing:
             raise errors.FailedPrecondition(f"{self.address}: {response.status.error_message}")
 
     async def close(self) -> None:
-        """Close the connection; calls in flight end as cancelled."""
+        """Close the connection; calls in flight, and later ones, raise Unavailable."""
         await self._channel.close()
 
 
@@ -180,9 +195,15 @@ def translate(error: grpc.aio.AioRpcError) -> errors.SluiceError:
     kind = KIND_OF_STATUS.get(error.code(), errors.Internal)
     if any(text in details for text in _BROKEN_STREAM):
         kind = errors.Unavailable
+    if _says_full(details):
+        kind = errors.Overloaded
     return kind(details, stage="backend")
 
 
-def is_full(error: Exception | None) -> bool:
-    """Whether a replica refused a call since all its threads were at work: it did not look at the call."""
-    return isinstance(error, errors.Overloaded) and _NO_THREAD in error.message
+def is_full(error: BaseException | None) -> bool:
+    """Whether a replica refused a call since its threads or its queue had no room: it did not look at it."""
+    return isinstance(error, errors.Overloaded) and _says_full(error.message)
+
+
+def _says_full(details: str) -> bool:
+    return any(text in details for text in _FULL)

@@ -66,7 +66,7 @@ def options_from(message: Any, default_threads: int) -> BatchingOptions:
         timeout_s=value("batch_timeout_micros", 0) / 1e6,
         max_enqueued_batches=value("max_enqueued_batches", 10),
         threads=value("num_batch_threads", default_threads),
-        pool_name=value("thread_pool_name", "model_server_batch_threads"),
+        pool_name=value("thread_pool_name", "batch_threads"),
         allowed_sizes=tuple(message.allowed_batch_sizes),
         pad_inputs=message.pad_variable_length_inputs,
         split_large=value("enable_large_batch_splitting", default=False),

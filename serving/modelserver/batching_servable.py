@@ -92,12 +92,16 @@ class BatchingServable:
 
         finish(batch, run)
 
-    def close(self) -> None:
-        """Free the queues and the wrapped servable."""
+    def detach(self) -> None:
+        """Free the queues, and leave the wrapped servable as it is; to be called when nothing runs."""
         with self._lock:
             queues = list(self._queues.values())
         for queue in queues:
             self._scheduler.unregister(queue)
+
+    def close(self) -> None:
+        """Free the queues and the wrapped servable."""
+        self.detach()
         self._wrapped.close()
 
 

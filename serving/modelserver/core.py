@@ -25,11 +25,23 @@ class ServerCore:
     Args:
         manager: brings their versions in.
         allow_labels_for_unavailable: `--allow_version_labels_for_unavailable_models`.
+        poll_wait_s: `--file_system_poll_wait_seconds`: whether folders are looked at anew for a new config
+            (more than 0), for the first only (0), or never (less).
+        is_tolerant: go on with the other models where one's folder is not there; the original does not.
     """
 
-    def __init__(self, manager: ModelManager, *, allow_labels_for_unavailable: bool = False) -> None:
+    def __init__(
+        self,
+        manager: ModelManager,
+        *,
+        allow_labels_for_unavailable: bool = False,
+        poll_wait_s: int = 1,
+        is_tolerant: bool = False,
+    ) -> None:
         self._manager = manager
         self._allow_unavailable = allow_labels_for_unavailable
+        self._poll_wait_s = poll_wait_s
+        self._is_tolerant = is_tolerant
         self._reloading = threading.Lock()
         self._wanting = threading.Lock()
         self._config: Any | None = None
@@ -71,7 +83,10 @@ class ServerCore:
                 self._entries = entries
                 for name in removed:
                     self._manager.want(name, {})
-            self.poll()
+            if self._poll_wait_s > 0 or (is_first and self._poll_wait_s == 0):
+                self.poll()
+            else:
+                logger.warning("No folder is read: --file_system_poll_wait_seconds=%d", self._poll_wait_s)
             if is_waiting:
                 self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
             logger.info("Finished adding/updating models")
@@ -89,12 +104,17 @@ class ServerCore:
             raise StatusError(Code.UNKNOWN, f"{len(failed)} {noun} did not become available: {{{parts}}}")
 
     def poll(self) -> None:
-        """Look at every model's folder once."""
-        for entry in list(self._entries.values()):
-            wanted = source.look(entry)
-            with self._wanting:  # a reload may have changed or removed the entry in the meantime
-                if wanted is not None and self._entries.get(entry.name) is entry:
-                    self._manager.want(entry.name, wanted)
+        """Look at every model's folder once; unless tolerant, to no effect while one of them is missing."""
+        with self._wanting:  # else a reload, or what another look found, might be undone
+            found = {}
+            for entry in self._entries.values():
+                wanted = source.look(entry)
+                if wanted is not None:
+                    found[entry.name] = wanted
+                elif not self._is_tolerant:
+                    return
+            for name, versions in found.items():
+                self._manager.want(name, versions)
 
     def version_of(self, spec: Any) -> int | None:
         """The version that a `ModelSpec` asks for; None for the latest. Raises StatusError."""

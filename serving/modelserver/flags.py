@@ -46,7 +46,7 @@ class Flags:
     model_base_path: str = _flag("", "folder of the model's versions (ignored with --model_config_file)")
     model_config_file: str = _flag("", "ModelServerConfig in text format: many models, policies, labels")
     model_config_file_poll_wait_seconds: int = _flag(0, "seconds between readings of it; 0 reads it once")
-    file_system_poll_wait_seconds: int = _flag(1, "seconds between looks for new versions; 0 looks once")
+    file_system_poll_wait_seconds: int = _flag(1, "seconds between looks for versions; 0: one, -1: none")
     allow_version_labels_for_unavailable_models: bool = _flag(
         default=False, text="let new labels point to versions that are not available yet"
     )
@@ -73,7 +73,7 @@ class Flags:
         default=False, text="answer Predict with tensor_content, not typed fields"
     )
     listen_before_loading: bool = _flag(
-        default=False, text="listen at once and serve what loads (the original has no such flag)"
+        default=False, text="listen at once and serve what is there and loads (the original has no such flag)"
     )
     version: bool = _flag(default=False, text="print the version and exit")
 

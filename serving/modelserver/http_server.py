@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ CORS_HEADERS = [
     (b"Access-Control-Allow-Headers", b"Content-Type"),
 ]
 JSON = b"application/json"
+BACKLOG = 2048
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
@@ -128,13 +130,22 @@ async def _reply(
     await send({"type": "http.response.body", "body": body})
 
 
+def _listen(port: int) -> socket.socket:
+    """Bind `port` on all interfaces, as the original: for IPv6, too, where there is such; raises OSError."""
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # it may be switched off all the same
+            return socket.create_server(
+                ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+            )
+    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104
+
+
 class HttpServer:
     """uvicorn on a thread of its own."""
 
     def __init__(self, app: HttpApp, port: int) -> None:
         """Bind `port`; raises OSError if it cannot be."""
-        # All interfaces, as the original.
-        self._socket = socket.create_server(("0.0.0.0", port), backlog=2048)  # noqa: S104
+        self._socket = _listen(port)
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=60)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

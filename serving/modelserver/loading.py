@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class Loading:
         self.metrics.load_latency.add(str(path), by=_microseconds_since(started))
         try:
             if self.warmup_iterations:
-                self._warm_up([Model(name, version, session) for session in sessions], path)
+                self._warm_up(name, version, sessions, path)
         except BaseException:
             for session in sessions:
                 session.close()
@@ -92,17 +93,31 @@ class Loading:
             session.close()
             raise
 
-    def _warm_up(self, models: Sequence[Model], path: Path) -> None:
+    def _warm_up(self, name: str, version: int, sessions: Sequence[Session], path: Path) -> None:
         started = time.perf_counter()
         status = "OK"
         try:
-            for model in models:
-                warm_up(model, path, self.warmup_iterations, check_method=self.check_method_names)
+            for session in sessions:
+                with self._as_called(session) as servable:
+                    model = Model(name, version, servable)
+                    warm_up(model, path, self.warmup_iterations, check_method=self.check_method_names)
         except StatusError as error:
             status = error.code.name
             raise
         finally:
             self.metrics.warmup_latency.observe(_microseconds_since(started), str(path), status)
+
+    @contextmanager
+    def _as_called(self, session: Session) -> Iterator[Servable]:
+        """`session` as requests reach it: in batches, where one may be refused as too large."""
+        if self.scheduler is None:
+            yield session
+            return
+        batching = BatchingServable(session, self.scheduler, self.metrics)
+        try:
+            yield batching
+        finally:
+            batching.detach()
 
 
 def _microseconds_since(started: float) -> int:

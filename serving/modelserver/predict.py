@@ -115,15 +115,10 @@ def check_shape(alias: str, taken: TensorInfo, given: tuple[int, ...]) -> None:
     """Refuse a value whose shape the signature does not take.
 
     The original leaves this to the kernels, some of which end the whole process on a shape that the graph
-    was not made for (an empty batch of the wrong rank into a fused kernel, for one).
+    was not made for (one image without its batch dimension into a fused convolution, for one).
     """
     sizes = taken.sizes
-    if sizes is None or sizes == given:
-        return
-    fits = len(sizes) == len(given) and all(
-        size in (-1, actual) for size, actual in zip(sizes, given, strict=True)
-    )
-    if not fits:
+    if sizes is not None and sizes != given and not tensors.fits(sizes, given):
         raise invalid_argument(
             f"input {alias} has shape {list(given)}; the signature takes {list(sizes)} (-1: any size)"
         )

@@ -10,6 +10,7 @@ import gzip
 import logging
 import re
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -71,10 +72,6 @@ class RestApi:
         """The HTTP status and the JSON body for a request; `path` is percent-encoded, `body` perhaps gzip."""
         try:
             return 200, self._dispatch(method, path, inflated(body) if is_gzip else body)
-        except InvalidInput as error:
-            status = invalid_argument(error.message)
-        except Unimplemented as error:
-            status = StatusError(Code.UNIMPLEMENTED, error.message)
         except StatusError as error:
             status = error
         except Exception as error:
@@ -85,17 +82,20 @@ class RestApi:
     def _dispatch(self, method: str, path: str, body: bytes) -> bytes:
         pattern = {"POST": PREDICTION_PATH, "GET": STATUS_PATH}.get(method)
         match = pattern.fullmatch(path) if pattern else None
+        malformed = invalid_argument(f"Malformed request: {method} {path}")
         if match is None:
-            raise invalid_argument(f"Malformed request: {method} {path}")
+            raise malformed
         name, version, label, what = match.groups()
         if not name:
             raise invalid_argument("Missing model name in request.")
         spec = _model_spec(name, version, label)
+        # A path matches in capitals, too, but then the original does not know these words again.
         if method == "GET":
-            return self._metadata(spec) if what else self._status(spec)
-        if what.lower() == "predict":
-            return self._predict(spec, body)
-        return self._classify(spec, body) if what.lower() == "classify" else self._regress(spec, body)
+            return self._metadata(spec) if what == "metadata" else self._status(spec)
+        infer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}.get(what)
+        if infer is None:
+            raise malformed
+        return self.services.measured(spec.name, what, "REST", lambda: _translated(infer, spec, body))
 
     def _predict(self, spec: Any, body: bytes) -> bytes:
         model: Model
@@ -146,6 +146,16 @@ class RestApi:
             f'{{\n"model_spec":{protos.as_json(response.model_spec)},\n'
             f'"metadata": {{"signature_def": {protos.as_json(signatures)}}}\n}}\n'
         ).encode()
+
+
+def _translated(infer: Callable[[Any, bytes], bytes], spec: Any, body: bytes) -> bytes:
+    """What `infer` answers; what it refuses in the words of `serving.errors` is raised as StatusError."""
+    try:
+        return infer(spec, body)
+    except InvalidInput as error:
+        raise invalid_argument(error.message) from error
+    except Unimplemented as error:
+        raise StatusError(Code.UNIMPLEMENTED, error.message) from error
 
 
 def inflated(body: bytes) -> bytes:

@@ -100,9 +100,9 @@ class RpcServer:
         )
         behaviours: dict[str, dict[str, Behaviour]] = {
             protos.PREDICTION_SERVICE: {
-                "Predict": lambda request, _: services.predict(request),
-                "Classify": lambda request, _: services.classify(request),
-                "Regress": lambda request, _: services.regress(request),
+                "Predict": _measured(services, "Predict", services.predict),
+                "Classify": _measured(services, "Classify", services.classify),
+                "Regress": _measured(services, "Regress", services.regress),
                 "MultiInference": lambda request, _: services.multi_inference(request),
                 "GetModelMetadata": lambda request, _: services.get_model_metadata(request),
             },
@@ -179,6 +179,10 @@ class RpcServer:
             # gRPC waits for its clients to hang up. One that is suspended, or that starves, does not.
             hung_up.wait(LINGER_S)
         return has_none
+
+
+def _measured(services: Services, api: str, answer: Callable[[Any], Any]) -> Behaviour:
+    return lambda request, _: services.measured(request.model_spec.name, api, "GRPC", lambda: answer(request))
 
 
 def credentials_from(config: Any) -> Any:

@@ -167,10 +167,13 @@ class Server:
         loading = Loading.from_flags(flags, batching, self._metrics)
         self._manager = ModelManager(loading.load, retry, flags.num_load_threads or cores())
         return ServerCore(
-            self._manager, allow_labels_for_unavailable=flags.allow_version_labels_for_unavailable_models
+            self._manager,
+            allow_labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
+            poll_wait_s=flags.file_system_poll_wait_seconds,
+            is_tolerant=flags.listen_before_loading,
         )
 
-    def _services(self, core: ServerCore, entrypoint: str) -> Services:
+    def _services(self, core: ServerCore) -> Services:
         from serving.modelserver.predict import PredictOptions
         from serving.modelserver.services import Services
 
@@ -178,7 +181,7 @@ class Server:
             check_method_names=self._flags.enable_signature_method_name_check,
             as_content=self._flags.enable_serialization_as_tensor_content,
         )
-        return Services(core, options, self._metrics, entrypoint)
+        return Services(core, options, self._metrics)
 
     def _listen_grpc(
         self, core: ServerCore, ssl_config: Any | None, arguments: list[tuple[str, Any]]
@@ -187,7 +190,7 @@ class Server:
 
         flags = self._flags
         threads = flags.grpc_max_threads or THREADS_PER_CORE * cores()
-        rpc = RpcServer(self._services(core, "GRPC"), threads, arguments)
+        rpc = RpcServer(self._services(core), threads, arguments)
         if flags.enable_grpc_healthcheck_service:
             rpc.add_health()
         credentials = credentials_from(ssl_config) if ssl_config is not None else None
@@ -228,7 +231,7 @@ class Server:
             has_cors=flags.rest_api_enable_cors_support,
             metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
         )
-        app = HttpApp(RestApi(self._services(core, "REST")), self._metrics, options)
+        app = HttpApp(RestApi(self._services(core)), self._metrics, options)
         try:
             http = HttpServer(app, flags.rest_api_port)
         except OSError as error:  # as in the original, gRPC goes on without it
@@ -292,6 +295,8 @@ def _batching_options(flags: Flags) -> BatchingOptions | None:
     parameters = protos.BatchingParameters()
     if flags.batching_parameters_file:
         configs.read_text_proto(flags.batching_parameters_file, parameters)
+    else:
+        parameters.thread_pool_name.value = "model_server_batch_threads"
     return options_from(parameters, default_threads=cores())
 
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,39 +22,26 @@ from serving.modelserver.status import Code, StatusError, invalid_argument
 logger = logging.getLogger(__name__)
 
 SIGNATURE_DEF = "signature_def"
+Answer = TypeVar("Answer")
 OK = Code.OK.name
 
 
 @dataclass(frozen=True)
 class Services:
-    """PredictionService and ModelService over one core.
-
-    Attributes:
-        entrypoint: the transport's name in the metrics, `GRPC` or `REST`.
-    """
+    """PredictionService and ModelService over one core."""
 
     core: ServerCore
     options: predicting.PredictOptions
     metrics: Metrics
-    entrypoint: str
 
     def predict(self, request: Any) -> Any:
         """PredictionService.Predict."""
-        spec = _spec_of(request)
-
-        def work() -> Any:
-            with self.core.model(spec) as model:
-                return predicting.predict(self._timed(model, "Predict"), request, self.options)
-
-        return self._measured(spec.name, "Predict", work)
+        with self.core.model(_spec_of(request)) as model:
+            return self.predict_with(model, request)
 
     def predict_with(self, model: Model, request: Any) -> Any:
         """PredictionService.Predict of the version that the caller holds, whichever the request names."""
-
-        def work() -> Any:
-            return predicting.predict(self._timed(model, "Predict"), request, self.options)
-
-        return self._measured(request.model_spec.name, "Predict", work)
+        return predicting.predict(self._timed(model, "Predict"), request, self.options)
 
     def classify(self, request: Any) -> Any:
         """PredictionService.Classify."""
@@ -65,15 +52,9 @@ class Services:
         return self._infer_examples(request, "Regress", examples.regress)
 
     def _infer_examples(self, request: Any, api: str, infer: Callable[..., Any]) -> Any:
-        spec = _spec_of(request)
-
-        def work() -> Any:
-            with self.core.model(spec) as model:
-                self._count_examples(model.name, request)
-                timed = self._timed(model, api)
-                return infer(timed, request, check_method=self.options.check_method_names)
-
-        return self._measured(spec.name, api, work)
+        with self.core.model(_spec_of(request)) as model:
+            self._count_examples(model.name, request)
+            return infer(self._timed(model, api), request, check_method=self.options.check_method_names)
 
     def multi_inference(self, request: Any) -> Any:
         """PredictionService.MultiInference: the first task says which model and version."""
@@ -89,8 +70,15 @@ class Services:
         name, version, servable = model
         return Model(name, version, _TimedServable(servable, self.metrics, name, api))
 
-    def _measured(self, name: str, api: str, work: Callable[[], Any]) -> Any:
-        """What `work` answers; it is counted under its status, and its latency if it succeeds."""
+    def measured(self, name: str, api: str, entrypoint: str, work: Callable[[], Answer]) -> Answer:
+        """What `work` answers; it is counted under its status, and its latency if it succeeds.
+
+        Args:
+            name: of the model that the request names, whether or not it is there.
+            api: what is asked for, as the transport spells it.
+            entrypoint: the transport, `GRPC` or `REST`.
+            work: answers, or raises StatusError.
+        """
         started = time.perf_counter()
         try:
             response = work()
@@ -100,7 +88,7 @@ class Services:
             raise
         self.metrics.request_count.add(name, OK)
         elapsed_us = (time.perf_counter() - started) * 1e6
-        self.metrics.request_latency.observe(elapsed_us, name, api, self.entrypoint)
+        self.metrics.request_latency.observe(elapsed_us, name, api, entrypoint)
         return response
 
     def _count_examples(self, name: str, request: Any) -> None:

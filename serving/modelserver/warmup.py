@@ -56,6 +56,8 @@ def warm_up(model: Model, folder: Path, iterations: int, *, check_method: bool =
         except DecodeError as error:
             raise invalid_argument(f"Failed to parse warmup record: {record!r:.200} from {path}") from error
         kind = log.WhichOneof("log_type")
+        if kind is None:  # nothing to replay, which the original lets pass
+            continue
         if kind not in replayers:
             raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
         for _ in range(iterations):

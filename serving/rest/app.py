@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from serving import faults, stacks
-from serving.errors import InvalidInput, NotFound, SluiceError
+from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
 from serving.page import routes
@@ -22,8 +22,9 @@ from serving.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import authorized
+from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
-from serving.rest.errors import method_not_allowed, problem
+from serving.rest.errors import method_not_allowed, nothing_at, problem
 
 
 class VersionState(BaseModel):
@@ -82,7 +83,8 @@ def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIA
     rollouts.add(app.router, gateway)
     routes.add(app, gateway, curves, peers)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    return Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
+    whole = Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
+    return with_cors(whole, gateway.settings.cors_origins)
 
 
 def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
@@ -129,7 +131,12 @@ def _add_error_handlers(app: FastAPI) -> None:
             allowed = _methods_of(app, request)
             id_ = request.scope["state"]["request_id"]
             return method_not_allowed(problem, path, request.method, allowed, id_)
-        return _problem(request, NotFound(f"there is no {path} here; /openapi.json lists what there is"))
+        if error.status_code == 400:  # FastAPI's word for all that keeps it from reading a body
+            cause = error.__cause__
+            if not isinstance(cause, SluiceError):
+                cause = InvalidInput(f"the body is not JSON: {cause}")
+            return _problem(request, cause)
+        return _problem(request, nothing_at(path))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -18,6 +18,92 @@ from serving.settings import Settings
 ENCODINGS = ("gzip", "deflate", "identity")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _STEP_BYTES = 256 * 2**10
+# What routes take that read their bodies before they know whose they are: a thousand labels for feedback come
+# to 200 kB, a plan to one or two.
+SMALL_BYTES = 2**20
+
+
+class Pieces:
+    """One request's body as it comes, piece by piece and in time.
+
+    Args:
+        scope: the request's; `body_here` in its state says that all has come.
+        receive: where it comes from.
+        deadline: when it is of no more use, on the monotonic clock.
+        settings: how slow it may be.
+
+    Attributes:
+        complete: whether all has come.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, deadline: float, settings: Settings) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._deadline = deadline
+        self._settings = settings
+        self._started = time.monotonic()
+        self._received_bytes = 0
+        self.complete = False
+
+    async def next(self) -> bytes:
+        """What comes next, if it comes fast enough.
+
+        Raises:
+            DeadlineExceeded: it comes too slowly, or the deadline passed.
+            Cancelled: the client went away.
+        """
+        state = self._scope["state"]
+        if state.get("body_here", False):
+            message = await self._receive()  # at once: a timer would cost more
+        else:
+            message = await self._in_time()
+        if message["type"] == "http.disconnect":
+            raise Cancelled("the client went away before its request was complete", stage="admission")
+        received: bytes = message.get("body", b"")
+        self._received_bytes += len(received)
+        if not message.get("more_body", False):
+            self.complete = state["body_here"] = True
+        return received
+
+    async def _in_time(self) -> Message:
+        patience_s = self._settings.body_grace_s + self._received_bytes / self._settings.min_body_bytes_per_s
+        latest = min(self._started + patience_s, self._deadline)
+        try:
+            async with asyncio.timeout(latest - time.monotonic()):
+                return await self._receive()
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    def _too_slow(self) -> DeadlineExceeded:
+        if time.monotonic() >= self._deadline:
+            return DeadlineExceeded("the deadline passed before the body had come", stage="admission")
+        return DeadlineExceeded(
+            f"the body came slower than {self._settings.min_body_bytes_per_s} bytes a second for "
+            f"{self._settings.body_grace_s:g} s",
+            stage="admission",
+        )
+
+
+def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
+    """`receive` for an app that reads bodies by itself: it gives at most `SMALL_BYTES` of one, and in time.
+
+    It raises as `Body.chunks` does.
+    """
+    pieces = Pieces(scope, receive, time.monotonic() + settings.request_timeout_s, settings)
+    most_bytes = min(SMALL_BYTES, settings.max_body_bytes)
+    received_bytes = 0
+
+    async def receive_little() -> Message:
+        nonlocal received_bytes
+        if pieces.complete:
+            return await receive()  # that the client has left
+        piece = await pieces.next()
+        received_bytes += len(piece)
+        if received_bytes > most_bytes:
+            raise _too_large(f"over {most_bytes:,} bytes", most_bytes)
+        return {"type": "http.request", "body": piece, "more_body": not pieces.complete}
+
+    return receive_little
 
 
 class Body:
@@ -38,11 +124,9 @@ class Body:
     def __init__(
         self, scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext, settings: Settings
     ) -> None:
-        self._scope = scope
-        self._receive = receive
+        self._pieces = Pieces(scope, receive, context.deadline, settings)
         self._ticket = ticket
-        self._context = context
-        self._settings = settings
+        self._max_body_bytes = settings.max_body_bytes
         headers = headers_of(scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ENCODINGS:
@@ -53,16 +137,13 @@ class Body:
         if claimed.isascii() and claimed.isdigit() and int(claimed) > settings.max_body_bytes:
             raise _too_large(f"{int(claimed):,} bytes", settings.max_body_bytes)
         self._unpacker = None if encoding == "identity" else Unpacker(encoding)
-        self._started = time.monotonic()
-        self._received_bytes = 0
         self._unpacked_bytes = 0
-        self._complete = False
 
     async def whole(self) -> bytes:
         """All of it, unpacked; raises as `chunks` does."""
         pieces: list[bytes] = []
-        while not self._complete:
-            pieces += self._unpacked(await self._next())
+        while not self._pieces.complete:
+            pieces += self._unpacked(await self._pieces.next())
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -75,57 +156,21 @@ class Body:
             DeadlineExceeded: the body comes too slowly, or the deadline passed.
             Cancelled: the client went away.
         """
-        while not self._complete:
-            for piece in self._unpacked(await self._next()):
+        while not self._pieces.complete:
+            for piece in self._unpacked(await self._pieces.next()):
                 yield piece
 
     def _unpacked(self, received: bytes) -> Iterator[bytes]:
         """What was received, unpacked, and with room taken for it."""
         for piece in (received,) if self._unpacker is None else self._unpacker.feed(received):
             self._unpacked_bytes += len(piece)
-            if self._unpacked_bytes > self._settings.max_body_bytes:
-                raise _too_large(
-                    f"over {self._settings.max_body_bytes:,} bytes", self._settings.max_body_bytes
-                )
+            if self._unpacked_bytes > self._max_body_bytes:
+                raise _too_large(f"over {self._max_body_bytes:,} bytes", self._max_body_bytes)
             self._ticket.hold(len(piece))
             if piece:
                 yield piece
-        if self._complete and self._unpacker is not None:
+        if self._pieces.complete and self._unpacker is not None:
             self._unpacker.finish()
-
-    async def _next(self) -> bytes:
-        """What comes next, if it comes fast enough."""
-        state = self._scope["state"]
-        if state.get("body_here", False):
-            message = await self._receive()  # at once: a timer would cost more
-        else:
-            message = await self._in_time()
-        if message["type"] == "http.disconnect":
-            raise Cancelled("the client went away before its request was complete", stage="admission")
-        received: bytes = message.get("body", b"")
-        self._received_bytes += len(received)
-        if not message.get("more_body", False):
-            self._complete = state["body_here"] = True
-        return received
-
-    async def _in_time(self) -> Message:
-        patience_s = self._settings.body_grace_s + self._received_bytes / self._settings.min_body_bytes_per_s
-        latest = min(self._started + patience_s, self._context.deadline)
-        try:
-            async with asyncio.timeout(latest - time.monotonic()):
-                return await self._receive()
-        except TimeoutError:
-            raise _too_slow(self._context, self._settings) from None
-
-
-def _too_slow(context: RequestContext, settings: Settings) -> DeadlineExceeded:
-    if time.monotonic() >= context.deadline:
-        return DeadlineExceeded("the deadline passed before the body had come", stage="admission")
-    return DeadlineExceeded(
-        f"the body came slower than {settings.min_body_bytes_per_s} bytes a second for "
-        f"{settings.body_grace_s:g} s",
-        stage="admission",
-    )
 
 
 def _too_large(size: str, max_body_bytes: int) -> TooLarge:

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from serving.admission import Ticket
 from serving.errors import SluiceError, UnsupportedMedia
 from serving.gateway import Gateway
+from serving.parts import Part
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rest import uploads
 from serving.rest.body import Body
@@ -78,7 +79,8 @@ class ClassifyEndpoint:
         value = await self._gateway.in_thread(uploads.parse_json, data)
         if isinstance(value, dict) and "images" not in value:
             return data  # and its query is not the image API's to refuse
-        return await self._gateway.in_thread(uploads.json_uploads, value, top_k_of_query(query))
+        top_k = top_k_of_query(query)
+        return await self._gateway.in_thread(uploads.json_uploads, value, top_k, self._gateway.check_number)
 
     async def _answer(self, ref: ModelRef, found: Uploads, context: RequestContext) -> Response:
         """The answer as JSON. A request of which every image failed fails as its first image did."""
@@ -124,8 +126,8 @@ def _places_of_whole(images: Sequence[Upload]) -> list[int]:
 
 
 async def _lines(
-    first: tuple[int, Prediction],
-    rest: AsyncIterator[tuple[int, Prediction]],
+    first: Part,
+    rest: AsyncIterator[Part],
     places: Sequence[int],
     images: Sequence[Upload],
 ) -> AsyncIterator[bytes]:
@@ -141,7 +143,7 @@ async def _lines(
         yield _line({"error": {"type": error.kind, "detail": error.message}})
 
 
-def _part_lines(part: tuple[int, Prediction], places: Sequence[int], images: Sequence[Upload]) -> bytes:
+def _part_lines(part: Part, places: Sequence[int], images: Sequence[Upload]) -> bytes:
     start, prediction = part
     return b"".join(
         _line(

@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's protocol, with limits on the time and the size of a request's headers.
+"""One HTTP connection: uvicorn's protocol, with limits on its age, and the time and size of headers.
 
 uvicorn waits for headers without end, and takes them in any size. Those behind a chunked body, its trailers,
 it adds to the request's headers while the request is being answered.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import sys
 from typing import Any, cast
 
@@ -34,14 +35,18 @@ class HeadTooLarge(Exception):
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, which gives up on clients that are slow with, or have too many, headers.
 
+    Clients that keep a connection for long are told to connect anew: another gateway may have been added.
+
     Args:
         header_timeout_s: how long the headers of one request may take.
+        age_s: after how long, give or take a tenth, it is closed behind an answer.
         args, kwargs: uvicorn's own.
     """
 
-    def __init__(self, *args: Any, header_timeout_s: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, header_timeout_s: float, age_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_timeout_s = header_timeout_s
+        self._old_at = self.loop.time() + age_s * random.uniform(0.9, 1.1)
         self._header_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = False
@@ -73,9 +78,11 @@ class Connection(HttpToolsProtocol):
         if self._in_body and self._framing_bytes > MAX_FRAMING_BYTES:
             self._refuse(431, _framing_too_large())  # the parser keeps a trailer, however long, until it ends
         # Most heads come whole: a timer for each before it is parsed would cost as much as parsing it.
-        idle = self.cycle is None or self.cycle.response_complete
-        if self._header_timer is None and idle and not self._refused:
-            self._wait_for_head()
+        if self._is_answered() and not self._refused:
+            if in_body and not (self._in_body or self._in_head):
+                self._wait_for_next()
+            elif self._header_timer is None:
+                self._wait_for_head()
         if self._header_timer is not None and not self._refused and not in_body:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -97,11 +104,16 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
         self._framing_bytes = 0
         super().on_headers_complete()
+        if self.loop.time() > self._old_at:
+            self.cycle.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1)."""
+        """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1).
+
+        Blanks around a value are none of it (RFC 9110, 5.5); the parser drops those before it only.
+        """
         if not self._in_body:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_body(self, body: bytes) -> None:
         """Take some of the body."""
@@ -117,7 +129,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, of which some may be here already."""
         super().on_response_complete()
-        if self._in_head and self._header_timer is None:
+        # The rest of a body that was answered early is waited for no longer than headers would be.
+        if (self._in_head or self._in_body) and self._header_timer is None and self._is_answered():
             self._unset_keepalive_if_required()
             self._wait_for_head()
 
@@ -131,6 +144,17 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, _head_too_large())
         else:
             self._refuse(400, InvalidInput(f"{msg} The bytes are not valid HTTP/1.1", stage="admission"))
+
+    def _is_answered(self) -> bool:
+        """Whether nothing is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait_for_next(self) -> None:
+        """Be idle, now that the rest has come of a request that was answered early."""
+        self._stop_waiting()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _wait_for_head(self) -> None:
         self._head_bytes = 0

@@ -15,7 +15,7 @@ from serving.callers import Callers
 from serving.errors import InvalidInput
 from serving.keys import Caller
 from serving.keys import Scope as CallerScope
-from serving.prediction import ModelRef, RequestContext
+from serving.prediction import ModelRef, RequestContext, version_number
 from serving.rest.leaving import cancel_if_left
 from serving.settings import Settings
 
@@ -99,10 +99,3 @@ def model_ref(model: str | None, version: str | None = None, label: str | None =
     if version is not None:
         return ModelRef(name, version_number(unquote(version)))
     return ModelRef(name, label="" if label is None else unquote(label))
-
-
-def version_number(text: str) -> int:
-    """A version in decimal digits; raises InvalidInput if it is none."""
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise InvalidInput(f'"{text[:100]}" is no version; versions are numbers, such as 1', stage="routing")
-    return int(text)

@@ -17,15 +17,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import ModelRef
+from serving.rest.body import small
 from serving.rest.classify import ClassifyEndpoint
 from serving.rest.context import model_ref
-from serving.rest.errors import method_not_allowed, plain_error, problem
+from serving.rest.errors import method_not_allowed, nothing_at, plain_error, problem
 from serving.rest.openinference import OpenInferenceRest
 from serving.rest.tfserving import TensorFlowServingRest
 
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
 _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE)
 _INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
 
 # Clients ask for the same few paths again and again; each holds some 2 kB, and so do those of models that
@@ -65,7 +67,7 @@ class Doors:
         path = scope["raw_path"].decode("ascii", "replace")
         door = self._kept_door(path) if len(path) <= _LONGEST_KEPT else self._door(path)
         if door is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, small(scope, receive, self._gateway.settings), send)
             return
         scope["state"]["error_form"] = plain_error if door.plain else problem
         method = "GET" if scope["method"] == "HEAD" and "GET" in door.methods else scope["method"]
@@ -81,9 +83,9 @@ class Doors:
             raise
 
     def _door(self, path: str) -> Door | None:
-        if path.startswith("/v2"):
+        if path == "/v2" or path.startswith("/v2/"):
             methods = self._open_inference.methods_of(path)
-            return None if methods is None else Door(methods, plain=True)
+            return Door(methods or dict.fromkeys(_METHODS, _nothing), plain=True)
         if _CLASSIFY_DEFAULT.fullmatch(path):
             return Door({"POST": self._images(ModelRef())})
         if found := _INFER.fullmatch(path):
@@ -91,7 +93,7 @@ class Doors:
         if found := _INFO.fullmatch(path):
             return self._info(found)
         if path.lower().startswith("/v1/models/"):
-            return Door(dict.fromkeys(("GET", "POST", "PUT", "PATCH", "DELETE"), _malformed), plain=True)
+            return Door(dict.fromkeys(_METHODS, _malformed), plain=True)
         return None
 
     def _infer(self, found: re.Match[str]) -> Door:
@@ -131,6 +133,10 @@ def _ref_of(found: re.Match[str]) -> Callable[[], ModelRef]:
 async def _malformed(scope: Scope, _receive: Receive, _send: Send) -> None:
     path = scope["raw_path"].decode("ascii", "replace")
     raise InvalidInput(f"Malformed request: {scope['method']} {path[:1000]}", stage="routing")
+
+
+async def _nothing(scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise nothing_at(scope["path"])
 
 
 def _method_not_allowed(scope: Scope, door: Door) -> Response:

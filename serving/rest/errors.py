@@ -97,6 +97,11 @@ def plain_error(
     return Response(body, status or STATUS_OF_KIND[type(error)], headers_of(error), "application/json")
 
 
+def nothing_at(path: str) -> errors.NotFound:
+    """That nothing is served at a path."""
+    return errors.NotFound(f"there is no {path} here; /openapi.json lists what there is", stage="routing")
+
+
 def method_not_allowed(
     form: Form, what: str, method: str, allowed: Iterable[str], request_id: str
 ) -> Response:

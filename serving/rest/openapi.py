@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.images import CONTENT_TYPES
+from serving.rest.classify import NDJSON
 from serving.rest.errors import PROBLEM_JSON
-from serving.rest.openapi_doors import DOOR_SCHEMAS, PARAMETERS, PLAIN_ERROR, door_paths
+from serving.rest.openapi_doors import DOOR_SCHEMAS, EXAMPLES, PARAMETERS, PLAIN_ERROR, TIMEOUT, door_paths
 from serving.rest.uploads import JSON, MULTIPART, OCTET_STREAM
 
 CLASSIFY_PATHS = (
@@ -68,6 +69,10 @@ _SCHEMAS = {
                     "type": "object",
                     "properties": {
                         "file": {"type": "string"},
+                        "prediction_id": {
+                            "type": "string",
+                            "description": "What feedback names; where a gateway takes any.",
+                        },
                         "classes": {"type": "array", "items": _CLASS},
                         "error": _ERROR,
                     },
@@ -97,12 +102,6 @@ _TOP_K = {
     "description": "How many classes to return for each image; at most as many as the model has. The only "
     "parameter of a query with images; others are refused.",
     "schema": _AT_LEAST_ONE,
-}
-_TIMEOUT = {
-    "name": "X-Request-Timeout",
-    "in": "header",
-    "description": "Seconds after which the answer is of no more use.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _FORM = {
     "type": "object",
@@ -147,6 +146,7 @@ _STATUSES = {
     "413": "The body or the image is too large",
     "415": "The content type is not taken",
     "429": "This caller is over its limits; see Retry-After",
+    "500": "A fault of the model",
     "503": "No replica can answer now, or the gateway is full; see Retry-After",
     "504": "It could not be done in time",
 }
@@ -187,21 +187,24 @@ def _operation(path: str) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     content: dict[str, Any] = dict.fromkeys((*CONTENT_TYPES, OCTET_STREAM), binary)
     content[MULTIPART] = {"schema": _FORM}
-    content[JSON] = {"schema": _JSON_IMAGES}
-    schema = {"$ref": "#/components/schemas/Prediction"}
+    # JSON without images is TensorFlow Serving's classify, as are its answer and its refusals.
+    content[JSON] = {"schema": {"oneOf": [_JSON_IMAGES, EXAMPLES]}}
+    answers = [{"$ref": f"#/components/schemas/{name}"} for name in ("Prediction", "Results")]
     answer = {
         "description": "The classes of each image; with `Accept: application/x-ndjson` a line for each",
-        "content": {JSON: {"schema": schema, "example": EXAMPLE_ANSWER}},
+        "content": {
+            JSON: {"schema": {"anyOf": answers}, "example": EXAMPLE_ANSWER},
+            NDJSON: {"schema": {"type": "string"}},
+        },
     }
     refusals = {status: _problem(text) for status, text in _STATUSES.items()}
-    # JSON without images is TensorFlow Serving's classify, whose refusals look like TensorFlow Serving's.
-    refusals["400"]["content"] |= {JSON: {"schema": PLAIN_ERROR}}
-    refusals["404"]["content"] |= {JSON: {"schema": PLAIN_ERROR}}
+    for refusal in refusals.values():
+        refusal["content"][JSON] = {"schema": PLAIN_ERROR}
     return {
         "tags": ["classify"],
         "operationId": "classify" + "".join(f"_{name}" for name in names),
         "summary": "Classify images" + "".join(f" by {name}" for name in names),
-        "parameters": [*(PARAMETERS[name] for name in names), _TOP_K, _TIMEOUT],
+        "parameters": [*(PARAMETERS[name] for name in names), _TOP_K, TIMEOUT],
         "requestBody": {"required": True, "content": content},
         "responses": {"200": answer, **refusals},
     }

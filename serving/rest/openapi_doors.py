@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-JSON = "application/json"
+from serving.rest.infer_body import HEADER_LENGTH
+from serving.rest.uploads import JSON, OCTET_STREAM
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}},
@@ -15,9 +16,15 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "name": "version",
         "in": "path",
         "required": True,
-        "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
+        "schema": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
     },
     "label": {"name": "label", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}},
+}
+TIMEOUT = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds after which the answer is of no more use.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 PLAIN_ERROR = {"$ref": "#/components/schemas/Error"}
 _STATUSES = {
@@ -25,10 +32,12 @@ _STATUSES = {
     "401": "The API key is missing or not valid",
     "403": "The API key does not allow this",
     "404": "No such model, version or label",
+    "409": "A replica says that something else was changed meanwhile",
     "413": "The body is too large",
     "415": "The content encoding is not taken",
     "429": "This caller is over its limits; see Retry-After",
     "500": "A fault of the model",
+    "501": "The model has types, or its replica lacks methods, that this would need",
     "503": "No replica can answer now, or the gateway is full; see Retry-After",
     "504": "It could not be done in time",
 }
@@ -112,14 +121,21 @@ DOOR_SCHEMAS: dict[str, Any] = {
 }
 _PREDICT = {
     "type": "object",
-    "properties": {"signature_name": {"type": "string"}, "instances": {"type": "array", "minItems": 1}},
-    "required": ["instances"],
+    "description": "Row form (`instances`) or column form (`inputs`).",
+    "properties": {
+        "signature_name": {"type": "string"},
+        "instances": {"type": "array", "minItems": 1},
+        "inputs": {},
+    },
+    "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
 }
-_EXAMPLES = {
+EXAMPLES = {
     "type": "object",
+    "description": "TensorFlow Serving's: `tf.Example`s as objects of features.",
     "properties": {
         "signature_name": {"type": "string"},
         "examples": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "context": {"type": "object"},
     },
     "required": ["examples"],
 }
@@ -132,7 +148,7 @@ def door_paths() -> dict[str, Any]:
     for suffix in _SUFFIXES:
         model = "/v1/models/{model}" + suffix
         paths[f"{model}:predict"] = _post("tensorflow-serving", "predict", "Predictions", _PREDICT, model)
-        paths[f"{model}:regress"] = _post("tensorflow-serving", "regress", "Results", _EXAMPLES, model)
+        paths[f"{model}:regress"] = _post("tensorflow-serving", "regress", "Results", EXAMPLES, model)
         paths[model] = _get("tensorflow-serving", "status", "ModelStatus", model)
         paths[f"{model}/metadata"] = _get("tensorflow-serving", "signatures", "ModelSignatures", model)
     for suffix in _SUFFIXES[:2]:
@@ -141,7 +157,7 @@ def door_paths() -> dict[str, Any]:
         paths[model] = _get("open-inference", "metadata", "ModelMetadata", model)
         paths[f"{model}/ready"] = _get("open-inference", "ready", "Ready", model)
         paths[f"{model}/config"] = _get("open-inference", "config", "Object", model)
-        paths[f"{model}/infer"] = _post("open-inference", "infer", "InferResponse", infer, model)
+        paths[f"{model}/infer"] = _with_bytes(_post("open-inference", "infer", "InferResponse", infer, model))
     paths["/v2"] = _get("open-inference", "server", "Object", "")
     paths["/v2/health/live"] = _get("open-inference", "live", "Live", "")
     paths["/v2/health/ready"] = _get("open-inference", "ready", "Ready", "")
@@ -152,14 +168,29 @@ def door_paths() -> dict[str, Any]:
 
 
 def _get(tag: str, what: str, schema: str, model: str) -> dict[str, Any]:
-    return {"get": _operation(tag, what, schema, model)}
+    operation = _operation(tag, what, schema, model)
+    if model:  # the others answer at once
+        operation["parameters"].append(TIMEOUT)
+    return {"get": operation}
 
 
 def _post(tag: str, what: str, schema: str, body: dict[str, Any], model: str) -> dict[str, Any]:
-    content = {JSON: {"schema": body}}
-    return {
-        "post": _operation(tag, what, schema, model) | {"requestBody": {"required": True, "content": content}}
-    }
+    operation = _operation(tag, what, schema, model)
+    operation["parameters"].append(TIMEOUT)
+    operation["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+    return {"post": operation}
+
+
+def _with_bytes(path: dict[str, Any]) -> dict[str, Any]:
+    """The path with what Triton's binary tensor data extension adds, both ways."""
+    binary = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors' bytes."}}
+    length = {"description": "How long the JSON is.", "schema": {"type": "integer", "minimum": 0}}
+    operation = path["post"]
+    operation["parameters"].append({"name": HEADER_LENGTH, "in": "header", **length})
+    operation["requestBody"]["content"][OCTET_STREAM] = binary
+    operation["responses"]["200"]["content"][OCTET_STREAM] = binary
+    operation["responses"]["200"]["headers"] = {HEADER_LENGTH: length}
+    return path
 
 
 def _operation(tag: str, what: str, schema: str, model: str) -> dict[str, Any]:

@@ -70,8 +70,11 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, loop="none", ws="none", lifespan="off", log_config=None,
-                http=functools.partial(Connection, header_timeout_s=settings.header_timeout_s),  # type: ignore[arg-type]
+                http=functools.partial(  # type: ignore[arg-type]
+                    Connection, header_timeout_s=settings.header_timeout_s, age_s=settings.connection_age_s
+                ),
                 access_log=False, backlog=BACKLOG, server_header=False, proxy_headers=False,
+                timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # an int, it says
                 ssl_context_factory=None if certificates is None else lambda *_: certificates.for_http(),
             )
         )  # fmt: skip

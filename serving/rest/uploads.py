@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +120,18 @@ def parse_json(body: bytes) -> Any:
     raise refusal
 
 
-def json_uploads(value: Any, of_query: int | None) -> Uploads:
+def json_uploads(value: Any, of_query: int | None, check_number: Callable[[int], None]) -> Uploads:
     """The images in a JSON object as `JSON_FORM` shows it, and its `top_k` or else `of_query`.
 
     An image that is not base64 is an upload with an error.
 
+    Args:
+        value: what the body holds.
+        of_query: what the query says of `top_k`.
+        check_number: raises InvalidInput unless there may be so many images; before anything is made of them.
+
     Raises:
-        InvalidInput: another form, or not the query's `top_k`.
+        InvalidInput: another form, or not the query's `top_k`, or too many images.
     """
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise InvalidInput(f"the JSON is not of the form {JSON_FORM}", stage="decode")
@@ -139,6 +144,7 @@ def json_uploads(value: Any, of_query: int | None) -> Uploads:
     if top_k is not None and type(top_k) is not int:
         raise InvalidInput(f"top_k is {_shown(top_k)}; it is a whole number", stage="decode")
     top_k = agreed(of_query, top_k, "the JSON")
+    check_number(len(value["images"]))
     return Uploads([_from_base64(each) for each in value["images"]], top_k)
 
 
@@ -155,11 +161,11 @@ def _from_base64(value: Any) -> Upload:
         error = BadImage('each of "images" is {"b64": "…"}', stage="decode")
         return Upload(b"", error=error)
     try:
-        # Both alphabets (RFC 4648), padded or not.
-        text = text.translate(_URL_SAFE).rstrip("=")
-        return Upload(binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True))
+        # Both alphabets (RFC 4648), padded or not, in one line or in several.
+        digits = text.encode("ascii").translate(_URL_SAFE, json_document.WHITE_SPACE).rstrip(b"=")
+        return Upload(binascii.a2b_base64(digits + b"=" * (-len(digits) % 4), strict_mode=True))
     except ValueError as error:
         return Upload(b"", error=BadImage(f"the image is not base64: {error}", stage="decode"))
 
 
-_URL_SAFE = str.maketrans("-_", "+/")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")

@@ -40,7 +40,7 @@ class ImageClassification:
         ref = ModelRef(request.model or None, request.version or None, request.label)
         top_k = request.top_k if request.HasField("top_k") else None
         with self._gateway.request(context, ref) as ticket:
-            ticket.hold(sum(map(len, request.images)))
+            ticket.hold(request.ByteSize())
             prediction = await self._gateway.classify(ref, request.images, top_k, context)
             return _to_response(prediction, request.id)
 

@@ -153,18 +153,27 @@ def _parse(request: Any) -> InferRequest:
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidInput(f"there are {len(request.inputs)} inputs and {len(raw)} raw_input_contents")
-    inputs = [
-        open_inference.from_raw(each.name, each.datatype, each.shape, raw[index])
-        if raw
-        else _from_contents(each)
-        for index, each in enumerate(request.inputs)
-    ]
-    outputs = {each.name: each.parameters["classification"].int64_param for each in request.outputs}
-    for name, count in outputs.items():
-        if count < 0:
-            raise InvalidInput(f'classification of "{name}" is a whole number')
-    signature_name = request.parameters["signature_name"].string_param
-    return InferRequest(inputs, outputs, signature_name)
+    return InferRequest(
+        inputs=list(map(_from_raw, request.inputs, raw) if raw else map(_from_contents, request.inputs)),
+        outputs={each.name: _classes(each) for each in request.outputs},
+        signature_name=request.parameters["signature_name"].string_param,
+    )
+
+
+def _classes(output: Any) -> int:
+    """How many classes are wanted in place of an output's scores; 0: the scores."""
+    if "classification" not in output.parameters:
+        return 0
+    given = output.parameters["classification"]
+    if given.WhichOneof("parameter_choice") != "int64_param" or given.int64_param < 0:
+        raise InvalidInput(f'classification of "{output.name}" is a whole number, an int64_param')
+    return int(given.int64_param)
+
+
+def _from_raw(each: Any, raw: bytes) -> Tensor:
+    if each.contents.ListFields():
+        raise InvalidInput(f'"{each.name}" has contents, and raw_input_contents as well; give one of them')
+    return open_inference.from_raw(each.name, each.datatype, each.shape, raw)
 
 
 def _from_contents(each: Any) -> Tensor:

@@ -31,6 +31,11 @@ SERVICES = (
 
 # Room for the message around the images.
 _OVERHEAD_BYTES = 2**20
+# Proxies and phones ping every ten seconds or more. gRPC's default, five minutes, ends the connection of such
+# a client, with all its calls, at its third ping while it waits for an answer.
+_PING_INTERVAL_MS = 5_000
+# gRPC's largest number of milliseconds, 25 days, which it takes for no limit.
+_FOR_EVER = 2**31 - 1
 # A full batch of small images is here before it is asked for.
 _UNREAD_BYTES = 256 * 2**10
 
@@ -64,6 +69,10 @@ class RpcServer:
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(shared)),  # else two servers on one port are an error, not a lottery
+            # gRPC tells clients by GOAWAY, a tenth sooner or later, and lets calls end (proposal A9).
+            ("grpc.max_connection_age_ms", min(round(gateway.settings.connection_age_s * 1000), _FOR_EVER)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
         )
         if gateway.pressure is not None:
             # Else gRPC takes up to 4 MB of each message that is not read yet. One that is read comes as fast:

@@ -134,7 +134,9 @@ async def test_bytes_that_the_parser_cannot_keep_are_not_called_bad_http() -> No
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.load()
     server = await asyncio.get_running_loop().create_server(
-        lambda: Forgetful(config=config, server_state=ServerState(), app_state={}, header_timeout_s=10.0),
+        lambda: Forgetful(
+            config=config, server_state=ServerState(), app_state={}, header_timeout_s=10.0, age_s=600.0
+        ),
         "127.0.0.1",
         0,
     )

@@ -64,6 +64,62 @@ async def test_the_clock_of_headers_starts_anew_with_each_request(
     assert statuses(answers) == [200, 200, 408]
 
 
+async def test_idle_connections_are_kept_as_long_as_is_set(replica: ScriptedReplica) -> None:
+    ping = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def asked(running: Running) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        writer.write(ping)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        return reader, writer
+
+    async with (
+        gateway_over(replica, idle_timeout_s=60) as (patient, _),
+        gateway_over(replica, idle_timeout_s=0.1) as (curt, _),
+    ):
+        kept, kept_writer = await asked(patient)
+        dropped, dropped_writer = await asked(curt)
+        async with asyncio.timeout(60):
+            await dropped.read()  # to its end
+        kept_writer.write(ping + ping.replace(b"Host: x\r\n", b"Host: x\r\n" + CLOSE))
+        assert (await kept.read()).count(b"HTTP/1.1 200") == 2
+        kept_writer.close()
+        dropped_writer.close()
+
+
+async def test_a_connection_is_idle_once_the_rest_of_a_refused_body_has_come(
+    strict: tuple[Running, httpx.AsyncClient],
+) -> None:
+    running, _ = strict
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+    writer.write(HEAD.replace(b"image/png", b"x/y") + b"Content-Length: 4\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 415")
+    writer.write(b"rest")
+    await writer.drain()
+    assert await exchange(port_of(running), b"") == b""  # as long as headers may take
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
+    async with asyncio.timeout(60):
+        assert b"HTTP/1.1 200" in await reader.read()
+    writer.close()
+
+
+async def test_an_old_connection_is_closed_behind_an_answer(replica: ScriptedReplica) -> None:
+    async with gateway_over(replica, connection_age_s=0.1) as (running, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        async with asyncio.timeout(60):
+            head = b""
+            while b"connection: close" not in head.lower():
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                body = await reader.readexactly(
+                    int(head.lower().partition(b"content-length: ")[2].split()[0])
+                )
+            assert json.loads(body)
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) -> None:
     running, client = strict
     slow = asyncio.create_task(exchange(port_of(running), HEAD + b"Content-Length: 1000\r\n\r\nab"))
@@ -72,6 +128,36 @@ async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) 
     assert statuses(answer) == [504]
     assert b"slower than 65536 bytes a second" in answer
     assert running.gateway.admission.in_flight == 0
+
+
+async def test_feedback_and_orders_are_small_and_in_time(strict: tuple[Running, httpx.AsyncClient]) -> None:
+    """Their routes read the body before they know whose it is."""
+    running, client = strict
+    for path in ("/v1/feedback", "/v1/rollouts/digits"):
+        headers = {"content-type": "application/json"}
+        large = await client.post(path, content=b" " * 2 * MIB, headers=headers)
+        assert large.status_code == 413, large.text
+        assert large.json()["detail"] == "the body has over 1,048,576 bytes; at most 1,048,576 are taken"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+        slow = await exchange(port_of(running), head + b"Content-Length: 1000\r\n\r\n{")
+        assert statuses(slow) == [504]
+        assert b"slower than 65536 bytes a second" in slow
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"label": "\xff"}', "the body is not JSON: 'utf-8' codec can't decode byte 0xff in position 11"),
+        (b"[" * 100_000, "the body is not JSON: maximum recursion depth exceeded"),
+        (b"{", "the body is not JSON: Expecting property name"),
+    ],
+)
+async def test_feedback_that_is_no_json_is_told_as_that(
+    client: httpx.AsyncClient, body: bytes, says: str
+) -> None:
+    answer = await client.post("/v1/feedback", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith(says)
 
 
 async def test_a_chunked_body_without_end_is_cut(strict: tuple[Running, httpx.AsyncClient]) -> None:
@@ -177,6 +263,15 @@ async def test_repeated_headers_are_harmless(gateway: tuple[Running, httpx.Async
     assert answers.count(b"x-request-id: a\r\n") == 1
 
 
+async def test_blanks_around_a_header_are_none_of_it(gateway: tuple[Running, httpx.AsyncClient]) -> None:
+    running, _ = gateway
+    body = grey_png(200)
+    headers = b"X-Request-ID: \t job-7 \t\r\nX-Request-Timeout:20 \r\nContent-Length: %d \r\n" % len(body)
+    answers = await exchange(port_of(running), HEAD + headers + CLOSE + b"\r\n" + body)
+    assert statuses(answers) == [200]
+    assert b"x-request-id: job-7\r\n" in answers
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -274,7 +369,11 @@ async def test_unknown_paths_and_methods_are_told(client: httpx.AsyncClient) -> 
         assert refused.headers["allow"] == allowed
         assert refused.json().get("status", 405) == 405
     assert (await client.head("/v2")).content == b""
-    assert (await client.get("/v2/nothing")).status_code == 404
+    for path in ("/v2/nothing", "/v2/models/digits/stats"):  # which Triton's clients ask for
+        nothing = await client.get(path)
+        assert nothing.status_code == 404
+        assert nothing.json() == {"error": f"there is no {path} here; /openapi.json lists what there is"}
+    assert (await client.get("/v2more")).json()["type"] == "urn:sluice:problem:not-found"
 
 
 async def test_a_client_that_stops_reading_is_cut_off() -> None:

@@ -92,6 +92,14 @@ def test_a_file_may_have_any_name(live: Live, tmp_path: Path, photograph: bytes)
         assert "n\\udce9.png" in run(live, str(tmp_path), f"--format={output}", code=0)
 
 
+def test_a_files_name_does_not_drive_the_terminal(live: Live, tmp_path: Path, photograph: bytes) -> None:
+    (tmp_path / "red\x1b[31m\n.png").write_bytes(photograph)
+    (tmp_path / "sad\x1b[31m.png").write_bytes(b"no image")
+    _, red, sad = run(live, str(tmp_path), code=1).splitlines()
+    assert r"red\x1b[31m\n.png  " in red
+    assert r"sad\x1b[31m.png  error: " in sad
+
+
 def test_ctrl_c_ends_it_while_it_reads_standard_input(live: Live) -> None:
     command = [*COMMAND, "classify", "-", f"--url={live.http_url}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -176,6 +176,18 @@ async def test_messages_over_size_are_refused_and_others_served(replica: Scripte
         assert (await classify(channel, Request(images=[grey_png(1)]))).results
 
 
+async def test_a_message_takes_room_for_all_of_it(replica: ScriptedReplica) -> None:
+    """And not for its images' bytes alone, of which there may be none."""
+    async with (
+        gateway_over(replica, max_in_flight_bytes=1000) as (running, _),
+        grpc.aio.insecure_channel(running.grpc_address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="the limit is 1000") as refused:
+            await classify(channel, Request(images=[b""] * 600))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert running.gateway.admission.held_bytes == 0
+
+
 async def test_health_tells_of_each_model(replica: ScriptedReplica) -> None:
     status = health_pb2.HealthCheckResponse
     replica.versions = {"digits": {1}}

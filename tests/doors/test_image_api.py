@@ -8,6 +8,7 @@ import gzip
 import json
 import re
 import time
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -19,8 +20,10 @@ import httpx
 import pytest
 
 from serving import protos, tensors
+from serving.errors import InvalidInput
 from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
+from serving.rest.uploads import json_uploads
 from tests.doors.replica import ScriptedReplica, grey_png
 from tests.support.fake_replica import until
 from tests.support.gateways import gateway_over
@@ -50,15 +53,17 @@ async def test_json_carries_many_images_and_an_error_for_each_bad_one(client: ht
         good,
         {"b64": b64(b"no image")},
         {"b64": url_safe},
+        {"b64": base64.encodebytes(grey_png(30)).decode()},
         7,
         {"b64": good, "more": 1},
         {"b64": ""},
     ]
     answer = await client.post(PATH, json={"images": images, "top_k": 1})
     assert labels_of(answer) == [
-        "class-7", "bad-image", "class-7", "bad-image", "class-1", "bad-image", "bad-image", "bad-image",
+        "class-7", "bad-image", "class-7", "bad-image", "class-1", "class-1",
+        "bad-image", "bad-image", "bad-image",
     ]  # fmt: skip
-    assert [len(result.get("classes", [0])) for result in answer.json()["results"]] == [1] * 8
+    assert [len(result.get("classes", [0])) for result in answer.json()["results"]] == [1] * 9
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,22 @@ async def test_json_of_another_form_is_refused(client: httpx.AsyncClient, body: 
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
     assert says in answer.json()["detail"]
+
+
+def test_images_in_json_are_counted_before_anything_is_made_of_them() -> None:
+    """Else 32 MB of them, two bytes each, would take 6 GB."""
+
+    def refuse(number: int) -> None:
+        raise InvalidInput(f"too many: {number}")
+
+    value = {"images": [7] * 100_000}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match="too many: 100000"):
+            json_uploads(value, None, refuse)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_form_carries_files_and_answers_by_their_names(client: httpx.AsyncClient) -> None:
@@ -304,9 +325,18 @@ async def test_ids_and_traces_are_taken_and_returned(client: httpx.AsyncClient) 
     assert found
     assert found[1] == trace
     assert found[2] != "00f067aa0ba902b7"
-    for bad in ("", "00-0-0-0", f"ff-{trace}-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01"):
+    later = {"traceparent": f"01-{trace}-00f067aa0ba902b7-01-more"}
+    assert trace in (await client.get("/healthz", headers=later)).headers["traceparent"]
+    for bad in (
+        "",
+        "00-0-0-0",
+        f"ff-{trace}-00f067aa0ba902b7-01",
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-{trace}-00f067aa0ba902b7-01-more",
+    ):
         answer = await client.get("/healthz", headers={"traceparent": bad, "x-request-id": "a b"})
         assert re.fullmatch(r"00-(?!0{32})\w{32}-\w{16}-00", answer.headers["traceparent"])
+        assert trace not in answer.headers["traceparent"]
         assert answer.headers["x-request-id"] != "a b"
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from joserfc.jwk import ECKey, KeySet, OctKey
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from serving import keys_command as keys_command_module
 from serving import protos
 from serving.callers import WATCH_INTERVAL_S, WatchedFile
 from serving.cli import build
@@ -90,6 +95,30 @@ def test_a_key_may_have_any_name(key_file: Path, name: str) -> None:
     assert len(read_keys(key_file.read_text("utf-8"), "x")) == 1
 
 
+def test_commands_that_change_a_file_at_once_lose_nothing(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def asking(descriptor: int, operation: int) -> None:
+        asked.set()
+        fcntl.flock(descriptor, operation)
+
+    monkeypatch.setattr(keys_command_module, "flock", asking)
+    folder = os.open(key_file.parent, os.O_RDONLY)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            second = pool.submit(keys_command, "add", "second", f"--file={key_file}")
+            assert asked.wait(60)
+            _, first = new_key("first", ["classify"])
+            key_file.write_text(f'[[keys]]\nid = "{first.id}"\nname = "first"\nhash = "{first.hash}"\n')
+        finally:
+            os.close(folder)
+        second.result()
+    assert len(read_keys(key_file.read_text(), "x")) == 2
+
+
 @pytest.mark.parametrize("arguments", [["add", "a"], ["list"], ["revoke", "a"]])
 def test_a_file_of_keys_that_is_no_text_is_told_and_stays(key_file: Path, arguments: list[str]) -> None:
     key_file.write_bytes(b"# n\xe9\n")
@@ -117,7 +146,8 @@ def test_a_file_of_keys_that_is_no_text_is_told_and_stays(key_file: Path, argume
             "error: there is no file /nowhere/keys.toml; `sluice keys",
         ),
         (["add", "half \udcff"], 2, "error: name: input should be a valid string"),
-        (["revoke", "a", "--file=/nowhere/keys.toml"], 1, "error: there is no file /nowhere/keys.toml"),
+        (["revoke", "a"], 1, "error: there is no file"),
+        (["revoke", "a", "--file=/nowhere/keys.toml"], 2, "error: there is no folder /nowhere to write"),
     ],
 )
 def test_what_keys_cannot_do_is_said(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:

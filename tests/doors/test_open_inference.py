@@ -131,6 +131,7 @@ def test_any_json_is_parsed_or_refused(value: Any) -> None:
         ("UINT8", [1], [1.5], "not all of its elements are"),
         ("UINT8", [1], [True], "not all of its elements are"),
         ("INT64", [1], [2**63], "beyond the range of INT64"),
+        ("FP32", [1], [1e39], "beyond the range of FP32"),
         ("BOOL", [1], [1], "not all of its elements are"),
         ("BYTES", [1], [1], "not all of its elements are strings"),
         ("FP32", [-1], [], "is none that a tensor can have"),
@@ -143,6 +144,14 @@ def test_any_json_is_parsed_or_refused(value: Any) -> None:
 def test_values_that_do_not_fit_are_refused(datatype: str, shape: Any, values: Any, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         from_values("x", datatype, shape, values)
+
+
+def test_numbers_come_as_they_are() -> None:
+    assert from_values("x", "INT64", [2], [2**63 - 1, -(2**63)]).array.tolist() == [2**63 - 1, -(2**63)]
+    assert from_values("x", "UINT64", [1], [2**64 - 1]).array.tolist() == [2**64 - 1]
+    assert from_values("x", "FP32", [3], [float("inf"), 1e-50, 3]).array.tolist() == [float("inf"), 0, 3]
+    assert from_values("x", "FP32", [0, 4], []).array.shape == (0, 4)
+    assert from_values("x", "FP64", [], [0.1]).array.shape == ()
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
@@ -228,7 +237,10 @@ async def test_versions_readiness_and_index(client: httpx.AsyncClient) -> None:
         "ready": True,
     }
     assert (await client.get("/v2/models/digits/versions/9/ready")).status_code == 404
-    assert (await client.get("/v2/models/digits/versions/x/ready")).status_code == 400
+    for path in ("/v1/models/digits/versions/{}", "/v2/models/digits/versions/{}/ready"):
+        # The first is the time in nanoseconds, which some number their versions by.
+        for version, status in (("1764453600000000000", 404), (2**63 - 1, 404), (2**63, 400), ("x", 400)):
+            assert (await client.get(path.format(version))).status_code == status
     assert (await client.get("/v2/models/nope/ready")).status_code == 404
     index = await client.post("/v2/repository/index", json={"ready": True})
     assert index.json() == [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
@@ -252,6 +264,10 @@ async def test_grpc_takes_contents_or_raw_but_not_both(up: Running) -> None:
         assert scores.argmax() == 7
         for spoil, says in (
             (lambda: request.raw_input_contents.extend([b"", b""]), "1 inputs and 2 raw_input_contents"),
+            (
+                lambda: request.raw_input_contents.append(bytes(64)),
+                '"images" has contents, and raw_input_cont',
+            ),
             (lambda: tensor.contents.fp32_contents.append(1), "its contents are in"),
             (lambda: setattr(tensor, "datatype", "X"), "is no datatype"),
         ):
@@ -260,6 +276,25 @@ async def test_grpc_takes_contents_or_raw_but_not_both(up: Running) -> None:
                 await call(request)
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             del request.raw_input_contents[:]
+
+
+async def test_grpc_takes_a_whole_number_of_classes(up: Running) -> None:
+    async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+        call: Any = channel.unary_unary(
+            f"/{protos.OPEN_INFERENCE}/ModelInfer",
+            request_serializer=protos.ModelInferRequest.SerializeToString,
+            response_deserializer=protos.ModelInferResponse.FromString,
+        )
+        request = protos.ModelInferRequest(model_name="digits", raw_input_contents=[bytes([200]) * 64])
+        request.inputs.add(name="images", datatype="UINT8", shape=[1, 8, 8, 1])
+        wanted = request.outputs.add(name="scores").parameters["classification"]
+        wanted.int64_param = 2
+        (scores,) = (await call(request)).outputs
+        assert (scores.datatype, list(scores.shape)) == ("BYTES", [1, 2])
+        for field, value in (("string_param", "2"), ("double_param", 2.0), ("int64_param", -1)):
+            setattr(wanted, field, value)
+            with pytest.raises(grpc.aio.AioRpcError, match='classification of "scores" is a whole number'):
+                await call(request)
 
 
 def test_a_model_without_batches_says_so() -> None:

@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
+import jsonschema
+import pytest
 
 from serving.keys import new_key
 from serving.keys_command import _write
@@ -96,3 +99,48 @@ def test_every_door_is_in_the_document(live: Live) -> None:
         "/v2/repository/index",
     ):
         assert path in found
+
+
+@pytest.mark.parametrize(
+    ("path", "taken", "refused"),
+    [
+        (
+            "/v1/models/{model}:predict",
+            [{"instances": [1]}, {"inputs": {"a": 1}, "signature_name": "x"}, {"inputs": 1}],
+            [{}, {"instances": [1], "inputs": [1]}, {"instances": []}],
+        ),
+        (
+            "/v1/models/{model}:classify",
+            [{"images": [{"b64": "aGk="}], "top_k": 2}, {"examples": [{"x": 1}], "context": {"y": 2}}],
+            [{}, {"images": [{"b64": "aGk="}], "topk": 2}, {"examples": []}],
+        ),
+        ("/v1/models/{model}:regress", [{"examples": [{"x": 1}]}], [{}, {"examples": 1}]),
+    ],
+)
+async def test_the_document_has_each_form_of_a_body(
+    client: httpx.AsyncClient, path: str, taken: list[Any], refused: list[Any]
+) -> None:
+    """And a gateway refuses what the document does."""
+    document = (await client.get("/openapi.json")).json()
+    operation = document["paths"][path]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [body for body in taken if not validator.is_valid(body)] == []
+    assert [body for body in refused if validator.is_valid(body)] == []
+    for body in refused:
+        assert (await client.post(path.format(model="digits"), json=body)).status_code == 400
+
+
+async def test_the_document_has_what_answers_may_hold(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    results = document["components"]["schemas"]["Prediction"]["properties"]["results"]["items"]
+    assert {"file", "classes", "error", "prediction_id"} == set(results["properties"])
+    for path, media in (
+        ("/v1/classify", "application/x-ndjson"),
+        ("/v2/models/{model}/infer", "application/octet-stream"),
+    ):
+        assert media in document["paths"][path]["post"]["responses"]["200"]["content"]
+    for path, operations in document["paths"].items():
+        if path.startswith(("/v1/models/", "/v2/models/")):
+            (operation,) = operations.values()
+            assert "X-Request-Timeout" in [each["name"] for each in operation["parameters"]], path

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from serving import errors, protos
+from serving import errors, protos, tensors
 from serving.backends import tfserving
 from serving.backends.breaker import FIRST_PAUSE_S, MAX_PAUSE_S, THRESHOLD, Breaker
 from serving.backends.pool import Pool, choose
@@ -59,6 +60,17 @@ def test_calls_that_fail_together_count_once_unless_one_got_no_answer_at_all() -
     breaker.trip()
     breaker.fail(now=7.0, started=4.0)
     assert not breaker.allows(now=7.0)
+
+
+def test_calls_that_are_lost_together_open_the_breaker_once() -> None:
+    breaker = Breaker()
+    for _ in range(6):
+        breaker.trip()
+        breaker.fail(now=10.0, started=5.0)
+    assert breaker.closed_at == 10.0 + FIRST_PAUSE_S
+    breaker.trip()
+    breaker.fail(now=12.0, started=11.0)  # it was tried, and lost that call, too
+    assert breaker.closed_at == 12.0 + 2 * FIRST_PAUSE_S
 
 
 def test_every_status_of_a_replica_is_a_kind_of_error() -> None:
@@ -125,6 +137,44 @@ async def test_a_call_that_one_replica_fails_is_made_on_another() -> None:
             await call(pool)
         assert not replicas[0].has("digits", 1)
         assert [replica.in_flight for replica in replicas] == [0, 0]
+        await pool.aclose()
+
+
+async def test_a_connection_that_is_closed_fails_its_calls_and_cancels_no_caller() -> None:
+    entered = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    images = predict_request()
+    images.model_spec.signature_name = "serving_default"
+    images.inputs["images"].CopyFrom(tensors.to_proto(np.zeros((1, 8, 8, 1), np.uint8)))
+    async with running(FakeReplica(before_predict=hang)) as fake:
+        api = TensorFlowServing(fake.address)
+        asked = asyncio.create_task(api.predict(images, 60.0))
+        await entered.wait()
+        await api.close()
+        for call_of_it in (asked, api.predict(predict_request(), 60.0)):
+            with pytest.raises(errors.Unavailable, match=f"the connection to {fake.address} was closed"):
+                await call_of_it
+
+
+class OfTheFuture(FakeReplica):
+    """A replica that knows a state which this gateway does not."""
+
+    async def status(self, request: Any) -> Any:
+        response = await super().status(request)
+        response.model_version_status.add(version=9).state = 99
+        return response
+
+
+async def test_a_state_that_nobody_knows_is_one_of_a_version_and_ends_nothing() -> None:
+    async with running(OfTheFuture()) as fake:
+        pool = Pool([Replica(TensorFlowServing(fake.address))], calls_per_replica=2)
+        await pool.refresh(["digits"])
+        assert pool.replicas[0].versions["digits"][9] == VersionStatus("UNKNOWN")
+        assert pool.availability("digits") == {1: 1}
         await pool.aclose()
 
 

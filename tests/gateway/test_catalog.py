@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from serving import catalog, learning
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running, until
 from tests.support.gateways import gateway_over
-from tests.support.http import PATH, PNG, grey_png
+from tests.support.http import PATH, PNG, grey_png, refused
 
 NAMES = [label.encode() for label in LABELS]
 
@@ -199,3 +199,29 @@ async def test_what_cannot_be_described_is_asked_ever_less_often(monkeypatch: py
         fake.versions["digits"] = {1}
         await up.catalog.refreshed()
         assert asked > before, "the version was gone; this one is another"
+
+
+class LabelledLate(FakeReplica):
+    """Says after a while that it knows no label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def metadata(self, request: Any) -> Any:
+        if request.model_spec.version_label:
+            self.asked.set()
+            await self.answer.wait()
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: latest")
+        return await super().metadata(request)
+
+
+async def test_a_model_that_goes_while_a_label_of_it_is_asked_for_is_not_found() -> None:
+    fake = LabelledLate()
+    async with running(fake), gateway_over(fake) as (up, client):
+        path = "/v1/models/digits/labels/latest:classify"
+        asked = asyncio.create_task(client.post(path, content=grey_png(200), headers=PNG))
+        await fake.asked.wait()
+        up.catalog.set_models(["numbers"])
+        fake.answer.set()
+        refused(await asked, 404, "not-found")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
-from serving.decoding import Decoders
+from serving.decoding import Decoded, Decoders
 from serving.images import ImageSpec
+from tests.support.fake_replica import until
 from tests.support.pictures import encoded, gradient
 
 SPEC = ImageSpec(8, 8, 1)
@@ -44,3 +48,39 @@ async def test_what_is_no_longer_wanted_is_not_decoded_and_the_rest_is() -> None
     assert isinstance(found[0], np.ndarray)
     assert "no image" in str(found[1])
     decoders.close()
+
+
+class Gate:
+    """Room for pixels, once it is opened."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.opened = threading.Event()
+
+    @contextmanager
+    def decoding(self, _size_bytes: int) -> Iterator[None]:
+        self.asked += 1
+        assert self.opened.wait(60)
+        yield
+
+
+async def test_of_several_that_are_taken_at_once_those_no_longer_wanted_are_not_decoded() -> None:
+    gate = Gate()
+    decoders = Decoders(1, gate)  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large = encoded(gradient(1100, 1000, "L"), "PNG")
+
+    def decode(caller: str, count: int) -> asyncio.Task[list[Decoded]]:
+        return asyncio.create_task(
+            decoders.decode([large] * count, SPEC, max_pixels=MAX_PIXELS, caller=caller)
+        )
+
+    first = decode("a", 1)
+    await until(lambda: gate.asked == 1)
+    stays, leaves = decode("b", 1), decode("c", 7)
+    await asyncio.sleep(0)  # both wait behind the first
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    gate.opened.set()
+    await asyncio.gather(first, stays)
+    decoders.close()
+    assert gate.asked == 2

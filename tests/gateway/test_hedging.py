@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from serving import errors
 from serving.backends import budget
 from serving.backends.hedging import HedgeTimes, first_good
-from serving.backends.pool import MAX_ATTEMPTS, RETRYABLE, Pool
+from serving.backends.pool import MAX_ATTEMPTS, RETRYABLE, Pool, Slot
+from serving.batching import Batcher, Entry, LaneKey
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import PATH, PNG, grey_png
@@ -132,6 +136,63 @@ async def test_hedges_come_out_of_the_budget_of_retries_and_need_a_free_place() 
     for place in places:
         assert place is not None
         place.release()
+    await pool.aclose()
+
+
+async def test_a_hedge_that_finds_its_replica_full_has_not_tried_it() -> None:
+    broken, full = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([broken, full], calls_per_replica=2)
+    asked: list[str] = []
+    hedged = asyncio.Event()
+
+    async def answer(api: Any, _left_s: float) -> str:
+        asked.append(api.address)
+        if len(asked) == 1:
+            await hedged.wait()
+            raise errors.Unavailable("broken")
+        if len(asked) == 2:
+            hedged.set()
+            raise errors.Overloaded("Server Threadpool Exhausted")
+        return str(api.address)
+
+    broken.latency_s, full.latency_s = 0.001, 0.002  # so that it is asked first
+    assert await pool.call("digits", 1, answer, deadline=time.monotonic() + 60, hedge_after_s=0.001)
+    assert asked == [broken.address, full.address, full.address]
+    await pool.aclose()
+
+
+async def test_the_place_of_a_hedge_that_failed_is_taken_by_who_waits() -> None:
+    one, two = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([one, two], calls_per_replica=1)
+    asked: list[int] = []
+    first, hedge = asyncio.Event(), asyncio.Event()
+
+    async def send(lane: LaneKey, batch: Sequence[Entry], slot: Slot, _patience_s: float | None) -> Any:
+        async def answer(_api: Any, _left_s: float) -> np.ndarray:
+            asked.append(len(batch))
+            if len(asked) == 1:
+                await first.wait()
+            if len(asked) == 2:
+                await hedge.wait()
+                raise errors.Unavailable("broken")
+            return np.zeros((len(batch), 10), np.float32)
+
+        deadline = max(each.deadline for each in batch)
+        return await pool.call(*lane, answer, deadline=deadline, slot=slot, hedge_after_s=0.001)
+
+    async with Batcher(send, lambda lane: pool.book(*lane), max_batch=8) as batcher:
+        pool.freed = batcher.take_turns
+        key, picture, deadline = LaneKey("digits", 1), np.zeros((8, 8, 1), np.uint8), time.monotonic() + 60
+        alone = batcher.enqueue(key, picture, deadline)
+        await until(lambda: len(asked) == 2)
+        waiting = [batcher.enqueue(key, picture, deadline) for _ in range(2)]
+        assert batcher.depth() == 2
+        hedge.set()
+        await asyncio.gather(*waiting)
+        assert not alone.done()
+        first.set()
+        await alone
+    assert asked == [1, 1, 2]
     await pool.aclose()
 
 

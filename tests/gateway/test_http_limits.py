@@ -13,6 +13,7 @@ from serving.main import Running
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
+from tests.support.processes import started
 
 
 @pytest.fixture
@@ -26,6 +27,23 @@ async def test_too_many_images_are_refused(replica: FakeReplica) -> None:
         files = [("images", (f"{n}.png", grey_png(n), "image/png")) for n in range(4)]
         detail = refused(await client.post(PATH, files=files), 400, "invalid-input")
         assert "Maximum number of files is 3" in detail
+
+
+async def test_connections_are_bounded_by_what_may_be_had_and_not_by_what_the_shell_gave(
+    replica: FakeReplica,
+) -> None:
+    arguments = ["gateway", f"--replica={replica.address}", "--model=digits"]
+    async with started(arguments, under=["prlimit", "--nofile=64:1024"]) as gateway:
+        url = httpx.URL(gateway.http_url)
+        assert url.port is not None
+        connections = [await asyncio.open_connection(url.host, url.port) for _ in range(200)]
+        for _, writer in connections:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(60):
+            answers = [await reader.readline() for reader, _ in connections]
+        for _, writer in connections:
+            writer.close()
+    assert set(answers) == {b"HTTP/1.1 200 OK\r\n"}
 
 
 async def send_raw(url: httpx.URL, head: str, chunks: list[bytes]) -> tuple[bytes, int]:
@@ -92,11 +110,32 @@ async def test_a_full_gateway_refuses_at_once(replica: FakeReplica) -> None:
 
 
 async def test_bytes_in_flight_are_bounded(replica: FakeReplica) -> None:
-    async with gateway_over(replica, max_in_flight_bytes=1000) as (running_gateway, client):
-        answer = await client.post(PATH, content=b"x" * 2000, headers=PNG)
-        refused(answer, 503, "overloaded")
-        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Any) -> None:
+        entered.set()
+        await gate.wait()
+
+    replica.before_predict = wait
+    picture = grey_png(0)
+    room = 2 * len(picture) - 1
+    async with gateway_over(replica, max_in_flight_bytes=room) as (running_gateway, client):
+        first = asyncio.create_task(client.post(PATH, content=picture, headers=PNG))
+        await entered.wait()
+        refused(await client.post(PATH, content=picture, headers=PNG), 503, "overloaded")
         assert counted(running_gateway, "sluice_requests_refused_total", reason="bytes") == 1
+        gate.set()
+        assert (await first).status_code == 200
+        assert (await client.post(PATH, content=picture, headers=PNG)).status_code == 200
+
+
+async def test_a_body_for_which_there_is_never_room_is_too_large(replica: FakeReplica) -> None:
+    """Whoever is told to come again would do so for ever."""
+    async with gateway_over(replica, max_in_flight_bytes=1000) as (running_gateway, client):
+        detail = refused(await client.post(PATH, content=b"x" * 2000, headers=PNG), 413, "too-large")
+        assert "over 1,000 bytes, which is all that this gateway holds at once" in detail
+        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+        assert running_gateway.gateway.admission.held_bytes == 0
 
 
 async def test_a_deadline_is_kept(replica: FakeReplica) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from serving.errors import BadImage, Overloaded, TooLarge, out_of_memory
 from serving.images import ImageSpec, decode
-from tests.support.pictures import encoded, gradient, png_bomb
+from tests.support.pictures import encoded, gradient, jpeg_of_scans, png_bomb, run_length_bmp
 
 RGB = ImageSpec(16, 24, 3)
 GREY = ImageSpec(16, 24, 1)
@@ -93,6 +93,16 @@ def test_exif_orientation_is_honoured(file_format: str, orientation: int) -> Non
     assert difference(decode(data, RGB, max_pixels=MAX_PIXELS), reference(upright, RGB)) <= 4
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "damaged", [b"no header of TIFF", b"II", b"II*\0\x08\0\0\0\x05\0\x12\x01", bytes(40)]
+)
+def test_damaged_exif_costs_no_picture(file_format: str, damaged: bytes) -> None:
+    data = encoded(gradient(), file_format, exif=b"Exif\0\0" + damaged)
+    assert damaged in data
+    assert difference(decode(data, RGB, max_pixels=MAX_PIXELS), reference(gradient(), RGB)) <= 4
+
+
 def test_first_frame_of_an_animation_counts() -> None:
     first, second = Image.new("RGB", (20, 20), (200, 10, 10)), Image.new("RGB", (20, 20), (10, 200, 10))
     data = encoded(first, "GIF", save_all=True, append_images=[second])
@@ -120,6 +130,9 @@ def test_pixels_are_counted_from_the_header() -> None:
         decode(bomb, RGB, max_pixels=MAX_PIXELS)
     with pytest.raises(TooLarge, match="48×32"):
         decode(encoded(gradient(), "JPEG"), RGB, max_pixels=1000)
+    with pytest.raises(TooLarge, match="70000×1; a side of at most 65,535 pixels is taken"):
+        decode(png_bomb(70_000, 1), RGB, max_pixels=MAX_PIXELS)
+    assert decode(png_bomb(65_535, 1), RGB, max_pixels=MAX_PIXELS).max() == 0
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
@@ -151,8 +164,8 @@ def test_a_large_transparent_image_lies_over_white_as_a_whole_one_does() -> None
         assert np.array_equal(pixels, reference(whole.convert("RGB"), spec))
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
-def test_a_large_image_asks_for_room_before_it_is_decoded(file_format: str) -> None:
+@pytest.mark.parametrize(("file_format", "pixel_bytes"), [("PNG", 8), ("JPEG", 4), ("WEBP", 16)])
+def test_a_large_image_asks_for_room_before_it_is_decoded(file_format: str, pixel_bytes: int) -> None:
     data = encoded(gradient(1300, 1000), file_format)
     asked: list[int] = []
     inside: list[bool] = []
@@ -166,7 +179,7 @@ def test_a_large_image_asks_for_room_before_it_is_decoded(file_format: str) -> N
 
     assert decode(data, RGB, max_pixels=MAX_PIXELS, room=room).shape == (16, 24, 3)
     assert inside == []
-    assert asked == [1300 * 1000 * (8 if file_format == "PNG" else 4)]
+    assert asked == [1300 * 1000 * pixel_bytes]
     decode(encoded(gradient(), file_format), RGB, max_pixels=MAX_PIXELS, room=room)
     assert len(asked) == 1
 
@@ -175,3 +188,54 @@ def test_a_large_image_asks_for_room_before_it_is_decoded(file_format: str) -> N
 
     with pytest.raises(Overloaded):
         decode(data, RGB, max_pixels=MAX_PIXELS, room=full)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_nothing_is_decoded_without_room(file_format: str) -> None:
+    """Else damage in the middle would have been found."""
+
+    def full(_size_bytes: int) -> AbstractContextManager[None]:
+        raise out_of_memory("decode")
+
+    data = encoded(gradient(1300, 1000), file_format)
+    with pytest.raises(Overloaded):
+        decode(data[: len(data) // 2], RGB, max_pixels=MAX_PIXELS, room=full)
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused() -> None:
+    """Each takes a look at every block of the image, and but a few bytes."""
+    for grey in (40, 200):
+        assert abs(int(decode(jpeg_of_scans(90, grey), RGB, max_pixels=MAX_PIXELS).mean()) - grey) <= 2
+    many = jpeg_of_scans(100, 40)
+    assert len(many) < 4000
+    with pytest.raises(BadImage, match="over 100 scans"):
+        decode(many, RGB, max_pixels=MAX_PIXELS)
+
+
+def test_a_jpeg_of_ten_thousand_segments_is_refused() -> None:
+    data = encoded(gradient(), "JPEG")
+    comment = b"\xff\xfe\x00\x02"
+    for count, taken in ((5000, True), (10_000, False)):
+        padded = data[:2] + comment * count + data[2:]
+        if taken:
+            assert decode(padded, RGB, max_pixels=MAX_PIXELS).shape == (16, 24, 3)
+            continue
+        with pytest.raises(BadImage, match="over 10,000 segments"):
+            decode(padded, RGB, max_pixels=MAX_PIXELS)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_a_jpeg_is_not_looked_at(progressive: bool) -> None:
+    """Phones put a film behind a photograph."""
+    data = encoded(gradient(), "JPEG", progressive=progressive)
+    film = np.random.default_rng(1).bytes(100_000) + b"\xff\xda\x00\x02" * 20_000
+    alone, followed = (decode(each, RGB, max_pixels=MAX_PIXELS) for each in (data, data + film))
+    assert np.array_equal(alone, followed)
+
+
+def test_a_run_length_encoded_bmp_is_taken_up_to_four_megapixels() -> None:
+    """Pillow unpacks it in Python: ten seconds for 64 megapixels in a kilobyte."""
+    pixels = decode(run_length_bmp(200, 100, 77), RGB, max_pixels=MAX_PIXELS)
+    assert (pixels == 77).all()
+    with pytest.raises(TooLarge, match="at most 4,194,304 are taken of a run-length encoded BMP"):
+        decode(run_length_bmp(50_000, 100, 77), RGB, max_pixels=MAX_PIXELS)

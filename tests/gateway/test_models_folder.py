@@ -11,9 +11,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from serving import supervisor
+from serving import models_folder
 from serving.errors import InvalidInput
-from serving.main import Up, new_metrics, run_one
+from serving.main import Up, new_metrics, run_one, run_serve
 from serving.settings import Settings
 from serving.upstream import ConfigFile, Upstream
 from tests.support.fake_replica import FakeReplica, running, until
@@ -50,22 +50,22 @@ def test_a_folder_that_cannot_be_read_is_no_new_model_and_the_others_are_found(
     models: Path, deny: Deny
 ) -> None:
     (models / "private" / "1").mkdir(parents=True)
-    assert supervisor.find_models(models) == ["digits", "private"]
+    assert models_folder.find_models(models) == ["digits", "private"]
     deny(models / "private")
-    assert supervisor.find_models(models) == ["digits"]
-    assert supervisor.find_models(models, served=["private"]) == ["digits", "private"]
+    assert models_folder.find_models(models) == ["digits"]
+    assert models_folder.find_models(models, served=["private"]) == ["digits", "private"]
 
 
 def test_a_folder_of_models_that_cannot_be_read_is_named(models: Path, deny: Deny) -> None:
     deny(models)
     with pytest.raises(InvalidInput, match=f"the folder {models} cannot be read: Permission denied"):
-        supervisor.find_models(models)
+        models_folder.find_models(models)
 
 
 async def test_models_are_served_on_while_their_folder_is_away_and_followed_when_it_is_back(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find, looks, away = supervisor.find_models, 0, tmp_path / "away"
+    find, looks, away = models_folder.find_models, 0, tmp_path / "away"
 
     def counted(models_dir: Path, served: Collection[str] = ()) -> list[str]:
         nonlocal looks
@@ -90,7 +90,7 @@ async def test_models_are_served_on_while_their_folder_is_away_and_followed_when
             shutil.move(models, away)
             await looked(5)
 
-    monkeypatch.setattr(supervisor, "find_models", counted)
+    monkeypatch.setattr(models_folder, "find_models", counted)
     settings = Settings(http_port=0, grpc_port=0, status_interval_s=0.01, models_dir=models)
     async with running(FakeReplica()) as fake:
         config = ConfigFile(tmp_path / "models.config", models)
@@ -100,6 +100,18 @@ async def test_models_are_served_on_while_their_folder_is_away_and_followed_when
     told = [line["error"] for line in lines if line["event"].startswith("cannot follow the folder")]
     assert len(told) == 2, "once each time that it went"
     assert f"there is no folder {models}" in told[0]
+
+
+async def test_a_model_without_a_version_to_start_with_is_named(models: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        models=("digits", "typo"), models_dir=models, rollout_store=tmp_path / "store", model_server="true"
+    )
+
+    async def never(_up: Up) -> None:
+        raise AssertionError("it has started")
+
+    with pytest.raises(InvalidInput, match=f"{models / 'typo'} holds no version of a model to start with"):
+        await run_serve(settings, never)
 
 
 async def test_a_config_that_cannot_be_written_keeps_new_models_waiting_and_ends_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import Any
@@ -15,9 +16,9 @@ from serving.backends.breaker import THRESHOLD
 from serving.backends.budget import RetryBudget
 from serving.backends.outliers import Outcomes, is_outlier
 from serving.backends.pool import Pool, choose
-from serving.backends.replica import RAMP_S
+from serving.backends.replica import FAIR_TIME_S, RAMP_S
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
-from tests.support.fake_replica import FakeReplica, running
+from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.replicas import replica
 
 
@@ -103,6 +104,9 @@ def test_old_outcomes_are_forgotten_and_ejections_grow() -> None:
         until.append(found.ejected_until)
     assert until[:2] == [outliers.FIRST_EJECTION_S, 2 * outliers.FIRST_EJECTION_S]
     assert until[-1] == outliers.MAX_EJECTION_S
+    well = until[-1] + outliers.WELL_AFTER_S
+    found.eject(now=well)
+    assert found.ejected_until == well + outliers.FIRST_EJECTION_S
 
 
 async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_back() -> None:
@@ -127,6 +131,76 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
     assert pool.capacity("digits", 1) == 2
     now += outliers.FIRST_EJECTION_S + RAMP_S
     assert pool.capacity("digits", 1) == 4
+    await pool.aclose()
+
+
+async def test_a_replica_without_memory_is_left_alone_though_it_is_quick_to_say_so() -> None:
+    """It is idle, and so the least loaded: without that most calls would be made there, and fail."""
+    now = 100.0
+    small, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([small, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    failed, good.in_flight = 0, 1
+
+    async def answer(api: TensorFlowServing, _timeout_s: float) -> None:
+        if api.address == small.address:
+            raise errors.Overloaded("OOM when allocating tensor with shape[32,64,112,112]")
+
+    for _ in range(200):
+        now += 0.01
+        try:
+            await pool.call("digits", 1, answer, deadline=now + 1)
+        except errors.Overloaded:
+            failed += 1
+    assert small.outcomes.ejected_until > now
+    assert failed <= outliers.LEAST_CALLS
+    await pool.aclose()
+
+
+async def test_a_replica_that_lets_every_other_call_run_out_of_time_is_left_alone() -> None:
+    now = 100.0
+    slow, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([slow, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    turns = {slow.address: 0, good.address: 0}
+
+    async def sometimes(api: TensorFlowServing, timeout_s: float) -> None:
+        nonlocal now
+        turns[api.address] += 1
+        if api.address == slow.address and turns[api.address] % 2:
+            now += timeout_s
+            raise errors.DeadlineExceeded("slow")
+
+    while slow.outcomes.ejected_until == 0.0:
+        now += 0.01
+        with contextlib.suppress(errors.DeadlineExceeded):
+            await pool.call("digits", 1, sometimes, deadline=now + FAIR_TIME_S)
+        slow.latency_s, good.latency_s = random.Random(sum(turns.values())).sample([0.001, 0.002], 2)
+        assert sum(turns.values()) < 200
+    assert slow.breaker.failures < THRESHOLD
+    await pool.aclose()
+
+
+async def test_a_call_that_waits_is_not_made_on_a_replica_that_leaves_meanwhile() -> None:
+    leaving, staying = replica("127.0.0.1:1", limit=1.0), replica("127.0.0.1:2", limit=1.0)
+    pool = Pool([leaving, staying], calls_per_replica=2)
+    asked: list[str] = []
+    ends = {leaving.address: asyncio.Event(), staying.address: asyncio.Event()}
+
+    async def held(api: TensorFlowServing, _timeout_s: float) -> str:
+        asked.append(api.address)
+        await ends[api.address].wait()
+        return api.address
+
+    first = [asyncio.create_task(call(pool, held)) for _ in range(2)]
+    await until(lambda: sorted(asked) == [leaving.address, staying.address])
+    third = asyncio.create_task(call(pool, held))
+    await until(lambda: len(pool._waiting) == 1)
+    pool.leave(leaving.address)
+    ends[leaving.address].set()
+    await until(lambda: sum(each.done() for each in first) == 1)
+    ends[staying.address].set()
+    assert await third == staying.address
+    assert asked[2:] == [staying.address]
+    await asyncio.gather(*first)
     await pool.aclose()
 
 
@@ -165,6 +239,24 @@ async def test_places_are_booked_and_given_back() -> None:
     nowhere = pool.book("digits", 2)
     assert nowhere is not None  # its callers must hear that nobody has the version
     assert nowhere.replica is None
+    await pool.aclose()
+
+
+async def test_a_place_is_behind_batches_of_its_own_version_only() -> None:
+    """Else who has one slow batch somewhere would wait for it while others keep every replica busy."""
+    only = replica()
+    only.versions["numbers"] = only.versions["digits"]
+    pool = Pool([only], calls_per_replica=4)
+    digits, numbers, more = (pool.book(name, 1) for name in ("digits", "numbers", "digits"))
+    assert digits is not None
+    assert numbers is not None
+    assert more is not None
+    assert [digits.behind, numbers.behind, more.behind] == [True, False, True]
+    digits.release()
+    assert [numbers.behind, more.behind] == [False, False]
+    numbers.release()
+    more.release()
+    assert (only.booked, dict(only.booked_of)) == (0, {})
     await pool.aclose()
 
 
@@ -220,6 +312,27 @@ async def test_calls_on_a_replica_that_stopped_answering_are_made_elsewhere() ->
     silent.give_up()
     assert await pending == "answer"
     await pool.aclose()
+
+
+async def test_a_call_that_is_given_up_may_take_a_while_to_end() -> None:
+    """Its patience ends meanwhile, and has nothing to add."""
+    only, entered, seen = replica(), asyncio.Event(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: seen.append(context))
+
+    async def slow_to_end(_api: Any, _timeout_s: float) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.1)
+
+    asked = asyncio.create_task(only.run(slow_to_end, time.monotonic() + 20, time.monotonic, patience_s=0.05))
+    await entered.wait()
+    only.give_up()
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await asked
+    assert seen == []
+    await only.api.close()
 
 
 async def test_the_only_replica_is_asked_again_after_a_broken_connection() -> None:

@@ -232,7 +232,20 @@ async def test_a_model_that_runs_out_of_memory_is_not_asked_for_ever() -> None:
     assert 1 <= attempts <= MAX_ATTEMPTS
 
 
-async def test_a_gateway_before_a_server_with_few_threads_refuses_no_tensors() -> None:
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, FULL),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "The batch scheduling queue to which this task was submitted is full; currently 4 are queued",
+        ),
+    ],
+    ids=["threads", "queue"],
+)
+async def test_a_gateway_before_a_server_with_little_room_refuses_no_tensors(
+    code: grpc.StatusCode, text: str
+) -> None:
     """Also while nothing is left of the threads to say which versions there are."""
     busy, most, refused = 0, 0, 0
 
@@ -240,7 +253,7 @@ async def test_a_gateway_before_a_server_with_few_threads_refuses_no_tensors() -
         nonlocal busy, most, refused
         if busy >= 4:
             refused += 1
-            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, FULL)
+            raise Refusal(code, text)
         busy += 1
         most = max(most, busy)
         try:

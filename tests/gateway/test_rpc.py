@@ -112,6 +112,48 @@ async def test_the_calls_deadline_counts() -> None:
         await until(lambda: up.gateway.admission.in_flight == 0)
 
 
+async def test_old_connections_are_made_anew_and_no_call_notices() -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake, connection_age_s=0.1) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        ends = 0
+
+        async def count() -> None:
+            nonlocal ends
+            while True:
+                state = channel.get_state(try_to_connect=True)
+                await channel.wait_for_state_change(state)
+                ends += state is grpc.ChannelConnectivity.READY
+
+        counting = asyncio.create_task(count())
+        async with asyncio.timeout(60):
+            while ends < 3:
+                await classify(channel)(protos.ClassifyRequest(model="digits", images=[PNG]))
+        counting.cancel()
+
+
+async def test_a_client_may_ping_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.rpc.server._PING_INTERVAL_MS", 500)
+    pings = (
+        ("grpc.keepalive_time_ms", 1000),  # grpc's clients ping no more often
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+
+    async def take_long(_request: Any) -> None:
+        await asyncio.sleep(6)  # at its third ping that comes too soon a client is cut off
+
+    async with (
+        running(FakeReplica(before_predict=take_long)) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address, pings) as channel,
+    ):
+        answer = await classify(channel)(protos.ClassifyRequest(model="digits", images=[PNG]))
+        assert answer.results[0].classes[0].label == "class-7"
+
+
 async def test_health_follows_the_models() -> None:
     async with (
         running(FakeReplica()) as fake,

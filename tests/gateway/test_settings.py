@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,36 @@ def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_BATCH_SIZES", "1,x")
     with pytest.raises(InvalidInput, match=r"batch_sizes\[1\] \(SLUICE_BATCH_SIZES\): input .*, got 'x'"):
         settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "nonsense", "told"),
+    [
+        ("request_timeout_s", "inf", "less than or equal to 31536000, got 'inf'"),
+        ("request_timeout_s", "1e10", "less than or equal to 31536000"),  # gRPC: it has passed
+        ("drain_timeout_s", "nan", "got 'nan'"),
+        ("status_interval_s", "1e-9", "greater than or equal to 0.01"),
+        ("workers", "99999", "less than or equal to 1024"),
+        ("max_body_bytes", str(2**32), "less than or equal to 2000000000"),  # gRPC counts in 31 bits
+        ("rollout_store", "", "it is empty; name a path, or leave the setting out"),
+        ("http_host", "", "at least 1 character"),  # it would be every interface
+        ("traces_endpoint", "collector:4317", "it is no URL; one is http://HOST:PORT"),
+        ("prometheus_url", "prometheus:9090", "it is no URL; one is http://HOST:PORT"),
+    ],
+)
+def test_nonsense_is_refused_with_what_would_be_right(
+    name: str, nonsense: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"SLUICE_{name.upper()}"
+    monkeypatch.setenv(variable, nonsense)
+    with pytest.raises(InvalidInput, match=rf"{name} \({variable}\): .*{re.escape(told)}"):
+        settings.load()
+
+
+def test_every_batch_has_a_size_that_it_is_filled_up_to() -> None:
+    with pytest.raises(InvalidInput, match=r"batch_sizes ends at 16, and batches have up to 32 images"):
+        settings.load(batch_sizes="16,8")
+    assert settings.load(batch_sizes="8,16", max_batch=16).batch_sizes == (8, 16)
 
 
 def test_variables_that_look_like_settings_are_told_and_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:

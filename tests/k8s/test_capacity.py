@@ -119,11 +119,19 @@ def test_more_replicas_buy_a_lower_latency_until_they_cannot() -> None:
         ({"images_per_s": 1, "p99_s": 0.0}, "p99_s is 0; it must be above 0"),
         ({"images_per_s": 1, "utilisation": 1.0}, "utilisation is 1; it lies between 0 and 1"),
         ({"images_per_s": 1, "calls_per_replica": 0}, "calls_per_replica is 0"),
+        ({"images_per_s": 1, "image_bytes": math.nan}, "image_bytes is nan; it must be a number above 0"),
+        ({"images_per_s": 1, "overhead_s": math.inf}, "overhead_s is inf; it must be a number, 0 or above"),
     ],
 )
 def test_senseless_needs_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         Need(**values)  # type: ignore[arg-type]
+
+
+def test_the_smallest_load_takes_a_replica_and_a_gateway() -> None:
+    need = Need(images_per_s=1e-9, spare=0, spare_gateways=0)
+    assert [option.replicas for option in capacity.options(GPU, need)] == [1] * len(GPU.seconds)
+    assert capacity.gateways(need) == 1
 
 
 def test_latencies_are_read_with_their_units() -> None:
@@ -148,3 +156,8 @@ def test_the_command_prints_a_plan_or_says_what_is_wrong() -> None:
     refused = run("--rate", "5000")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: pass either --latency BATCH:LATENCY")
+    refused = run("--rate", "5000", "--latency", "1:2.1ms", "--image-kb", "nan")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: image_bytes is nan; it must be a number above 0\n",
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def start(tmp_path: Path) -> Iterator[StartServer]:
             process.process.wait()
 
 
-def config_of(*models: dict[str, object]) -> object:
+def config_of(*models: Mapping[str, Any]) -> object:
     """A `ModelServerConfig` of these models; each a dict of `ModelConfig`'s fields."""
     config = protos.ModelServerConfig()
     for model in models:

@@ -151,9 +151,12 @@ def corrupt(folder: Path) -> None:
 
 def warmup(folder: Path, requests: Iterable[Any]) -> None:
     """Write the warm-up file of the model in `folder`: one record for each PredictRequest."""
-    records = [
-        protos.PredictionLog(predict_log={"request": request}).SerializeToString() for request in requests
-    ]
+    logs = (protos.PredictionLog(predict_log={"request": request}) for request in requests)
+    warmup_records(folder, [log.SerializeToString() for log in logs])
+
+
+def warmup_records(folder: Path, records: Iterable[bytes]) -> None:
+    """Write the warm-up file of the model in `folder`."""
     extra = folder / "assets.extra"
     extra.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,43 @@ def test_a_base_path_that_appears_late_is_served_then(start: StartServer, zoo: P
     assert server.process.poll() is None
     copy(zoo / "half_plus_two" / "1", base / "7")
     assert version_that_answers(server.wait_ready()) == 7
+
+
+def test_one_base_path_that_is_not_there_holds_up_every_model(
+    start: StartServer, zoo: Path, tmp_path: Path
+) -> None:
+    base, config = str(zoo / "half_plus_two"), tmp_path / "models.config"
+
+    def m(*versions: int) -> dict[str, Any]:
+        return {"name": "m", "base_path": base, "model_version_policy": specific(*versions)}
+
+    config.write_text(str(config_of(m(1))))
+    server = start(f"--model_config_file={config}", *FAST).wait_ready()
+    late = {"name": "late", "base_path": str(tmp_path / "late")}
+    with ThreadPoolExecutor(1) as pool:
+        reload = pool.submit(server.reload, config_of(m(1, 2), late))
+        until(lambda: server.log_text().count("Could not find base path") > 1, "it has looked, and again")
+        assert set(server.states("m")) == {1}
+        copy(zoo / "half_plus_two" / "1", tmp_path / "late" / "1")
+        reload.result(timeout=60)
+    server.wait_states("m", {1: "AVAILABLE", 2: "AVAILABLE"})
+    assert version_that_answers(server, "late") == 1
+
+
+def test_without_a_period_folders_are_looked_at_when_it_starts_only(
+    start: StartServer, zoo: Path, tmp_path: Path
+) -> None:
+    base = str(zoo / "half_plus_two")
+    server = start(
+        "--model_name=m", f"--model_base_path={base}", "--file_system_poll_wait_seconds=0"
+    ).wait_ready()
+    everything = {"name": "m", "base_path": base, "model_version_policy": {"all": {}}}
+    server.reload(config_of(everything))
+    assert server.states("m") == {3: "AVAILABLE"}
+    with pytest.raises(grpc.RpcError) as caught:
+        server.reload(config_of(everything, {"name": "n", "base_path": base}), timeout_s=1.5)
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
+    assert server.states("n") == {}
 
 
 def test_a_failed_load_is_tried_again(start: StartServer, zoo: Path, tmp_path: Path) -> None:
@@ -242,10 +280,14 @@ def test_warm_up_runs_before_available_and_a_bad_one_fails_the_load(
     models.warmup(base / "1", [request("another_name", x=X)] * 5)
     server = start("--model_name=m", f"--model_base_path={base}", *FAST).wait_ready()
     assert version_that_answers(server) == 1
+    copy(half, tmp_path / "next")
+    models.warmup_records(tmp_path / "next", [b""])  # nothing to replay
+    (tmp_path / "next").rename(base / "2")
+    server.wait_states("m", {2: "AVAILABLE", 1: "END"})
     bad: dict[int, Callable[[Path], Any]] = {
-        2: lambda folder: models.warmup(folder, [request("m", z=X)]),
-        3: lambda folder: models.warmup(folder, [request("m", x=X)] * 1001),
-        4: lambda folder: (folder / "assets.extra" / "tf_serving_warmup_requests").write_bytes(
+        3: lambda folder: models.warmup(folder, [request("m", z=X)]),
+        4: lambda folder: models.warmup(folder, [request("m", x=X)] * 1001),
+        5: lambda folder: (folder / "assets.extra" / "tf_serving_warmup_requests").write_bytes(
             b"no TFRecord" * 9
         ),
     }
@@ -254,14 +296,35 @@ def test_warm_up_runs_before_available_and_a_bad_one_fails_the_load(
         (tmp_path / "next" / "assets.extra").mkdir()
         spoil(tmp_path / "next")
         (tmp_path / "next").rename(base / str(version))
-        server.wait_states("m", {version: "END", 1: "AVAILABLE"})
+        server.wait_states("m", {version: "END", 2: "AVAILABLE"})
     response = server.call(
         protos.MODEL_SERVICE, "GetModelStatus", protos.GetModelStatusRequest(model_spec={"name": "m"})
     )
     status = {entry.version: entry.status for entry in response.model_version_status}
-    assert "not found in request and no default value provided" in status[2].error_message
-    assert "Number of warmup records exceeds the maximum (1000)" in status[3].error_message
-    assert "Please verify your warmup data is in TFRecord format." in status[4].error_message
+    assert "not found in request and no default value provided" in status[3].error_message
+    assert "Number of warmup records exceeds the maximum (1000)" in status[4].error_message
+    assert "Please verify your warmup data is in TFRecord format." in status[5].error_message
+
+
+def test_warm_up_requests_go_through_batching(start: StartServer, zoo: Path, tmp_path: Path) -> None:
+    from tests.modelserver import models
+
+    base, parameters = tmp_path / "m", tmp_path / "batching.config"
+    parameters.write_text("max_batch_size { value: 8 } batch_timeout_micros { value: 0 }")
+    for version, rows in ((1, 8), (2, 9)):
+        shutil.copytree(zoo / "half_plus_two" / "1", tmp_path / str(version))
+        models.warmup(tmp_path / str(version), [request("m", x=np.zeros(rows, np.float32))])
+    copy(tmp_path / "1", base / "1")
+    server = start(
+        "--model_name=m", f"--model_base_path={base}", "--enable_batching",
+        f"--batching_parameters_file={parameters}", *FAST,
+    ).wait_ready()  # fmt: skip
+    assert version_that_answers(server) == 1
+    copy(tmp_path / "2", base / "2")
+    server.wait_states("m", {2: "END", 1: "AVAILABLE"})
+    message = protos.GetModelStatusRequest(model_spec={"name": "m", "version": {"value": 2}})
+    (found,) = server.call(protos.MODEL_SERVICE, "GetModelStatus", message).model_version_status
+    assert "Task size 9 is larger than maximum input batch size 8" in found.status.error_message
 
 
 def test_a_slow_load_leaves_other_models_alone(start: StartServer, zoo: Path, tmp_path: Path) -> None:

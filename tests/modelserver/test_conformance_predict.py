@@ -71,6 +71,14 @@ def test_a_tf1_model_answers_predict(server: ServerProcess) -> None:
     assert response.model_spec.version.value == 123
 
 
+def test_a_list_does_for_a_column_as_in_the_originals_own_test(server: ServerProcess) -> None:
+    message = protos.PredictRequest(model_spec={"name": "half_plus_two_tf1"}, output_filter=["y"])
+    message.inputs["x"].dtype = tensors.data_type_of(X.dtype)
+    message.inputs["x"].tensor_shape.dim.add(size=1)
+    message.inputs["x"].float_val.append(2.0)
+    assert list(server.predict(message).outputs["y"].float_val) == [3.0]
+
+
 @pytest.mark.parametrize("as_content", [True, False])
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_type_goes_in_and_comes_out(server: ServerProcess, name: str, as_content: bool) -> None:

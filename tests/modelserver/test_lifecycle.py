@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from serving import protos
 from serving.modelserver import config as configs
 from serving.modelserver import source
+from serving.modelserver.core import ServerCore
 from serving.modelserver.failures import Failures
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
 from serving.modelserver.manager import ModelManager, RetryPolicy
@@ -229,6 +230,46 @@ def test_a_version_that_is_given_up_is_said_once(caplog: pytest.LogCaptureFixtur
     assert first == "Loading servable: {name: m version: 1} from /m/1"
     assert failed == "Loading servable: {name: m version: 1} failed: INTERNAL: OSError: disk on fire"
     assert "is given up after 4 tries" in given_up
+
+
+def versions_of(base: Path, *names: str) -> Any:
+    """A config of models, each in a folder of its own name, with all their versions."""
+    every: dict[str, Any] = {"all": {}}
+    return config_of(
+        *({"name": name, "base_path": str(base / name), "model_version_policy": every} for name in names)
+    )
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "at_first", "afterwards"), [(5, {1}, {1, 2}), (0, {1}, {1}), (-1, set(), set())]
+)
+def test_whether_a_new_config_is_a_reason_to_look_at_folders(
+    wait_s: int, at_first: set[int], afterwards: set[int], tmp_path: Path
+) -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager, poll_wait_s=wait_s)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    core.reload(versions_of(tmp_path, "m"), is_waiting=False)
+    assert set(manager.states("m")) == at_first
+    (tmp_path / "m" / "2").mkdir()
+    core.reload(versions_of(tmp_path, "m"), is_waiting=False)
+    assert set(manager.states("m")) == afterwards
+    assert manager.close(10)
+
+
+@pytest.mark.parametrize("is_tolerant", [False, True])
+def test_a_folder_that_is_not_there_holds_up_other_models_unless_that_is_tolerated(
+    is_tolerant: bool, tmp_path: Path
+) -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager, is_tolerant=is_tolerant)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    core.reload(versions_of(tmp_path, "m", "late"), is_waiting=False)
+    assert set(manager.states("m")) == ({1} if is_tolerant else set())
+    (tmp_path / "late" / "7").mkdir(parents=True)
+    core.poll()
+    assert (set(manager.states("m")), set(manager.states("late"))) == ({1}, {7})
+    assert manager.close(10)
 
 
 def test_waiting_for_models_can_be_given_up() -> None:

@@ -71,7 +71,7 @@ def test_the_version_that_a_body_was_read_for_answers_it_whatever_comes_in_betwe
     )
     manager.want("m", {1: Path("/m/1")})
     until(lambda: state_of(manager, 1) is State.AVAILABLE, "version 1 serves")
-    api = RestApi(Services(ServerCore(manager), PredictOptions(), Metrics(), "REST"))
+    api = RestApi(Services(ServerCore(manager), PredictOptions(), Metrics()))
     body = b'{"instances": [{"old": 1.5}]}'
     assert json.loads(api.answer("POST", "/v1/models/m:predict", body)[1]) == {"predictions": [1.5]}
     until(lambda: state_of(manager, 1) is State.END, "version 1 is let go")

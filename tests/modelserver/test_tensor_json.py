@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from serving import tensor_json, tensor_json_writing
 from serving.errors import InvalidInput, Unimplemented
-from serving.tensor_json import TYPES, Form
+from serving.json_document import quoted
+from serving.tensor_json import TYPES, Form, _from_rows
 
 
 def parse(body: bytes, **types: str) -> tensor_json.PredictBody:
@@ -55,6 +57,57 @@ def test_hostile_bodies(body: bytes, text: str) -> None:
         assert text in refusal(body)
     else:
         assert parse(body, x="DT_FLOAT").inputs["x"] == np.inf  # as rapidjson reads it
+
+
+def test_a_large_body_is_quoted_without_being_written_whole() -> None:
+    body = b"[" + b"1, " * 300_000 + b"1]"
+    value = json.loads(body)
+    tracemalloc.start()
+    try:
+        text = quoted(value)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert text.startswith("[\n    1,\n    1,")
+    assert len(text) == 1003
+    assert refusal(body) == f"JSON Value: {text} Is not object"
+    assert quoted({"a": [1, "é"]}) == '{\n    "a": [\n        1,\n        "é"\n    ]\n}'
+    assert quoted("x" * 2000) == '"' + "x" * 999 + "..."
+
+
+def test_rows_take_no_more_than_their_numbers_do() -> None:
+    """An array for each row would take 194 bytes for each byte of a body of numbers."""
+    many = 50_000
+    body = b'{"instances": [' + b"1," * (many - 1) + b"2]}"
+    document = json.loads(body)
+    tracemalloc.start()
+    try:
+        rows = _from_rows(document["instances"], {"x": TYPES["DT_FLOAT"]})["x"]
+        assert tracemalloc.get_traced_memory()[1] < 20 * many
+    finally:
+        tracemalloc.stop()
+    assert (rows.shape, rows.dtype.name, rows.sum()) == ((many,), "float32", many + 1)
+    assert parse(b'{"instances": [[], [], []]}', x="DT_INT8").inputs["x"].shape == (3, 0)
+    pairs = parse(b'{"instances": [' + b"[1, 2]," * 20_000 + b"[3, 4]]}", x="DT_INT64").inputs["x"]
+    assert pairs.tolist() == [[1, 2]] * 20_000 + [[3, 4]]
+    for last, says in (
+        (b"[1]", "element: 20000 of 'instances' list. Error: INVALID_ARGUMENT: Expecting tensor size: 2 but"),
+        (b"[[1, 2]]", "Expecting shape [2] but got: [1,2]"),
+        (b"[1, true]", "Type: True is not of expected type: int64"),
+    ):
+        assert says in refusal(b'{"instances": [' + b"[1, 2]," * 20_000 + last + b"]}", x="DT_INT64")
+
+
+@pytest.mark.parametrize("text", ["aGVsbG8=", "aGVsbG8", "aGVs\nbG8=\n", " aG\r\nVs\tbG8 "])
+def test_base64_may_have_white_space_and_lack_padding(text: str) -> None:
+    body = json.dumps({"inputs": {"b64": text}}).encode()
+    assert parse(body, x="DT_STRING").inputs["x"].tolist() == b"hello"
+
+
+@pytest.mark.parametrize("text", ["aGVsbG8==", "aGVs*G8=", "a", "aGVsbG8\N{NO-BREAK SPACE}", "é"])
+def test_what_is_no_base64_is_refused(text: str) -> None:
+    body = json.dumps({"inputs": {"b64": text}}).encode()
+    assert refusal(body, x="DT_STRING") == "Unable to base64 decode"
 
 
 def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:

@@ -159,3 +159,24 @@ def test_arrays_that_fit_no_type_are_refused(array: np.ndarray, data_type: int |
     with pytest.raises(InvalidInput) as caught:
         tensors.to_proto(array, data_type=data_type)
     assert text in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("taken", "sent", "does"),
+    [
+        ([-1, 3], [2, 3], True),
+        ([-1, 3], [0, 3], True),
+        ([-1, 3], [2, 4], False),
+        ([-1, 3], [3], False),
+        ([-1, 1], [3], True),  # a list for a column
+        ([4, 1], [4], True),
+        ([4, 1], [3], False),
+        ([-1, 1], [], False),
+        ([-1, 1, 1], [3], False),
+        ([-1, 8, 8, 1], [8, 8, 1], False),  # kernels end the process on an image without its batch
+        ([], [], True),
+        ([-1], [2, 1], False),
+    ],
+)
+def test_which_shapes_a_signature_takes(taken: list[int], sent: list[int], does: bool) -> None:
+    assert tensors.fits(taken, sent) is does

@@ -86,6 +86,8 @@ async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> Non
         assert counted(up, "sluice_requests_in_flight_limit") == up.gateway.settings.max_in_flight
         assert counted(up, "sluice_model_version_state", model="digits", state="AVAILABLE") == 1
         assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 0
+        up.pool.replicas[0].outcomes.eject(time.monotonic())
+        assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 1
 
 
 async def test_what_is_refused_by_its_headers_or_path_is_counted_once() -> None:

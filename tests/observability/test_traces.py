@@ -150,6 +150,14 @@ async def test_a_collector_that_is_away_costs_no_answer() -> None:
             assert answer.status_code == 200
 
 
+def test_a_callers_trace_is_taken_up_if_it_is_one() -> None:
+    given = f"00-{TRACE}-{PARENT}-01"
+    assert (child_of(given).trace_id, child_of(given).parent_id) == (TRACE, PARENT)
+    assert child_of(f"01{given[2:]}-more").parent_id == PARENT  # a later version may say more
+    for wrong in (f"{given}-more", f"ff{given[2:]}", given.replace(TRACE, "0" * 32), given.upper()):
+        assert child_of(wrong).parent_id == "", wrong
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_a_share_of_new_traces_is_recorded(share: float) -> None:
     recorded = sum(child_of("", share).sampled for _ in range(2000))

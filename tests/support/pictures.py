@@ -40,3 +40,23 @@ def png_bomb(width: int = 30_000, height: int = 30_000) -> bytes:
         + chunk(b"IDAT", zlib.compress(row * height, 9))
         + chunk(b"IEND", b"")
     )
+
+
+def jpeg_of_scans(more: int, grey: int) -> bytes:
+    """A progressive JPEG of one grey, 64×64, with so many scans more, which but say that all blocks end."""
+    plain = encoded(Image.new("L", (64, 64), grey), "JPEG", progressive=True)
+    # A Huffman table of one code, of one bit: 0xE0, "so many blocks have ended"; it takes fourteen more bits.
+    table = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1] + [0] * 15) + b"\xe0"
+    scan = b"\xff\xda" + struct.pack(">H6B", 8, 1, 1, 0, 1, 63, 0) + b"\x00\x01"
+    return plain[:-2] + table + scan * more + plain[-2:]
+
+
+def run_length_bmp(width: int, height: int, grey: int) -> bytes:
+    """An RLE8 BMP of one grey, a few bytes a row (Windows' BITMAPINFOHEADER, BI_RLE8)."""
+    whole, rest = divmod(width, 255)
+    row = bytes((255, grey)) * whole + bytes((rest, grey)) * bool(rest) + b"\0\0"
+    data = row * height + b"\0\1"
+    palette = b"".join(bytes((value, value, value, 0)) for value in range(256))
+    offset = 14 + 40 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + header + palette + data

@@ -1,0 +1,151 @@
+"""What becomes of images once their version is chosen: decode, batch, ask a replica, name the classes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serving.arms import is_at_fault, measured, receipted
+from serving.backends.pool import Slot
+from serving.batching import Batcher, LaneKey
+from serving.decoding import Decoded, Decoders
+from serving.dispatch import Dispatcher
+from serving.journal import Journal
+from serving.model_version import ModelVersion
+from serving.prediction import ImageResult, Prediction, RequestContext
+from serving.rollout.steering import Steering
+from serving.scores import best, checked_top_k
+from serving.settings import Settings
+from serving.telemetry import Metrics
+
+if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
+    from serving.rollout.desk import Desk
+
+
+class Classifier:
+    """Classifies images by a version of a model.
+
+    Args:
+        settings: limits and defaults.
+        decoders: files to pixels.
+        batcher: pixels to scores.
+        dispatcher: asks replicas beside the batches, for comparison.
+        steering: what a rollout is told of each answer.
+        journal: where stages are written down.
+        metrics: where images and predictions are counted.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        decoders: Decoders,
+        batcher: Batcher[Slot],
+        dispatcher: Dispatcher,
+        steering: Steering,
+        journal: Journal,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._decoders = decoders
+        self._batcher = batcher
+        self._dispatcher = dispatcher
+        self._steering = steering
+        self._journal = journal
+        self._metrics = metrics
+        self._clock = clock
+
+    async def classify(
+        self,
+        model: ModelVersion,
+        images: Sequence[bytes],
+        top_k: int | None,
+        context: RequestContext,
+        *,
+        desk: Desk | None,
+    ) -> Prediction:
+        """Classify encoded image files by a version.
+
+        Args:
+            model: the version that was chosen.
+            images: the files.
+            top_k: how many classes of each image to give; None: the default.
+            context: the request's.
+            desk: where feedback is taken; None: nowhere.
+
+        Raises:
+            InvalidInput: `top_k` is beyond the classes.
+            FailedPrecondition: the model does not take images.
+            Unavailable, Overloaded, DeadlineExceeded, Internal …: no replica could answer.
+        """
+        context.answered_by = (model.name, str(model.version))
+        count = checked_top_k(top_k, model, self._settings.default_top_k)
+        lane = LaneKey(model.name, model.version)
+        with measured(self._steering, model, context, self._clock):
+            self._batcher.check(lane, context.deadline, context.caller)
+            decoded = await self._decode(images, model, context)
+            # Again: in a sudden rush many pass the first check together, before any of them is queued.
+            self._batcher.check(lane, context.deadline, context.caller)
+            pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
+            rows = iter(await self._score(model, pixels_of, context))
+        self._metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))
+        results = tuple(
+            receipted(desk, model, best(next(rows), model.labels, count), context)
+            if isinstance(pixels, np.ndarray)
+            else ImageResult(error=pixels)
+            for pixels in decoded
+        )
+        named = [result.classes[0].index for result in results if result.classes]
+        self._metrics.predicted(model.name, model.version, model.labels, model.card, named)
+        return Prediction(model.name, model.version, results)
+
+    async def _score(
+        self, model: ModelVersion, images: Sequence[np.ndarray], context: RequestContext
+    ) -> list[np.ndarray]:
+        """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
+        lane, asked_at = LaneKey(model.name, model.version), self._clock()
+        pending = [self._batcher.enqueue(lane, each, context.deadline, context) for each in images]
+        rows: list[np.ndarray] | None = None
+        try:
+            # A gathering for one costs as much as its place in a batch.
+            rows = [await pending[0]] if len(pending) == 1 else await asyncio.gather(*pending)
+        finally:
+            for future in pending:  # when one fails or the caller leaves, the rest must not be computed
+                future.cancel()
+            if rows is None:
+                self._batcher.has_left(lane, len(pending))
+            if images and (rows is not None or is_at_fault(pending, context, asked_at, self._clock())):
+                context.copied = self._steering.copy(
+                    model.name,
+                    context.route,
+                    self._named(model, rows, context),
+                    lambda version: self._dispatcher.name(
+                        model.name, version, images, context.deadline - context.started
+                    ),
+                )
+        return rows
+
+    @staticmethod
+    def _named(
+        model: ModelVersion, rows: list[np.ndarray] | None, context: RequestContext
+    ) -> list[str] | None:
+        """The labels to compare a candidate's with, if it gets a copy at all."""
+        if rows is None or context.route is None or context.route.shadow is None:
+            return None
+        return [model.labels[int(row.argmax())] for row in rows]
+
+    async def _decode(
+        self, images: Sequence[bytes], model: ModelVersion, context: RequestContext
+    ) -> list[Decoded]:
+        """Each image as uint8 [H,W,C], or the error that it met."""
+        spec = model.require_image().spec
+        started = self._clock()
+        decoded = await self._decoders.decode(
+            images, spec, max_pixels=self._settings.max_image_pixels, caller=context.caller
+        )
+        self._journal.stage(context, "decode", self._clock() - started)
+        return decoded

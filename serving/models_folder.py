@@ -1,0 +1,109 @@
+"""The folder of models that `sluice serve` serves: which there are, at its start and later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from serving.backends.pool import Pool
+from serving.catalog import Catalog
+from serving.errors import InvalidInput, SluiceError
+from serving.settings import Settings
+from serving.upstream import ConfigFile, Upstream, model_config
+
+_log = structlog.get_logger()
+
+RELOAD_TIMEOUT_S = 60.0
+
+
+def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
+    """The names of the models in a folder: its sub-folders with at least one version, sorted.
+
+    A sub-folder that cannot be read is a model only if it is among those that are `served` already.
+
+    Raises:
+        InvalidInput: there is no such folder, or it cannot be read.
+    """
+    try:
+        if models_dir.exists() and not models_dir.is_dir():
+            raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
+        if not models_dir.is_dir():
+            raise InvalidInput(
+                f"there is no folder {models_dir}; train a model into it: "
+                f"sluice train resnet --data digits --out {models_dir}"
+            )
+        return sorted(folder.name for folder in models_dir.iterdir() if _is_model(folder, served))
+    except OSError as error:
+        raise InvalidInput(f"the folder {models_dir} cannot be read: {error.strerror}") from error
+
+
+def _is_model(folder: Path, served: Collection[str]) -> bool:
+    try:
+        return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+    except FileNotFoundError:  # it went just now
+        return False
+    except OSError:
+        return folder.name in served
+
+
+def first_config(settings: Settings, models: Sequence[str]) -> Any:
+    """The config with which a model server starts: under rollouts, of each model the version that serves.
+
+    Raises:
+        InvalidInput: under rollouts, a model has none.
+    """
+    config = model_config(settings.models_dir, models)
+    if settings.rollout_store is None:
+        return config
+    from serving.rollout.assembly import published_in
+    from serving.rollout.start import serving_version
+    from serving.rollout.store import FileStore
+
+    store, published = FileStore(settings.rollout_store), published_in(settings.models_dir)
+    for entry in config.model_config_list.config:
+        version = serving_version(store, entry.name) or max(published(entry.name), default=None)
+        if version is None:
+            raise InvalidInput(
+                f"{settings.models_dir / entry.name} holds no version of a model to start with; train one "
+                f"into {settings.models_dir}, or take {entry.name} out of the setting models"
+            )
+        entry.model_version_policy.specific.versions.append(version)
+    return config
+
+
+async def follow(upstream: Upstream, pool: Pool, catalog: Catalog, settings: Settings) -> None:
+    """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is.
+
+    While the folder cannot be read, or the model server cannot be told, the models that there are stay.
+    """
+    if settings.models or upstream.config is None:
+        return
+    told = ""
+    while True:
+        await asyncio.sleep(settings.status_interval_s)
+        try:
+            await _take_models(upstream.config, pool, catalog, settings)
+        except SluiceError as error:  # the next round tries again
+            if error.message != told:
+                _log.warning("cannot follow the folder of models; those there are stay", error=error.message)
+            told = error.message
+        else:
+            told = ""
+
+
+async def _take_models(config: ConfigFile, pool: Pool, catalog: Catalog, settings: Settings) -> None:
+    # A folder may lie on a network, and be slow.
+    found = await asyncio.to_thread(find_models, config.models_dir, catalog.names())
+    if not found or found == catalog.names():
+        return
+    if settings.rollout_store is not None:  # the controller tells the model server
+        catalog.set_models(found)
+        return
+    config.write_models(found)
+    await pool.reload_config(model_config(config.models_dir, found), RELOAD_TIMEOUT_S)
+    catalog.set_models(found)
+    _log.info("the models changed", models=found)

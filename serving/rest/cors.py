@@ -1,0 +1,23 @@
+"""Which pages of other origins may read the gateway's answers (CORS, in the Fetch standard).
+
+No order is taken on the word of a browser: cookies are not used, and what changes anything needs a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+# What a page may read of an answer beyond its body; of other headers it is shown a few common ones only.
+_SHOWN = ("retry-after", "server-timing", "x-request-id", "traceparent")
+
+
+def with_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """The app, with answers that pages of these origins may read; `*`: of any. Without origins, as it is."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_SHOWN
+    )
