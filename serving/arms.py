@@ -32,7 +32,9 @@ def choose_version(
     if ref.version is not None:
         return catalog.resolve(ref)
     name = catalog.resolve_name(ref.name)
-    key = context.routing_key or context.request_id
+    # Without a key of its caller's each request is on its own, though its id may be that of many: of all of a
+    # caller's, or of a whole stream's.
+    key = context.routing_key if context.keyed else f"{context.request_id} {context.started}"
     route = context.route = steering.route(name, key, keyed=context.keyed)
     if route is None:
         return catalog.resolve(ref)

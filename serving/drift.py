@@ -17,8 +17,10 @@ OTHER = "other"
 MOST_GROUPS = 20
 # The index is over the last 1,000 to 2,000 predictions: with 20 groups chance alone makes it 0.02 at most.
 HALF_WINDOW = 1000
-# With 10 groups chance alone makes 0.045 of it here, half of what would be called a slight change.
+# Chance alone makes 0.05 of it at most here, half of what would be called a slight change: with up to 10
+# groups after so many predictions, with more after so many for each.
 LEAST_PREDICTIONS = 200
+_LEAST_PREDICTIONS_A_GROUP = 20
 # A class that was never in the training data must not make the index infinite.
 _LEAST_SHARE = 1e-4
 
@@ -88,6 +90,7 @@ class PredictedClasses:
     def index(self) -> float | None:
         """The stability index of the latest predictions; None while it would say nothing."""
         counts = [old + new for old, new in zip(self._before, self._counts, strict=True)]
-        if self._expected is None or sum(counts) < LEAST_PREDICTIONS:
+        least = max(LEAST_PREDICTIONS, _LEAST_PREDICTIONS_A_GROUP * len(counts))
+        if self._expected is None or sum(counts) < least:
             return None
         return stability_index(self._expected, counts)

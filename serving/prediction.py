@@ -70,7 +70,7 @@ class RequestContext:
         request_id: the caller's `X-Request-ID`, or one made here.
         protocol: `http` or `grpc`, for metrics.
         deadline: when the answer is of no more use, on `time.monotonic`'s clock, in seconds.
-        routing_key: what keeps a caller on one arm of a rollout; the request's id by default.
+        routing_key: what keeps a caller on one arm of a rollout; nothing does if it is the request's id.
         credential: the API key or token as the caller sent it; never shown.
         caller: whose it is, once it was admitted; empty before.
         trace: where this request stands in a trace, the caller's or its own.

@@ -121,7 +121,10 @@ class ClusterAccess:
                 )
             self._sleep(_ASK_EVERY_S)
             self._store.refresh()
-        return next(each for each in self._store.history(model) if each.id == found.id)
+        after = next((each for each in self._store.history(model) if each.id == found.id), None)
+        if after is None:
+            raise NotFound(f"ModelRollout {found.id} was deleted before a gateway obeyed")
+        return after
 
     def load(self, model: str) -> Rollout | None:
         """See `Access.load`."""

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from serving.errors import InvalidInput
 from serving.rollout.plan import Plan
 from serving.rollout.rules import others, simulate_rules
 from serving.rollout.simulate import PROMOTED, ROLLED_BACK, UNDECIDED, Proportion, Runs, simulate
@@ -47,7 +48,16 @@ def compare(plan: Plan, traffic: Traffic, *, runs: int, seed: int) -> Report:
     """Simulates a good version, one just beyond the margin, and the given one, under every rule.
 
     The medians of a row are over the runs that ended as most of them did.
+
+    Raises:
+        InvalidInput: The plan waits for feedback, and none is simulated.
     """
+    accuracy = plan.criteria.accuracy
+    if accuracy is not None and accuracy.required:
+        raise InvalidInput(
+            "the plan waits for feedback (criteria.accuracy.required), and none is simulated: no version "
+            "would ever be promoted; simulate it with `required: false`"
+        )
     rows = []
     bad_error = traffic.candidate_error if traffic.candidate_error > traffic.stable_error else None
     for version, each in _versions(plan, traffic).items():

@@ -14,6 +14,7 @@ from serving.rollout.judge import alphas, signals
 from serving.rollout.machine import Phase, judged_phase
 from serving.rollout.record import Rollout
 from serving.rollout.simulate import Proportion
+from serving.rollout.verdict import percent
 
 _BAR = 40
 
@@ -94,9 +95,9 @@ def _traffic(rollout: Rollout) -> Text:
     bar = Text("traffic  ")
     bar.append("█" * (_BAR - wide), style="blue")
     bar.append("█" * wide, style="magenta")
-    bar.append(f"  {1.0 - weight:.0%} stable, {weight:.0%} candidate")
+    bar.append(f"  {percent(1.0 - weight)} stable, {percent(weight)} candidate")
     if split.shadow:
-        bar.append(f"; {split.shadow:.0%} copied")
+        bar.append(f"; {percent(split.shadow)} copied")
     return bar
 
 

@@ -93,6 +93,7 @@ class Controller:
         self._before: dict[str, _Baseline] = {}
         self._entered: dict[str, tuple[Phase, float]] = {}
         self._looked: dict[str, tuple[float, float]] = {}
+        self._announced: dict[str, int] = {}
         self._frozen: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
@@ -105,10 +106,15 @@ class Controller:
                     self._around.announcer.look_failed(error)
                 await asyncio.sleep(self._interval_s)
         finally:
+            await self._examiner.close()
             await asyncio.shield(asyncio.to_thread(self._around.leadership.release))
 
     async def look(self) -> None:
-        """Follows what is stored; if this gateway decides, decides and acts."""
+        """Follows what is stored; if this gateway decides, decides and acts.
+
+        Raises:
+            SluiceError, OSError: What is stored, or shared, cannot be had; or as `_lead` does.
+        """
         around = self._around
         rollouts = await asyncio.to_thread(self._load)
         self._steer(rollouts)
@@ -121,19 +127,53 @@ class Controller:
             self._before.clear()
             self._entered.clear()
             self._looked.clear()
+            self._announced.clear()
+            self._examiner.keep(())
             return
+        await self._lead(rollouts)
+
+    async def _lead(self, rollouts: dict[str, Rollout]) -> None:
+        """Decides on each rollout, acts, and tells of what moved.
+
+        What fails of one model does not keep the others from being decided on.
+
+        Raises:
+            SluiceError, OSError: The first such failure, after all that did not fail.
+        """
+        around = self._around
+        for rollout in rollouts.values():
+            # Of the moves before this gateway saw it another one has told.
+            self._announced.setdefault(rollout.id, len(rollout.events))
         await asyncio.to_thread(around.store.obey)
-        for model in around.catalog.names():
-            if model in self._frozen:
-                continue
-            started = await asyncio.to_thread(self._newcomers.look, model, self._wall())
-            if started is not None:
-                rollouts[model] = started
-        for model, rollout in rollouts.items():
-            if not rollout.finished:
-                rollouts[model] = await self._decide(rollout)
+        failures = []
+        for model in sorted({*around.catalog.names(), *rollouts} - self._frozen):
+            try:
+                rollouts |= await self._moved_on(model, rollouts.get(model))
+            except (SluiceError, OSError) as error:
+                failures.append(error)
+        examined = (each.id for each in rollouts.values() if each.state.phase is Phase.PREFLIGHT)
+        self._examiner.keep(frozenset(examined))
         self._steer(rollouts)
         await around.reconciler.apply(self._wanted(rollouts))
+        await self._announce(rollouts)
+        if failures:
+            raise failures[0]
+
+    async def _moved_on(self, model: str, rollout: Rollout | None) -> dict[str, Rollout]:
+        """The model's rollout after this look, by its name: this one, or one that begins by itself."""
+        if (rollout is None or rollout.finished) and model in self._around.catalog.names():
+            begun = await asyncio.to_thread(self._newcomers.look, model, self._wall())
+            rollout = begun or rollout
+        if rollout is None:
+            return {}
+        return {model: rollout if rollout.finished else await self._decide(rollout)}
+
+    async def _announce(self, rollouts: Mapping[str, Rollout]) -> None:
+        """Tells of the moves since the last look, whoever made them. It comes last: nothing should wait."""
+        for rollout in rollouts.values():
+            for event in rollout.events[self._announced.get(rollout.id, 0) :]:
+                await self._around.announcer.moved(rollout, event)
+            self._announced[rollout.id] = len(rollout.events)
 
     def _load(self) -> dict[str, Rollout]:
         store = self._around.store
@@ -148,7 +188,9 @@ class Controller:
 
     def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
         for model, rollout in rollouts.items():
-            self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s)
+            self._around.steering.set_split(
+                model, rollout.split(), rollout.latency_limit_s, rollout.divided_since
+            )
         routed = self._around.steering.splits()
         for model in self._around.catalog.names():
             # What cannot be read stays as it is here; a gateway that starts now knows of one version at most.
@@ -183,10 +225,10 @@ class Controller:
         after = advance(
             rollout.plan, rollout.state, verdict, rollout.clock_s, float(rollout.evidence.step_requests)
         )
-        has_moved = moved(rollout.state, after)
-        following = (
-            rollout.moved(after, verdict, at) if has_moved else dataclasses.replace(rollout, state=after)
-        )
+        if moved(rollout.state, after):
+            following = rollout.moved(after, verdict, at)
+        else:
+            following = dataclasses.replace(rollout, state=after)
         try:
             saved = await asyncio.to_thread(self._around.store.save, following)
         except Conflict:
@@ -195,8 +237,6 @@ class Controller:
         if counts is not None or before is not None:
             upto = remembered({} if baseline is None else baseline.counts, counts or {})
             self._before[rollout.id] = _Baseline(saved.revision, upto)
-        if has_moved:
-            await self._around.announcer.moved(saved)
         return saved
 
     def _timed(self, rollout: Rollout, at: float) -> Rollout:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 
 import httpx
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from serving.rollout.machine import weight_of
-from serving.rollout.record import Rollout
+from serving.rollout.record import Event, Rollout, reason_to_json
 
 _log = structlog.get_logger()
 
@@ -38,9 +38,9 @@ class Announcer:
         self._failures.inc()
         _log.error("a look at the rollouts failed; the next one tries again", error=str(error))
 
-    async def moved(self, rollout: Rollout) -> None:
-        """A rollout moved, and the move is saved."""
-        state, event = rollout.state, rollout.events[-1]
+    async def moved(self, rollout: Rollout, event: Event) -> None:
+        """A rollout moved, and the move is saved. It waits for a webhook, though not for long."""
+        state = event.after
         self._moves.labels(rollout.model, state.phase.value).inc()
         told = {
             "rollout": rollout.id,
@@ -56,12 +56,12 @@ class Announcer:
         _log.info("a rollout moved", before=event.before.phase.value, outcome=event.outcome, **told)
         if rollout.plan.webhook is None:
             return
-        values = {name: number for name, number in state.reason.values.items() if math.isfinite(number)}
+        body = told | {"at": event.at, "values": reason_to_json(state.reason)["values"]}
         try:
-            async with httpx.AsyncClient(timeout=_WEBHOOK_TIMEOUT_S) as client:
-                answer = await client.post(
-                    rollout.plan.webhook, json=told | {"at": event.at, "values": values}
-                )
+            # httpx has a limit for each piece of an answer, and none for the whole.
+            async with asyncio.timeout(_WEBHOOK_TIMEOUT_S), httpx.AsyncClient() as client:
+                answer = await client.post(rollout.plan.webhook, json=body)
                 answer.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            _log.warning("the webhook of a rollout was not told", model=rollout.model, error=str(error))
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            told_of = str(error) or f"no answer within {_WEBHOOK_TIMEOUT_S:g} s"
+            _log.warning("the webhook of a rollout was not told", model=rollout.model, error=told_of)

@@ -112,6 +112,9 @@ def two_arm_ratios(
     the same mean (Hoeffding 1963, theorem 4). So the expectation stays at or below 1 for intervals of any
     length. An interval in which only one arm was asked says nothing.
 
+    That takes bad events to fall on requests whoever sent them. A few callers who fail or wait far more often
+    than others, and whose keys hold all of theirs to one arm, look like a fault of its version.
+
     An incident that hits both arms brings many bad events that say "both alike" and nothing about the
     version. With more than `most_events` in the interval the ratio is raised to the power
     most_events / events, so that a minute of incident does not drown an hour of evidence. The power depends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Container
 
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
@@ -14,9 +15,12 @@ from serving.rollout.preflight import SELF_TEST, incompatible, preflight_verdict
 from serving.rollout.record import Rollout
 from serving.rollout.verdict import Outcome, Reason, Verdict
 
+# How long one look at the rollouts waits: a candidate that hangs must hold up no other, and no command.
+_PATIENCE_S = 1.0
+
 
 class Examiner:
-    """Examines candidates.
+    """Examines candidates. What takes longer than a look goes on until `keep` or `close` ends it.
 
     Args:
         pool: The replicas.
@@ -26,9 +30,31 @@ class Examiner:
     def __init__(self, pool: Pool, catalog: Catalog) -> None:
         self._pool = pool
         self._catalog = catalog
+        self._under_way: dict[str, asyncio.Task[Verdict]] = {}
+
+    def keep(self, ids: Container[str]) -> None:
+        """Ends the examinations of all rollouts but these."""
+        for id_ in [each for each in self._under_way if each not in ids]:
+            self._under_way.pop(id_).cancel()
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        tasks = list(self._under_way.values())
+        self.keep(())
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def examine(self, rollout: Rollout) -> Verdict:
         """The verdict of the preflight, as far as it can be had now."""
+        task = self._under_way.get(rollout.id)
+        if task is None:
+            task = self._under_way[rollout.id] = asyncio.create_task(self._examined(rollout))
+        await asyncio.wait((task,), timeout=_PATIENCE_S)
+        if not task.done():
+            return Verdict(Outcome.WAIT, (Reason("preflight.waiting", "the self-test is under way"),))
+        del self._under_way[rollout.id]
+        return task.result()
+
+    async def _examined(self, rollout: Rollout) -> Verdict:
         try:
             stable = self._catalog.version(rollout.model, rollout.stable)
             candidate = self._catalog.version(rollout.model, rollout.candidate)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from serving.rollout.judge import alphas, judge
 from serving.rollout.machine import Phase, State, advance, judged_phase
 from serving.rollout.record import Event, Rollout
-from serving.rollout.verdict import Outcome, Verdict
+from serving.rollout.verdict import Outcome, Verdict, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,15 @@ def explain(rollout: Rollout) -> Iterator[str]:
     yield f"now: {_where(rollout.state, rollout)}: {rollout.state.reason.text}"
     levels = ", ".join(f"{name} {level:.2g}" for name, level in alphas(plan).items())
     yield f"a version that is no worse is rolled back with probability at most {plan.alpha:g} ({levels});"
-    yield f"one that is worse than the margins is promoted with probability at most {plan.alpha_promote:g}"
+    yield "one that is worse than a margin, and bad more often than acceptable, is promoted with probability"
+    yield f"at most {plan.alpha_promote:g}"
     rates = {name: each.max_overall_rate for name, each in plan.criteria.named().items()}
-    overall = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items() if rate is not None)
+    overall = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items() if rate is not None)
     if overall:
         yield f"outside of these: any version is rolled back once both together are bad beyond {overall}"
+    ends = {"rollback": "rolled back", "promote": "promoted"}.get(plan.on_inconclusive)
+    if ends is not None:
+        yield f"and any version is {ends} where the evidence has not sufficed in time (on_inconclusive)"
     for event in rollout.events:
         when = datetime.fromtimestamp(event.at, UTC).isoformat(sep=" ", timespec="seconds")
         yield ""
@@ -82,5 +86,5 @@ def explain(rollout: Rollout) -> Iterator[str]:
 def _where(state: State, rollout: Rollout) -> str:
     if state.phase is Phase.CANARY:
         step = rollout.plan.canary[state.step]
-        return f"canary step {state.step + 1} of {len(rollout.plan.canary)} ({step.weight:.0%})"
+        return f"canary step {state.step + 1} of {len(rollout.plan.canary)} ({percent(step.weight)})"
     return state.phase.value.replace("_", " ")

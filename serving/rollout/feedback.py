@@ -172,7 +172,7 @@ class Receipts:
             return
         wrong = label != claim.label
         if named is None or claim.place >= len(named.labels):
-            self._steering.labelled(claim.model, claim.version, wrong=wrong)
+            self._steering.labelled(claim.model, claim.version, wrong=wrong, at=claim.at)
             return
         candidate_wrong = label != named.labels[claim.place]
         self._steering.labelled_both(

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from serving.backends.tfserving import VersionStatus
 from serving.rollout.machine import Phase
 from serving.rollout.record import Rollout
-from serving.rollout.verdict import Outcome, Reason, Verdict
+from serving.rollout.verdict import Outcome, Reason, Verdict, percent
+
+# Replicas are asked for their states about once a second. A failure that is told of sooner after the loading
+# began may be that of an earlier try.
+_LEARNED_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,7 @@ Holdings = dict[str, frozenset[int]]
 def holdings(rollout: Rollout, replicas: Sequence[Seen], spent_s: float) -> Holdings:
     """What each replica should hold, `spent_s` seconds after the rollout entered its phase."""
     stable, candidate = rollout.stable, rollout.candidate
-    phase = rollout.state.phase
-    if phase is Phase.PAUSED and rollout.state.resume_to is not None:
-        phase = rollout.state.resume_to
+    phase = rollout.state.under_way
     if phase is Phase.PENDING or phase is Phase.ROLLED_BACK:
         return _all(replicas, stable)
     if phase is Phase.PROMOTED:
@@ -114,6 +116,9 @@ def replicas_verdict(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | No
 
 
 def _pending(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict:
+    if rollout.candidate == rollout.stable:
+        text = f"version {rollout.candidate} is the one that serves: there is nothing to let in"
+        return _verdict(Outcome.FAIL, "replicas.serves-already", text)
     if rollout.plan.max_unavailable is not None and len(replicas) < 2:
         text = "max_unavailable swaps replicas one by one, which takes two at least; there is one"
         return _verdict(Outcome.FAIL, "replicas.too-few", text)
@@ -125,8 +130,8 @@ def _pending(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict:
     trying, heaviest = _trying(rollout, replicas), max(step.weight for step in rollout.plan.canary)
     if heaviest > trying / len(replicas):
         text += (
-            f"; a weight of {heaviest:.0%} is more than an even share of the {trying} of {len(replicas)} "
-            "replicas that try the candidate (max_unavailable)"
+            f"; a weight of {percent(heaviest)} is more than an even share of the {trying} of "
+            f"{len(replicas)} replicas that try the candidate (max_unavailable)"
         )
     return _verdict(Outcome.PASSED, "replicas.ready", text)
 
@@ -144,12 +149,8 @@ def _needed(rollout: Rollout, replicas: Sequence[Seen]) -> int:
 
 
 def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
-    """A failure, if so many replicas cannot have the candidate that not enough are left.
-
-    While it is loaded, END without an error is what is left of an earlier time.
-    """
-    candidate, loading = rollout.candidate, rollout.state.phase is Phase.LOADING
-    lost = [each for each in replicas if (each.failed(candidate) if loading else each.lost(candidate))]
+    """A failure, if so many replicas cannot have the candidate that not enough are left."""
+    lost = [each for each in replicas if _cannot_have(rollout, each)]
     trying = len(replicas) if rollout.plan.max_unavailable is None else len(lost)
     if not lost or trying - len(lost) >= _needed(rollout, replicas):
         return None
@@ -159,6 +160,21 @@ def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
     text = f"{len(lost)} of {len(replicas)} replicas cannot have version {rollout.candidate}"
     text += f": {why[:500]}" if why else ": it was unloaded, and cannot be loaded again"
     return _verdict(Outcome.FAIL, "replicas.cannot-load", text)
+
+
+def _cannot_have(rollout: Rollout, replica: Seen) -> bool:
+    """Whether a replica has lost the candidate, or cannot load it.
+
+    Before it is to be loaded, END is what is left of an earlier time, and while it is, END without an error.
+    """
+    state = rollout.state
+    match state.under_way:
+        case Phase.PENDING:
+            return False
+        case Phase.LOADING:
+            return replica.failed(rollout.candidate) and rollout.clock_s - state.entered_at >= _LEARNED_S
+        case _:
+            return replica.lost(rollout.candidate)
 
 
 def _loading(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict:
@@ -175,7 +191,7 @@ def _loading(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict:
 
 def _settled(goal: int, other: int, replicas: Sequence[Seen]) -> Verdict:
     reachable = [each for each in replicas if each.reachable]
-    done = [each for each in reachable if each.has(goal) and not each.has(other)]
+    done = [each for each in reachable if each.has(goal) and (other == goal or not each.has(other))]
     text = f"{len(done)} of {len(replicas)} replicas have version {goal} only"
     if reachable and len(done) == len(reachable):
         return _verdict(Outcome.PASSED, "replicas.settled", text)

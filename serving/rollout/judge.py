@@ -15,7 +15,7 @@ from serving.rollout import evidence
 from serving.rollout.evidence import BoolArray, FloatArray, IntArray
 from serving.rollout.ledger import CriterionLedger, Ledger, log_split_now
 from serving.rollout.plan import Criterion, Plan
-from serving.rollout.verdict import Outcome, Reason, Verdict
+from serving.rollout.verdict import Outcome, Reason, Verdict, percent
 
 # The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
 # are beyond doubt within seconds. That of the split comes on top of alpha, at a level too small to matter.
@@ -171,8 +171,8 @@ def _harm(plan: Plan, ledger: Ledger, found: Signals) -> list[Reason]:
     for name, signal in found.criteria.items():
         limit = getattr(plan.criteria, name).max_overall_rate
         if signal.overall:
-            text = f"both versions together: more than {limit:.0%} bad ({name}) while the candidate is there"
-            text += " (outside alpha: it compares nothing, and a stall or too much load sounds it, too)"
+            text = f"both versions together: more than {percent(limit)} bad ({name}) while the candidate is "
+            text += "there (outside alpha: it compares nothing, and a stall or too much load sounds it, too)"
             reasons.append(Reason(f"{name}.overall", text, {"limit": limit}))
     return reasons
 
@@ -224,12 +224,20 @@ def _criteria_progress(plan: Plan, ledger: Ledger, found: Signals) -> list[Reaso
         criterion = getattr(plan.criteria, name)
         values = _numbers(ledger.criteria[name], signal, "good", 1 / plan.alpha_promote)
         if signal.good:
-            text = f"not worse than stable by more than {criterion.margin:.0%} ({name}): {_counts(values)}"
+            text = f"{_within(criterion)} ({name}): {_counts(values)}"
             reasons.append(Reason(f"{name}.good", text, values))
         elif criterion.required:
-            text = f"not yet shown to be within {criterion.margin:.0%} of stable ({name}): {_counts(values)}"
+            text = f"not yet shown: {_within(criterion)} ({name}): {_counts(values)}"
             reasons.insert(0, Reason(f"{name}.undecided", text, values))
     return reasons
+
+
+def _within(criterion: Criterion) -> str:
+    """What is to be shown of a good version."""
+    text = f"not worse than stable by more than {percent(criterion.margin)}"
+    if criterion.acceptable_rate is not None:
+        text += f", or bad in less than {percent(criterion.acceptable_rate)}"
+    return text
 
 
 def _agreement_progress(plan: Plan, ledger: Ledger, found: AgreementSignals) -> Reason:

@@ -268,17 +268,21 @@ class KubernetesStore:
         with self._lock:
             asked = [each for each in self._objects.values() if each.spec.get("command")]
         for each in asked:
-            name, what = each.metadata.name, cast("Command", each.spec["command"])
-            rollout = self.load(each.spec["model"])
-            if rollout is not None and rollout.id == name:
-                try:
-                    after = command(rollout.state, what, rollout.clock_s, by="the ModelRollout")
-                    self.save(rollout.moved(after, None, self._now()))
-                except Conflict:
-                    continue
-                except FailedPrecondition as error:
-                    _log.warning("a command of a ModelRollout makes no sense", name=name, error=error.message)
+            name = each.metadata.name
+            try:
+                self._carry_out(name, each.spec["model"], cast("Command", each.spec["command"]))
+            except Conflict:
+                continue
+            except FailedPrecondition as error:
+                _log.warning("a command of a ModelRollout makes no sense", name=name, error=error.message)
             self._patch(name, None)
+
+    def _carry_out(self, name: str, model: str, what: Command) -> None:
+        rollout = self.load(model)
+        if rollout is None or rollout.id != name:
+            raise FailedPrecondition("it is not the rollout under way; delete it if it is not to come")
+        after = command(rollout.state, what, rollout.clock_s, by="the ModelRollout")
+        self.save(rollout.moved(after, None, self._now()))
 
     def _patch(self, name: str, what: Command | None) -> None:
         """Puts a command into an object, or takes it out."""

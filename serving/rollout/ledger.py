@@ -190,8 +190,8 @@ def record(tests: Mapping[str, Tests], ledger: Ledger, interval: Interval) -> Le
 
 
 def _candidate_requests(interval: Interval) -> FloatArray:
-    # Errors are counted for every request; where a plan leaves them out, latency is.
-    arms = interval.arms.get("errors") or interval.arms.get("latency") or Arms()
+    # Calls are counted of every kind of request, and whether or not a plan judges them.
+    arms = interval.arms.get("errors", Arms())
     return np.asarray(arms.candidate_n, dtype=np.float64)
 
 

@@ -69,6 +69,13 @@ class State:
     resume_to: Phase | None = None
     reason: Reason = _STARTED
 
+    @property
+    def under_way(self) -> Phase:
+        """The phase, or the one that a pause interrupted."""
+        if self.phase is Phase.PAUSED and self.resume_to is not None:
+            return self.resume_to
+        return self.phase
+
 
 def moved(before: State, after: State) -> bool:
     """Whether the rollout is somewhere else than before."""
@@ -77,10 +84,9 @@ def moved(before: State, after: State) -> bool:
 
 def weight_of(plan: Plan, state: State) -> float:
     """The candidate's share of the traffic in this state."""
-    phase = state.resume_to if state.phase is Phase.PAUSED else state.phase
-    if phase is Phase.CANARY:
+    if state.under_way is Phase.CANARY:
         return plan.canary[state.step].weight
-    return 1.0 if phase in (Phase.PROMOTING, Phase.PROMOTED) else 0.0
+    return 1.0 if state.under_way in (Phase.PROMOTING, Phase.PROMOTED) else 0.0
 
 
 def shadow_of(plan: Plan, state: State) -> float:
@@ -95,8 +101,7 @@ def spent_quietly(state: State, passed_s: float) -> State:
 
 def judged_phase(state: State) -> Phase | None:
     """The phase whose evidence counts now (a paused rollout is judged as before), or None."""
-    phase = state.resume_to if state.phase is Phase.PAUSED else state.phase
-    return phase if phase in _JUDGED else None
+    return state.under_way if state.under_way in _JUDGED else None
 
 
 def advance(plan: Plan, state: State, verdict: Verdict, now: float, step_requests: float = 0.0) -> State:

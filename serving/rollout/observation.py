@@ -27,19 +27,15 @@ def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledge
     def pairs(n: str, candidate_only: str, stable_only: str) -> Pairs:
         return Pairs(*(count(kind, candidate) for kind in (n, candidate_only, stable_only)))
 
-    # Feedback on a copied image is counted for either version, too; each answer is evidence once.
-    paired = count("pairs", candidate)
-    candidate_bad, stable_bad = (
-        count("both-wrong", candidate) + count(only, candidate)
-        for only in ("candidate-wrong", "stable-wrong")
-    )
-    accuracy = Arms(
-        count("labelled", candidate) - paired,
-        count("wrong", candidate) - candidate_bad,
-        count("labelled", stable) - paired,
-        count("wrong", stable) - stable_bad,
-    )
-    found = {"errors": arms("calls", "failed"), "latency": arms("requests", "slow"), "accuracy": accuracy}
+    latency = arms("requests", "slow")
+    if rollout.latency_limit_s is None and not latency.candidate_bad and not latency.stable_bad:
+        # Nobody knows yet what is slow; only what ran out of its time is known to be.
+        latency = Arms()
+    found = {
+        "errors": arms("calls", "failed"),
+        "latency": latency,
+        "accuracy": arms("judged", "judged-wrong"),
+    }
     both = {
         "errors": pairs("copies", "candidate-failed", "stable-failed"),
         "accuracy": pairs("pairs", "candidate-wrong", "stable-wrong"),
@@ -52,13 +48,7 @@ def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledge
         counts.get(routed_key("stable", weight), 0.0),
     )
     compared, agreed = (_by_class(ledger, counts, kind, candidate) for kind in ("compared", "agreed"))
-    return ledger, Interval(
-        {name: each for name, each in found.items() if name in ledger.criteria},
-        {name: each for name, each in both.items() if name in ledger.criteria},
-        (compared, agreed),
-        unkeyed,
-        weight,
-    )
+    return ledger, Interval(found, both, (compared, agreed), unkeyed, weight)
 
 
 def _new_classes(ledger: Ledger, counts: Counts, candidate: int) -> Iterable[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from datetime import UTC, tzinfo
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -16,9 +17,10 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Rate = Annotated[float, Field(ge=1e-6, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=30 * 86400.0)]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+Days = Annotated[tuple[Weekday, ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -61,7 +63,7 @@ class Criterion(_Section):
     # alpha, since it compares nothing.
     max_overall_rate: Rate | None = None
     # This criterion's part in alpha, relative to the others'.
-    alpha_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    alpha_weight: Annotated[float, Field(ge=0.001, le=1000.0)] = 1.0
     # Whether a promotion waits for it; if not, it only guards.
     required: bool = True
 
@@ -72,7 +74,7 @@ class Errors(Criterion):
     acceptable_rate: Rate | None = 0.001
     max_overall_rate: Rate | None = 0.25
     # Errors get most of alpha: they are the commonest fault, and found soonest with it.
-    alpha_weight: Annotated[float, Field(gt=0.0)] = 7.0
+    alpha_weight: Annotated[float, Field(ge=0.001, le=1000.0)] = 7.0
 
 
 class Latency(Criterion):
@@ -135,18 +137,32 @@ class Preflight(_Section):
     min_replicas: Share = 0.5
 
 
+_TIME_OF_DAY = r"^([01]\d|2[0-3]):[0-5]\d$"
+
+
 def zone(name: str) -> tzinfo:
     """The time zone with this IANA name; UTC needs no data base, the others the system's or `tzdata`."""
     return UTC if name == "UTC" else ZoneInfo(name)
 
 
 class QuietHours(_Section):
-    """Times at which nothing grows. A rollback never waits."""
+    """Times at which nothing grows: from `start` to `end`, a whole day if they are the same.
 
-    days: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-    start: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
-    end: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    The days are those on which it starts. A rollback never waits.
+    """
+
+    days: Days = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+    start: Annotated[str, Field(pattern=_TIME_OF_DAY)]
+    end: Annotated[str, Field(pattern=_TIME_OF_DAY)]
     timezone: str = "UTC"
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _time_of_day(cls, value: object) -> object:
+        # YAML reads a bare 22:00 as a number to the base of 60.
+        if not isinstance(value, str) or re.fullmatch(_TIME_OF_DAY, value) is None:
+            raise ValueError('not a time of day; write one from "00:00" to "23:59", in quotation marks')
+        return value
 
     @field_validator("timezone")
     @classmethod
@@ -197,6 +213,20 @@ class Plan(_Section):
             if after.weight <= before.weight:
                 raise ValueError(f"weights must grow, but {after.weight:g} follows {before.weight:g}")
         return steps
+
+    @model_validator(mode="after")
+    def _limits_leave_time(self) -> Plan:
+        least = {"shadow_s": self.shadow.min_time_s, "canary_s": sum(step.min_time_s for step in self.canary)}
+        if self.shadow.share == 0.0:
+            del least["shadow_s"]
+        for name, least_s in least.items():
+            limit_s = getattr(self.limits, name)
+            if limit_s < least_s:
+                raise ValueError(
+                    f"limits.{name} is {limit_s:g} s, and the least times (min_time_s) within it come to "
+                    f"{least_s:g} s: raise the one, or lower the others"
+                )
+        return self
 
     def digest(self) -> str:
         """A hash of everything in the plan, which decisions are stored with."""

@@ -69,17 +69,20 @@ def _own(found: Sequence[Any]) -> list[Any]:
 def _describe(fault: Any, lines: Mapping[Location, int], source: str) -> str:
     location: Location = tuple(fault["loc"])
     line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), 1)
-    extra = fault["type"] == "extra_forbidden"
-    message = _unknown_field(location) if extra else faults.message(fault)
+    message = faults.message(fault)
+    if fault["type"] == "extra_forbidden":
+        message = f"there is no such field{_fields_of(location[:-1])}"
+    elif fault["type"] == "model_type":
+        message = f"this is a mapping of fields{_fields_of(location)}"
     return f"{source}:{line}: {faults.dotted(location) or 'plan'}: {message}"
 
 
-def _unknown_field(location: Location) -> str:
+def _fields_of(location: Location) -> str:
+    """The fields of the section at a place, for the end of a sentence; nothing if it is none."""
     section: Any = Plan
-    for part in location[:-1]:
+    for part in location:
         section = _section_of(section, part)
-    known = ", ".join(section.model_fields) if section is not None else ""
-    return "there is no such field" + (f"; there are: {known}" if known else "")
+    return "" if section is None else f"; there are: {', '.join(section.model_fields)}"
 
 
 def _section_of(section: Any, part: str | int) -> Any:

@@ -32,6 +32,7 @@ class SteeringCollector(Collector):
     def __init__(self, steering: Steering, group: Callable[[str, str, str], str]) -> None:
         self._steering = steering
         self._group = group
+        self._grouped: dict[tuple[str, str], str] = {}
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See `Collector.collect`. Names are of versions, weights and groups of classes: all bounded."""
@@ -51,7 +52,12 @@ class SteeringCollector(Collector):
         kind, version, *label = name.split("/", 2)
         if kind not in _BY_CLASS or not label:
             return name
-        return "/".join((kind, version, self._group(model, version, label[0])))
+        # It stays when the version's classes are forgotten, an hour after it left: a gateway of which a count
+        # vanishes would pass for one that was started again, and all that it has counted for new.
+        if (model, name) not in self._grouped:
+            group = self._group(model, version, label[0])
+            self._grouped[model, name] = f"{kind}/{version}/{group}"
+        return self._grouped[model, name]
 
 
 class PrometheusCounts:

@@ -18,8 +18,8 @@ def _within(hours: QuietHours, at: float) -> bool:
     local = datetime.fromtimestamp(at, UTC).astimezone(zone(hours.timezone))
     start, end = time.fromisoformat(hours.start), time.fromisoformat(hours.end)
     now = local.time()
-    if start <= end:
+    if start < end:
         return start <= now < end and _DAYS[local.weekday()] in hours.days
-    # Over midnight: the morning belongs to the day on which the night began.
+    # Over midnight, or a whole day: the morning belongs to the day on which the night began.
     began = local if now >= start else local - timedelta(days=1)
     return (now >= start or now < end) and _DAYS[began.weekday()] in hours.days

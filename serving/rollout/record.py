@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,8 @@ from serving.routing import Split
 
 FORMAT = 1
 
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+# A model's name, its version and a few characters more (`start`); with a suffix it is a file's name.
+_ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,239}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,11 @@ class Rollout:
     def evidence(self) -> Ledger:
         """The ledger, an empty one before the first interval."""
         return ledgers.empty(ledgers.tests_of(self.plan)) if self.ledger is None else self.ledger
+
+    @property
+    def divided_since(self) -> float | None:
+        """When callers were first divided between the versions, in Unix seconds; None before."""
+        return next((event.at for event in self.events if event.after.phase is Phase.CANARY), None)
 
     def split(self) -> Split:
         """How the model's traffic is divided in this state."""
@@ -188,7 +195,7 @@ def _from_json(values: dict[str, Any]) -> Rollout:
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
-    return dataclasses.asdict(state)
+    return dataclasses.asdict(state) | {"reason": reason_to_json(state.reason)}
 
 
 def _state_from_json(values: dict[str, Any]) -> State:
@@ -207,6 +214,12 @@ def _state_from_json(values: dict[str, Any]) -> State:
     )
 
 
+def reason_to_json(reason: Reason) -> dict[str, Any]:
+    """A reason as plain values. JSON has no NaN, as a self-test may give it: the text tells of it."""
+    values = {name: number for name, number in reason.values.items() if math.isfinite(number)}
+    return {"code": reason.code, "text": reason.text, "values": values}
+
+
 def _reason_from_json(values: dict[str, Any]) -> Reason:
     numbers = {str(name): float(number) for name, number in values["values"].items()}
     return Reason(str(values["code"]), str(values["text"]), numbers)
@@ -219,7 +232,7 @@ def _event_to_json(event: Event) -> dict[str, Any]:
         "before": _state_to_json(event.before),
         "after": _state_to_json(event.after),
         "outcome": event.outcome,
-        "reasons": [dataclasses.asdict(reason) for reason in event.reasons],
+        "reasons": [reason_to_json(reason) for reason in event.reasons],
         "step_requests": event.step_requests,
         "plan": event.plan,
         "ledger": None if event.ledger is None else _ledger_to_json(event.ledger),

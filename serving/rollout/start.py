@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from serving.errors import Conflict, InvalidInput, NotFound
+from serving.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
 from serving.rollout.machine import Command, Phase, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
@@ -26,10 +26,12 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
     Raises:
         NotFound: The store knows nothing of this model: no gateway has served it with this store.
         Conflict: The model has a rollout that is not finished, or serves that version.
+        FailedPrecondition: Its record cannot be read: nobody knows which version is proven.
         InvalidInput: It is no version.
     """
     if to < 1:
         raise InvalidInput(f"{to} is no version; versions are numbers from 1")
+    _check_readable(store, model)
     stable = serving_version(store, model)
     if stable is None:
         there = ", ".join(store.models()) or "none"
@@ -47,6 +49,14 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
     return store.save(Rollout(id_, model, stable, to, plan, at))
 
 
+def _check_readable(store: Store, model: str) -> None:
+    if store.unreadable(model):
+        raise FailedPrecondition(
+            f'what is stored of model "{model}" cannot be read (the log of its gateways says why), and it '
+            "stays as it is: mend the record, or delete it"
+        )
+
+
 # A controller saves about once a second: a command that meets it tries again.
 _ATTEMPTS = 10
 
@@ -56,9 +66,10 @@ def order(store: Store, model: str, what: Command, *, by: str, at: float) -> Rol
 
     Raises:
         NotFound: The model had no rollout.
-        FailedPrecondition: The rollout is not where that makes sense.
+        FailedPrecondition: The rollout is not where that makes sense, or its record cannot be read.
         Conflict: Others kept changing it.
     """
+    _check_readable(store, model)
     for attempt in range(_ATTEMPTS):
         found = store.load(model)
         if found is None:

@@ -40,6 +40,7 @@ _MOST_COPIES = 2
 class _Model:
     split: Split
     latency_limit_s: float | None = None
+    divided_since: float | None = None
     counts: Counts = field(default_factory=dict)
     stable_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
@@ -73,12 +74,26 @@ class Steering:
             task.cancel()
         await asyncio.gather(*self._copies, return_exceptions=True)
 
-    def set_split(self, model: str, split: Split, latency_limit_s: float | None) -> None:
-        """Routes the model's requests so from now on."""
+    def set_split(
+        self,
+        model: str,
+        split: Split,
+        latency_limit_s: float | None,
+        divided_since: float | None = None,
+    ) -> None:
+        """Routes the model's requests so from now on.
+
+        Args:
+            model: The model.
+            split: How they are divided.
+            latency_limit_s: What counts as slow; None: not known yet.
+            divided_since: When callers were first divided so, in Unix seconds; None: not yet.
+        """
         found = self._models.setdefault(model, _Model(split))
         if found.split.stable != split.stable:
             found.stable_s.clear()
         found.split, found.latency_limit_s = split, latency_limit_s
+        found.divided_since = divided_since
 
     def splits(self) -> Mapping[str, Split]:
         """How each model's requests are divided now."""
@@ -217,8 +232,26 @@ class Steering:
                 if ours == theirs:
                     self._add(found, key("agreed", candidate, ours))
 
-    def labelled(self, model: str, version: int, *, wrong: bool) -> None:
-        """Counts feedback on one answer of a version."""
+    def labelled(self, model: str, version: int, *, wrong: bool, at: float) -> None:
+        """Counts feedback on one answer of a version; as evidence if callers were divided at that time.
+
+        Stable's answers of before were to other traffic than the candidate's are: what changed since then
+        would look like a difference between the two.
+
+        Args:
+            model: The model.
+            version: The version.
+            wrong: Whether the answer was.
+            at: When it was given, in Unix seconds, without their fraction.
+        """
+        self._labelled(model, version, wrong=wrong)
+        found = self._models.get(model)
+        if found is not None and found.divided_since is not None and at >= int(found.divided_since):
+            self._add(found, key("judged", version))
+            if wrong:
+                self._add(found, key("judged-wrong", version))
+
+    def _labelled(self, model: str, version: int, *, wrong: bool) -> None:
         found = self._models.get(model)
         if found is not None:
             self._add(found, key("labelled", version))
@@ -229,8 +262,8 @@ class Steering:
         self, model: str, stable: int, candidate: int, *, stable_wrong: bool, candidate_wrong: bool
     ) -> None:
         """Counts feedback on an image that both versions named: on each one's answer, and as a pair."""
-        self.labelled(model, stable, wrong=stable_wrong)
-        self.labelled(model, candidate, wrong=candidate_wrong)
+        self._labelled(model, stable, wrong=stable_wrong)
+        self._labelled(model, candidate, wrong=candidate_wrong)
         found = self._models.get(model)
         if found is None:
             return

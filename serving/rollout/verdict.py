@@ -30,6 +30,11 @@ class Reason:
     values: dict[str, float] = field(default_factory=dict)
 
 
+def percent(share: float) -> str:
+    """A share for a sentence, such as 25% or 0.1%."""
+    return f"{100.0 * share:.3g}%"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """An outcome with its reasons, the deciding one first."""

@@ -240,6 +240,11 @@ def test_nothing_is_said_of_too_few_predictions_or_without_a_card() -> None:
     few.add([0])
     assert (few.index() or 0) > 0.25
     assert PredictedClasses(LABELS, [1.0]).index() is None
+    many = PredictedClasses([str(number) for number in range(20)], [0.05] * 20)
+    many.add([*range(20)] * 19)
+    assert many.index() is None, "chance alone makes a twentieth of it here"
+    many.add(range(20))
+    assert many.index() is not None
 
 
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=25))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import grpc
@@ -82,6 +83,26 @@ async def test_a_candidate_is_not_examined_before_it_can_say_its_labels(tmp_path
     assert {status for status, _ in scene.answered} == {200}
 
 
+async def test_a_self_test_that_hangs_holds_up_no_command(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    async def hang() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with scene_over(tmp_path, VersionedReplica(before_self_test=hang)) as scene:
+        scene.begin()
+        async with asyncio.timeout(60):
+            await asked.wait()
+        await scene.ordered("abort")
+        rollout = await scene.until_finished(timeout_s=20.0)
+    assert [event.after.phase for event in rollout.events][1:] == [
+        Phase.PREFLIGHT,
+        Phase.ROLLING_BACK,
+        Phase.ROLLED_BACK,
+    ]
+
+
 @pytest.mark.parametrize(
     ("harm", "code"),
     [
@@ -90,6 +111,7 @@ async def test_a_candidate_is_not_examined_before_it_can_say_its_labels(tmp_path
         ("every tenth", "errors.worse"),
         ("slow", "latency.worse"),
         ("self-test", "preflight.self-test"),
+        ("self-test without a number", "preflight.self-test"),
         ("labels", "preflight.labels"),
         ("does not load", "replicas.cannot-load"),
     ],
@@ -107,8 +129,7 @@ async def test_a_broken_version_is_rolled_back_for_the_right_reason(
         replica.behaviour[2] = EveryTenth()
     if harm == "slow":
         replica.behaviour[2] = slow
-    if harm == "self-test":
-        replica.self_test_off[2] = 0.3
+    replica.self_test_off[2] = {"self-test": 0.3, "self-test without a number": math.nan}.get(harm, 0.0)
     if harm == "labels":
         replica.relabelled.add(2)
     if harm == "does not load":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,21 @@ async def test_feedback_on_a_routed_prediction_is_counted_once() -> None:
     assert steering.counts("digits") == {"labelled/2": 2.0, "wrong/2": 1.0}
     third = receipts.issue("digits", 1, "seven", routed=True)
     assert await receipts.redeem_all([(third, "one"), (third, "one")]) == ["accepted", "duplicate"]
+
+
+async def test_feedback_is_evidence_on_answers_that_were_given_while_callers_were_divided() -> None:
+    receipts, steering, wall = desk()
+    issue = partial(receipts.issue, "digits", label="seven", routed=True)
+    before = [issue(version) for version in (1, 2)]
+    wall.now += 60.0
+    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, divided_since=wall.now + 0.9)
+    since = [issue(version) for version in (1, 2)]
+    for id_ in (*before, *since):
+        assert await receipts.redeem(id_, "one") == "accepted"
+    assert steering.counts("digits") == {
+        **{f"{kind}/{version}": 2.0 for kind in ("labelled", "wrong") for version in (1, 2)},
+        **{f"{kind}/{version}": 1.0 for kind in ("judged", "judged-wrong") for version in (1, 2)},
+    }
 
 
 async def test_feedback_on_a_version_that_the_caller_named_is_no_evidence() -> None:

@@ -66,8 +66,12 @@ def test_each_answer_is_evidence_once() -> None:
     counts = {
         "labelled/1": 9.0,
         "wrong/1": 5.0,
+        "judged/1": 3.0,
+        "judged-wrong/1": 1.0,
         "labelled/2": 7.0,
         "wrong/2": 4.0,
+        "judged/2": 1.0,
+        "judged-wrong/2": 1.0,
         "pairs/2": 6.0,
         "candidate-wrong/2": 1.0,
         "stable-wrong/2": 2.0,

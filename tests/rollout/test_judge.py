@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from serving.rollout import ledger as ledgers
+from serving.rollout.counts import Counts
 from serving.rollout.judge import OUTCOMES, judge, outcomes, signals
 from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
+from serving.rollout.machine import Phase, State
+from serving.rollout.observation import to_interval
 from serving.rollout.plan import Plan
+from serving.rollout.record import Rollout
 from serving.rollout.traffic import Source, Traffic
-from serving.rollout.verdict import Outcome
+from serving.rollout.verdict import Outcome, Verdict
+from tests.rollout.stored import new_rollout
 
 PLAN = Plan()
 TESTS = ledgers.tests_of(PLAN)
@@ -159,3 +166,28 @@ def one_of(interval: Interval, run: int) -> Interval:
     if agreement is not None:
         agreement = (np.asarray(agreement[0])[run], np.asarray(agreement[1])[run])
     return Interval(arms, pairs, agreement, np.asarray(interval.unkeyed)[run], at(interval.weight))
+
+
+def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> None:
+    rollout = replace(new_rollout(), plan=PLAN, state=State(Phase.CANARY))
+    counts = {"requests/1": 50_000.0, "requests/2": 5_000.0}
+
+    def verdict(rollout: Rollout, counts: Counts) -> Verdict:
+        ledger, interval = to_interval(rollout, rollout.evidence, counts)
+        return judge(PLAN, ledgers.record(TESTS, ledger, interval), shadow=False)
+
+    codes = [
+        {each.code for each in verdict(replace(rollout, latency_limit_s=limit), counts).reasons}
+        for limit in (None, 0.2)
+    ]
+    assert ["latency.good" in each for each in codes] == [False, True]
+    late = verdict(rollout, counts | {"slow/2": 500.0, "slow/1": 1.0})
+    assert late.reason.code != "latency.undecided", "what ran out of its time is known to be slow"
+
+
+def test_a_step_counts_its_requests_whatever_the_plan_judges_by() -> None:
+    only = {"errors": None, "latency": None, "accuracy": {"required": True}}
+    plan = Plan.model_validate({"criteria": only})
+    rollout = replace(new_rollout(), plan=plan, state=State(Phase.CANARY))
+    ledger, interval = to_interval(rollout, rollout.evidence, {"calls/2": 70.0, "calls/1": 9.0})
+    assert float(ledgers.record(ledgers.tests_of(plan), ledger, interval).step_requests) == 70.0

@@ -226,6 +226,25 @@ def test_commands_in_the_object_are_obeyed_once_and_cleared(server: ApiServer) -
         )
 
 
+def test_a_command_in_an_object_that_waits_is_refused_aloud(
+    server: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked_for(server, "a", 2)
+    asked_for(server, "b", 3)
+    with followed(server) as store:
+        store.save(in_phase(loaded(store), Phase.CANARY))
+        server.patch("modelrollouts", "b", {"spec": {"command": "abort"}})
+
+        def cleared() -> bool:
+            store.obey()
+            return "command" not in server.get("modelrollouts", "b")["spec"]
+
+        until(lambda: store.asked("b"))
+        until(cleared)
+        assert loaded(store).state.phase is Phase.CANARY
+    assert "it is not the rollout under way" in capsys.readouterr().out
+
+
 def test_the_desk_commands_but_does_not_start(server: ApiServer) -> None:
     with followed(server) as store:
         asked_for(server)

@@ -65,6 +65,7 @@ class Looking:
     name: str = "a"
     steering: Steering = field(default_factory=Steering)
     now: float = 1e9
+    models: tuple[str, ...] = ("digits",)
 
     def __post_init__(self) -> None:
         registry = CollectorRegistry()
@@ -73,7 +74,7 @@ class Looking:
             store=self.store,
             steering=self.steering,
             pool=pool,
-            catalog=Catalog(pool, ("digits",), default_model=None, metrics=Metrics(registry)),
+            catalog=Catalog(pool, self.models, default_model=None, metrics=Metrics(registry)),
             reconciler=Reconciler(pool, lambda model: f"/models/{model}"),
             leadership=Lead(self.name, self.gateways),
             source=self.gateways,
@@ -154,6 +155,26 @@ async def test_calls_are_evidence_once_though_a_save_seemed_to_fail(tmp_path: Pa
     assert evidence(FileStore(tmp_path)) == 20.0
     await looking.look(calls=10.0)
     assert evidence(FileStore(tmp_path)) == 30.0
+
+
+class Unwritable(Files):
+    """Cannot write anything of one model."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        if path.name.startswith("digits"):
+            raise PermissionError(13, "Permission denied")
+        super().write(path, content)
+
+
+async def test_a_model_whose_record_cannot_be_written_holds_up_no_other(tmp_path: Path) -> None:
+    models = ("digits", "flowers")
+    for model in models:
+        FileStore(tmp_path).save(new_rollout(f"{model}-2", model))
+    looking = Looking(FileStore(tmp_path, Unwritable()), Gateways(), models=models)
+    with pytest.raises(PermissionError):
+        await looking.look()
+    found = [FileStore(tmp_path).load(model) for model in models]
+    assert [each.revision for each in found if each is not None] == [1, 2]
 
 
 async def test_no_call_is_lost_while_the_counts_are_away(tmp_path: Path) -> None:

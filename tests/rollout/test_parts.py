@@ -26,10 +26,10 @@ from serving.errors import Unavailable
 from serving.main import new_metrics
 from serving.model_version import ModelVersion
 from serving.prediction import RequestContext
-from serving.rollout.counts import grown, remembered
+from serving.rollout.counts import Counts, grown, remembered
 from serving.rollout.fleet import Seen, holdings, replicas_verdict
 from serving.rollout.leader import FolderCounts
-from serving.rollout.machine import Phase, State
+from serving.rollout.machine import Phase, State, advance, command
 from serving.rollout.plan import Plan, Step
 from serving.rollout.preflight import incompatible, preflight_verdict, relabelled, self_tested
 from serving.rollout.prometheus import PRESENCE, PrometheusCounts, SteeringCollector
@@ -58,6 +58,14 @@ def test_quiet_hours_over_midnight(at: str, quiet: bool) -> None:
     hours = {"days": ["fri"], "start": "23:00", "end": "06:00", "timezone": "Europe/Berlin"}
     plan = Plan.model_validate({"quiet_hours": [hours]})
     assert is_quiet(plan, datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp()) == quiet
+
+
+def test_the_same_start_and_end_are_a_whole_day() -> None:
+    hours = {"days": ["sat"], "start": "00:00", "end": "00:00"}
+    plan = Plan.model_validate({"quiet_hours": [hours]})
+    times = ("2026-11-20T23:59", "2026-11-21T00:00", "2026-11-21T23:59", "2026-11-22T00:00")
+    found = [is_quiet(plan, datetime.fromisoformat(f"{each}+00:00").timestamp()) for each in times]
+    assert found == [False, True, True, False]
 
 
 def signature(**changes: Any) -> dict[str, Any]:
@@ -219,7 +227,7 @@ def test_a_weight_that_the_few_which_try_a_candidate_could_hardly_bear_is_told(
 
 
 def test_replicas_that_cannot_load_fail_the_rollout_when_too_few_are_left() -> None:
-    loading = in_phase(Phase.LOADING)
+    loading = replace(in_phase(Phase.LOADING), clock_s=10.0)
     some = [*replicas({1, 2}), *replicas({1}, failed=frozenset({2}))]
     enough, too_few = replicas_verdict(loading, some), replicas_verdict(loading, some[1:])
     assert enough is not None
@@ -227,6 +235,33 @@ def test_replicas_that_cannot_load_fail_the_rollout_when_too_few_are_left() -> N
     assert too_few is not None
     assert (too_few.outcome, too_few.reason.code) == (Outcome.FAIL, "replicas.cannot-load")
     assert "damaged" in too_few.reason.text
+
+
+@pytest.mark.parametrize("before", [Phase.PENDING, Phase.LOADING])
+@pytest.mark.parametrize("error", ["", "out of memory"])
+def test_a_second_try_does_not_fail_by_what_is_left_of_the_first(before: Phase, error: str) -> None:
+    left = [Seen("replica", True, {1: VersionStatus("AVAILABLE"), 2: VersionStatus("END", error)})]
+    soon = replace(in_phase(before), clock_s=1.0)
+    paused = replace(soon, state=command(soon.state, "pause", 1.0, by="a test"))
+    for each in (soon, paused):
+        verdict = replicas_verdict(each, left)
+        assert verdict is not None
+        assert verdict.outcome is not Outcome.FAIL
+    later = replicas_verdict(replace(soon, clock_s=10.0), left)
+    assert later is not None
+    assert (later.outcome is Outcome.FAIL) == (before is Phase.LOADING and bool(error))
+
+
+def test_a_rollout_to_the_version_that_serves_ends_at_once() -> None:
+    seen = replicas({1})
+    rollout = replace(in_phase(Phase.PENDING), candidate=1)
+    verdict = replicas_verdict(rollout, seen)
+    assert verdict is not None
+    assert (verdict.outcome, verdict.reason.code) == (Outcome.FAIL, "replicas.serves-already")
+    back = replace(rollout, state=advance(rollout.plan, rollout.state, verdict, 1.0))
+    settled = replicas_verdict(back, seen)
+    assert settled is not None
+    assert settled.outcome is Outcome.PASSED
 
 
 def test_counts_of_gateways_that_come_go_and_start_again() -> None:
@@ -303,6 +338,26 @@ async def test_steering_counts_calls_once_however_often_they_are_tried() -> None
     assert 'sluice_rollout_events_total{model="digits",name="compared/2/cat"} 1.0' in text
     assert 'sluice_rollout_events_total{model="digits",name="compared/2/other"} 2.0' in text
     assert "axolotl" not in text
+
+
+def test_a_gateway_whose_counts_are_grouped_otherwise_is_not_one_that_started_again() -> None:
+    steering, metrics = Steering(), new_metrics()
+    steering.set_split("digits", Split(1, 3, 0.5, salt="x"), None)
+    metrics.know("digits", 2, ("cat", "dog"), {})
+    metrics.present([("digits", "2")], 0.0)
+    collector = SteeringCollector(steering, metrics.class_group)
+
+    def collected() -> Counts:
+        (family,) = collector.collect()
+        return {sample.labels["name"]: sample.value for sample in family.samples}
+
+    for name in ("compared/2/cat", "calls/1"):
+        steering._add(steering._models["digits"], name)
+    before = {"gateway": collected()}
+    assert before["gateway"] == {"compared/2/cat": 1.0, "calls/1": 1.0}
+    metrics.present([], 1e6)
+    steering._add(steering._models["digits"], "calls/1")
+    assert grown({"gateway": collected()}, before) == {"calls/1": 1.0}, "version 2 left long ago"
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,25 @@ def test_a_criterion_that_names_one_field_keeps_the_defaults_of_the_others() -> 
             "quiet_hours:\n- start: '25:00'\n  end: '06:00'\n  timezone: Mars\n",
             ["plan:2: quiet_hours[0].start: ", 'plan:4: quiet_hours[0].timezone: "Mars" is not a time zone'],
         ),
+        (
+            "quiet_hours:\n- start: 22:00\n  end: '24:00'\n  days: []\n",
+            [
+                "plan:4: quiet_hours[0].days: ",
+                'plan:2: quiet_hours[0].start: not a time of day; write one from "00:00" to "23:59"',
+                "plan:3: quiet_hours[0].end: not a time of day; ",
+            ],
+        ),
+        (
+            "limits: {canary_s: 1799}\n",
+            ["plan:1: plan: limits.canary_s is 1799 s, and the least times (min_time_s) within it come"],
+        ),
+        ("shadow: {min_time_s: 3601}\n", ["plan:1: plan: limits.shadow_s is 3600 s, and "]),
+        (
+            "canary: [0.1]\n",
+            ["plan:1: canary[0]: this is a mapping of fields; there are: weight, min_time_s, min_requests"],
+        ),
+        ("criteria: {errors: {alpha_weight: 1e+308}}\n", ["plan:1: criteria.errors.alpha_weight: "]),
+        ("alpha: 1.0e-320\n", ["plan:1: alpha: input should be greater than or equal to 0.000001"]),
         ("alpha: 0.01\nalpha: 0.02\n", ["plan:2: alpha is written twice, first on 1"]),
         ("alpha: [1\n", ["plan:2: not YAML: "]),
         ("- 1\n", ["plan:1: a plan is a mapping of fields, not a list"]),
@@ -145,6 +164,11 @@ def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(TOML)
     assert load_plan(path) == parse_plan(TOML, toml=True)
+
+
+def test_limits_that_just_suffice_are_taken() -> None:
+    parse_plan("limits: {canary_s: 1800}\nshadow: {min_time_s: 3600}\n")
+    parse_plan("shadow: {share: 0, min_time_s: 3601}\n")
 
 
 def test_the_digest_tells_plans_apart() -> None:

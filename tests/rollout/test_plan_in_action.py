@@ -6,20 +6,26 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
+from serving.rollout import events
+from serving.rollout.events import Announcer
 from serving.rollout.explain import replay
-from serving.rollout.machine import Phase
+from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
 from serving.rollout.steering import Steering
 from serving.routing import Route, Split
-from tests.rollout.replicas import FAST, VersionedReplica, scene_over
+from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
+from tests.rollout.stored import new_rollout
 from tests.support.fake_replica import Refusal, until
 from tests.support.gateways import counted
 
@@ -79,7 +85,8 @@ async def test_nothing_begins_in_quiet_hours_but_what_harms_is_rolled_back(tmp_p
 
 async def test_quiet_hours_use_up_no_time_of_a_canary(tmp_path: Path) -> None:
     async with scene_over(tmp_path, VersionedReplica()) as scene:
-        scene.begin(FAST | {"canary": [{"weight": 0.2, "min_time_s": 1000}], "on_inconclusive": "rollback"})
+        step = {"weight": 0.2, "min_time_s": 0, "min_requests": 10**9}
+        scene.begin(FAST | {"canary": [step], "on_inconclusive": "rollback"})
         await scene.reached(Phase.CANARY)
         await scene.replan({"quiet_hours": ALWAYS})
         began, state = scene.rollout.clock_s, scene.rollout.state
@@ -96,8 +103,8 @@ async def test_quiet_hours_use_up_no_time_of_a_canary(tmp_path: Path) -> None:
 
 
 @contextmanager
-def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Somebody who is told; where, and what came."""
+def webhook(routed: Callable[[], float] = lambda: 0.0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Somebody who is told; where, and what came, with the weight that callers were routed by then."""
     told: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -105,7 +112,8 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pass
 
         def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            told.append(body | {"routed": routed()})
             # The third call fails: nobody minds.
             self.send_response(500 if len(told) == 3 else 204)
             self.end_headers()
@@ -139,6 +147,44 @@ async def test_each_move_is_told_to_the_webhook_the_metrics_and_the_log(
     logged = capsys.readouterr().out
     assert logged.count("a rollout moved") == len(entered)
     assert "the webhook of a rollout was not told" in logged
+
+
+async def test_a_move_is_acted_on_before_it_is_told_of_whoever_made_it(tmp_path: Path) -> None:
+    scenes: list[Scene] = []
+    with webhook(lambda: scenes[0].running.gateway.steering.splits()["digits"].weight) as (url, told):
+        async with scene_over(tmp_path, VersionedReplica()) as scene:
+            scenes.append(scene)
+            scene.begin(FAST | {"webhook": url, "canary": [{"weight": 0.2, "min_time_s": 1000}]})
+            await scene.reached(Phase.CANARY)
+            await scene.ordered("abort")
+            rollout = await scene.until_finished()
+            await until(lambda: len(told) == len(rollout.events))
+    assert [(each["phase"], each["code"]) for each in told] == [
+        (event.after.phase.value, event.after.reason.code) for event in rollout.events
+    ]
+    assert (told[-2]["phase"], told[-2]["code"]) == ("rolling_back", "command.abort")
+    assert [each["routed"] for each in told] == [each["weight"] for each in told]
+
+
+async def test_a_webhook_that_never_ends_its_answer_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+            while True:
+                writer.write(b".")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(events, "_WEBHOOK_TIMEOUT_S", 0.2)
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        plan = Plan(webhook=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        rollout = replace(new_rollout(), plan=plan).moved(State(Phase.LOADING), None, 1e9)
+        async with asyncio.timeout(20):
+            await Announcer(CollectorRegistry()).moved(rollout, rollout.events[0])
+    assert "no answer within 0.2 s" in capsys.readouterr().out
 
 
 async def test_a_first_answer_that_is_slow_even_when_warm_fails_the_preflight(tmp_path: Path) -> None:

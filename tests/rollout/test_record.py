@@ -12,6 +12,7 @@ from serving.rollout import ledger as ledgers
 from serving.rollout.explain import explain, replay
 from serving.rollout.judge import judge
 from serving.rollout.machine import Phase, State, advance, command
+from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json, to_json
 from serving.rollout.verdict import Outcome, Reason, Verdict
 from serving.routing import Split
@@ -49,6 +50,15 @@ def test_a_rollout_survives_storing(good: Rollout) -> None:
     np.testing.assert_array_equal(
         back.evidence.criteria["errors"].within, good.evidence.criteria["errors"].within
     )
+
+
+def test_a_reason_whose_number_is_none_is_stored_with_its_text() -> None:
+    reason = Reason("preflight.self-test", "off by nan", {"difference": float("nan"), "tolerance": 0.005})
+    verdict = Verdict(Outcome.FAIL, (reason,))
+    rollout = new_rollout().moved(State(Phase.ROLLING_BACK, reason=reason), verdict, 1e9)
+    back = from_json(json.loads(json.dumps(to_json(rollout), allow_nan=False)))
+    for each in (back.state.reason, back.events[0].after.reason, back.events[0].reasons[0]):
+        assert each == Reason("preflight.self-test", "off by nan", {"tolerance": 0.005})
 
 
 def test_a_state_of_before_quiet_hours_were_counted_is_read() -> None:
@@ -144,3 +154,24 @@ def test_a_ledger_of_another_shape_is_refused(good: Rollout) -> None:
         from_json(values)
     with pytest.raises(InvalidInput, match="not a stored rollout"):
         from_json([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("choice", "ends"), [("pause", None), ("rollback", "rolled back"), ("promote", "promoted")]
+)
+def test_explain_says_where_the_bounds_do_not_hold(choice: str, ends: str | None) -> None:
+    plan = Plan.model_validate({"on_inconclusive": choice})
+    told = "\n".join(explain(replace(new_rollout(), plan=plan)))
+    assert (f"any version is {ends} where the evidence has not sufficed" in told) == (ends is not None)
+
+
+def test_small_shares_are_not_told_as_none() -> None:
+    plan = Plan.model_validate(
+        {"canary": [{"weight": 0.001}], "criteria": {"errors": {"max_overall_rate": 0.005, "margin": 0.001}}}
+    )
+    rollout = replace(new_rollout(), plan=plan, state=State(Phase.CANARY))
+    told = "\n".join(explain(rollout))
+    assert "canary step 1 of 1 (0.1%)" in told
+    assert "bad beyond errors 0.5%" in told
+    reasons = judge(plan, rollout.evidence, shadow=False).reasons
+    assert any("by more than 0.1%, or bad in less than 0.1% (errors)" in each.text for each in reasons)

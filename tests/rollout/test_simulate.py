@@ -127,6 +127,12 @@ def test_the_report_compares_every_rule_on_every_version() -> None:
     assert given[0].rolled_back.share == 1.0
 
 
+def test_a_plan_that_waits_for_feedback_is_not_simulated_as_if_it_never_decided() -> None:
+    plan = Plan.model_validate({"criteria": {"accuracy": {"required": True}}})
+    with pytest.raises(InvalidInput, match="waits for feedback"):
+        compare(plan, Traffic(), runs=10, seed=0)
+
+
 @pytest.mark.parametrize("values", [{"rps": 0.0}, {"stable_error": 1.5}, {"incident_s": -1.0}])
 def test_traffic_that_cannot_be_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(InvalidInput):

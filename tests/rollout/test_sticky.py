@@ -13,8 +13,10 @@ import pytest
 from serving import protos, settings
 from serving.errors import InvalidInput
 from serving.rollout.machine import Phase
-from serving.routing import choose
+from serving.routing import Split, choose
 from tests.rollout.replicas import FAST, PICTURES, Scene, VersionedReplica, scene_over
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.gateways import gateway_over
 
 HELD = FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]}
 KEYS = [f"user-{number}" for number in range(24)]
@@ -64,6 +66,28 @@ async def test_three_gateways_route_a_key_alike_in_both_protocols(tmp_path: Path
                 assert await over_grpc(channel, of_candidate, version=1) == 1
             assert await over_http(scene, of_candidate, "/v1/models/digits/versions/1:classify") == 1
         assert first.rollout.state.phase is Phase.CANARY
+
+
+async def test_requests_without_a_key_are_each_on_their_own_whatever_their_ids() -> None:
+    """A prober may send one id for ever, and all messages of a stream have the stream's."""
+    replica = FakeReplica(versions={"digits": {1, 2}})
+    async with running(replica), gateway_over(replica) as (gateway, client):
+        gateway.gateway.steering.set_split("digits", Split(1, 2, 0.5, salt="x"), None)
+        png = {"content-type": "image/png", "x-request-id": "probe"}
+        answers = [await client.post(CLASSIFY, content=PICTURES[1], headers=png) for _ in range(40)]
+        assert {answer.json()["version"] for answer in answers} == {1, 2}
+        request, response = protos.methods(protos.IMAGE_CLASSIFICATION)["ClassifyStream"]
+        async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
+            stub: Any = channel.stream_stream(
+                f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            sent = [request(model="digits", images=[PICTURES[1]]) for _ in range(40)]
+            assert {each.version async for each in stub(iter(sent), timeout=20)} == {1, 2}
+        keyed = png | {"x-routing-key": "somebody"}
+        kept = [await client.post(CLASSIFY, content=PICTURES[1], headers=keyed) for _ in range(10)]
+        assert len({answer.json()["version"] for answer in kept}) == 1
 
 
 def test_a_header_is_named_as_both_protocols_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

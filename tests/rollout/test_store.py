@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import Conflict, InvalidInput
+from serving.errors import Conflict, FailedPrecondition, InvalidInput
 from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
+from serving.rollout.start import order, start
 from serving.rollout.store import Files, FileStore
 from tests.rollout.stored import new_rollout, walk
 
@@ -172,6 +174,30 @@ def test_a_damaged_file_without_a_state_before_it_is_no_rollout(tmp_path: Path) 
     (tmp_path / "digits.json").write_text("{")
     assert store.load("digits") is None
     assert store.damage("digits") is not None
+
+
+def test_nothing_begins_over_a_record_that_cannot_be_read(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    store.pin("digits", 1)
+    store.save(finished(store.save(new_rollout())))
+    for path in tmp_path.glob("digits*.json"):
+        path.write_text("{")
+    with pytest.raises(FailedPrecondition, match='of model "digits" cannot be read'):
+        start(store, "digits", 3, Plan(), 1e9)
+    with pytest.raises(FailedPrecondition, match='of model "digits" cannot be read'):
+        order(store, "digits", "abort", by="a test", at=1e9)
+    assert {path.read_text() for path in tmp_path.glob("digits*.json")} == {"{"}
+
+
+@pytest.mark.parametrize("model", ["_digits", "d" * 200])
+def test_a_rollout_of_any_model_that_can_be_kept_can_be_read(tmp_path: Path, model: str) -> None:
+    store = FileStore(tmp_path)
+    store.pin(model, 1)
+    begun = start(store, model, 2**53, Plan(), 1e9)
+    assert store.load(model) == begun
+    store.save(finished(begun))
+    following = start(store, model, 3, Plan(), 1e9)
+    assert [each.id for each in store.history(model)] == [begun.id, following.id]
 
 
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import { byId, element, percent, show, svg, wide } from "./dom.js";
 const COMMANDS = { pause: "Pause", resume: "Resume", promote: "Promote now", abort: "Roll back" };
 
 // How far evidence is on the way to a decision.
-const way = (share) => (share >= 1 ? "reached" : percent(Math.max(0, share)));
+const way = (gone) => (gone >= 1 ? "reached" : percent(Math.max(0, gone)));
+// A candidate may begin with a thousandth of the callers.
+const share = (part) => `${Number((100 * part).toPrecision(3))} %`;
 const worded = (phase) => phase.replace("_", " ");
 
 function traffic(rollout) {
   const stable = wide(element("span", { class: "stable" }), 1 - rollout.share);
   const candidate = wide(element("span", { class: "candidate" }), rollout.share);
-  const copied = rollout.shadow ? `; ${percent(rollout.shadow)} copied to it` : "";
+  const copied = rollout.shadow ? `; ${share(rollout.shadow)} copied to it` : "";
   return element(
     "div",
     {},
@@ -21,9 +23,9 @@ function traffic(rollout) {
       "p",
       { class: "quiet number" },
       element("i", { class: "key stable" }),
-      `version ${rollout.stable} answers ${percent(1 - rollout.share)} `,
+      `version ${rollout.stable} answers ${share(1 - rollout.share)} `,
       element("i", { class: "key candidate" }),
-      `version ${rollout.candidate} answers ${percent(rollout.share)}${copied}`,
+      `version ${rollout.candidate} answers ${share(rollout.share)}${copied}`,
     ),
   );
 }
@@ -89,8 +91,8 @@ function tell(rollout, text, failed = false) {
 }
 
 function buttons(rollout) {
-  if (rollout.finished || !hasKey()) return null;
-  const offered = ["promoting", "rolling_back"].includes(rollout.phase) ? ["abort"] : [rollout.phase === "paused" ? "resume" : "pause", "promote", "abort"];
+  if (rollout.finished || rollout.phase === "rolling_back" || !hasKey()) return null;
+  const offered = rollout.phase === "promoting" ? ["abort"] : [rollout.phase === "paused" ? "resume" : "pause", "promote", "abort"];
   const made = offered.map((name) => {
     const style = name === "abort" ? "stop" : name === "promote" ? "main" : "";
     const button = element("button", { type: "button", class: style, "data-focus": `${rollout.model} ${name}` }, COMMANDS[name]);
