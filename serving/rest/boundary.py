@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import Internal, SluiceError
+from serving.errors import Internal, SluiceError, Unavailable
 from serving.rest.context import headers_of
 from serving.rest.errors import problem
 from serving.rest.leaving import client_of
@@ -25,6 +25,8 @@ LINGER_S = 10.0
 # A client that sends nothing for this long has sent all, or is waiting for the answer.
 LINGER_IDLE_S = 1.0
 
+# After a shutdown: another gateway is there at once, or this one soon again.
+RETRY_AFTER_S = 1.0
 
 # A refused body up to this size may come while the answer goes out, and the connection stays as it is:
 # closing it would cost both sides more, just when many are refused.
@@ -55,6 +57,11 @@ class Boundary:
         request_id = state["request_id"] = request_id_from(headers.get("x-request-id", ""))
         state["trace"] = child_of(headers.get("traceparent", ""), self._traces_share)
         answer = _Answer(scope, receive, send, self._draining)
+
+        async def tell(error: SluiceError) -> None:
+            in_form = state.get("error_form", problem)  # that of the door that was taken
+            await in_form(error, request_id)(scope, receive, answer.send)
+
         try:
             try:
                 await self._app(scope, receive, answer.send)
@@ -64,12 +71,17 @@ class Boundary:
                 if not isinstance(error, SluiceError):
                     _log.exception("a request failed in an unforeseen way", request_id=request_id)
                     error = Internal("the request failed in an unforeseen way; the log says how")
-                in_form = state.get("error_form", problem)  # that of the door that was taken
-                await in_form(error, request_id)(scope, receive, answer.send)
+                await tell(error)
         except asyncio.CancelledError:
             client = client_of(scope)
-            if client is None or not client.left:
-                raise  # else nobody is there to be answered
+            if client is not None and client.left:
+                return  # nobody is there to be answered
+            if answer.started or not self._draining():
+                raise
+            # The time for draining is over, and uvicorn cancels what is left.
+            await tell(
+                Unavailable("the gateway shut down before it had answered", retry_after_s=RETRY_AFTER_S)
+            )
 
 
 class _Answer:

@@ -228,3 +228,21 @@ async def test_draining_asks_clients_to_leave_and_answers_what_is_in_flight(repl
         await living
         with pytest.raises(httpx.TransportError):
             await client.get("/healthz")
+
+
+async def test_what_is_not_answered_as_the_drain_ends_is_told_to_come_back(replica: FakeReplica) -> None:
+    entered = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with gateway_over(replica, drain_timeout_s=0.1) as (running_gateway, _):
+        replica.before_predict = hang
+        client = httpx.AsyncClient(base_url=running_gateway.http_url, timeout=60)
+        in_flight = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
+        await entered.wait()
+    answer = await in_flight
+    await client.aclose()
+    assert "shut down before it had answered" in refused(answer, 503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
