@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+# What trains models for all tests of a run, and how long a test may take that comes to it first.
+TRAINING = {"digits_models", "published"}
+TRAINING_TIMEOUT_S = 900
 
 
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder of large test data: `SLUICE_TEST_DATA`, by default beside the repository."""
-    return Path(os.environ.get("SLUICE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give those who may have to wait for a training more time than others."""
+    for item in items:
+        if TRAINING & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TRAINING_TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")

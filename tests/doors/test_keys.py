@@ -31,8 +31,9 @@ from serving.errors import InvalidInput, Unauthenticated
 from serving.keys import Keys, hash_of, new_key, read_keys
 from serving.main import Running
 from serving.tokens import Tokens
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import counted, gateway_over
+from tests.support.http import grey_png
 
 PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}

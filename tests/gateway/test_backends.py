@@ -19,6 +19,7 @@ from serving.backends.pool import Pool, choose
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, Refusal, running
+from tests.support.replicas import replica
 
 
 def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None:
@@ -77,15 +78,8 @@ def test_every_status_of_a_replica_is_a_kind_of_error() -> None:
     assert set(tfserving.KIND_OF_STATUS) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
 
 
-def unconnected(address: str) -> Replica:
-    replica = Replica(TensorFlowServing(address))
-    replica.reachable = True
-    replica.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
-    return replica
-
-
 async def test_choice_is_the_less_loaded_of_two() -> None:
-    busy, idle = unconnected("localhost:1"), unconnected("localhost:2")
+    busy, idle = replica("localhost:1"), replica("localhost:2")
     busy.in_flight = 3
     assert choose([busy, idle], random.Random(1), now=0.0) is idle
     busy.in_flight = 0
@@ -95,7 +89,7 @@ async def test_choice_is_the_less_loaded_of_two() -> None:
 
 
 async def test_availability_and_capacity_count_reachable_replicas_with_the_version() -> None:
-    one, two = unconnected("localhost:1"), unconnected("localhost:2")
+    one, two = replica("localhost:1"), replica("localhost:2")
     two.versions["digits"][2] = VersionStatus("AVAILABLE")
     two.versions["digits"][3] = VersionStatus("LOADING")
     pool = Pool([one, two], calls_per_replica=2)

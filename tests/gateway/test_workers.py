@@ -110,6 +110,17 @@ async def test_a_worker_that_is_killed_comes_back() -> None:
             await until_both_count(live)
 
 
+async def until_refused(live: LiveProcess) -> None:
+    """Wait until no worker takes connections any more."""
+    host, _, port = live.http_url.removeprefix("http://").rpartition(":")
+    with contextlib.suppress(ConnectionRefusedError):
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                await asyncio.sleep(0.02)
+
+
 async def test_sigterm_drains_all_and_gives_the_ports_back() -> None:
     release = asyncio.Event()
 
@@ -125,6 +136,8 @@ async def test_sigterm_drains_all_and_gives_the_ports_back() -> None:
                     await asyncio.sleep(0.02)
             children = workers_of(live)
             ended = asyncio.create_task(live.end())
+            await until_refused(live)
+            assert not any(each.done() for each in asked)
             release.set()
             answers = await asyncio.gather(*asked)
             code = await ended
