@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,9 @@ async def test_the_health_check_asks_as_the_gateway_speaks(encrypted: bool, tmp_
     assert check_it
     _, *program = json.loads(check_it[1])
     papers, _ = issue(tmp_path, "server")
-    tls = {"tls_certificate": papers.certificate, "tls_key": papers.key} if encrypted else {}
+    tls: dict[str, Any] = {}
+    if encrypted:
+        tls = {"tls_certificate": papers.certificate, "tls_key": papers.key}
 
     async def fault(**variables: str) -> str:
         done = await asyncio.to_thread(
