@@ -84,10 +84,13 @@ class ServerProcess:
 
         def answers() -> bool:
             assert self.process.poll() is None, self.log_text()[-3000:]
+            ready = grpc.channel_ready_future(self.channel)
             try:
-                grpc.channel_ready_future(self.channel).result(timeout=1)
+                ready.result(timeout=1)
             except grpc.FutureTimeoutError:
                 return False
+            finally:
+                ready.cancel()  # else it asks on, of a channel that is closed in the end
             return not self.has_rest or self._listens(self.rest_port)
 
         until(answers, "the server takes calls")
