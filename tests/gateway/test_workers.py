@@ -56,7 +56,7 @@ async def metrics(live: LiveProcess, accept: str = "text/plain") -> str:
 
 
 async def until_both_ready(live: LiveProcess) -> None:
-    """Wait until both workers serve the model; /readyz, which is asked as they start, tells of one of them."""
+    """Wait until both workers serve the model; /readyz, asked as they start, tells of one of them."""
     async with asyncio.timeout(WAIT_S):
         while (
             counts(await metrics(live), "sluice_model_version_state", "worker", state="AVAILABLE").total() < 2
