@@ -64,7 +64,9 @@ COPY --from=build-gateway /out/ /
 ENV SLUICE_HTTP_HOST=0.0.0.0 \
     SLUICE_GRPC_HOST=0.0.0.0
 EXPOSE 8080 9000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["/usr/bin/python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+# By HTTPS where that is what it speaks, whoever the certificate is for. With SLUICE_TLS_CLIENT_CA it cannot ask.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+  CMD ["/usr/bin/python3", "-c", "import os, ssl, urllib.request as u; e = os.environ.get; u.urlopen('http%s://127.0.0.1:%s/healthz' % ('s' * bool(e('SLUICE_TLS_CERTIFICATE')), e('SLUICE_HTTP_PORT', 8080)), timeout=2, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["/opt/sluice/bin/sluice"]
 CMD ["gateway"]
 

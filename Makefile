@@ -54,7 +54,7 @@ demo: model ## Serve, post a sample image, print the answer, stop
 
 .PHONY: test
 test: install-dev ## Run the tests
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 .PHONY: test-deps
 test-deps: ## Install the system packages that some tests need (as root, Debian)

@@ -7,16 +7,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).parent.parent
+# What trains models for all tests of a run, and how long a test may take that comes to it first.
+TRAINING = {"digits_models", "published"}
+TRAINING_TIMEOUT_S = 900
 
 
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder of large test data: `SLUICE_TEST_DATA`, by default beside the repository."""
-    return Path(os.environ.get("SLUICE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give those who may have to wait for a training more time than others."""
+    for item in items:
+        if TRAINING & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TRAINING_TIMEOUT_S))
+
+
+class OneScene(LoadScopeScheduling):  # type: ignore[misc]
+    """Spreads tests over processes; those over the live scene, which takes a machine by itself, to one.
+
+    In place of xdist's marks of groups, which pytest 9.2 leaves without effect
+    (https://github.com/pytest-dev/pytest-xdist/issues/1386).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "observability" if nodeid.startswith("tests/observability/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneScene:
+    """How the tests of a run with several processes are spread over them."""
+    return OneScene(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import REPOSITORY
 from tests.support.processes import started
 
@@ -30,13 +28,6 @@ OTHERS = [command for command in COMMANDS if not command.startswith("make ")]
 def test_the_readme_has_commands() -> None:
     assert "make serve" in MAKE
     assert any(command.startswith("curl --data-binary") for command in OTHERS)
-
-
-@pytest.mark.parametrize("command", MAKE)
-def test_make_targets_exist(command: str) -> None:
-    """Their work is what CI and the other tests do; here only that the target is there, with a help text."""
-    target = command.split()[1]
-    assert re.search(rf"^{target}:.*## \S", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
 
 async def test_every_other_command_runs(digits_models: Path, tmp_path: Path) -> None:

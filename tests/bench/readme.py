@@ -33,7 +33,10 @@ def _loads(model: str, each: Mapping[str, Any]) -> str:
 
 
 def _load(load: Mapping[str, float] | None) -> str:
-    return f"{load['per_s']:.0f} ({load['p50_ms']:.1f} / {load['p99_ms']:.1f})" if load else ""
+    if not load:
+        return ""
+    failed = f", {load['failed']:.0f} failed" if load["failed"] else ""
+    return f"{load['per_s']:.0f} ({load['p50_ms']:.1f} / {load['p99_ms']:.1f}){failed}"
 
 
 def _lines(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -274,10 +274,12 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     found = summaries()
     found["resnet20"]["failed_peers"] = {"KServe": "ended with code 3"}
+    found["resnet20"]["loads"]["BentoML, 8 clients"]["failed"] = 7
     readme.write(found, path)
     assert path.read_text() == f"before\n{readme.BEGIN}\n{readme.table(found)}\n{readme.END}\nafter\n"
     assert "| KServe | not measured: ended with code 3 |" in path.read_text()
     assert "| Sluice | 100 (4.0 / 6.0) | 100 (4.0 / 6.0) | 100 (4.0 / 6.0) |" in path.read_text()
+    assert "| BentoML | 100 (4.0 / 6.0) | 100 (4.0 / 6.0), 7 failed | 100 (4.0 / 6.0) |" in path.read_text()
     path.write_text("no markers")
     with pytest.raises(ValueError, match="lacks the lines"):
         readme.write(found, path)

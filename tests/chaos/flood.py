@@ -45,10 +45,12 @@ class Seen(NamedTuple):
     """What was seen.
 
     Attributes:
-        sent: requests, and those that were to be sent while every connection was taken.
+        sent: requests.
+        unsent: those that were to be sent while every connection was taken.
         statuses: answers by status; `0` for connections that broke.
         latency_s: by status, the latencies' median and 99th percentile, in seconds.
-        per_s: answers with 200 a second, over the time of sending.
+        late: answers with 200 that came behind the deadline.
+        per_s: answers with 200 a second, while requests were sent.
         cpu_share: processor time of this client, as a share of one core.
     """
 
@@ -56,6 +58,7 @@ class Seen(NamedTuple):
     unsent: int
     statuses: dict[str, int]
     latency_s: dict[str, tuple[float, float]]
+    late: int
     per_s: float
     cpu_share: float
 
@@ -109,6 +112,7 @@ class _Client:
         self.latencies: dict[int, list[float]] = {}
         self.sent = 0
         self.unsent = 0
+        self.answered_per_s = 0.0
         self.asking = True
 
     async def open(self) -> None:
@@ -147,7 +151,7 @@ class _Client:
             self._free.remove(connection)
 
     async def run(self) -> float:
-        """Ask as long as it should; how long that was."""
+        """Ask as long as it should, and wait for the answers; how long it asked."""
         started = time.perf_counter()
         if self._flood.rate == 0:
             await asyncio.gather(*(self.open() for _ in range(self._flood.connections)))
@@ -155,6 +159,7 @@ class _Client:
         else:
             await self._at_rate(started)
         took_s = time.perf_counter() - started
+        self.answered_per_s = len(self.latencies.get(200, ())) / took_s
         self.asking = False
         async with asyncio.timeout(_GRACE_S):
             while self._busy or self._opening:
@@ -190,7 +195,8 @@ async def _flood(flood: Flood, body: bytes) -> Seen:
         unsent=client.unsent,
         statuses={str(status): len(found) for status, found in client.latencies.items()},
         latency_s=quantiles,
-        per_s=len(client.latencies.get(200, ())) / took_s,
+        late=sum(each > flood.deadline_s for each in client.latencies.get(200, ())),
+        per_s=client.answered_per_s,
         cpu_share=(usage.ru_utime + usage.ru_stime) / took_s,
     )
 

@@ -41,6 +41,7 @@ class Overload:
         asked_per_s: requests a second in the overload.
         goodput: answers a second in the overload, as a share of the capacity.
         late: of the requests that were admitted, the share that were not answered before the deadline.
+        unsent: requests that were to be sent and for which the client had no connection.
         admitted_p99_ms: of those that were answered.
         rss_mib: the gateway's before, at most during, and after the overload.
         after: of the requests after the overload, the share that were answered.
@@ -71,6 +72,7 @@ class Overload:
             and highest <= 4 * before
             and after <= 1.5 * before
             and self.after == 1.0
+            and self.unsent == 0
             and not self.statuses.keys() - {"200", "503", "504"}
         )
 
@@ -147,13 +149,13 @@ def _figures(
     rss: tuple[int, int, int],
     cpu_s: float,
 ) -> Overload:
-    good, late = seen.statuses.get("200", 0), seen.statuses.get("504", 0)
+    answered, given_up = seen.statuses.get("200", 0), seen.statuses.get("504", 0)
     admitted, refused = seen.latency_s.get("200", (0.0, 0.0)), seen.latency_s.get("503", (0.0, 0.0))
     return Overload(
         capacity_per_s=capacity,
         asked_per_s=times * capacity,
         goodput=seen.per_s / capacity,
-        late=late / max(good + late, 1),
+        late=(seen.late + given_up) / max(answered + given_up, 1),
         admitted_p50_ms=admitted[0] * 1e3,
         admitted_p99_ms=admitted[1] * 1e3,
         refused_p50_ms=refused[0] * 1e3,

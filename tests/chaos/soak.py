@@ -265,9 +265,13 @@ def report(soak: Soak) -> dict[str, Any]:
     """The figures, and whether they are as they must be."""
     held = {name: growth(readings) for name, readings in soak.readings.items()}
     took = np.quantile(soak.took_s, [0.5, 0.99])
-    passed = not soak.wrong and all(
-        each["growth"] < MOST_GROWTH and each["files_end"] <= each["files_settled"] + MOST_MORE_FILES
-        for each in held.values()
+    passed = (
+        not soak.wrong
+        and bool(held)
+        and all(
+            each["growth"] < MOST_GROWTH and each["files_end"] <= each["files_settled"] + MOST_MORE_FILES
+            for each in held.values()
+        )
     )
     return {
         "passed": passed,

@@ -10,12 +10,6 @@ import numpy as np
 
 from serving import protos
 from tests.support.fake_replica import FakeReplica, Refusal, _describe_tensor, _handler
-from tests.support.pictures import encoded, gradient
-
-
-def grey_png(value: int) -> bytes:
-    """An 8×8 image of one grey; the scripted classes are the grey times ten over 256."""
-    return encoded(gradient(8, 8, "L").point(lambda _: value), "PNG")
 
 
 @dataclass
@@ -63,7 +57,7 @@ class ScriptedReplica(FakeReplica):
         """One number for each Example."""
         self._check(request.model_spec)
         response = protos.RegressionResponse(model_spec=request.model_spec)
-        for _ in request.input.example_list.examples:
+        for _ in request.input.example_list.examples or request.input.example_list_with_context.examples:
             response.result.regressions.add(value=2.5)
         return response
 

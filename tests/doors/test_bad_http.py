@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 from serving.main import Running
 from serving.rest.server import HttpServer, listen
 from serving.settings import Settings
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.doors.wire import exchange, port_of, statuses
 from tests.support.fake_replica import until
 from tests.support.gateways import gateway_over
+from tests.support.http import grey_png
 
 PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}

@@ -29,8 +29,9 @@ from serving.errors import (
 from serving.main import Running
 from serving.prediction import Prediction
 from tests.doors.conftest import Live
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import Refusal
+from tests.support.http import grey_png
 
 
 def test_the_sync_clients_agree(live: Live, photograph: bytes, tmp_path: Path) -> None:

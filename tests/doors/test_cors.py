@@ -7,8 +7,9 @@ import pytest
 
 from serving.errors import InvalidInput
 from serving.settings import load
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import gateway_over
+from tests.support.http import grey_png
 
 APP = "https://app.example"
 PATH = "/v1/models/digits:classify"

@@ -16,9 +16,10 @@ from grpc_status import rpc_status
 from serving import protos
 from serving.main import Running
 from serving.rpc.streams import WINDOW, answered_in_order
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import until
 from tests.support.gateways import gateway_over
+from tests.support.http import grey_png
 
 Request = protos.ClassifyRequest
 

@@ -24,9 +24,10 @@ from serving.errors import InvalidInput
 from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.uploads import json_uploads
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import until
 from tests.support.gateways import gateway_over
+from tests.support.http import grey_png
 
 PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}

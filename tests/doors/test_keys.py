@@ -25,14 +25,16 @@ from typer.testing import CliRunner
 
 from serving import keys_command as keys_command_module
 from serving import protos
-from serving.callers import WATCH_INTERVAL_S, WatchedFile
+from serving.callers import WATCH_INTERVAL_S, Callers, WatchedFile
 from serving.cli import build
 from serving.errors import InvalidInput, Unauthenticated
 from serving.keys import Keys, hash_of, new_key, read_keys
 from serving.main import Running
+from serving.settings import Settings
 from serving.tokens import Tokens
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import counted, gateway_over
+from tests.support.http import grey_png
 
 PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}
@@ -124,6 +126,8 @@ def test_a_file_of_keys_that_is_no_text_is_told_and_stays(key_file: Path, argume
     key_file.write_bytes(b"# n\xe9\n")
     assert "is not UTF-8" in keys_command(*arguments, f"--file={key_file}", code=2)
     assert key_file.read_bytes() == b"# n\xe9\n"
+    with pytest.raises(InvalidInput, match=r"keys\.toml is not UTF-8"):
+        Callers.from_settings(Settings(keys_file=key_file))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +414,8 @@ async def test_each_key_has_its_own_rate_and_concurrency(replica: ScriptedReplic
 
 def signed(key: Any, **claims: Any) -> str:
     header = {"alg": "ES256", "kid": key.kid} if isinstance(key, ECKey) else {"alg": "HS256"}
-    return jwt.encode(header, {"sub": "robot", "exp": int(time.time()) + 600, **claims}, key)
+    claims = {"sub": "robot", "exp": int(time.time()) + 600, **claims}
+    return jwt.encode(header, {name: value for name, value in claims.items() if value is not None}, key)
 
 
 async def test_tokens_are_taken_where_their_keys_are_known(replica: ScriptedReplica, tmp_path: Path) -> None:
@@ -436,6 +441,23 @@ async def test_tokens_are_taken_where_their_keys_are_known(replica: ScriptedRepl
             assert (await post(client, bearer(token))).status_code == 401, token
         without = signed(key, aud="sluice")
         assert (await post(client, bearer(without))).status_code == 403
+
+
+def test_a_token_is_of_its_issuer_names_its_caller_and_ends() -> None:
+    key = ECKey.generate_key("P-256", {"kid": "1"}, auto_kid=True)
+    jwks = json.dumps(KeySet([key]).as_dict(private=False)).encode()
+    tokens = Tokens(jwks, "jwks.json", issuer="https://id.example", audience=None)
+    caller = tokens.caller(signed(key, iss="https://id.example", scope="admin other classify"))
+    assert (caller.name, caller.scopes) == ("token:robot", frozenset(["admin", "classify"]))
+    for wrong in (
+        signed(key, scope="classify"),
+        signed(key, scope="classify", iss="https://other.example"),
+        signed(key, scope="classify", iss="https://id.example", sub=None),
+        signed(key, scope="classify", iss="https://id.example", exp=None),
+        signed(key, scope="classify", iss="https://id.example", nbf=int(time.time()) + 600),
+    ):
+        with pytest.raises(Unauthenticated):
+            tokens.caller(wrong)
 
 
 def test_a_jwks_file_of_secrets_is_refused() -> None:

@@ -15,7 +15,8 @@ from serving.keys import new_key
 from serving.keys_command import _write
 from serving.logs import configure_logging
 from serving.rest.boundary import Boundary
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
+from tests.support.http import grey_png
 from tests.support.processes import started
 
 

@@ -26,8 +26,9 @@ from serving.client import AsyncClient, AsyncGrpcClient, Retries
 from serving.errors import InvalidInput, Unavailable
 from serving.main import gateway_up, new_metrics
 from serving.settings import Settings, load
-from tests.doors.replica import ScriptedReplica, grey_png
+from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import counted
+from tests.support.http import grey_png
 from tests.support.processes import COMMAND
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.doors.replica import grey_png
+from tests.support.http import grey_png
 
 PATH = "/v1/models/digits:classify"
 

@@ -84,6 +84,18 @@ def test_a_rate_holds_in_every_window_and_says_when_to_come_back() -> None:
     assert most <= 2 * 5, "a count of two windows is never off by more than one of them"
 
 
+def test_the_window_before_counts_for_as_much_of_it_as_is_still_seen() -> None:
+    window = SlidingWindow(10, 10.0)
+
+    def taken(now: float) -> int:
+        return sum(window.take(now) == 0.0 for _ in range(20))
+
+    assert taken(9.0) == 10
+    assert taken(12.5) == 3, "of the ten before three quarters are seen still"
+    assert window.take(12.5) == pytest.approx(0.5)
+    assert taken(35.0) == 10, "a window lies between"
+
+
 def test_a_caller_who_was_away_begins_anew() -> None:
     window = SlidingWindow(2, 60.0)
     assert [window.take(1000.0) for _ in range(2)] == [0.0, 0.0]

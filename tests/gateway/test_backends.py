@@ -19,6 +19,7 @@ from serving.backends.pool import Pool, choose
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, Refusal, running
+from tests.support.replicas import replica
 
 
 def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None:
@@ -77,15 +78,65 @@ def test_every_status_of_a_replica_is_a_kind_of_error() -> None:
     assert set(tfserving.KIND_OF_STATUS) == set(grpc.StatusCode) - {grpc.StatusCode.OK}
 
 
-def unconnected(address: str) -> Replica:
-    replica = Replica(TensorFlowServing(address))
-    replica.reachable = True
-    replica.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
-    return replica
+async def test_an_error_of_the_caller_is_an_answer_of_the_replica_that_was_tried() -> None:
+    async def refuse(_api: TensorFlowServing, _left_s: float) -> None:
+        raise errors.InvalidInput("wrong shape")
+
+    tried = replica("localhost:1")
+    for _ in range(THRESHOLD):
+        tried.breaker.fail(now=0.0, started=0.0)
+    after = FIRST_PAUSE_S
+    assert tried.breaker.allows(after)
+    with pytest.raises(errors.InvalidInput):
+        await tried.run(refuse, deadline=after + 1.0, clock=lambda: after)
+    assert tried.breaker == Breaker(failed_at=0.0, closed_at=after)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "deadline_s", "failed"),
+    [
+        (2.0, 2.0, True),
+        (1.995, 2.0, True),  # its timer may be a little early
+        (1.9, 2.0, False),
+        (2.0, 5.0, False),
+        (0.5, 0.5, False),  # too hasty to tell of the replica
+    ],
+)
+async def test_a_call_that_is_cancelled_has_failed_if_it_had_a_fair_time_and_used_it_up(
+    took_s: float, deadline_s: float, failed: bool
+) -> None:
+    now, asked = 100.0, asyncio.Event()
+
+    async def hang(_api: TensorFlowServing, _left_s: float) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    host = replica("localhost:1")
+    made = asyncio.create_task(host.run(hang, deadline=now + deadline_s, clock=lambda: now))
+    await asked.wait()
+    now += took_s
+    made.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await made
+    assert (host.breaker.failures, host.in_flight) == (int(failed), 0)
+    assert host.latency_s == pytest.approx(0.0 if failed else took_s), "it would have taken longer"
+
+
+async def test_latency_is_a_moving_average_of_answers() -> None:
+    now, took_s, host = 0.0, 0.0, replica("localhost:1")
+
+    async def answer(_api: TensorFlowServing, _left_s: float) -> None:
+        nonlocal now
+        now += took_s
+
+    for seconds, average_s in ((1.0, 1.0), (2.0, 1.1), (1.1, 1.1), (0.1, 1.0)):
+        took_s = seconds
+        await host.run(answer, deadline=1e9, clock=lambda: now)
+        assert host.latency_s == pytest.approx(average_s)
 
 
 async def test_choice_is_the_less_loaded_of_two() -> None:
-    busy, idle = unconnected("localhost:1"), unconnected("localhost:2")
+    busy, idle = replica("localhost:1"), replica("localhost:2")
     busy.in_flight = 3
     assert choose([busy, idle], random.Random(1), now=0.0) is idle
     busy.in_flight = 0
@@ -95,7 +146,7 @@ async def test_choice_is_the_less_loaded_of_two() -> None:
 
 
 async def test_availability_and_capacity_count_reachable_replicas_with_the_version() -> None:
-    one, two = unconnected("localhost:1"), unconnected("localhost:2")
+    one, two = replica("localhost:1"), replica("localhost:2")
     two.versions["digits"][2] = VersionStatus("AVAILABLE")
     two.versions["digits"][3] = VersionStatus("LOADING")
     pool = Pool([one, two], calls_per_replica=2)

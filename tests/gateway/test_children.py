@@ -1,10 +1,11 @@
-"""Child processes that end, and that cannot be started again."""
+"""Child processes: how soon one that dies is started again, what is said of it, and that each ends."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -33,6 +34,36 @@ class Scripted:
         return run
 
 
+async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(children, "MAX_PAUSE_S", 0.004)
+    now, lives, ends = 0.0, iter([1.0, 1.0, 1.0, 1.0, children.HEALTHY_AFTER_S + 1.0, 1.0]), 0
+
+    async def run_once() -> int:
+        nonlocal now
+        lived_s = next(lives, None)
+        if lived_s is None:
+            await asyncio.Event().wait()
+        now += lived_s or 0.0
+        return 3 if lived_s == 1.0 else -signal.SIGKILL
+
+    def ended() -> None:
+        nonlocal ends
+        ends += 1
+
+    with capture_logs() as lines:
+        keeping = asyncio.create_task(children.keep_alive(run_once, "it", ended, lambda: now))
+        async with asyncio.timeout(60):
+            while ends < 6:
+                await asyncio.sleep(0)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+    assert [line["after_s"] for line in lines] == [0.001, 0.002, 0.004, 0.004, 0.001, 0.002]
+    assert [line["why"] for line in lines] == [*["exit code 3"] * 4, "killed by SIGKILL", "exit code 3"]
+
+
 async def test_a_child_that_cannot_be_started_again_at_the_moment_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -58,3 +89,18 @@ async def test_a_child_that_cannot_be_started_again_at_the_moment_is_tried_again
 async def test_why_a_child_cannot_be_started_at_all_is_said() -> None:
     with pytest.raises(OSError, match="Cannot allocate memory"):
         await children.keep_alive(Scripted(NO_MEMORY), "the child")
+
+
+@pytest.mark.parametrize(
+    ("on_sigterm", "code"), [("exit 7", 7), ("", -signal.SIGKILL)], ids=["politely", "for certain"]
+)
+async def test_one_is_ended_politely_or_for_certain(on_sigterm: str, code: int) -> None:
+    script = f"trap '{on_sigterm}' TERM; echo up; while read -r line; do :; done"
+    child = await asyncio.create_subprocess_exec(
+        "sh", "-c", script, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"up\n"
+    await children.end(child, "it", 0.5 if code < 0 else 60.0)
+    assert child.returncode == code
+    await children.end(child, "it", 60.0)  # which is no error

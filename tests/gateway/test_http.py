@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -267,10 +266,3 @@ async def test_openapi_documents_every_route_with_real_examples(client: httpx.As
     real = (await client.post("/v1/models/resent:classify", content=grey_png(0), headers=PNG)).json()
     assert real | {"request_id": ""} == problem | {"request_id": ""}
     assert json.dumps(document)
-
-
-def test_the_sample_that_the_readme_posts_is_in_the_package() -> None:
-    from serving.commands import SAMPLE
-
-    assert SAMPLE.read_bytes().startswith(b"\x89PNG")
-    assert Path("serving/samples/seven.png").name == SAMPLE.name

@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.main import Running
 from tests.support.fake_replica import FakeReplica, running, until
-from tests.support.gateways import counted, gateway_over
+from tests.support.gateways import counted, gateway_over, gateway_to_end
 from tests.support.http import PATH, PNG, grey_png, refused
 from tests.support.processes import started
 
@@ -199,50 +198,51 @@ async def test_a_port_that_is_taken_is_a_clear_error(replica: FakeReplica) -> No
             assert "Traceback" not in str(caught.value)
 
 
+class Held:
+    """Holds what a replica is asked until it may answer."""
+
+    def __init__(self) -> None:
+        self.entered, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _request: Any) -> None:
+        self.entered.set()
+        await self.gate.wait()
+
+
 async def test_draining_asks_clients_to_leave_and_answers_what_is_in_flight(replica: FakeReplica) -> None:
-    entered, gate, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def wait(_request: Any) -> None:
-        entered.set()
-        await gate.wait()
-
-    up: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
-
-    async def live() -> None:
-        async with gateway_over(replica) as (running_gateway, _):
-            up.set_result(running_gateway)
-            await leave.wait()
-
-    living = asyncio.create_task(live())
-    running_gateway = await up
-    replica.before_predict = wait
-    async with httpx.AsyncClient(base_url=running_gateway.http_url, timeout=60) as client:
+    held = replica.before_predict = Held()
+    async with (
+        gateway_to_end(replica) as (up, leave, ended),
+        httpx.AsyncClient(base_url=up.http_url, timeout=60) as client,
+    ):
         in_flight = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
-        await entered.wait()
+        await held.entered.wait()
         leave.set()
-        await until(lambda: running_gateway.gateway.draining)
-        gate.set()
+        await until(lambda: up.gateway.draining)
+        await asyncio.sleep(1.5)  # more than uvicorn gives by itself
+        assert not ended.done()
+        held.gate.set()
         answer = await in_flight
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
-        await living
+        await ended
         with pytest.raises(httpx.TransportError):
             await client.get("/healthz")
 
 
-async def test_what_is_not_answered_as_the_drain_ends_is_told_to_come_back(replica: FakeReplica) -> None:
-    entered = asyncio.Event()
-
-    async def hang(_request: Any) -> None:
-        entered.set()
-        await asyncio.Event().wait()
-
-    async with gateway_over(replica, drain_timeout_s=0.1) as (running_gateway, _):
-        replica.before_predict = hang
-        client = httpx.AsyncClient(base_url=running_gateway.http_url, timeout=60)
+async def test_draining_ends_when_its_time_is_over_and_tells_who_waits_to_come_back(
+    replica: FakeReplica,
+) -> None:
+    held = replica.before_predict = Held()
+    async with (
+        gateway_to_end(replica, drain_timeout_s=0.1) as (up, leave, ended),
+        httpx.AsyncClient(base_url=up.http_url, timeout=60) as client,
+        asyncio.timeout(20),
+    ):
         in_flight = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
-        await entered.wait()
-    answer = await in_flight
-    await client.aclose()
+        await held.entered.wait()
+        leave.set()
+        await ended
+        answer = await in_flight
     assert "shut down before it had answered" in refused(answer, 503, "unavailable")
     assert answer.headers["retry-after"] == "1"

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from serving import protos
 from serving.errors import InvalidInput
 from tests.support.fake_replica import FakeReplica, running, until
-from tests.support.gateways import counted, gateway_over
+from tests.support.gateways import counted, gateway_over, gateway_to_end
 from tests.support.pictures import encoded, gradient
 
 
@@ -152,6 +152,35 @@ async def test_a_client_may_ping_while_it_waits(monkeypatch: pytest.MonkeyPatch)
     ):
         answer = await classify(channel)(protos.ClassifyRequest(model="digits", images=[PNG]))
         assert answer.results[0].classes[0].label == "class-7"
+
+
+async def test_draining_answers_the_calls_in_flight_and_takes_no_more() -> None:
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def hold(_request: Any) -> None:
+        entered.set()
+        await gate.wait()
+
+    async def is_refused(address: str) -> bool:
+        async with grpc.aio.insecure_channel(address) as stranger:
+            call = classify(stranger)(protos.ClassifyRequest(images=[]), timeout=20)
+            return bool(await call.code() is grpc.StatusCode.UNAVAILABLE)
+
+    async with (
+        running(FakeReplica(before_predict=hold)) as fake,
+        gateway_to_end(fake) as (up, leave, ended),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+        asyncio.timeout(60),
+    ):
+        in_flight = classify(channel)(protos.ClassifyRequest(images=[PNG]))
+        await entered.wait()
+        leave.set()
+        while not await is_refused(up.grpc_address):
+            await asyncio.sleep(0.01)
+        assert not in_flight.done()
+        gate.set()
+        assert (await in_flight).results[0].classes
+        await ended
 
 
 async def test_health_follows_the_models() -> None:

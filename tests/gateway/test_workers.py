@@ -36,6 +36,7 @@ async def two_workers(
     async with running(FakeReplica()) as replica:
         command = ["gateway", f"--replica={replica.address}", "--model=digits", "--workers=2", *arguments]
         async with started(command, environment) as live:
+            await until_both_ready(live)
             yield live
 
 
@@ -54,12 +55,21 @@ async def metrics(live: LiveProcess, accept: str = "text/plain") -> str:
         return (await client.get("/metrics", headers={"accept": accept})).text
 
 
-def counts(page: str, name: str, label: str) -> Counter[str]:
-    """The sum of a family's samples by one label."""
+async def until_both_ready(live: LiveProcess) -> None:
+    """Wait until both workers serve the model; /readyz, asked as they start, tells of one of them."""
+    async with asyncio.timeout(WAIT_S):
+        while (
+            counts(await metrics(live), "sluice_model_version_state", "worker", state="AVAILABLE").total() < 2
+        ):
+            await asyncio.sleep(0.02)
+
+
+def counts(page: str, name: str, label: str, **labels: str) -> Counter[str]:
+    """The sum of a family's samples that have these labels by one more."""
     found: Counter[str] = Counter()
     for family in parse(page):
         for sample in family.samples:
-            if sample.name == name:
+            if sample.name == name and labels.items() <= sample.labels.items():
                 found[sample.labels.get(label, "")] += int(sample.value)
     return found
 
@@ -107,7 +117,19 @@ async def test_a_worker_that_is_killed_comes_back() -> None:
                 each.pid for each in before
             } == {each.pid for each in workers_of(live)}:
                 await asyncio.sleep(0.05)
+            await until_both_ready(live)
             await until_both_count(live)
+
+
+async def until_refused(live: LiveProcess) -> None:
+    """Wait until no worker takes connections any more."""
+    host, _, port = live.http_url.removeprefix("http://").rpartition(":")
+    with contextlib.suppress(ConnectionRefusedError):
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                await asyncio.sleep(0.02)
 
 
 async def test_sigterm_drains_all_and_gives_the_ports_back() -> None:
@@ -119,12 +141,15 @@ async def test_sigterm_drains_all_and_gives_the_ports_back() -> None:
     async with running(FakeReplica(before_predict=held)) as replica:
         command = ["gateway", f"--replica={replica.address}", "--model=digits", "--workers=2"]
         async with started(command) as live:
+            await until_both_ready(live)
             asked = [asyncio.create_task(post(live)) for _ in range(16)]
             async with asyncio.timeout(WAIT_S):
                 while sum(counts(await metrics(live), "sluice_requests_in_flight", "worker").values()) < 16:
                     await asyncio.sleep(0.02)
             children = workers_of(live)
             ended = asyncio.create_task(live.end())
+            await until_refused(live)
+            assert not any(each.done() for each in asked)
             release.set()
             answers = await asyncio.gather(*asked)
             code = await ended

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+import grpc
 import pytest
 
 from serving.backends import discovery
@@ -132,9 +133,11 @@ async def test_a_replica_that_never_answers_is_closed_all_the_same() -> None:
     assert pool.replicas == ()
     await pool.refresh(["digits"])
     assert [replica for replica, _ in pool._leaving] == [stuck]
+    assert stuck.api._channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
     clock[0] = now + 31
     await pool.refresh(["digits"])
     assert pool._leaving == []
+    assert stuck.api._channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
     await pool.aclose()
 
 

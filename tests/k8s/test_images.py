@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from k8s.tools import check, image_tree
+from tests.doors.test_tls import issue
+from tests.support.gateways import gateway_over
 
 REPOSITORY = check.K8S.parent
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
@@ -69,5 +76,30 @@ def test_what_the_engine_is_sent_is_what_the_dockerfile_copies() -> None:
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     sources = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert len(sources) > 10
     for source in {each for line in sources for each in line.split()}:
         assert any(source == each or source.startswith(each + "/") for each in sent), source
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_the_health_check_asks_as_the_gateway_speaks(encrypted: bool, tmp_path: Path) -> None:
+    check_it = re.search(r"^HEALTHCHECK .*?CMD (\[.+?\])$", stage("gateway"), re.MULTILINE | re.DOTALL)
+    assert check_it
+    _, *program = json.loads(check_it[1])
+    papers, _ = issue(tmp_path, "server")
+    tls: dict[str, Any] = {}
+    if encrypted:
+        tls = {"tls_certificate": papers.certificate, "tls_key": papers.key}
+
+    async def fault(**variables: str) -> str:
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, *program], env=os.environ | variables, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        return done.stderr if done.returncode else ""
+
+    async with gateway_over(wait=False, **tls) as (up, _):
+        port = up.http_url.rpartition(":")[2]
+        variables = {f"SLUICE_{name.upper()}": str(value) for name, value in tls.items()}
+        assert await fault(SLUICE_HTTP_PORT=port, **variables) == ""
+    assert "Connection refused" in await fault(SLUICE_HTTP_PORT=port, **variables)

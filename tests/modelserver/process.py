@@ -22,6 +22,7 @@ from urllib import request as urllib_request
 import grpc
 
 from serving import protos
+from tests.support.ports import free_port
 
 DEADLINE_S = 60.0
 FLOAT_TYPES = ["float32", "float64", "float16", "bfloat16", "complex64", "complex128"]
@@ -41,13 +42,6 @@ def program() -> list[str]:
 
 IS_OURS = not os.environ.get("SLUICE_MODEL_SERVER")
 ENDED = {0} if IS_OURS else {0, -signal.SIGTERM}  # exit status after SIGTERM; the original does not catch it
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(check: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
@@ -90,10 +84,13 @@ class ServerProcess:
 
         def answers() -> bool:
             assert self.process.poll() is None, self.log_text()[-3000:]
+            ready = grpc.channel_ready_future(self.channel)
             try:
-                grpc.channel_ready_future(self.channel).result(timeout=1)
+                ready.result(timeout=1)
             except grpc.FutureTimeoutError:
                 return False
+            finally:
+                ready.cancel()  # else it asks on, of a channel that is closed in the end
             return not self.has_rest or self._listens(self.rest_port)
 
         until(answers, "the server takes calls")

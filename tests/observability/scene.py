@@ -30,7 +30,7 @@ from PIL import Image
 from k8s.tools import check
 from serving import protos
 from serving.commands import SAMPLE
-from tests.modelserver.process import free_port
+from tests.support.ports import free_port
 from tests.support.processes import COMMAND
 
 RULES = check.K8S / "components" / "monitoring" / "rules.yaml"
@@ -163,7 +163,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(60)
-    except subprocess.TimeoutExpired:
+    finally:
         process.kill()
         process.wait()
 

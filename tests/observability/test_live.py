@@ -17,8 +17,6 @@ from serving.top_command import parse, rows
 from tests.observability.scene import Scene, until
 from tests.support.processes import COMMAND
 
-pytestmark = pytest.mark.xdist_group("observability")
-
 # What cannot have data here, and why.
 ELSEWHERE = {
     "DCGM_FI_DEV_GPU_UTIL": "this machine has no GPU",

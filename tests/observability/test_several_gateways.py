@@ -19,10 +19,7 @@ from tests.observability.scene import have_prometheus, query, start_prometheus, 
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.processes import LiveProcess, started_gateway
 
-pytestmark = [
-    pytest.mark.xdist_group("observability"),
-    pytest.mark.skipif(not have_prometheus(), reason="prometheus is not installed: make test-deps"),
-]
+pytestmark = pytest.mark.skipif(not have_prometheus(), reason="prometheus is not installed: make test-deps")
 
 PNG = {"content-type": "image/png"}
 PATH = "/v1/models/digits:classify"

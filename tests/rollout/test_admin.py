@@ -14,7 +14,7 @@ import pytest
 from serving import protos
 from serving.keys import KeyEntry, new_key
 from serving.rollout.machine import Phase
-from tests.rollout.replicas import FAST, PICTURES, Scene, VersionedReplica, scene_over
+from tests.rollout.replicas import FAST, PICTURES, VersionedReplica, scene_over
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.gateways import gateway_over
 
@@ -36,12 +36,6 @@ def _entry(entry: KeyEntry) -> str:
     return f'[[keys]]\nid = "{entry.id}"\nname = "{entry.name}"\nhash = "{entry.hash}"\nscopes = [{scopes}]\n'
 
 
-async def reached(scene: Scene, phase: Phase) -> None:
-    async with asyncio.timeout(60):
-        while scene.rollout.state.phase is not phase:
-            await asyncio.sleep(0.01)
-
-
 async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
     path, admin, caller = keys_file(tmp_path)
     async with scene_over(tmp_path / "store", VersionedReplica(), headers=caller, keys_file=path) as scene:
@@ -58,7 +52,7 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         assert (started.json()["stable"], started.json()["candidate"]) == (1, 2)
         twice = await ask.post("/v1/rollouts/digits", headers=admin, json={"to": 3})
         assert twice.status_code == 409
-        await reached(scene, Phase.CANARY)
+        await scene.reached(Phase.CANARY)
         whole = (await ask.get("/v1/rollouts/digits", headers=admin)).json()
         assert whole["state"]["phase"] == "canary"
         assert whole["explanation"][0].startswith("digits: 1 → 2")
@@ -81,7 +75,7 @@ async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:
     async with scene_over(tmp_path, VersionedReplica()) as scene:
         plan = HELD | {"criteria": FAST["criteria"] | {"accuracy": {"required": False}}}
         scene.begin(plan)
-        await reached(scene, Phase.CANARY)
+        await scene.reached(Phase.CANARY)
         answer = await scene.client.post("/v1/models/digits:classify", content=PICTURES[3], headers=PNG)
         given = answer.json()["results"][0]
         feedback = {"prediction_id": given["prediction_id"], "label": "class-4"}
@@ -134,7 +128,7 @@ async def test_a_rollout_is_run_over_grpc(tmp_path: Path) -> None:
             assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
             started = await call("Start", admin, model="digits", to=2, plan=json.dumps(HELD))
             assert (started.stable, started.candidate, started.phase) == (1, 2, "pending")
-            await reached(scene, Phase.CANARY)
+            await scene.reached(Phase.CANARY)
             (listed,) = (await call("List", admin)).rollouts
             assert (listed.phase, listed.weight) == ("canary", 0.5)
             whole = await call("Get", admin, model="digits")

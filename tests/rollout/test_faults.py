@@ -34,13 +34,11 @@ async def test_replicas_that_all_start_again_get_both_versions_back(tmp_path: Pa
     replicas = [VersionedReplica(), VersionedReplica()]
     async with scene_over(tmp_path, *replicas) as scene:
         scene.begin()
-        async with asyncio.timeout(60):
-            while scene.rollout.state.phase is not Phase.CANARY:
-                await asyncio.sleep(0.01)
-            for each in replicas:
-                # As after a restart: what the file on its disk names.
-                each.versions = {"digits": {1}}
-            rollout = await scene.until_finished()
+        await scene.reached(Phase.CANARY)
+        for each in replicas:
+            # As after a restart: what the file on its disk names.
+            each.versions = {"digits": {1}}
+        rollout = await scene.until_finished()
         assert rollout.state.phase is Phase.PROMOTED, rollout.state.reason
         assert {status for status, _ in scene.answered} == {200}
 
@@ -49,9 +47,7 @@ async def test_a_candidate_that_is_deleted_from_disk_is_rolled_back(tmp_path: Pa
     replica = VersionedReplica()
     async with scene_over(tmp_path, replica) as scene:
         scene.begin(FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
-        async with asyncio.timeout(60):
-            while scene.rollout.state.phase is not Phase.CANARY:
-                await asyncio.sleep(0.01)
+        await scene.reached(Phase.CANARY)
         replica.broken.add(2)
         replica.versions = {"digits": {1}}
         rollout = await scene.until_finished()
@@ -101,9 +97,7 @@ async def test_commands_reach_a_running_rollout(tmp_path: Path) -> None:
     replica = VersionedReplica()
     async with scene_over(tmp_path, replica) as scene:
         scene.begin(FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
-        async with asyncio.timeout(60):
-            while scene.rollout.state.phase is not Phase.CANARY:
-                await asyncio.sleep(0.01)
+        await scene.reached(Phase.CANARY)
         paused = await asyncio.to_thread(order, scene.store, "digits", "pause", by="a test", at=2e9)
         assert paused.state.phase is Phase.PAUSED
         await asyncio.to_thread(order, scene.store, "digits", "resume", by="a test", at=2e9)
@@ -117,9 +111,8 @@ async def test_clocks_that_jump_make_no_rollout_older(tmp_path: Path) -> None:
     replica = VersionedReplica()
     async with scene_over(tmp_path, replica) as scene:
         scene.begin(FAST | {"canary": [{"weight": 0.5, "min_time_s": 1000}]})
+        await scene.reached(Phase.CANARY)
         async with asyncio.timeout(60):
-            while scene.rollout.state.phase is not Phase.CANARY:
-                await asyncio.sleep(0.01)
             for jump_s in (-1e6, 1e6):
                 before = scene.rollout
                 while True:

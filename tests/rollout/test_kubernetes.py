@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import httpx2
 import pytest
-from lightkube import Client, KubeConfig
-from lightkube.config.models import Cluster, User
+from lightkube import Client
 
 from serving.errors import Conflict, FailedPrecondition, Unavailable
 from serving.rollout.kubernetes import KubernetesStore
@@ -22,6 +20,7 @@ from serving.rollout.record import Rollout
 from serving.rollout.start import order
 from serving.rollout.verdict import Outcome, Reason, Verdict
 from tests.rollout.api_server import ApiServer, api_server
+from tests.rollout.cluster import client_at
 
 
 @pytest.fixture
@@ -32,11 +31,6 @@ def server() -> Iterator[ApiServer]:
 
 def client_of(server: ApiServer) -> Client:
     return client_at(server.url)
-
-
-def client_at(url: str) -> Client:
-    config = KubeConfig.from_one(cluster=Cluster(server=url), user=User())
-    return Client(config, namespace="serving", timeout=httpx2.Timeout(5.0))
 
 
 def until(condition: Callable[[], bool]) -> None:

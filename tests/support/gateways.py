@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,28 @@ async def gateway_over(
         if wait:
             await running.catalog.ready()
         yield running, client
+
+
+@asynccontextmanager
+async def gateway_to_end(
+    *replicas: FakeReplica, **settings: Any
+) -> AsyncIterator[tuple[Running, asyncio.Event, asyncio.Task[None]]]:
+    """A gateway in a task of its own; what has it shut down once it is set; and its end."""
+    up: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
+    leave = asyncio.Event()
+
+    async def live() -> None:
+        async with gateway_over(*replicas, **settings) as (running, _):
+            up.set_result(running)
+            await leave.wait()
+
+    ended = asyncio.create_task(live())
+    await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield up.result(), leave, ended
+    finally:
+        leave.set()
+        await ended
 
 
 def counted(running: Running, name: str, **labels: str) -> float:

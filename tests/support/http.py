@@ -11,6 +11,7 @@ PATH = "/v1/models/digits:classify"
 
 
 def grey_png(value: int) -> bytes:
+    """An 8×8 image of one grey; the scripted classes are the grey times ten over 256."""
     return encoded(gradient(8, 8, "L").point(lambda _: value), "PNG")
 
 

@@ -76,7 +76,7 @@ async def _find(live: LiveProcess, pattern: str) -> str:
 async def started(
     arguments: Sequence[str], environment: dict[str, str] | None = None, under: Sequence[str] = ()
 ) -> AsyncIterator[LiveProcess]:
-    """`sluice ARGUMENTS` on free ports, up and ready; ended when the block ends.
+    """`sluice ARGUMENTS` on free ports, up and ready; it must end well when the block ends.
 
     `under` is a program, with its arguments, that runs the rest in its own process, such as prlimit.
     """
@@ -101,13 +101,12 @@ async def started(
             live.grpc_address = await _find(live, r"gRPC\s+(\S+)")
             await live.until_ready()
             yield live
+            if process.returncode is None:
+                assert await live.end() == 0, "\n".join(live.errors[-20:])
         finally:
             if process.returncode is None:
-                process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
-                except TimeoutError:
-                    process.kill()
+                process.kill()
+                await process.wait()
 
 
 def started_gateway(address: str, model: str) -> AbstractAsyncContextManager[LiveProcess]:

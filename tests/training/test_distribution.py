@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from training.distribution import distribution
 from training.errors import BadInput
 
@@ -56,18 +57,8 @@ def result(process: subprocess.Popen[str]) -> tuple[int, bool, dict[str, float],
     return replicas, chief, metrics, weights, len(reports)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def test_two_workers_and_two_devices_compute_what_one_does() -> None:
-    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    workers = [f"127.0.0.1:{port}" for port in (free_port(), free_port())]
     tasks = [
         json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
         for index in (0, 1)

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tests.support.ports import free_port
 from tests.training.conftest import Published
 from tests.training.recipes import OPTIONS
 from training import recipes
@@ -82,9 +82,7 @@ def server(published: Published, tmp_path_factory: pytest.TempPathFactory) -> It
         for name in OPTIONS
     ]
     (folder / "models.config").write_text(f"model_config_list {{ {' '.join(entries)} }}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*PROGRAM, f"--port={port}", f"--model_config_file={folder / 'models.config'}"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tests.bench import photos
 from tests.bench.servers import REPOSITORY, end, until
+from tests.support.ports import free_port
 
 VENVS = REPOSITORY / "build" / "bench" / "venvs"
 INSTALL_TIMEOUT_S = 900.0
@@ -82,12 +82,6 @@ def installed(peer: Peer, venvs: Path = VENVS) -> Path:
     return python
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _answers(url: str, requests: photos.Requests) -> bool:
     body = (requests.folder / "0").read_bytes()
     try:
@@ -108,7 +102,7 @@ def serving(
     Raises:
         PeerFailed: it cannot be installed, or does not come up.
     """
-    python, port, log = installed(peer, venvs), _free_port(), venvs / f"{peer.stem}.log"
+    python, port, log = installed(peer, venvs), free_port(), venvs / f"{peer.stem}.log"
     url = f"http://127.0.0.1:{port}{peer.path}"
     # PyTriton's back end looks for the interpreter's library, which may be none of the system's.
     environment = {**os.environ, "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
