@@ -182,9 +182,9 @@ async def test_a_message_takes_room_for_all_of_it(replica: ScriptedReplica) -> N
         gateway_over(replica, max_in_flight_bytes=1000) as (running, _),
         grpc.aio.insecure_channel(running.grpc_address) as channel,
     ):
-        with pytest.raises(grpc.aio.AioRpcError, match="the limit is 1000") as refused:
+        with pytest.raises(grpc.aio.AioRpcError, match="the request has over 1,000 bytes") as refused:
             await classify(channel, Request(images=[b""] * 600))
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert running.gateway.admission.held_bytes == 0
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,6 +38,9 @@ class OneCall:
         self.has_begun.set()
         assert self.may_end.wait(DEADLINE_S)
         return ANSWER
+
+    def measured(self, name: str, api: str, entrypoint: str, work: Callable[[], Any]) -> Any:
+        return work()
 
     def __getattr__(self, name: str) -> Any:
         return self.predict
