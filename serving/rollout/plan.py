@@ -17,7 +17,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(ge=1e-6, lt=1.0)]
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Level = Annotated[float, Field(ge=0.0001, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=30 * 86400.0)]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Days = Annotated[tuple[Weekday, ...], Field(min_length=1)]
@@ -187,9 +188,9 @@ class Plan(_Section):
     """A whole rollout. `Plan()` is the default plan."""
 
     # The bound on rolling back a version that is no worse than stable under every criterion.
-    alpha: Rate = 0.01
+    alpha: Level = 0.01
     # The bound on promoting a version that is worse than the margin under some criterion.
-    alpha_promote: Rate = 0.05
+    alpha_promote: Level = 0.05
     shadow: Shadow = Field(default_factory=Shadow)
     canary: Annotated[tuple[Step, ...], Field(min_length=1, max_length=50)] = _DEFAULT_STEPS
     criteria: Criteria = Field(default_factory=Criteria)

@@ -112,7 +112,7 @@ def test_a_criterion_that_names_one_field_keeps_the_defaults_of_the_others() -> 
             ["plan:1: canary[0]: this is a mapping of fields; there are: weight, min_time_s, min_requests"],
         ),
         ("criteria: {errors: {alpha_weight: 1e+308}}\n", ["plan:1: criteria.errors.alpha_weight: "]),
-        ("alpha: 1.0e-320\n", ["plan:1: alpha: input should be greater than or equal to 0.000001"]),
+        ("alpha: 1.0e-320\n", ["plan:1: alpha: input should be greater than or equal to 0.0001"]),
         ("alpha: 0.01\nalpha: 0.02\n", ["plan:2: alpha is written twice, first on 1"]),
         ("alpha: [1\n", ["plan:2: not YAML: "]),
         ("- 1\n", ["plan:1: a plan is a mapping of fields, not a list"]),
