@@ -43,7 +43,7 @@ def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
 
 def _is_model(folder: Path, served: Collection[str]) -> bool:
     try:
-        return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+        return folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir())
     except FileNotFoundError:  # it went just now
         return False
     except OSError:

@@ -177,7 +177,7 @@ def published_in(models_dir: Path) -> Published:
         if not folder.is_dir():
             return []
         return sorted(
-            int(child.name) for child in folder.iterdir() if child.name.isdigit() and child.is_dir()
+            int(child.name) for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()
         )
 
     return versions

@@ -123,7 +123,7 @@ class Fleet:
 
     def publish(self) -> int:
         """Publish what is in the store once more, as the next version, by one rename."""
-        versions = sorted(int(each.name) for each in (self._store / MODEL).iterdir() if each.name.isdigit())
+        versions = sorted(int(each.name) for each in (self._store / MODEL).iterdir() if each.name.isdecimal())
         staging = self._store / ".staging"
         shutil.copytree(self._store / MODEL / str(versions[-1]), staging)
         staging.rename(self._store / MODEL / str(versions[-1] + 1))
