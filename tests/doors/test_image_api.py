@@ -25,7 +25,7 @@ from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.uploads import json_uploads
 from tests.doors.replica import ScriptedReplica
-from tests.support.fake_replica import until
+from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
 from tests.support.http import grey_png
 
@@ -345,13 +345,16 @@ async def test_a_deadline_is_kept_and_passed_on(
     replica: ScriptedReplica, gateway: tuple[Running, httpx.AsyncClient]
 ) -> None:
     _, client = gateway
+    left_s: list[float | None] = []
 
     async def never(_request: Any) -> None:
+        left_s.append(TIME_LEFT_S.get())
         await asyncio.Event().wait()
 
     replica.before_predict = never
-    answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": "0.2"})
+    answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": "2"})
     assert answer.status_code == 504
+    assert [each is not None and each <= 2.0 for each in left_s] == [True]
     assert answer.json()["type"] == "urn:sluice:problem:deadline-exceeded"
     for bad in ("0", "-1", "soon", "nan", "inf"):
         answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": bad})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from serving import protos, tensors
 
 CLASSES = 10
 LABELS = tuple(f"class-{index}" for index in range(CLASSES))
+TIME_LEFT_S: ContextVar[float | None] = ContextVar("TIME_LEFT_S")
+"""In a hook: how long the caller waited for its answer as the call came, in seconds; None: for ever."""
 
 
 class Refusal(Exception):
@@ -137,6 +140,7 @@ def _describe_tensor(info: Any, dtype: Any, shape: tuple[int, ...]) -> None:
 def _handler(service: str, implementations: Mapping[str, Callable[[Any], Awaitable[Any]]]) -> Any:
     def unary(run: Callable[[Any], Awaitable[Any]], request: Any, response: Any) -> Any:
         async def serve(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            TIME_LEFT_S.set(context.time_remaining())
             try:
                 return await run(message)
             except Refusal as refusal:
