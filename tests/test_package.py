@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,28 @@ def test_a_lock_has_what_the_project_asks_for_in_the_versions_of_all(lock: str) 
         assert requirement.specifier.contains(version, prereleases=True), requirement
     everywhere = locked("dev")
     assert {name: pin for name, pin in pins.items() if everywhere.get(name, pin) != pin} == {}
+
+
+def test_what_is_imported_is_asked_for_and_not_only_brought_along() -> None:
+    wanted = [*PROJECT["project"]["dependencies"]]
+    for extra in ("model-server", "train", "traces"):
+        wanted += PROJECT["project"]["optional-dependencies"][extra]
+    asked = {canonicalize_name(Requirement(each).name) for each in wanted}
+    providers = packages_distributions()
+    files = {file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")}
+    files.remove(REPOSITORY / "protos/generate.py")  # a tool of developers
+    imported = {name for file in files for name in _imported(file)} - sys.stdlib_module_names - {*PACKAGES}
+    assert {"fastapi", "tensorflow", "starlette"} <= imported
+    missing = [
+        name for name in sorted(imported) if not asked & {canonicalize_name(each) for each in providers[name]}
+    ]
+    assert not missing
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """The first part of each module that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (each.name.partition(".")[0] for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
