@@ -100,7 +100,7 @@ def _check_half_precision(make: Callable[[], Any], inputs: Any, output_shape: An
 def _check_training(layer: Any, inputs: Any) -> None:
     """A step changes every trainable weight."""
     model = layer if isinstance(layer, keras.Model) else _as_model(layer, inputs)
-    before = [np.array(weight) for weight in model.trainable_weights]
+    before = [weight.numpy() for weight in model.trainable_weights]
     random = np.random.default_rng(1)
     targets = keras.tree.map_structure(
         lambda output: random.random(output.shape, np.float32) + 0.1, model(inputs)
@@ -108,7 +108,7 @@ def _check_training(layer: Any, inputs: Any) -> None:
     model.compile("adam", "mean_squared_error", jit_compile=False)
     model.fit(inputs, targets, epochs=1, verbose=0)
     for old, weight in zip(before, model.trainable_weights, strict=True):
-        assert np.abs(old - np.array(weight)).max() > 0, weight.path
+        assert np.abs(old - weight.numpy()).max() > 0, weight.path
 
 
 def _check_by_hand(make: Callable[[], Any], inputs: Any, expected: Any) -> None:
