@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,20 @@ def publish_file(
         raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
     if image is None and pixel_scale != 1.0:
         raise BadInput(f"{path} is no image classifier, so --pixel-scale has nothing to multiply")
-    if image is None and (odd := [key for key in model.inputs if not key.isidentifier()]):
-        raise BadInput(f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`")
+    if image is None and (odd := [key for key in model.inputs if not key.isidentifier() or iskeyword(key)]):
+        raise BadInput(
+            f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"
+            " and none of Python's own words"
+        )
     chosen, interface = image or (model, Interface(model.inputs, model.outputs))
     golden = _golden(interface.inputs)
     outputs = chosen.call({key: tf.constant(array) for key, array in golden.items()})
+    for key, output in outputs.items():
+        if output.shape[:1] != (GOLDEN_EXAMPLES,):
+            raise BadInput(
+                f"{path} answers {key} {output.shape} to {GOLDEN_EXAMPLES} examples; only an answer to each,"
+                " numbers [N, ...], can be published"
+            )
     names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
     exported = Exported(chosen.call, chosen.tracked, interface, golden, model.archive, names, freeze=freeze)
     described = card(
@@ -133,7 +143,8 @@ def _load(path: Path) -> _Model:
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return interface.call(model, inputs)
 
-    tracked = [variable.value for variable in model.variables]
+    # by the model alone no session finds its variables, and without it none finds the tables of its look-ups
+    tracked = [*(variable.value for variable in model.variables), model]
     return _Model(call, interface.inputs, interface.outputs, tracked, model)
 
 
@@ -192,6 +203,11 @@ def _load_saved_model(path: Path) -> _Model:
         raise BadInput(
             f"{path} has no signature serving_default; there are {list(loaded.signatures)}"
         ) from None
+    if any(operation.type == "VariableV2" for operation in function.graph.get_operations()):
+        raise BadInput(
+            f"{path} has variables of TensorFlow 1's old kind, which cannot be written again; save it with"
+            " `tf.compat.v1.enable_resource_variables()`, or copy it into the folder of models as it is"
+        )
     inputs = function.structured_input_signature[1]
     _check_shapes(inputs, path)
     for name, spec in function.structured_outputs.items():
@@ -255,7 +271,7 @@ def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
     if path is None:
         return tuple(str(index) for index in range(classes))
     try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+        labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise BadInput(f"--labels {path}: {reason}; it is a text file with a label a line") from error
