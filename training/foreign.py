@@ -26,6 +26,7 @@ from training.sources import name_of
 
 _GREY_OR_COLOUR = (1, 3)
 _IMAGE_RANK = 4
+_STRUCTURES = (dict, list, tuple)
 _SUM_TOLERANCE = 0.01  # what half precision may make of a sum of probabilities
 _INSTEAD = "where it was made, `model.export(FOLDER)` writes a SavedModel that can be published"
 
@@ -102,6 +103,9 @@ def publish_file(
 
 def _notes(scores: NDArray[np.float32]) -> tuple[str, ...]:
     """What is odd about the scores [N, K] of the examples that the model was proved with."""
+    if scores.shape[1] == 1:
+        note = "there is one score an image, so one class, which is always on top; for two, end with softmax"
+        return (note,)
     if scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
         return ()
     one = scores[0]
@@ -154,6 +158,8 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
         named = {model.inputs[0].name: model.inputs[0]} if len(model.inputs) == 1 else model.input
         if not isinstance(named, dict):
             raise BadInput(f"{path} takes a list of inputs; several inputs must be a dictionary, by name")
+        if odd := [name for name, tensor in named.items() if isinstance(tensor, _STRUCTURES)]:
+            raise BadInput(f"{path} takes several inputs as {odd[0]!r}; each must have a name of its own")
         # Keras notes the size of the batch that a model without an Input was first called with
         specs = {
             name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name)
@@ -168,7 +174,11 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
     probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
     if isinstance(probe, (list, tuple)):
         raise BadInput(f"{path} answers a list of outputs; several outputs must be a dictionary, by name")
-    return Interface(specs, tuple(probe) if isinstance(probe, dict) else ("outputs",))
+    if not isinstance(probe, dict):
+        return Interface(specs, ("outputs",))
+    if odd := [name for name, tensor in probe.items() if isinstance(tensor, _STRUCTURES)]:
+        raise BadInput(f"{path} answers several outputs as {odd[0]!r}; each must have a name of its own")
+    return Interface(specs, tuple(probe))
 
 
 def _check_shapes(specs: Mapping[str, tf.TensorSpec], path: Path) -> None:

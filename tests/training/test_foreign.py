@@ -106,6 +106,17 @@ def test_a_list_of_outputs_is_refused(tmp_path: Path) -> None:
         publish_file(tmp_path / "m.keras", tmp_path / "models")
 
 
+def test_several_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    a, b, c = (keras.Input((2,), name=name) for name in "abc")
+    total = keras.layers.Add()([a, b, c])
+    keras.Model({"a": a, "more": {"b": b, "c": c}}, total).save(tmp_path / "in.keras")
+    keras.Model({"a": a, "b": b, "c": c}, {"y": total, "more": [total, total]}).save(tmp_path / "out.keras")
+    with pytest.raises(BadInput, match=r"in.keras takes several inputs as 'more'; each must have a name"):
+        publish_file(tmp_path / "in.keras", tmp_path / "models")
+    with pytest.raises(BadInput, match=r"out.keras answers several outputs as 'more'; each must have a name"):
+        publish_file(tmp_path / "out.keras", tmp_path / "models")
+
+
 def test_large_scores_are_compared_by_their_own_size(tmp_path: Path) -> None:
     """Logits of hundreds are no more than five digits alike once batch normalization is folded and fused."""
     keras.utils.set_random_seed(2)
@@ -133,6 +144,14 @@ def test_scores_that_are_no_probabilities_are_noted(tmp_path: Path) -> None:
     assert note.startswith("the scores are no probabilities: those of one image are -")
     classifier().save(tmp_path / "m.keras")
     assert publish_file(tmp_path / "m.keras", tmp_path / "models").notes == ()
+
+
+def test_a_lone_score_is_noted(tmp_path: Path) -> None:
+    """Such as that of a sigmoid, which every introduction to two classes ends with: one class always wins."""
+    layers = [keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(1, activation="sigmoid")]
+    keras.Sequential(layers).save(tmp_path / "m.keras")
+    (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models").notes
+    assert note.startswith("there is one score an image, so one class, which is always on top;")
 
 
 def test_a_pixel_scale_where_it_can_do_nothing(tmp_path: Path) -> None:
