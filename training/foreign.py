@@ -147,9 +147,15 @@ def _load(path: Path) -> _Model:
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return interface.call(model, inputs)
 
-    # by the model alone no session finds its variables, and without it none finds the tables of its look-ups
-    tracked = [*(variable.value for variable in model.variables), model]
-    return _Model(call, interface.inputs, interface.outputs, tracked, model)
+    return _Model(call, interface.inputs, interface.outputs, _resources(model), model)
+
+
+def _resources(model: keras.Model) -> list[Any]:
+    """What a session must find: variables, and the tables in which layers look values up."""
+    kind = tf.saved_model.experimental.TrackableResource
+    attributes = [value for layer in model._flatten_layers() for value in vars(layer).values()]
+    tables = [value for value in attributes if isinstance(value, kind)]
+    return [*(variable.value for variable in model.variables), *tables]
 
 
 def _keras_interface(model: keras.Model, path: Path) -> Interface:

@@ -40,8 +40,7 @@ def decode_image(encoded: Any, height: int, width: int, channels: int) -> Any:
         lambda: tf.io.decode_jpeg(encoded, channels=0, dct_method="INTEGER_ACCURATE"),
         lambda: tf.io.decode_image(encoded, channels=0, expand_animations=False),
     )
-    # the fourth byte of a BMP's pixel is not used; it may well be 0
-    is_bmp = tf.equal(tf.strings.substr(encoded, 0, 2), "BM")
+    is_bmp = tf.equal(tf.strings.substr(encoded, 0, 2), "BM")  # whose fourth byte is no alpha, and often 0
     pixels = tf.cond(is_bmp, lambda: pixels[..., :_RGB], lambda: pixels)
     pixels = _to_channels(_over_white(tf.cast(pixels, tf.float32)), channels)
     resized = tf.image.resize(pixels, (height, width), method="bilinear", antialias=True)
