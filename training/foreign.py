@@ -174,7 +174,10 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
     else:
         shape = (model.get_build_config() or {}).get("input_shape")
         if not isinstance(shape, (list, tuple)) or isinstance(shape[0], (list, tuple)):
-            raise BadInput(f"{path} does not say what shape it takes; build it on one input before saving it")
+            raise BadInput(
+                f"{path} does not say what shape it takes; build it on one input before saving it, or,"
+                f" {_INSTEAD}"
+            )
         specs = {"inputs": tf.TensorSpec((None, *shape[1:]), tf.float32, "inputs")}
     _check_shapes(specs, path)
     probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from training.errors import BadInput, ProofFailed
 from training.foreign import publish_file
+from training.models.wide_deep import WideDeep
 from training.published import examine, read_card
 from training.served import served
 
@@ -304,6 +305,16 @@ def test_inputs_of_any_size_are_refused(tmp_path: Path) -> None:
         tmp_path / "m.keras"
     )
     with pytest.raises(BadInput, match="only the first dimension may be open"):
+        publish_file(tmp_path / "m.keras", tmp_path)
+
+
+def test_a_subclass_of_several_inputs_does_not_say_their_shapes(tmp_path: Path) -> None:
+    model = WideDeep()
+    model({"wide": np.zeros((1, 5), np.float32), "deep": np.zeros((1, 8), np.float32)})
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(
+        BadInput, match=r"does not say what shape it takes; build .* or, where it was made, `m"
+    ):
         publish_file(tmp_path / "m.keras", tmp_path)
 
 
