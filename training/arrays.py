@@ -39,16 +39,18 @@ class ImageData:
 
 
 def split_by_class(
-    classes: NDArray[np.int64], held_out: float, seed: int
+    classes: NDArray[np.int64], held_out: float, seed: int | None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Indices (kept, held out), the same share of every class, one at least on both sides.
 
-    A class of a single example is kept.
+    A class of a single example is kept. Without a seed to draw by, the first of each class are held out.
     """
-    random = np.random.default_rng(seed)
+    random = None if seed is None else np.random.default_rng(seed)
     kept, held = [], []
     for value in np.unique(classes):
-        members = random.permutation(np.flatnonzero(classes == value))
+        members = np.flatnonzero(classes == value)
+        if random is not None:
+            members = random.permutation(members)
         count = min(max(1, round(len(members) * held_out)), len(members) - 1)
         held.append(members[:count])
         kept.append(members[count:])

@@ -212,6 +212,9 @@ def _user_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except MemoryError as error:
+        print(f"error: there is no memory for it: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("interrupted; nothing was published", file=sys.stderr)
         raise typer.Exit(130) from None

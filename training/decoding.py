@@ -58,7 +58,13 @@ def size_and_mode(encoded: bytes) -> tuple[tuple[int, int], str]:
 
 
 def _orientation(image: Image.Image) -> Any:
-    return image.getexif().get(_EXIF_ORIENTATION, 1)
+    """As EXIF says, whatever that is; upright where it is damaged, since the picture is not."""
+    if image.format in ("JPEG", "MPO") and "exif" not in image.info:
+        return 1  # Pillow would take what XMP says; the gateway, like browsers, does not
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged bytes make it raise almost anything
+        return 1
 
 
 def to_array(image: Image.Image, height: int, width: int, channels: int) -> NDArray[np.uint8]:

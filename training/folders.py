@@ -6,7 +6,9 @@ class's folder, are counted, named and left out.
 
 from __future__ import annotations
 
+import os
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training import decoding
-from training.arrays import HELD_OUT, SPLIT_SEED, ImageData, split_by_class
+from training.arrays import HELD_OUT, ImageData, split_by_class
 from training.errors import BadInput
 
 _NAMED_FILES = 5  # how many of the files left out a note names
@@ -28,6 +30,9 @@ _MIXED_SIDE = 64
 
 Read = Callable[[str], bytes]
 Members = list[tuple[str, str]]  # (file, label)
+# images [N, H, W, C], classes [N], the files' checksums [N]
+Decoded = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
+Splits = dict[str, Decoded]
 
 
 @dataclass
@@ -69,16 +74,13 @@ def image_folder(
     arrays = {split: _decode(members, labels, read, shape, survey) for split, members in splits.items()}
     _refuse_small_classes(arrays, labels, path, survey.unreadable)
     if "test" not in arrays:
-        images, classes = arrays["train"]
-        kept, held = split_by_class(classes, HELD_OUT, SPLIT_SEED)
-        arrays = {"train": (images[kept], classes[kept]), "test": (images[held], classes[held])}
-    return ImageData(name, labels, *arrays["train"], *arrays["test"], _notes(survey, shape))
+        arrays = _split(*arrays["train"])
+    return ImageData(name, labels, *arrays["train"][:2], *arrays["test"][:2], _notes(survey, shape))
 
 
 def _listing(path: Path) -> tuple[list[str], Read]:
     if path.is_dir():
-        found = [entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.is_file()]
-        return sorted(found), lambda member: (path / member).read_bytes()
+        return _files(path), lambda member: (path / member).read_bytes()
     if not path.exists():
         raise BadInput(f"{path}: no such folder or zip file")
     try:
@@ -95,6 +97,17 @@ def _listing(path: Path) -> tuple[list[str], Read]:
             raise decoding.Undecodable(str(error)) from error
 
     return sorted(name for name in archive.namelist() if not name.endswith("/")), read
+
+
+def _files(path: Path) -> list[str]:
+    """All the files below, sorted; a class's folder may be a link to one elsewhere."""
+    found = []
+    for folder, below, names in os.walk(path, followlinks=True):
+        here = Path(folder)
+        # a link to a folder that it lies in would lead around for ever
+        below[:] = [name for name in below if not here.resolve().is_relative_to((here / name).resolve())]
+        found += [(here / name).relative_to(path).as_posix() for name in names if (here / name).is_file()]
+    return sorted(found)
 
 
 def _classes(files: list[str], path: Path) -> tuple[dict[str, Members], tuple[str, ...], list[str]]:
@@ -163,23 +176,40 @@ def _surveyed(members: Members, read: Read, survey: _Survey) -> Members:
 
 def _decode(
     members: Members, labels: tuple[str, ...], read: Read, shape: tuple[int, int, int], survey: _Survey
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [N, H, W, C] and classes [N] of the members; those cut short are noted and left out."""
+) -> Decoded:
+    """The members' images and classes; those cut short are noted and left out."""
     numbers = {label: number for number, label in enumerate(labels)}
     images = np.empty((len(members), *shape), np.uint8)
     classes: list[int] = []
+    checksums: list[int] = []
     for file, label in members:
         try:
-            images[len(classes)] = decoding.to_array(decoding.open_image(read(file)), *shape)
+            encoded = read(file)
+            images[len(classes)] = decoding.to_array(decoding.open_image(encoded), *shape)
         except decoding.Undecodable:
             survey.unreadable.append(file)
         else:
             classes.append(numbers[label])
-    return images[: len(classes)], np.array(classes, np.int64)
+            checksums.append(zlib.crc32(encoded))
+    return images[: len(classes)], np.array(classes, np.int64), np.array(checksums, np.int64)
+
+
+def _split(images: NDArray[np.uint8], classes: NDArray[np.int64], checksums: NDArray[np.int64]) -> Splits:
+    """Some of every class held out: those whose files have the lowest checksums.
+
+    Images that are added later so leave nearly all the others on the side where they are. Drawn anew, every
+    third held-out image of a class that grew by a tenth would be one that the versions before learned from.
+    """
+    order = np.argsort(checksums, kind="stable")
+    kept, held = (order[part] for part in split_by_class(classes[order], HELD_OUT, seed=None))
+    return {
+        "train": (images[kept], classes[kept], checksums[kept]),
+        "test": (images[held], classes[held], checksums[held]),
+    }
 
 
 def _refuse_small_classes(
-    arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]],
+    arrays: Splits,
     labels: tuple[str, ...],
     path: Path,
     unreadable: list[str],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from training.sources import name_of
 
 _GREY_OR_COLOUR = (1, 3)
 _IMAGE_RANK = 4
+_STRUCTURES = (dict, list, tuple)
 _SUM_TOLERANCE = 0.01  # what half precision may make of a sum of probabilities
 _INSTEAD = "where it was made, `model.export(FOLDER)` writes a SavedModel that can be published"
 
@@ -71,11 +73,20 @@ def publish_file(
         raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
     if image is None and pixel_scale != 1.0:
         raise BadInput(f"{path} is no image classifier, so --pixel-scale has nothing to multiply")
-    if image is None and (odd := [key for key in model.inputs if not key.isidentifier()]):
-        raise BadInput(f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`")
+    if image is None and (odd := [key for key in model.inputs if not key.isidentifier() or iskeyword(key)]):
+        raise BadInput(
+            f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"
+            " and none of Python's own words"
+        )
     chosen, interface = image or (model, Interface(model.inputs, model.outputs))
     golden = _golden(interface.inputs)
     outputs = chosen.call({key: tf.constant(array) for key, array in golden.items()})
+    for key, output in outputs.items():
+        if output.shape[:1] != (GOLDEN_EXAMPLES,):
+            raise BadInput(
+                f"{path} answers {key} {output.shape} to {GOLDEN_EXAMPLES} examples; only an answer to each,"
+                " numbers [N, ...], can be published"
+            )
     names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
     exported = Exported(chosen.call, chosen.tracked, interface, golden, model.archive, names, freeze=freeze)
     described = card(
@@ -92,6 +103,9 @@ def publish_file(
 
 def _notes(scores: NDArray[np.float32]) -> tuple[str, ...]:
     """What is odd about the scores [N, K] of the examples that the model was proved with."""
+    if scores.shape[1] == 1:
+        note = "there is one score an image, so one class, which is always on top; for two, end with softmax"
+        return (note,)
     if scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
         return ()
     one = scores[0]
@@ -133,8 +147,15 @@ def _load(path: Path) -> _Model:
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
         return interface.call(model, inputs)
 
-    tracked = [variable.value for variable in model.variables]
-    return _Model(call, interface.inputs, interface.outputs, tracked, model)
+    return _Model(call, interface.inputs, interface.outputs, _resources(model), model)
+
+
+def _resources(model: keras.Model) -> list[Any]:
+    """What a session must find: variables, and the tables in which layers look values up."""
+    kind = tf.saved_model.experimental.TrackableResource
+    attributes = [value for layer in model._flatten_layers() for value in vars(layer).values()]
+    tables = [value for value in attributes if isinstance(value, kind)]
+    return [*(variable.value for variable in model.variables), *tables]
 
 
 def _keras_interface(model: keras.Model, path: Path) -> Interface:
@@ -143,6 +164,8 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
         named = {model.inputs[0].name: model.inputs[0]} if len(model.inputs) == 1 else model.input
         if not isinstance(named, dict):
             raise BadInput(f"{path} takes a list of inputs; several inputs must be a dictionary, by name")
+        if odd := [name for name, tensor in named.items() if isinstance(tensor, _STRUCTURES)]:
+            raise BadInput(f"{path} takes several inputs as {odd[0]!r}; each must have a name of its own")
         # Keras notes the size of the batch that a model without an Input was first called with
         specs = {
             name: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name)
@@ -151,13 +174,20 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
     else:
         shape = (model.get_build_config() or {}).get("input_shape")
         if not isinstance(shape, (list, tuple)) or isinstance(shape[0], (list, tuple)):
-            raise BadInput(f"{path} does not say what shape it takes; build it on one input before saving it")
+            raise BadInput(
+                f"{path} does not say what shape it takes; build it on one input before saving it, or,"
+                f" {_INSTEAD}"
+            )
         specs = {"inputs": tf.TensorSpec((None, *shape[1:]), tf.float32, "inputs")}
     _check_shapes(specs, path)
     probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
     if isinstance(probe, (list, tuple)):
         raise BadInput(f"{path} answers a list of outputs; several outputs must be a dictionary, by name")
-    return Interface(specs, tuple(probe) if isinstance(probe, dict) else ("outputs",))
+    if not isinstance(probe, dict):
+        return Interface(specs, ("outputs",))
+    if odd := [name for name, tensor in probe.items() if isinstance(tensor, _STRUCTURES)]:
+        raise BadInput(f"{path} answers several outputs as {odd[0]!r}; each must have a name of its own")
+    return Interface(specs, tuple(probe))
 
 
 def _check_shapes(specs: Mapping[str, tf.TensorSpec], path: Path) -> None:
@@ -192,6 +222,11 @@ def _load_saved_model(path: Path) -> _Model:
         raise BadInput(
             f"{path} has no signature serving_default; there are {list(loaded.signatures)}"
         ) from None
+    if any(operation.type == "VariableV2" for operation in function.graph.get_operations()):
+        raise BadInput(
+            f"{path} has variables of TensorFlow 1's old kind, which cannot be written again; save it with"
+            " `tf.compat.v1.enable_resource_variables()`, or copy it into the folder of models as it is"
+        )
     inputs = function.structured_input_signature[1]
     _check_shapes(inputs, path)
     for name, spec in function.structured_outputs.items():
@@ -255,7 +290,7 @@ def _labels(path: Path | None, classes: int) -> tuple[str, ...]:
     if path is None:
         return tuple(str(index) for index in range(classes))
     try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+        labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise BadInput(f"--labels {path}: {reason}; it is a text file with a label a line") from error

@@ -41,11 +41,14 @@ class Run:
 def schedule(
     values: Hyperparameters, steps_per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A cosine down to zero (Loshchilov & Hutter, 2017) after a linear warm-up (Goyal et al., 2017)."""
+    """A cosine down to zero (Loshchilov & Hutter, 2017) after a linear warm-up (Goyal et al., 2017).
+
+    The warm-up begins one increment above zero, where the first step would be for nothing.
+    """
     steps = max(2, values.epochs * steps_per_epoch)
     warmup = min(max(1, round(steps * values.warmup)), steps - 1)
     return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
+        initial_learning_rate=values.learning_rate / (warmup + 1),
         decay_steps=steps - warmup,
         warmup_target=values.learning_rate,
         warmup_steps=warmup,

@@ -31,8 +31,8 @@ def decode_image(encoded: Any, height: int, width: int, channels: int) -> Any:
     """One encoded JPEG, PNG, GIF (its first frame) or BMP as uint8 [height, width, channels].
 
     Alpha is composited over white; colours become grey by the weights of ITU-R BT.601, grey becomes RGB; the
-    resize is antialiased bilinear, rounded, which is what Pillow calls BILINEAR. EXIF orientation is not
-    looked at: TensorFlow's decoder does not read it.
+    resize is antialiased bilinear, rounded, which is what Pillow calls BILINEAR. What TensorFlow's decoder
+    does not read is not looked at: EXIF orientation, a GIF's or PNG's transparent colour, a BMP's palette.
     """
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),
@@ -40,6 +40,8 @@ def decode_image(encoded: Any, height: int, width: int, channels: int) -> Any:
         lambda: tf.io.decode_jpeg(encoded, channels=0, dct_method="INTEGER_ACCURATE"),
         lambda: tf.io.decode_image(encoded, channels=0, expand_animations=False),
     )
+    is_bmp = tf.equal(tf.strings.substr(encoded, 0, 2), "BM")  # whose fourth byte is no alpha, and often 0
+    pixels = tf.cond(is_bmp, lambda: pixels[..., :_RGB], lambda: pixels)
     pixels = _to_channels(_over_white(tf.cast(pixels, tf.float32)), channels)
     resized = tf.image.resize(pixels, (height, width), method="bilinear", antialias=True)
     resized = tf.clip_by_value(tf.round(resized), 0.0, 255.0)

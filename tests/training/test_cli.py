@@ -145,6 +145,18 @@ def test_names_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
         assert "[red]" in out
 
 
+def test_images_that_no_memory_holds_are_one_line(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            Image.new("L", (4, 4)).save(tmp_path / label / f"{number}.png")
+    options = ("--data", f"folder={tmp_path}", "--image-size", str(10**7), "--out", tmp_path / "models")
+    code, out, err = run("train", "sequential", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: there is no memory for it: Unable to allocate")
+    assert len(err.splitlines()) == 1
+
+
 def test_a_full_disk_publishes_nothing(digits: Path, tmp_path: Path) -> None:
     archive = digits / "assets.extra" / "model.keras"
     code, out, err = run("publish", archive, "--out", tmp_path / "m", "--name", "x", file_kib=100)

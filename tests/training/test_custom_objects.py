@@ -181,6 +181,16 @@ def test_pair_accuracy_by_hand() -> None:
     assert (again.threshold, float(again.result())) == (0.5, 0.0)
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_pairs_count_by_their_weights(shape: tuple[int, ...]) -> None:
+    metric = metrics.PairAccuracy(0.5)
+    right, wrong = 0.1, 0.9
+    metric.update_state(
+        np.ones(shape), np.array([[right], [wrong]], np.float32), np.reshape([3.0, 1.0], shape)
+    )
+    assert float(metric.result()) == pytest.approx(0.75)
+
+
 def test_lambda_functions_by_hand() -> None:
     values = np.array([-2.0, 0.3, 2.0], np.float32)
     assert np.array(layers.absolute(values)).tolist() == pytest.approx([2.0, 0.3, 2.0])

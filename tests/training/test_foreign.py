@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from training.errors import BadInput, ProofFailed
 from training.foreign import publish_file
+from training.models.wide_deep import WideDeep
 from training.published import examine, read_card
 from training.served import served
 
@@ -106,6 +107,17 @@ def test_a_list_of_outputs_is_refused(tmp_path: Path) -> None:
         publish_file(tmp_path / "m.keras", tmp_path / "models")
 
 
+def test_several_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    a, b, c = (keras.Input((2,), name=name) for name in "abc")
+    total = keras.layers.Add()([a, b, c])
+    keras.Model({"a": a, "more": {"b": b, "c": c}}, total).save(tmp_path / "in.keras")
+    keras.Model({"a": a, "b": b, "c": c}, {"y": total, "more": [total, total]}).save(tmp_path / "out.keras")
+    with pytest.raises(BadInput, match=r"in.keras takes several inputs as 'more'; each must have a name"):
+        publish_file(tmp_path / "in.keras", tmp_path / "models")
+    with pytest.raises(BadInput, match=r"out.keras answers several outputs as 'more'; each must have a name"):
+        publish_file(tmp_path / "out.keras", tmp_path / "models")
+
+
 def test_large_scores_are_compared_by_their_own_size(tmp_path: Path) -> None:
     """Logits of hundreds are no more than five digits alike once batch normalization is folded and fused."""
     keras.utils.set_random_seed(2)
@@ -135,6 +147,14 @@ def test_scores_that_are_no_probabilities_are_noted(tmp_path: Path) -> None:
     assert publish_file(tmp_path / "m.keras", tmp_path / "models").notes == ()
 
 
+def test_a_lone_score_is_noted(tmp_path: Path) -> None:
+    """Such as that of a sigmoid, which every introduction to two classes ends with: one class always wins."""
+    layers = [keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(1, activation="sigmoid")]
+    keras.Sequential(layers).save(tmp_path / "m.keras")
+    (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models").notes
+    assert note.startswith("there is one score an image, so one class, which is always on top;")
+
+
 def test_a_pixel_scale_where_it_can_do_nothing(tmp_path: Path) -> None:
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "m.keras")
     with pytest.raises(BadInput, match="is no image classifier, so --pixel-scale has nothing to multiply"):
@@ -162,11 +182,25 @@ def test_indices_of_a_small_vocabulary_are_tried(tmp_path: Path) -> None:
     assert publish_file(tmp_path / "m.keras", tmp_path / "models").version == 1
 
 
-def test_an_input_whose_name_no_signature_can_have(tmp_path: Path) -> None:
-    inputs = keras.Input((2,), name="my input")
+@pytest.mark.parametrize("name", ["my input", "class"])
+def test_an_input_whose_name_no_signature_can_have(name: str, tmp_path: Path) -> None:
+    inputs = keras.Input((2,), name=name)
     keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "m.keras")
-    with pytest.raises(BadInput, match="calls an input 'my input'; a name must be of letters"):
+    with pytest.raises(BadInput, match=f"calls an input '{name}'; a name must be of letters"):
         publish_file(tmp_path / "m.keras", tmp_path / "models")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_images_to_images_make_no_classifier(kind: str, tmp_path: Path) -> None:
+    images = keras.Input((8, 8, 3), dtype=kind, name="images")
+    masks = keras.layers.Conv2D(2, 3, padding="same")(keras.layers.Rescaling(1 / 255)(images))
+    keras.Model(images, masks).save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models")
+    assert (published.card["task"], published.card["input"]) == ("own", None)
+    with served(published.folder) as loaded:
+        assert {"serving_default", "describe", "self_test"} == {
+            name for name in loaded.signatures if not name.startswith("__")
+        }
 
 
 def test_an_unregistered_lambda_is_refused(tmp_path: Path) -> None:
@@ -218,6 +252,13 @@ def test_labels_that_do_not_fit(text: str, message: str, tmp_path: Path) -> None
     assert not (tmp_path / "models").exists()
 
 
+def test_a_mark_before_the_first_label_is_none_of_it(tmp_path: Path) -> None:
+    """Editors on Windows write one in front of UTF-8."""
+    classifier().save(tmp_path / "m.keras")
+    labels = labels_file(tmp_path, "\ufeffa\nb\nc\n")
+    assert publish_file(tmp_path / "m.keras", tmp_path, labels=labels).card["labels"] == ["a", "b", "c"]
+
+
 def test_labels_and_places_that_are_none(tmp_path: Path) -> None:
     classifier().save(tmp_path / "m.keras")
     file, models = tmp_path / "m.keras", tmp_path / "models"
@@ -267,6 +308,16 @@ def test_inputs_of_any_size_are_refused(tmp_path: Path) -> None:
         publish_file(tmp_path / "m.keras", tmp_path)
 
 
+def test_a_subclass_of_several_inputs_does_not_say_their_shapes(tmp_path: Path) -> None:
+    model = WideDeep()
+    model({"wide": np.zeros((1, 5), np.float32), "deep": np.zeros((1, 8), np.float32)})
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(
+        BadInput, match=r"does not say what shape it takes; build .* or, where it was made, `m"
+    ):
+        publish_file(tmp_path / "m.keras", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
@@ -289,6 +340,7 @@ def test_shapes_of_a_saved_model_that_cannot_be_batches(shape: Any, message: str
     [
         (tf.strings.as_string, r"answers y, string \(None, 2\); only numbers \[N, ...\] can be published"),
         (tf.reduce_sum, r"answers y, float32 \(\); only numbers"),
+        (lambda x: tf.reduce_sum(x, 0), r"answers y \(2,\) to 16 examples; only an answer to each, numbers"),
     ],
 )
 def test_answers_of_a_saved_model_that_are_no_batch_of_numbers(
@@ -313,6 +365,36 @@ def test_a_model_with_a_table_is_published_unfrozen(tmp_path: Path) -> None:
     with served(published.folder) as loaded:
         outputs = loaded.run("serving_default", {"x": np.array([[2, 0], [7, 1]])})
     assert outputs["y"].tolist() == [[3.0, 1.0], [-1.0, 2.0]]
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_archive_with_a_table_is_published_with_it(freeze: bool, tmp_path: Path) -> None:
+    ids = keras.Input((2,), dtype="int64", name="ids")
+    looked_up = keras.layers.IntegerLookup(vocabulary=[50, 60])(ids)
+    vectors = keras.layers.Flatten()(keras.layers.Embedding(3, 2)(looked_up))
+    model = keras.Model(ids, keras.layers.Dense(1)(vectors))
+    model.save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models", freeze=freeze)
+    rows = np.array([[60, 50], [7, 60]])
+    with served(published.folder) as loaded:
+        outputs = loaded.run("serving_default", {"ids": rows})
+    np.testing.assert_allclose(outputs["outputs"], model(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("resource", [True, False])
+def test_a_saved_model_of_tensorflow_1(resource: bool, tmp_path: Path) -> None:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 2])
+        w = tf.compat.v1.get_variable("w", initializer=[[1.0], [2.0]], use_resource=resource)
+        session.run(w.initializer)
+        tf.compat.v1.saved_model.simple_save(session, str(tmp_path / "m"), {"x": x}, {"y": x @ w})
+    if not resource:
+        with pytest.raises(BadInput, match=r"variables of TensorFlow 1's old kind, which cannot be written"):
+            publish_file(tmp_path / "m", tmp_path / "models")
+        return
+    published = publish_file(tmp_path / "m", tmp_path / "models")
+    with served(published.folder) as loaded:
+        assert loaded.run("serving_default", {"x": [[3.0, 4.0]]})["y"].tolist() == [[11.0]]
 
 
 def test_a_saved_model_without_serving_default(tmp_path: Path) -> None:

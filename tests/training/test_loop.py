@@ -50,10 +50,19 @@ def killed_after(epoch: int) -> Any:
 def test_the_schedule_warms_up_and_falls_like_a_cosine() -> None:
     values = Hyperparameters(epochs=10, learning_rate=0.1, warmup=0.1)
     rate = schedule(values, steps_per_epoch=20)
-    assert [float(rate(step)) for step in (0, 10, 20)] == pytest.approx([0.0, 0.05, 0.1], abs=1e-6)
+    assert [float(rate(step)) for step in (0, 1, 20)] == pytest.approx([0.1 / 21, 0.2 / 21, 0.1], abs=1e-6)
     for step in (20, 65, 110, 155, 200):
         expected = 0.1 * (1 + math.cos(math.pi * (step - 20) / 180)) / 2
         assert float(rate(step)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_of_one_step_learns_in_it() -> None:
+    plan = small_plan(epochs=1, examples=60)
+    assert len(plan.problem.train) <= plan.hyperparameters.batch_size
+    model, _, _ = run_of(plan)
+    keras.utils.set_random_seed(plan.hyperparameters.seed)
+    untrained = plan.problem.interface.built(plan.variants[plan.recipe].build())
+    assert np.abs(model.get_weights()[0] - untrained.get_weights()[0]).max() > 0
 
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not() -> None:

@@ -30,9 +30,9 @@ def picture(mode: str, width: int = 90, height: int = 70) -> Image.Image:
     return image.convert(mode)
 
 
-def encoded(image: Image.Image, kind: str) -> bytes:
+def encoded(image: Image.Image, kind: str, **metadata: bytes) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **metadata)
     return file.getvalue()
 
 
@@ -50,7 +50,8 @@ def difference(file: bytes, shape: tuple[int, int, int]) -> int:
     ("mode", "kind"),
     [
         *(("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("RGB", "PNG"), ("RGBA", "PNG")),
-        *(("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("P", "GIF")),
+        *(("L", "JPEG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("RGBA", "BMP")),
+        ("P", "GIF"),
     ],
 )
 def test_graph_and_pillow_agree(mode: str, kind: str, shape: tuple[int, int, int]) -> None:
@@ -128,6 +129,20 @@ def test_odd_exif_data_costs_no_photograph() -> None:
     """Such as a negative width: Pillow reads it, and cannot write it again."""
     file = turned(6, struct.pack("<HHIi", 0x0100, 9, 1, -5))
     assert decoding.open_image(file).size == (20, 40)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_damaged_exif_data_costs_no_photograph(file_format: str) -> None:
+    file = encoded(picture("RGB"), file_format, exif=b"Exif\0\0no TIFF header")
+    assert decoding.open_image(file).size == picture("RGB").size
+    assert decoding.size_and_mode(file) == (picture("RGB").size, "RGB")
+
+
+def test_what_xmp_says_of_a_photograph_goes_for_nothing() -> None:
+    """As at the gateway: only EXIF turns a JPEG."""
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    file = encoded(Image.new("RGB", (40, 20)), "JPEG", xmp=xmp)
+    assert decoding.open_image(file).size == (40, 20)
 
 
 @pytest.mark.parametrize("file", [b"", b"not an image", encoded(picture("RGB"), "PNG")[:200]])

@@ -212,6 +212,34 @@ def test_every_folder_is_a_class_however_deep_its_images_are(tmp_path: Path) -> 
     assert len(data.train_classes) + len(data.test_classes) == 7
 
 
+def test_images_that_are_added_leave_the_others_where_they_were(tmp_path: Path) -> None:
+    """Or a version would be compared with a later one by images that it learned from."""
+    colours = np.random.default_rng(0).integers(0, 256, (220, 3)).tolist()
+    files = {f"{number % 2}/{number}.png": image(tuple(colour)) for number, colour in enumerate(colours)}
+
+    def split(folder: str, files: Folder) -> list[set[tuple[int, ...]]]:
+        data = sources.load(f"folder={written(tmp_path / folder, files)}")
+        return [{tuple(one[0, 0]) for one in part} for part in (data.train_images, data.test_images)]
+
+    learned, held_out = split("before", dict(list(files.items())[:200]))
+    assert (len(learned), len(held_out)) == (160, 40)
+    _, held_out_now = split("after", files)
+    assert len(held_out_now) == 44
+    assert len(held_out_now & learned) <= 4
+    renamed = {f"{name[0]}/again{len(name)}{name[2:]}": data for name, data in reversed(files.items())}
+    assert split("renamed", renamed)[1] == held_out_now
+
+
+def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path: Path) -> None:
+    folder = written(tmp_path / "d", of_two_classes())
+    written(tmp_path / "greens", {f"{number}.png": image((0, 255, 0)) for number in range(3)})
+    (folder / "green").symlink_to(tmp_path / "greens")
+    (folder / "red" / "around").symlink_to(folder)
+    data = sources.load(f"folder={folder}")
+    assert data.labels == ("blue", "green", "red")
+    assert len(data.train_classes) + len(data.test_classes) == 13
+
+
 def test_a_folder_beside_train_that_could_be_anything(tmp_path: Path) -> None:
     files = of_two_classes("train/") | of_two_classes("extra/")
     with pytest.raises(

@@ -34,6 +34,8 @@ class Interface:
         spec = self.inputs.get("images")
         if spec is None or len(self.inputs) != 1 or spec.shape.rank != 4:
             return None
+        if spec.dtype != tf.uint8 or "scores" not in self.outputs:  # somebody's own, of another kind
+            return None
         height, width, channels = spec.shape[1:]
         return height, width, channels
 
