@@ -23,8 +23,8 @@ _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # While gRPC waits to connect anew, requests fail unsent: by default a second, in the end two minutes. Most of
-    # the attempts of `Retries` would not even try to reach a gateway that is back.
+    # While gRPC waits to connect anew, requests fail unsent: by default for a second, later for two minutes.
+    # Most attempts of `Retries` would not even try to reach a gateway that is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
