@@ -154,6 +154,16 @@ MISTAKES = {
         "components/autoscaling-keda/scaled-objects.yaml", "stabilizationWindowSeconds: 900",
         "stabilisationWindowSeconds: 900", "KEDA", "'stabilisationWindowSeconds' was unexpected",
     ),
+    "component before the one that it widens": Mistake(
+        "overlays/production/kustomization.yaml",
+        "network-policies\n  - ../../components/rollouts-cluster",
+        "rollouts-cluster\n  - ../../components/network-policies", "production",
+        "Deployment/gateway: gateway: no NetworkPolicy lets it reach Prometheus, port 9090",
+    ),
+    "policy that denies names": Mistake(
+        "components/network-policies/policies.yaml", "port: 53", "port: 54", "production",
+        "no NetworkPolicy lets it reach the cluster's DNS, port 53",
+    ),
     "right that is too wide": Mistake(
         "base/gateway/rbac.yaml", 'verbs: ["list", "watch", "patch"]', 'verbs: ["*"]', "local",
         "Role/gateway: a rule grants *",
@@ -230,6 +240,41 @@ def test_every_image_of_ours_comes_from_the_registry_of_the_copied_overlay(tmp_p
     images = {each.spec["image"] for each in manifests.containers(manifests.build(file.parent))}
     assert any("/training:" in each for each in images)
     assert [each for each in images if each.startswith("sluice/")] == []
+
+
+@pytest.mark.parametrize(
+    "components",
+    [
+        ("gpu", "rollouts-cluster", "monitoring", "store-s3", "training", "training-rollout"),
+        ("gpu", "rollouts-cluster", "monitoring", "store-gcs"),
+    ],
+)
+def test_components_work_where_nothing_is_denied(components: tuple[str, ...], tmp_path: Path) -> None:
+    k8s = tmp_path / "k8s"
+    shutil.copytree(check.K8S, k8s, ignore=shutil.ignore_patterns("tools", "__pycache__"))
+    overlay = yaml.safe_load((k8s / "overlays/production/kustomization.yaml").read_text())
+    overlay["components"] = [f"../../components/{each}" for each in components]
+    overlay["patches"] = []
+    (k8s / "overlays/own").mkdir()
+    (k8s / "overlays/own/kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    found = [fault for fault in check.faults(str(k8s / "overlays/own")) if "NetworkPolicy" in fault]
+    assert found == []
+
+
+def test_the_proxy_of_the_gateway_api_is_let_through() -> None:
+    """Istio runs it in the Gateway's namespace, where all is denied that no policy allows."""
+    documents = manifests.build(check.K8S / "overlays/production")
+    (listening,) = manifests.of_kind(documents, "Gateway")
+    proxy = {"gateway.networking.k8s.io/gateway-name": listening["metadata"]["name"]}
+    policies = {
+        each["metadata"]["name"]: each["spec"] for each in manifests.of_kind(documents, "NetworkPolicy")
+    }
+    callers = [each for rule in policies["gateway"]["ingress"] for each in rule["from"]]
+    assert {"podSelector": {"matchLabels": proxy}} in callers
+    own = policies["gateway-api"]
+    assert own["podSelector"]["matchLabels"] == proxy
+    ports = {each["port"] for rule in own["ingress"] for each in rule["ports"]}
+    assert {each["port"] for each in listening["spec"]["listeners"]} <= ports
 
 
 def test_a_broken_overlay_is_a_fault_and_no_crash(tmp_path: Path) -> None:
