@@ -165,7 +165,7 @@ MISTAKES = {
         "no NetworkPolicy lets it reach the cluster's DNS, port 53",
     ),
     "right that is too wide": Mistake(
-        "base/gateway/rbac.yaml", 'verbs: ["list", "watch", "patch"]', 'verbs: ["*"]', "local",
+        "components/rollouts-cluster/rbac.yaml", '["list", "watch", "patch"]', '["*"]', "production",
         "Role/gateway: a rule grants *",
     ),
 }  # fmt: skip
@@ -259,6 +259,24 @@ def test_components_work_where_nothing_is_denied(components: tuple[str, ...], tm
     (k8s / "overlays/own/kustomization.yaml").write_text(yaml.safe_dump(overlay))
     found = [fault for fault in check.faults(str(k8s / "overlays/own")) if "NetworkPolicy" in fault]
     assert found == []
+
+
+def test_the_loss_of_a_zone_is_not_that_of_all_gateways_or_replicas() -> None:
+    for each in manifests.of_kind(manifests.build(check.K8S / "overlays/production"), "Deployment"):
+        constraints = each["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert {"kubernetes.io/hostname", "topology.kubernetes.io/zone"} == {
+            constraint["topologyKey"] for constraint in constraints
+        }
+
+
+def test_only_gateways_that_need_the_api_have_a_token() -> None:
+    tokens = {}
+    for overlay in ("local", "production"):
+        documents = manifests.build(check.K8S / "overlays" / overlay)
+        for each in manifests.of_kind(documents, "Deployment"):
+            pod = each["spec"]["template"]["spec"]
+            tokens[overlay, each["metadata"]["name"]] = pod.get("automountServiceAccountToken", True)
+    assert {where for where, has in tokens.items() if has} == {("production", "gateway")}
 
 
 def test_the_proxy_of_the_gateway_api_is_let_through() -> None:
