@@ -23,6 +23,12 @@ _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    # A gateway's node that is gone says nothing. Where keepalive is on, gRPC has the kernel end a connection
+    # on which something is not acknowledged for its time-out (TCP_USER_TIMEOUT), and the next attempt gets
+    # another; without it each runs into its deadline, for a quarter of an hour. The pings themselves come
+    # as seldom as any server takes them.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
     # While gRPC waits to connect anew, requests fail unsent: by default for a second, later for two minutes.
     # Most attempts of `Retries` would not even try to reach a gateway that is back.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -383,7 +383,7 @@ async def test_a_gateway_that_hangs_up_is_not_taken_for_a_grpc_port(kind: Any) -
         writer.close()
 
     async with answering(answer) as url:
-        with pytest.raises(Unavailable, match=r"no gateway answers at .*disconnected"):
+        with pytest.raises(Unavailable, match="no gateway answers at"):
             await asked(kind, url)
 
 
