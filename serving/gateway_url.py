@@ -62,7 +62,8 @@ def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceErro
     ):
         return DeadlineExceeded(f"{url} did not answer within {timeout_s:.3g} s")
     reason = str(error) or type(error).__name__
-    if isinstance(error, httpx.RemoteProtocolError):
+    hung_up = "disconnected" in reason or "closed" in reason
+    if isinstance(error, httpx.RemoteProtocolError) and not hung_up:
         return Unavailable(f"what answers at {url} does not speak HTTP ({reason}); is it a gRPC port?")
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return Unavailable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
@@ -16,6 +17,11 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
+# Prometheus may scrape several installations, which have models of the same names.
+_NAMESPACE = 'namespace=~"$namespace"'
+# Of what gateways and replicas export the name, and the brace behind it if it has matchers.
+_SERIES = re.compile(r"((?:\bsluice_|:tensorflow:serving:)\w+)(\{)?")
+
 # Grafana's grid is 24 wide: two panels in a row.
 WIDE, HIGH = 12, 8
 
@@ -28,11 +34,19 @@ class Row(NamedTuple):
 
 
 def board(uid: str, title: str, description: str, *rows: Row) -> Dashboard:
-    """A dashboard of these rows, which asks for the data source, and for models."""
+    """A dashboard of these rows, which asks for the data source, for namespaces, and for models."""
+    namespaces = (
+        QueryVariable("namespace")
+        .datasource(SOURCE)
+        .query("label_values(sluice_build_info, namespace)")
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")  # also where series have no such label
+    )
     models = (
         QueryVariable("model")
         .datasource(SOURCE)
-        .query("label_values(sluice_queue_depth, model)")
+        .query(f"label_values(sluice_queue_depth{{{_NAMESPACE}}}, model)")
         .multi(True)
         .include_all(True)
     )
@@ -44,6 +58,7 @@ def board(uid: str, title: str, description: str, *rows: Row) -> Dashboard:
         .refresh("15s")
         .time("now-1h", "now")
         .with_variable(DatasourceVariable("datasource").type("prometheus"))
+        .with_variable(namespaces)
         .with_variable(models)
     )
     for row in rows:
@@ -54,8 +69,13 @@ def board(uid: str, title: str, description: str, *rows: Row) -> Dashboard:
 
 
 def query(expression: str, legend: str) -> prometheus.Dataquery:
-    """One PromQL expression, and how its series are called."""
-    return prometheus.Dataquery().expr(expression).legend_format(legend)
+    """One PromQL expression, of the chosen namespaces, and how its series are called."""
+    return prometheus.Dataquery().expr(_SERIES.sub(_of_namespaces, expression)).legend_format(legend)
+
+
+def _of_namespaces(series: re.Match[str]) -> str:
+    name, brace = series.groups()
+    return f"{name}{{{_NAMESPACE}," if brace else f"{name}{{{_NAMESPACE}}}"
 
 
 def lines(

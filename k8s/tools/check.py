@@ -3,9 +3,9 @@
     python -m k8s.tools.check [NAME or FOLDER ...]
 
 Checked: the build itself; schemas (Kubernetes, the custom resource with its rules, subsets of others); the
-house's policy; flags, settings and files against the programs that read them; metrics in autoscalers, rules
-and dashboards against the gateway's own. What only a cluster can say (admission, scheduling, GPUs) is not
-checked, and the last line says so.
+house's policy; flags, settings and files against the programs that read them; network policies against what
+those connect to; metrics in autoscalers, rules and dashboards against the gateway's own. What only a cluster
+can say (admission, scheduling, GPUs) is not checked, and the last line says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from k8s.tools import crd, encryption, manifests, metric_names, policy, programs, schemas
+from k8s.tools import crd, encryption, manifests, metric_names, policy, programs, reach, schemas
 from k8s.tools.manifests import BuildError
 
 K8S = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def faults(name: str, k8s: Path = K8S, scratch: Path = SCRATCH) -> Iterator[str]
     yield from found_by_schema
     if found_by_schema:  # what has the wrong shape cannot be looked at further
         return
-    for check in (policy, programs, encryption, metric_names):
+    for check in (policy, programs, encryption, reach, metric_names):
         yield from check.faults(documents)
 
 

@@ -162,6 +162,11 @@ def _names(container: Container) -> Iterator[tuple[str, str]]:
 
 
 def _scaling(document: Document, target: tuple[str, str], documents: Sequence[Document]) -> Iterator[str]:
+    if "cooldownPeriod" in document["spec"] and document["spec"].get("minReplicaCount", 0) > 0:
+        yield (
+            f"{name_of(document)}: cooldownPeriod is for the step to 0 replicas, but minReplicaCount is "
+            "more; advanced.horizontalPodAutoscalerConfig.behavior says how they become fewer"
+        )
     found = [each for each in of_kind(documents, target[0]) if each["metadata"]["name"] == target[1]]
     if not found:
         yield f"{name_of(document)}: there is no {target[0]} {target[1]} to scale"

@@ -19,7 +19,7 @@ import orjson
 from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
-from serving.errors import Internal, InvalidInput, SluiceError
+from serving.errors import Internal, SluiceError
 from serving.gateway_url import authorization, checked, unanswered
 from serving.prediction import ClassScore, ImageResult, Prediction
 
@@ -28,6 +28,17 @@ Verify = ssl.SSLContext | bool
 
 # How much longer than the gateway a client waits: its refusal at the deadline says what took so long.
 _GRACE_S = 0.5
+
+# For errors that do not come from a gateway: from a proxy, which has limits and callers of its own.
+_KIND_OF_STATUS = {
+    401: "unauthenticated",
+    403: "permission-denied",
+    413: "too-large",
+    429: "rate-limited",
+    502: "unavailable",
+    503: "unavailable",
+    504: "unavailable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +66,6 @@ class _Request:
 
 def _classify_request(question: Question) -> _Request:
     model, version, label = question.model, question.version, question.label
-    if model is None and (version is not None or label is not None):
-        raise InvalidInput("a version or a label needs a model")
     path = "/v1/classify" if model is None else f"/v1/models/{quote(model, safe='')}"
     if version is not None:
         path += f"/versions/{version}"
@@ -107,7 +116,7 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
         kind = found["type"].rpartition(":")[2]
         return as_error(kind, found["detail"], stage=found.get("stage"), retry_after_s=retry_after_s)
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        kind = "unavailable" if answer.status_code in (502, 503, 504) else "internal"
+        kind = _KIND_OF_STATUS.get(answer.status_code, "internal")
         text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
         return as_error(kind, text, retry_after_s=retry_after_s)
 

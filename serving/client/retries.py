@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from serving.errors import SluiceError
+from serving.errors import InvalidInput, SluiceError
 
 Answer = TypeVar("Answer")
 
 # A deadline that has passed still gives the first attempt something to be refused with.
 _LEAST_S = 0.001
+# A year: beyond it gRPC takes a deadline for one that has passed, and sockets refuse it.
+_MOST_S = 31_536_000.0
+# Pauses are up to so many times as long: clients that were refused together must not come back together.
+_SPREAD = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class Retries:
     Args:
         attempts: how often a request is sent at most, the first time included.
         first_pause_s: the pause after the first failure, where the gateway names none; it doubles each time.
+            Pauses are lengthened at random, by half at most.
         longest_pause_s: no pause is longer; if the gateway asks for a longer one, the failure is final.
     """
 
@@ -50,6 +56,10 @@ class _Attempts:
     """The attempts at one request: how long each may take, and what follows its failure."""
 
     def __init__(self, retries: Retries, timeout_s: float) -> None:
+        if not timeout_s <= _MOST_S:
+            raise InvalidInput(
+                f"timeout_s is {timeout_s}; it is a number of seconds, a year ({_MOST_S:.0f}) at most"
+            )
         self._retries = retries
         self._deadline = time.monotonic() + timeout_s
         self._made = 0
@@ -61,10 +71,11 @@ class _Attempts:
 
     def pause_s(self, error: SluiceError) -> float:
         """How long to wait before the next one; raises the error if there is none."""
-        pause_s = self._retries.pause_s(error, self._made, self._deadline - time.monotonic())
+        spread = random.uniform(1.0, _SPREAD)
+        pause_s = self._retries.pause_s(error, self._made, (self._deadline - time.monotonic()) / spread)
         if pause_s is None:
             raise error
-        return pause_s
+        return pause_s * spread
 
 
 def repeated(retries: Retries, timeout_s: float, send: Callable[[float], Answer]) -> Answer:

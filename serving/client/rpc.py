@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import grpc
@@ -14,12 +15,26 @@ from serving import protos
 from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
-from serving.errors import SluiceError
+from serving.errors import InvalidInput, SluiceError
 from serving.gateway_url import authorization, check_target
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
-_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A gateway's node that is gone says nothing. Where keepalive is on, gRPC has the kernel end a connection
+    # on which something is not acknowledged for its time-out (TCP_USER_TIMEOUT), and the next attempt gets
+    # another; without it each runs into its deadline, for a quarter of an hour. The pings themselves come
+    # as seldom as any server takes them.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # While gRPC waits to connect anew, requests fail unsent: by default for a second, later for two minutes.
+    # Most attempts of `Retries` would not even try to reach a gateway that is back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 _CODING: Any = {
     "request_serializer": protos.ClassifyRequest.SerializeToString,
     "response_deserializer": protos.ClassifyResponse.FromString,
@@ -37,13 +52,18 @@ _KIND_OF_CODE = {
 
 
 def _classify_request(question: Question) -> Any:
-    return protos.ClassifyRequest(
-        model=question.model or "",
-        version=question.version or 0,
-        label=question.label or "",
-        images=question.images,
-        top_k=question.top_k,
-    )
+    if question.version == 0:
+        raise InvalidInput("version is 0, which over gRPC stands for the routed one; give None for that")
+    try:
+        return protos.ClassifyRequest(
+            model=question.model or "",
+            version=question.version or 0,
+            label=question.label or "",
+            images=question.images,
+            top_k=question.top_k,
+        )
+    except ValueError as error:  # a number beyond the field's, or a name that is not Unicode
+        raise InvalidInput(f"this cannot be asked over gRPC: {error}") from error
 
 
 def _prediction(response: Any) -> Prediction:
@@ -118,7 +138,7 @@ class GrpcClient(BlockingClient[Any]):
 
 
 class AsyncGrpcClient(AsyncioClient[Any]):
-    """The same for asyncio. Arguments as `GrpcClient`'s."""
+    """The same for asyncio, in one event loop. Arguments as `GrpcClient`'s."""
 
     def __init__(
         self,
@@ -131,11 +151,18 @@ class AsyncGrpcClient(AsyncioClient[Any]):
         super().__init__(retries)
         self._metadata = tuple(authorization(api_key).items())
         check_target(target)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-        self._call: Any = self._channel.unary_unary(_METHOD, **_CODING)
+        self._target, self._credentials = target, credentials
+
+    @functools.cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        # It belongs to the event loop in which it is made, and a client may be made before there is one.
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+        return grpc.aio.secure_channel(self._target, self._credentials, options=_OPTIONS)
+
+    @functools.cached_property
+    def _call(self) -> Any:
+        return self._channel.unary_unary(_METHOD, **_CODING)
 
     def _request(self, question: Question) -> Any:
         return _classify_request(question)

@@ -10,10 +10,12 @@ from typing import Self, TypeAlias
 from serving import errors
 from serving.errors import InvalidInput, SluiceError
 
-Image: TypeAlias = bytes | Path
+Image: TypeAlias = bytes | bytearray | memoryview | Path
 """An encoded image file: its bytes, or where it is."""
 
 DEFAULT_TIMEOUT_S = 60.0
+
+_OCTETS = (bytes, bytearray, memoryview)
 
 _KINDS: dict[str, type[SluiceError]] = {kind.kind: kind for kind in errors.all_kinds()}
 
@@ -47,13 +49,16 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over, or what should be an image is of another type.
+            InvalidInput: a version is given twice over, or of no model, or what should be an image is of
+                another type.
             OSError: a file cannot be read.
         """
         if version is not None and label is not None:
             raise InvalidInput("a version and a label are given; give one of them")
+        if model is None and (version is not None or label is not None):
+            raise InvalidInput("a version or a label needs a model")
         # A str is none, but is a sequence, of its letters: it must be refused whole.
-        several: Sequence[object] = [images] if isinstance(images, bytes | Path | str) else images
+        several: Sequence[object] = [images] if isinstance(images, (*_OCTETS, Path, str)) else images
         return cls([_octets(each) for each in several], model, version, label, top_k)
 
 
@@ -61,7 +66,7 @@ def _octets(image: object) -> bytes:
     """An image's file; raises InvalidInput for what is no `Image`, such as a file's name as a str."""
     if isinstance(image, Path):
         return image.read_bytes()
-    if isinstance(image, bytes | bytearray | memoryview):
+    if isinstance(image, _OCTETS):
         return bytes(image)
     hint = "; Path(...) reads a file" if isinstance(image, str) else ""
     raise InvalidInput(f"an image is bytes or a Path, not {type(image).__name__}{hint}")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from serving.client import AsyncClient, AsyncGrpcClient, Client, GrpcClient, Retries
+from serving.client.retries import repeated
 from serving.errors import (
     BadImage,
     DeadlineExceeded,
@@ -22,8 +23,11 @@ from serving.errors import (
     InvalidInput,
     NotFound,
     Overloaded,
+    PermissionDenied,
     RateLimited,
     SluiceError,
+    TooLarge,
+    Unauthenticated,
     Unavailable,
 )
 from serving.main import Running
@@ -105,6 +109,43 @@ def test_what_is_no_address_is_said_at_once(url: str) -> None:
         Client(url)
 
 
+@pytest.mark.parametrize("kind", [AsyncClient, AsyncGrpcClient])
+def test_an_async_client_may_be_made_before_there_is_a_loop(live: Live, photograph: bytes, kind: Any) -> None:
+    client = kind(live.http_url if kind is AsyncClient else live.grpc_address)
+
+    async def ask() -> Prediction:
+        async with client:
+            found: Prediction = await client.classify(photograph)
+            return found
+
+    assert asyncio.run(ask()).version == live.version
+
+
+@pytest.mark.parametrize("kind", [Client, GrpcClient])
+def test_what_can_never_be_asked_is_said_before_anything_is_sent(kind: Any) -> None:
+    with kind() as client:
+        with pytest.raises(InvalidInput, match="a version or a label needs a model"):
+            client.classify(b"x", version=1)
+        for timeout_s in (float("inf"), float("nan"), 1e12):
+            with pytest.raises(InvalidInput, match=r"timeout_s is .*; it is a number of seconds, a year"):
+                client.classify(b"x", timeout_s=timeout_s)
+
+
+def test_no_version_over_grpc_stands_for_another() -> None:
+    with GrpcClient() as client:
+        with pytest.raises(InvalidInput, match="version is 0, which over gRPC stands for the routed one"):
+            client.classify(b"x", model="digits", version=0)
+        with pytest.raises(InvalidInput, match=r"cannot be asked over gRPC: .*out of range"):
+            client.classify(b"x", model="digits", version=2**63)
+
+
+def test_images_are_any_bytes(live: Live, photograph: bytes) -> None:
+    with Client(live.http_url) as http, GrpcClient(live.grpc_address) as rpc:
+        for client in (http, rpc):
+            for image in (bytearray(photograph), memoryview(photograph)):
+                assert client.classify(image).version == live.version
+
+
 @pytest.mark.parametrize("client", [Client, GrpcClient])
 @pytest.mark.parametrize("images", ["seven.png", ["seven.png"], [3]])
 def test_what_is_no_image_is_said_before_anything_is_sent(client: Any, images: Any) -> None:
@@ -134,6 +175,24 @@ def test_a_grpc_port_is_told_from_nobody(live: Live, photograph: bytes) -> None:
         pytest.raises(Unavailable, match=r"does not speak HTTP .*; is it a gRPC port\?"),
     ):
         client.classify(photograph)
+
+
+async def test_each_attempt_over_grpc_is_a_connection() -> None:
+    """gRPC's own pause between connections would fail most of the attempts unsent."""
+    connections = 0
+
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        async with AsyncGrpcClient(f"{host}:{port}", retries=Retries(attempts=4)) as client:
+            with pytest.raises(Unavailable):
+                await client.classify(b"x")
+    assert connections >= 4
 
 
 async def test_nobody_there_is_said_in_time() -> None:
@@ -291,6 +350,56 @@ async def test_what_no_gateway_answers_is_told_as_that(kind: Any, content: bytes
     async with answering(answer) as url:
         with pytest.raises(Internal, match="answered 200, but with no prediction; is it a gateway of Sluice"):
             await asked(kind, url)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (401, Unauthenticated),
+        (403, PermissionDenied),
+        (413, TooLarge),
+        (429, RateLimited),
+        (504, Unavailable),
+    ],
+)
+async def test_what_a_proxy_answers_is_told_by_its_status(
+    kind: Any, status: int, error: type[SluiceError]
+) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 %d No\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\n<p/>" % status)
+        await writer.drain()
+
+    async with answering(answer) as url:
+        with pytest.raises(error, match=f"answered {status}") as refused:
+            await asked(kind, url)
+        assert refused.value.retry_after_s == 7
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_gateway_that_hangs_up_is_not_taken_for_a_grpc_port(kind: Any) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0)
+        writer.close()
+
+    async with answering(answer) as url:
+        with pytest.raises(Unavailable, match="no gateway answers at"):
+            await asked(kind, url)
+
+
+def test_those_who_were_refused_together_do_not_come_back_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+
+    def refuse(_timeout_s: float) -> None:
+        raise RateLimited("x", retry_after_s=2)
+
+    with pytest.raises(RateLimited):
+        repeated(Retries(attempts=50), 3.1, refuse)
+    assert len(pauses) == 49
+    assert len(set(pauses)) > 40
+    assert min(pauses) >= 2.0
+    assert max(pauses) < 3.1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from k8s.tools import check, crd, manifests, metric_names, pin_bases
 
@@ -143,8 +145,27 @@ MISTAKES = {
         "components/rollouts/plan.yaml", "on_new_version: hold", "on_new_version: wait", "local",
         "/etc/rollout-plan/plan.yaml:3: on_new_version: input should be 'hold' or 'rollout'",
     ),
+    "pause of KEDA's that does nothing": Mistake(
+        "components/autoscaling-keda/scaled-objects.yaml", "maxReplicaCount: 16",
+        "maxReplicaCount: 16\n  cooldownPeriod: 900", "KEDA",
+        "ScaledObject/model-server: cooldownPeriod is for the step to 0 replicas",
+    ),
+    "misspelt field of KEDA's": Mistake(
+        "components/autoscaling-keda/scaled-objects.yaml", "stabilizationWindowSeconds: 900",
+        "stabilisationWindowSeconds: 900", "KEDA", "'stabilisationWindowSeconds' was unexpected",
+    ),
+    "component before the one that it widens": Mistake(
+        "overlays/production/kustomization.yaml",
+        "network-policies\n  - ../../components/rollouts-cluster",
+        "rollouts-cluster\n  - ../../components/network-policies", "production",
+        "Deployment/gateway: gateway: no NetworkPolicy lets it reach Prometheus, port 9090",
+    ),
+    "policy that denies names": Mistake(
+        "components/network-policies/policies.yaml", "port: 53", "port: 54", "production",
+        "no NetworkPolicy lets it reach the cluster's DNS, port 53",
+    ),
     "right that is too wide": Mistake(
-        "base/gateway/rbac.yaml", 'verbs: ["list", "watch", "patch"]', 'verbs: ["*"]', "local",
+        "components/rollouts-cluster/rbac.yaml", '["list", "watch", "patch"]', '["*"]', "production",
         "Role/gateway: a rule grants *",
     ),
 }  # fmt: skip
@@ -180,6 +201,98 @@ def test_a_replica_may_reach_the_bucket_that_it_reads(name: str, tmp_path: Path)
     assert denied, "where nothing is denied this test says nothing"
     to_anywhere = [rule for each in policies for rule in each.get("egress", ()) if "to" not in rule]
     assert {"port": 443} in [port for rule in to_anywhere for port in rule["ports"]]
+
+
+def test_a_fleet_of_the_right_size_is_not_taken_away_at_once(tmp_path: Path) -> None:
+    """The autoscaler's formula asks for two replicas where ten keep the queue short, and for sixteen then."""
+    documents = manifests.build(check.folder_of("KEDA", check.K8S, tmp_path))
+    (spec,) = [
+        each["spec"]
+        for each in manifests.of_kind(documents, "ScaledObject")
+        if each["metadata"]["name"] == "model-server"
+    ]
+    target = float(spec["triggers"][0]["metadata"]["threshold"])
+    assert math.ceil(10 * 0.005 / target) <= spec["minReplicaCount"]
+    assert math.ceil(10 * 2.0 / target) > spec["maxReplicaCount"]
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 300}]
+    for policy in behavior["scaleUp"]["policies"]:
+        assert policy["periodSeconds"] >= 180, "a replica has to come before the next one is asked for"
+
+
+def test_a_proxy_of_the_gateway_api_lets_go_of_idle_connections_first() -> None:
+    documents = manifests.build(check.K8S / "overlays/production")
+    (timeout,) = [
+        each["data"]["SLUICE_IDLE_TIMEOUT_S"]
+        for each in manifests.of_kind(documents, "ConfigMap")
+        if "SLUICE_IDLE_TIMEOUT_S" in each.get("data", {})
+    ]
+    assert float(timeout) > 3600, "Envoy's idle_timeout is an hour by default"
+
+
+def test_every_image_of_ours_comes_from_the_registry_of_the_copied_overlay(tmp_path: Path) -> None:
+    k8s = tmp_path / "k8s"
+    shutil.copytree(check.K8S, k8s, ignore=shutil.ignore_patterns("tools", "__pycache__"))
+    file = k8s / "overlays/production/kustomization.yaml"
+    overlay = yaml.safe_load(file.read_text())
+    overlay["components"] += ["../../components/training", "../../components/training-local"]
+    file.write_text(yaml.safe_dump(overlay))
+    images = {each.spec["image"] for each in manifests.containers(manifests.build(file.parent))}
+    assert any("/training:" in each for each in images)
+    assert [each for each in images if each.startswith("sluice/")] == []
+
+
+@pytest.mark.parametrize(
+    "components",
+    [
+        ("gpu", "rollouts-cluster", "monitoring", "store-s3", "training", "training-rollout"),
+        ("gpu", "rollouts-cluster", "monitoring", "store-gcs"),
+    ],
+)
+def test_components_work_where_nothing_is_denied(components: tuple[str, ...], tmp_path: Path) -> None:
+    k8s = tmp_path / "k8s"
+    shutil.copytree(check.K8S, k8s, ignore=shutil.ignore_patterns("tools", "__pycache__"))
+    overlay = yaml.safe_load((k8s / "overlays/production/kustomization.yaml").read_text())
+    overlay["components"] = [f"../../components/{each}" for each in components]
+    overlay["patches"] = []
+    (k8s / "overlays/own").mkdir()
+    (k8s / "overlays/own/kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    found = [fault for fault in check.faults(str(k8s / "overlays/own")) if "NetworkPolicy" in fault]
+    assert found == []
+
+
+def test_the_loss_of_a_zone_is_not_that_of_all_gateways_or_replicas() -> None:
+    for each in manifests.of_kind(manifests.build(check.K8S / "overlays/production"), "Deployment"):
+        constraints = each["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert {"kubernetes.io/hostname", "topology.kubernetes.io/zone"} == {
+            constraint["topologyKey"] for constraint in constraints
+        }
+
+
+def test_only_gateways_that_need_the_api_have_a_token() -> None:
+    tokens = {}
+    for overlay in ("local", "production"):
+        documents = manifests.build(check.K8S / "overlays" / overlay)
+        for each in manifests.of_kind(documents, "Deployment"):
+            pod = each["spec"]["template"]["spec"]
+            tokens[overlay, each["metadata"]["name"]] = pod.get("automountServiceAccountToken", True)
+    assert {where for where, has in tokens.items() if has} == {("production", "gateway")}
+
+
+def test_the_proxy_of_the_gateway_api_is_let_through() -> None:
+    """Istio runs it in the Gateway's namespace, where all is denied that no policy allows."""
+    documents = manifests.build(check.K8S / "overlays/production")
+    (listening,) = manifests.of_kind(documents, "Gateway")
+    proxy = {"gateway.networking.k8s.io/gateway-name": listening["metadata"]["name"]}
+    policies = {
+        each["metadata"]["name"]: each["spec"] for each in manifests.of_kind(documents, "NetworkPolicy")
+    }
+    callers = [each for rule in policies["gateway"]["ingress"] for each in rule["from"]]
+    assert {"podSelector": {"matchLabels": proxy}} in callers
+    own = policies["gateway-api"]
+    assert own["podSelector"]["matchLabels"] == proxy
+    ports = {each["port"] for rule in own["ingress"] for each in rule["ports"]}
+    assert {each["port"] for each in listening["spec"]["listeners"]} <= ports
 
 
 def test_a_broken_overlay_is_a_fault_and_no_crash(tmp_path: Path) -> None:

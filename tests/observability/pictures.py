@@ -42,7 +42,9 @@ def panels(name: str) -> list[dict[str, Any]]:
 
 def curves(scene: Scene, expression: str) -> list[dict[str, Any]]:
     """The series of an expression over the time of the load."""
-    plain = expression.replace("$__rate_interval", "10s").replace("$model", "digits")
+    plain = (
+        expression.replace("$__rate_interval", "10s").replace("$model", "digits").replace("$namespace", ".*")
+    )
     params: dict[str, Any] = {
         "query": plain,
         "start": scene.loaded_at - LOAD_S,

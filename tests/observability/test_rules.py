@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from k8s.dashboards.__main__ import FOLDER, texts
-from k8s.tools import manifests
+from k8s.tools import manifests, metric_names
 from k8s.tools.check import K8S, folder_of
 from tests.observability.scene import RULES, have_prometheus, write_rules
 
@@ -91,6 +91,20 @@ def test_every_alert_has_a_section_in_the_runbook_and_no_section_is_left_over() 
         assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
         assert alert["labels"]["severity"] in {"critical", "warning"}
         assert alert["annotations"]["summary"]
+
+
+def test_a_dashboard_shows_the_chosen_installations_only() -> None:
+    documents = manifests.build(K8S / "components/monitoring")
+    panels = [
+        expression
+        for where, expression in metric_names.expressions(documents)
+        if where.startswith("ConfigMap/")
+    ]
+    asked = [each for expression in panels for each in metric_names.selectors(expression)]
+    ours = [each for each in asked if "sluice_" in each.name or "tensorflow" in each.name]
+    assert len(ours) > 40
+    for each in ours:
+        assert "namespace" in {matcher.name for matcher in each.matchers.matchers}, each
 
 
 @pytest.mark.parametrize("name", sorted(texts()))

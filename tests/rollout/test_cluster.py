@@ -183,7 +183,7 @@ async def test_a_gateway_may_do_what_it_does_and_nothing_else(server: ApiServer,
         await scene.reached(Phase.CANARY)
         server.patch("modelrollouts", scene.rollout.id, {"spec": {"command": "promote"}})
         assert (await scene.until_finished()).state.phase is Phase.PROMOTED
-    documents = yaml.safe_load_all((K8S / "base/gateway/rbac.yaml").read_text())
+    documents = yaml.safe_load_all((K8S / "components/rollouts-cluster/rbac.yaml").read_text())
     (role,) = [each for each in documents if each["kind"] == "Role"]
     may = {
         (resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]
