@@ -177,6 +177,8 @@ def _jpeg_orientation(data: bytes) -> Any:
 
 def _orientation(image: Image.Image) -> Any:
     """As EXIF says, whatever that is; upright where it is damaged, since the picture is not."""
+    if image.format in ("JPEG", "MPO") and "exif" not in image.info:
+        return 1  # Pillow would take what XMP says; the fast path, like browsers, does not
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except MemoryError:

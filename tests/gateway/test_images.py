@@ -59,6 +59,14 @@ def test_every_jpeg_mode_gives_the_picture(mode: str) -> None:
     assert difference(pixels, reference(picture, RGB)) <= 4
 
 
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_xmp_turns_no_photograph(mode: str) -> None:
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3"/>'
+    picture = gradient(mode=mode)
+    pixels = decode(encoded(picture, "JPEG", quality=95, xmp=xmp), RGB, max_pixels=MAX_PIXELS)
+    assert difference(pixels, reference(picture, RGB)) <= 4
+
+
 def test_transparency_lies_over_white() -> None:
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     half = Image.new("RGBA", (20, 20), (0, 0, 0, 128))
