@@ -104,8 +104,9 @@ def _files(path: Path) -> list[str]:
     found = []
     for folder, below, names in os.walk(path, followlinks=True):
         here = Path(folder)
+        real = here.resolve()
         # a link to a folder that it lies in would lead around for ever
-        below[:] = [name for name in below if not here.resolve().is_relative_to((here / name).resolve())]
+        below[:] = [name for name in below if not real.is_relative_to((here / name).resolve())]
         found += [(here / name).relative_to(path).as_posix() for name in names if (here / name).is_file()]
     return sorted(found)
 

@@ -47,8 +47,7 @@ class Replica:
         reachable: whether it answered the last time it was asked.
         reachable_since: when it began to be so.
         in_flight: calls that have not ended.
-        booked: batches that it computes, or that are on their way to it.
-        booked_of: model and version -> how many of these are of that version.
+        booked_of: model and version -> batches that it computes, or that are on their way to it.
         room: how many calls it takes at once, batches and others alike.
         latency_s: moving average of successful calls' duration; 0 before the first.
         answered_at: when it last answered a call.
@@ -63,7 +62,6 @@ class Replica:
         self.reachable = False
         self.reachable_since = -math.inf
         self.in_flight = 0
-        self.booked = 0
         self.booked_of: Counter[tuple[str, int]] = Counter()
         self.room = Room()
         self.latency_s = 0.0
@@ -84,6 +82,11 @@ class Replica:
             and self.breaker.allows(now)
         )
 
+    @property
+    def booked(self) -> int:
+        """Batches that it computes, or that are on their way to it, of all versions."""
+        return self.booked_of.total()
+
     def left_alone(self, now: float) -> bool:
         """Whether it gets no calls at `now` because of those that it failed."""
         return self.breaker.open(now) or self.outcomes.ejected_until > now
@@ -99,12 +102,10 @@ class Replica:
 
     def book(self, model: str, version: int) -> None:
         """One more batch for a version is on its way to it."""
-        self.booked += 1
         self.booked_of[model, version] += 1
 
     def give_back(self, model: str, version: int) -> None:
         """One of these has ended, or goes elsewhere."""
-        self.booked -= 1
         self.booked_of[model, version] -= 1
         if not self.booked_of[model, version]:
             del self.booked_of[model, version]
