@@ -47,7 +47,8 @@ class ConcurrencyLimit:
             if 2 * in_progress >= limit:
                 self._limit = min(float(self._ceiling), limit + 1 / limit)
             return
-        if now < self._next_cut:
+        # So few are let in however long they take: a first call that compiles must not shut out a later rush.
+        if in_progress <= self._floor() or now < self._next_cut:
             return
         self._next_cut = now + max(latency_s, _EVEN_IF_FAST_S)
         # What was in progress took so long; the same share of it takes as long as it may.

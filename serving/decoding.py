@@ -61,7 +61,7 @@ class Decoders:
         loop = asyncio.get_running_loop()
         jobs = [_Job(data, spec, max_pixels, loop.create_future()) for data in images]
         with self._changed:
-            if not self._idle and len(self._threads) < self._count:
+            for _ in range(min(len(jobs) - self._idle, self._count - len(self._threads))):
                 self._start(loop)
             for job in jobs:
                 self._jobs.append(caller, job)

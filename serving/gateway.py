@@ -295,7 +295,7 @@ class Gateway:
         """Give every replica a new model configuration (ModelServerConfig), and serve the models in it.
 
         Raises:
-            FailedPrecondition, InvalidInput …: what a replica says of it; those before it have taken it.
+            FailedPrecondition, InvalidInput …: what a replica says of it; others may have taken it.
         """
         await self.pool.reload_config(config, context.deadline - self._clock())
         self.catalog.set_models(each.name for each in config.model_config_list.config)

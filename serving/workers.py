@@ -28,6 +28,8 @@ _log = structlog.get_logger()
 
 # Beyond the drain, before a worker is killed.
 END_GRACE_S = 5.0
+# A worker names all its models in one line; asyncio's own limit is 64 KiB, some two thousand of them.
+LONGEST_LINE_BYTES = 64 * 2**20
 
 
 class Workers:
@@ -81,6 +83,7 @@ class Workers:
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "serving.worker",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+            limit=LONGEST_LINE_BYTES,
         )  # fmt: skip
         assert child.stdin is not None
         assert child.stdout is not None

@@ -114,7 +114,8 @@ class Discovery:
     """Keeps a pool's replicas as names in DNS say.
 
     Args:
-        pool: the pool; replicas that it has by fixed addresses are left alone.
+        pool: the pool; replicas that it has by fixed addresses are left alone. An address that several
+            names have is one replica, and leaves with the last of them.
         names: the names to follow.
         connect: makes a replica of an address.
         resolve: what asks the name server.
@@ -133,6 +134,7 @@ class Discovery:
         self._connect = connect
         self._resolve = resolve
         self._followed: Mapping[Name, Followed] = {name: Followed() for name in names}
+        self._fixed = frozenset(replica.address for replica in pool.replicas)
         self._timeout_s = timeout_s
         self._failing: set[Name] = set()
         self._asking: dict[Name, asyncio.Future[Collection[str]]] = {}
@@ -162,12 +164,16 @@ class Discovery:
             return
         self._failing.discard(name)
         changes = known.see(answer)
+        others = (each.missed for each in self._followed.values() if each is not known)
+        elsewhere = self._fixed.union(*others)
         for address in changes.joined:
-            _log.info("a replica joins", replica=address, name=name.host)
-            self._pool.join(self._connect(address))
+            if address not in elsewhere:
+                _log.info("a replica joins", replica=address, name=name.host)
+                self._pool.join(self._connect(address))
         for address in changes.left:
-            _log.info("a replica leaves", replica=address, name=name.host)
-            self._pool.leave(address)
+            if address not in elsewhere:
+                _log.info("a replica leaves", replica=address, name=name.host)
+                self._pool.leave(address)
 
     async def _answer(self, name: Name) -> Collection[str]:
         """What the name server says. It is asked once at a time.

@@ -68,17 +68,22 @@ class Members:
         return any(replica.reachable and replica.has(model, version) for replica in self.replicas)
 
     def _usable(self, model: str, version: int, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
-        return [
+        """The replicas for a call. If all fail the version's calls they are asked all the same.
+
+        Its callers should hear what is wrong with it, and so should a rollout.
+        """
+        usable = [
             replica
             for replica in self.replicas
             if replica not in tried and replica.usable(model, version, now)
         ]
+        return [replica for replica in usable if replica.does_well(model, version, now)] or usable
 
-    def _judge(self, replica: Replica) -> None:
-        """Leave a replica alone that fails much more often than the others."""
+    def _judge(self, replica: Replica, model: str, version: int) -> None:
+        """Leave a replica alone that fails a version's calls much more often than the others."""
         now = self._clock()
         others = [other.outcomes for other in self.replicas if other is not replica and other.reachable]
-        if is_outlier(replica.outcomes, others, now):
+        if is_outlier(replica.outcomes, others, (model, version), now):
             replica.outcomes.eject(now)
             _log.warning(
                 "a replica fails more often than the others; it is left alone", replica=replica.address
@@ -149,13 +154,17 @@ class Members:
         return isinstance(error, errors.DeadlineExceeded) and took_s > STATUS_TIMEOUT_S + LATE_S
 
     async def reload_config(self, config: Any, timeout_s: float) -> None:
-        """Give every replica a new model configuration (ModelServerConfig), one after the other.
+        """Give every replica a new model configuration (ModelServerConfig), all at once.
 
         Raises:
-            SluiceError: a replica could not take it; those before it have.
+            SluiceError: a replica could not take it; the others may have.
         """
-        for replica in self.replicas:
-            await replica.api.reload_config(config, timeout_s)
+        told = await asyncio.gather(
+            *(replica.api.reload_config(config, timeout_s) for replica in self.replicas),
+            return_exceptions=True,
+        )
+        for error in filter(None, told):
+            raise error
 
     async def aclose(self) -> None:
         """Close every connection."""

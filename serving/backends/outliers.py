@@ -2,11 +2,13 @@
 
 After Envoy's outlier detection by success rate. The breaker sees failures in a row; this sees a replica that
 fails every other call. Fleets here are small, so the comparison is with the rest of the fleet and not with a
-standard deviation.
+standard deviation. Only calls for the same version are compared: one that fails wherever it is asked tells of
+no replica, and who alone has it must not be left alone with all that it has besides.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +23,10 @@ MAX_EJECTION_S = 60.0
 WELL_AFTER_S = 60.0
 
 
+Version = tuple[str, int]
+"""A model, and the number of one of its versions."""
+
+
 @dataclass(slots=True)
 class Outcomes:
     """The calls of one replica in the current window and the one before; when it may be used again."""
@@ -28,42 +34,44 @@ class Outcomes:
     ejected_until: float = 0.0
     ejections: int = 0
     _window: int = 0
-    _counts: list[list[int]] = field(default_factory=lambda: [[0, 0], [0, 0]])
+    _current: Counter[tuple[Version, bool]] = field(default_factory=Counter)
+    _before: Counter[tuple[Version, bool]] = field(default_factory=Counter)
 
-    def add(self, *, failed: bool, now: float) -> None:
-        """A call ended at `now`."""
+    def add(self, of: Version, *, failed: bool, now: float) -> None:
+        """A call for a version ended at `now`."""
         self._turn(now)
-        self._counts[0][failed] += 1
+        self._current[of, failed] += 1
 
-    def success_rate(self, now: float) -> float | None:
-        """The share of calls that were answered; None if there were too few to tell."""
+    def success_rate(self, of: Version, now: float) -> float | None:
+        """The share of a version's calls that were answered; None if there were too few to tell."""
         self._turn(now)
-        answered = sum(counts[False] for counts in self._counts)
-        calls = answered + sum(counts[True] for counts in self._counts)
+        answered, failed = (self._current[of, each] + self._before[of, each] for each in (False, True))
+        calls = answered + failed
         return None if calls < LEAST_CALLS else answered / calls
 
     def eject(self, now: float) -> None:
         """Leave the replica alone, longer each time that follows soon, and judge it afresh afterwards."""
         self.ejections = self.ejections + 1 if now - self.ejected_until < WELL_AFTER_S else 1
         self.ejected_until = now + min(MAX_EJECTION_S, FIRST_EJECTION_S * self.ejections)
-        self._counts = [[0, 0], [0, 0]]
+        self._current, self._before = Counter(), Counter()
 
     def _turn(self, now: float) -> None:
         window = int(now / WINDOW_S)
         if window == self._window:
             return
-        self._counts = [[0, 0], self._counts[0] if window == self._window + 1 else [0, 0]]
+        self._before = self._current if window == self._window + 1 else Counter()
+        self._current = Counter()
         self._window = window
 
 
-def is_outlier(replica: Outcomes, others: Sequence[Outcomes], now: float) -> bool:
-    """Whether to leave `replica` alone, given the other replicas that may be used now.
+def is_outlier(replica: Outcomes, others: Sequence[Outcomes], of: Version, now: float) -> bool:
+    """Whether to leave `replica` alone for how it does with a version, given the other replicas.
 
     At most half of a fleet is ever left alone: those that remain would drown.
     """
     in_use = [each for each in others if each.ejected_until <= now]
     if len(in_use) < len(others) - len(in_use) + 1:
         return False
-    rate = replica.success_rate(now)
-    rates = [found for each in in_use if (found := each.success_rate(now)) is not None]
+    rate = replica.success_rate(of, now)
+    rates = [found for each in in_use if (found := each.success_rate(of, now)) is not None]
     return rate is not None and bool(rates) and rate < TOLERANCE * (sum(rates) / len(rates))

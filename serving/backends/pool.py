@@ -250,9 +250,11 @@ class Pool(Members):
         One that was full has not been tried: it did not look at the call.
         """
         try:
-            answer = await replica.run(task.call, task.deadline, self._clock, patience_s)
+            answer = await replica.run(
+                task.model, task.version, task.call, task.deadline, self._clock, patience_s
+            )
         except BaseException as error:  # a deadline tells of the replica, too, whoever's timer ends the call
-            self._judge(replica)
+            self._judge(replica, task.model, task.version)
             if isinstance(error, errors.NotFound):
                 replica.forget(task.model, task.version)
             elif is_full(error):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from serving import errors
 from serving.backends.breaker import Breaker
-from serving.backends.outliers import Outcomes
+from serving.backends.outliers import Outcomes, Version
 from serving.backends.room import Room
 from serving.backends.tfserving import TensorFlowServing, VersionStatus, is_full
 
@@ -35,14 +35,16 @@ _TIMER_SLACK_S = 0.01
 # processor was used up, say), and nothing of the replica: what that answered has not been looked at yet.
 LATE_S = 0.1
 
-# Kinds that tell of the replica's health; every other error is the caller's or the model's.
-REPLICA_FAULTS = (errors.Unavailable, errors.Internal, errors.DeadlineExceeded)
+# Kinds that tell of the replica; Internal tells of the version there, and every other one of its caller.
+REPLICA_FAULTS = (errors.Unavailable, errors.DeadlineExceeded)
 
 
 class Replica:
     """One replica, with its counters.
 
     Attributes:
+        breaker: of calls that it did not answer, whatever their version.
+        breakers: model and version -> of those that it failed, for versions that have not answered since.
         versions: model -> version -> status, as of the last time the replica was asked.
         reachable: whether it answered the last time it was asked.
         reachable_since: when it began to be so.
@@ -57,6 +59,7 @@ class Replica:
         self.api = api
         self.address = api.address
         self.breaker = Breaker()
+        self.breakers: dict[Version, Breaker] = {}
         self.outcomes = Outcomes()
         self.versions: dict[str, dict[int, VersionStatus]] = {}
         self.reachable = False
@@ -82,14 +85,20 @@ class Replica:
             and self.breaker.allows(now)
         )
 
+    def does_well(self, model: str, version: int, now: float) -> bool:
+        """Whether it is not failing the calls for this version, or may be tried again."""
+        failing = self.breakers.get((model, version))
+        return failing is None or failing.allows(now)
+
     @property
     def booked(self) -> int:
         """Batches that it computes, or that are on their way to it, of all versions."""
         return self.booked_of.total()
 
     def left_alone(self, now: float) -> bool:
-        """Whether it gets no calls at `now` because of those that it failed."""
-        return self.breaker.open(now) or self.outcomes.ejected_until > now
+        """Whether it gets no calls at `now`, or none for a version that others have, as it failed them."""
+        breakers = (self.breaker, *self.breakers.values())
+        return self.outcomes.ejected_until > now or any(each.open(now) for each in breakers)
 
     def weight(self, now: float) -> float:
         """Its share of calls, compared with one that has been there for long: up to 1, from when it came."""
@@ -124,6 +133,7 @@ class Replica:
         """It did not answer when it was asked what it has."""
         self.reachable = False
         self.versions.clear()
+        self.breakers.clear()
 
     def give_up(self) -> None:
         """End every call in flight as if its time was over; others can answer what they asked."""
@@ -133,17 +143,21 @@ class Replica:
 
     async def run(
         self,
+        model: str,
+        version: int,
         call: Call[Answer],
         deadline: float,
         clock: Callable[[], float],
         patience_s: float | None = None,
     ) -> Answer:
-        """Make a call and learn from how it goes. Cancellation leaves the counters right.
+        """Make a call for a version and learn from how it goes. Cancellation leaves the counters right.
 
         A call that is cancelled at its deadline has failed; one that is cancelled before tells at least that
         it would have taken longer.
 
         Args:
+            model: the model.
+            version: its version.
             call: the call.
             deadline: when its answer is of no more use.
             clock: the monotonic clock.
@@ -153,40 +167,33 @@ class Replica:
             Unavailable: the replica was given up.
             SluiceError: what `call` raises.
         """
-        self.breaker.start()
+        of = model, version
+        for breaker in self._breakers(of):
+            breaker.start()
         self.in_flight += 1
         started = clock()
         try:
             answer = await self._limited(call, deadline - started, patience_s)
-        except REPLICA_FAULTS as error:
-            if isinstance(error, errors.DeadlineExceeded) and clock() - started < FAIR_TIME_S:
-                self.breaker.abandon()
-            else:
-                self._failed(started, clock())
-            raise
         except errors.SluiceError as error:
-            self.breaker.succeed()
-            if isinstance(error, errors.Overloaded) and not is_full(error):
-                # Out of memory, say: more often than others it is the replica's fault. It is quick to say so,
-                # and would else be taken for the least loaded.
-                self.outcomes.add(failed=True, now=clock())
+            self._met(error, of, started, clock())
             raise
         except BaseException:
             now = clock()
             if now - started >= FAIR_TIME_S and now >= deadline - _TIMER_SLACK_S:
-                self._failed(started, now)
+                self._failed(self.breaker, of, started, now)
             else:
-                self.breaker.abandon()
                 self._learn(max(self.latency_s, now - started))
             raise
         else:
             self.answered_at = now = clock()
-            self.breaker.succeed()
-            self.outcomes.add(failed=False, now=now)
+            self._answered(of)
+            self.outcomes.add(of, failed=False, now=now)
             self._learn(now - started)
             return answer
         finally:
             self.in_flight -= 1
+            for breaker in self._breakers(of):
+                breaker.abandon()
 
     async def _limited(self, call: Call[Answer], left_s: float, patience_s: float | None) -> Answer:
         limit = asyncio.timeout(None)
@@ -204,9 +211,32 @@ class Replica:
             self.breaker.trip()
             raise errors.Unavailable(f"the replica {self.address} does not answer", stage="backend") from None
 
-    def _failed(self, started: float, now: float) -> None:
-        self.breaker.fail(now, started)
-        self.outcomes.add(failed=True, now=now)
+    def _breakers(self, of: Version) -> Iterator[Breaker]:
+        """Those that a call for a version heeds."""
+        yield self.breaker
+        if of in self.breakers:
+            yield self.breakers[of]
+
+    def _met(self, error: errors.SluiceError, of: Version, started: float, now: float) -> None:
+        """A call met an error."""
+        if isinstance(error, errors.Internal):
+            self._failed(self.breakers.setdefault(of, Breaker()), of, started, now)
+        elif not isinstance(error, REPLICA_FAULTS):
+            self._answered(of)
+            if isinstance(error, errors.Overloaded) and not is_full(error):
+                # Out of memory, say: more often than others it is the replica's fault. It is quick to say so,
+                # and would else be taken for the least loaded.
+                self.outcomes.add(of, failed=True, now=now)
+        elif not isinstance(error, errors.DeadlineExceeded) or now - started >= FAIR_TIME_S:
+            self._failed(self.breaker, of, started, now)
+
+    def _answered(self, of: Version) -> None:
+        self.breaker.succeed()
+        self.breakers.pop(of, None)
+
+    def _failed(self, breaker: Breaker, of: Version, started: float, now: float) -> None:
+        breaker.fail(now, started)
+        self.outcomes.add(of, failed=True, now=now)
 
     def _learn(self, latency_s: float) -> None:
         if self.latency_s == 0.0:

@@ -20,7 +20,7 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _STEP_BYTES = 256 * 2**10
 # What routes take that read their bodies before they know whose they are: a thousand labels for feedback come
 # to 200 kB, a plan to one or two.
-SMALL_BYTES = 2**20
+MOST_UNADMITTED_BYTES = 2**20
 
 
 class Pieces:
@@ -85,12 +85,12 @@ class Pieces:
 
 
 def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
-    """`receive` for an app that reads bodies by itself: it gives at most `SMALL_BYTES` of one, and in time.
+    """`receive` for an app that reads bodies itself: it gives `MOST_UNADMITTED_BYTES` at most, and in time.
 
     It raises as `Body.chunks` does.
     """
     pieces = Pieces(scope, receive, time.monotonic() + settings.request_timeout_s, settings)
-    most_bytes = min(SMALL_BYTES, settings.max_body_bytes)
+    most_bytes = min(MOST_UNADMITTED_BYTES, settings.max_body_bytes)
     received_bytes = 0
 
     async def receive_little() -> Message:

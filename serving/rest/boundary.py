@@ -30,7 +30,7 @@ RETRY_AFTER_S = 1.0
 
 # A refused body up to this size may come while the answer goes out, and the connection stays as it is:
 # closing it would cost both sides more, just when many are refused.
-SMALL_BYTES = 2**20
+MOST_KEPT_OPEN_BYTES = 2**20
 
 
 class Boundary:
@@ -128,7 +128,7 @@ def _is_small(scope: Scope) -> bool:
     """Whether the body is known to be small, and to be on its way."""
     headers = headers_of(scope)
     length = headers.get("content-length", "")
-    known = length.isascii() and length.isdigit() and int(length) <= SMALL_BYTES
+    known = length.isascii() and length.isdigit() and int(length) <= MOST_KEPT_OPEN_BYTES
     return known and not headers.get("expect")
 
 

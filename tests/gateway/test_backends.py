@@ -88,7 +88,7 @@ async def test_an_error_of_the_caller_is_an_answer_of_the_replica_that_was_tried
     after = FIRST_PAUSE_S
     assert tried.breaker.allows(after)
     with pytest.raises(errors.InvalidInput):
-        await tried.run(refuse, deadline=after + 1.0, clock=lambda: after)
+        await tried.run("digits", 1, refuse, deadline=after + 1.0, clock=lambda: after)
     assert tried.breaker == Breaker(failed_at=0.0, closed_at=after)
 
 
@@ -112,7 +112,7 @@ async def test_a_call_that_is_cancelled_has_failed_if_it_had_a_fair_time_and_use
         await asyncio.Event().wait()
 
     host = replica("localhost:1")
-    made = asyncio.create_task(host.run(hang, deadline=now + deadline_s, clock=lambda: now))
+    made = asyncio.create_task(host.run("digits", 1, hang, deadline=now + deadline_s, clock=lambda: now))
     await asked.wait()
     now += took_s
     made.cancel()
@@ -131,7 +131,7 @@ async def test_latency_is_a_moving_average_of_answers() -> None:
 
     for seconds, average_s in ((1.0, 1.0), (2.0, 1.1), (1.1, 1.1), (0.1, 1.0)):
         took_s = seconds
-        await host.run(answer, deadline=1e9, clock=lambda: now)
+        await host.run("digits", 1, answer, deadline=1e9, clock=lambda: now)
         assert host.latency_s == pytest.approx(average_s)
 
 
@@ -299,7 +299,7 @@ async def test_cancelling_a_call_leaves_the_counters_right() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert replica.in_flight == 0
-        assert replica.breaker == Breaker()
+        assert (replica.breaker, replica.breakers) == (Breaker(), {})
         await pool.aclose()
 
 
@@ -319,5 +319,5 @@ async def test_errors_of_the_caller_are_not_retried_and_no_fault_of_the_replica(
                 "digits", 1, lambda api, left_s: api.predict(request, left_s), deadline=time.monotonic() + 20
             )
         assert len(fake.batches) == 1
-        assert replica.breaker == Breaker()
+        assert (replica.breaker, replica.breakers) == (Breaker(), {})
         await pool.aclose()

@@ -356,6 +356,26 @@ async def test_a_queue_that_is_longer_than_the_target_takes_no_more() -> None:
         batcher.check(LANE, FAR)
 
 
+async def test_a_model_that_is_slower_than_the_target_is_not_refused_while_nobody_waits() -> None:
+    now = 100.0
+
+    async def send(
+        _lane: LaneKey, batch: Sequence[Entry], _place: Place, _patience_s: float | None
+    ) -> np.ndarray:
+        nonlocal now
+        now += 3.0
+        return np.zeros((len(batch), 1), np.float32)
+
+    async with Batcher(send, Places(1), max_batch=2, target_s=2.0, clock=lambda: now) as batcher:
+        for _ in range(20):
+            batcher.check(LANE, FAR)
+            await batcher.enqueue(LANE, pixels(0), FAR)
+        waiting = [batcher.enqueue(LANE, pixels(0), FAR) for _ in range(3)]
+        with pytest.raises(Overloaded):
+            batcher.check(LANE, FAR)
+        await asyncio.gather(*waiting)
+
+
 async def test_a_call_without_answer_is_overdue_once_latencies_are_known() -> None:
     seen: list[float | None] = []
 

@@ -47,6 +47,14 @@ def test_one_slow_batch_cuts_once_and_never_below_the_floor() -> None:
     assert found.limit == 64
 
 
+def test_a_slow_request_among_few_shuts_out_nobody_later() -> None:
+    found = limit_of(floor=8, ceiling=1000)
+    found.observe(30.0, now=10.0, in_progress=8)  # the first calls of a version compile, say
+    assert found.limit == 500
+    found.observe(30.0, now=11.0, in_progress=9)
+    assert found.limit == 8
+
+
 def test_a_limit_that_is_not_used_does_not_grow() -> None:
     found = limit_of(floor=8)
     found.observe(2.0, now=1.0, in_progress=100)

@@ -84,3 +84,24 @@ async def test_of_several_that_are_taken_at_once_those_no_longer_wanted_are_not_
     await asyncio.gather(first, stays)
     decoders.close()
     assert gate.asked == 2
+
+
+class Together:
+    """Room for the pixels of two images, once both are there."""
+
+    def __init__(self) -> None:
+        self._both = threading.Barrier(2)
+
+    @contextmanager
+    def decoding(self, _size_bytes: int) -> Iterator[None]:
+        self._both.wait(60)
+        yield
+
+
+async def test_the_images_of_one_request_are_decoded_on_several_threads() -> None:
+    decoders = Decoders(2, Together())  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large = encoded(gradient(1100, 1000, "L"), "PNG")
+    for _ in range(2):
+        found = await decoders.decode([large, large], SPEC, max_pixels=MAX_PIXELS)
+        assert all(isinstance(each, np.ndarray) for each in found)
+    decoders.close()

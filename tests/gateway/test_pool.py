@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from serving import errors
+from serving import errors, protos
 from serving.backends import budget, members, outliers
-from serving.backends.breaker import THRESHOLD
+from serving.backends.breaker import FIRST_PAUSE_S, THRESHOLD, Breaker
 from serving.backends.budget import RetryBudget
 from serving.backends.outliers import Outcomes, is_outlier
 from serving.backends.pool import Pool, choose
@@ -61,10 +61,13 @@ async def test_a_sick_fleet_gets_few_more_calls_than_callers_make() -> None:
     await pool.aclose()
 
 
+DIGITS = "digits", 1
+
+
 def outcomes(good: int, bad: int) -> Outcomes:
     made = Outcomes()
     for index in range(good + bad):
-        made.add(failed=index < bad, now=1.0)
+        made.add(DIGITS, failed=index < bad, now=1.0)
     return made
 
 
@@ -83,21 +86,22 @@ def outcomes(good: int, bad: int) -> Outcomes:
 def test_an_outlier_fails_much_more_often_than_the_others(
     counts: tuple[int, int], others: list[tuple[int, int]], found: bool
 ) -> None:
-    assert is_outlier(outcomes(*counts), [outcomes(*each) for each in others], now=2.0) is found
+    assert is_outlier(outcomes(*counts), [outcomes(*each) for each in others], DIGITS, now=2.0) is found
 
 
 def test_most_of_a_fleet_stays_in_use_whatever_happens() -> None:
     ejected = outcomes(0, 100)
     ejected.eject(now=1.0)
-    assert not is_outlier(outcomes(50, 50), [ejected, outcomes(100, 0)], now=2.0)
-    assert is_outlier(outcomes(50, 50), [ejected, outcomes(100, 0), outcomes(100, 0)], now=2.0)
+    assert not is_outlier(outcomes(50, 50), [ejected, outcomes(100, 0)], DIGITS, now=2.0)
+    others = [ejected, outcomes(100, 0), outcomes(100, 0)]
+    assert is_outlier(outcomes(50, 50), others, DIGITS, now=2.0)
 
 
 def test_old_outcomes_are_forgotten_and_ejections_grow() -> None:
     found = outcomes(0, 100)
-    assert found.success_rate(now=2.0) == 0.0
-    assert found.success_rate(now=2.0 + outliers.WINDOW_S) == 0.0
-    assert found.success_rate(now=2.0 + 2 * outliers.WINDOW_S) is None
+    assert found.success_rate(DIGITS, now=2.0) == 0.0
+    assert found.success_rate(DIGITS, now=2.0 + outliers.WINDOW_S) == 0.0
+    assert found.success_rate(DIGITS, now=2.0 + 2 * outliers.WINDOW_S) is None
     until = []
     for _ in range(20):
         found.eject(now=0.0)
@@ -127,7 +131,7 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
         flaky.latency_s, good.latency_s = random.Random(sum(turns.values())).sample([0.001, 0.002], 2)
         assert sum(turns.values()) < 200
     assert flaky.outcomes.ejected_until > now
-    assert flaky.breaker.failures < THRESHOLD
+    assert all(each.failures < THRESHOLD for each in flaky.breakers.values())
     assert pool.capacity("digits", 1) == 2
     now += outliers.FIRST_EJECTION_S + RAMP_S
     assert pool.capacity("digits", 1) == 4
@@ -175,8 +179,92 @@ async def test_a_replica_that_lets_every_other_call_run_out_of_time_is_left_alon
             await pool.call("digits", 1, sometimes, deadline=now + FAIR_TIME_S)
         slow.latency_s, good.latency_s = random.Random(sum(turns.values())).sample([0.001, 0.002], 2)
         assert sum(turns.values()) < 200
-    assert slow.breaker.failures < THRESHOLD
+    assert all(each.failures < THRESHOLD for each in slow.breakers.values())
     await pool.aclose()
+
+
+async def test_a_version_that_fails_takes_no_other_version_along() -> None:
+    one, two = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    for each in (one, two):
+        each.versions["digits"][2] = VersionStatus("AVAILABLE")
+    pool = Pool([one, two], calls_per_replica=2)
+    asked = 0
+
+    async def broken(_api: Any, _timeout_s: float) -> None:
+        nonlocal asked
+        asked += 1
+        raise errors.Internal("an op of this version fails")
+
+    deadline = time.monotonic() + 60
+    for calls in range(1, 4 * THRESHOLD):
+        with pytest.raises(errors.Internal, match="an op of this version"):  # and not that nobody is there
+            await pool.call("digits", 2, broken, deadline=deadline)
+        assert asked >= calls
+    assert pool.capacity("digits", 1) == 4
+    assert await call(pool, answered) == "answer"
+    await pool.aclose()
+
+
+async def test_a_version_that_fails_on_one_replica_is_asked_of_the_other_and_tried_again() -> None:
+    now = 100.0
+    sick, well = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([sick, well], calls_per_replica=2, clock=lambda: now)
+    asked: list[str] = []
+    failing = True
+
+    async def sometimes(api: TensorFlowServing, _timeout_s: float) -> None:
+        asked.append(api.address)
+        if failing and api.address == sick.address:
+            raise errors.Internal("a cosmic ray")
+
+    well.in_flight = 5  # the sick one looks idle
+    for _ in range(20):
+        now += 0.001
+        await pool.call("digits", 1, sometimes, deadline=now + 1)
+    assert asked.count(sick.address) == THRESHOLD
+    assert sick.left_alone(now)
+    now += FIRST_PAUSE_S
+    await pool.call("digits", 1, sometimes, deadline=now + 1)
+    assert asked.count(sick.address) == THRESHOLD + 1
+    failing = False
+    now += 2 * FIRST_PAUSE_S
+    for _ in range(10):
+        await pool.call("digits", 1, sometimes, deadline=now + 1)
+    assert asked.count(sick.address) == THRESHOLD + 11
+    assert not sick.left_alone(now)
+    await pool.aclose()
+
+
+async def test_who_alone_has_a_version_that_fails_keeps_its_share_of_the_others() -> None:
+    now = 100.0
+    one, two = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    one.versions["digits"][2] = VersionStatus("AVAILABLE")
+    pool = Pool([one, two], calls_per_replica=2, clock=lambda: now)
+
+    async def broken(_api: Any, _timeout_s: float) -> None:
+        raise errors.Internal("an op of this version fails")
+
+    for _ in range(3 * outliers.LEAST_CALLS):
+        now += 0.01
+        await pool.call("digits", 1, answered, deadline=now + 1)
+        with pytest.raises(errors.Internal):
+            await pool.call("digits", 2, broken, deadline=now + 1)
+    assert pool.capacity("digits", 1) == 4
+    await pool.aclose()
+
+
+async def test_a_new_config_reaches_every_replica_that_is_there() -> None:
+    config = protos.ModelServerConfig()
+    config.model_config_list.config.add(name="numbers")
+    async with running(FakeReplica()) as one, running(FakeReplica()) as other:
+        addresses = ("127.0.0.1:1", one.address, other.address)
+        pool = Pool([replica(each) for each in addresses], calls_per_replica=2)
+        with pytest.raises(errors.Unavailable):
+            await pool.reload_config(config, 20.0)
+        assert [one.versions, other.versions] == [{"numbers": {1}}] * 2
+        pool.leave("127.0.0.1:1")
+        await pool.reload_config(config, 20.0)
+        await pool.aclose()
 
 
 async def test_a_call_that_waits_is_not_made_on_a_replica_that_leaves_meanwhile() -> None:
@@ -290,7 +378,7 @@ async def test_the_only_replica_gets_the_time_that_it_needs() -> None:
         return "answer"
 
     assert await call(pool, slow, patience_s=0.01) == "answer"
-    assert only.breaker.failures == 0
+    assert only.breaker == Breaker()
     await pool.aclose()
 
 
@@ -326,7 +414,9 @@ async def test_a_call_that_is_given_up_may_take_a_while_to_end() -> None:
         finally:
             await asyncio.sleep(0.1)
 
-    asked = asyncio.create_task(only.run(slow_to_end, time.monotonic() + 20, time.monotonic, patience_s=0.05))
+    asked = asyncio.create_task(
+        only.run("digits", 1, slow_to_end, time.monotonic() + 20, time.monotonic, patience_s=0.05)
+    )
     await entered.wait()
     only.give_up()
     with pytest.raises(errors.Unavailable, match="does not answer"):
@@ -386,7 +476,7 @@ async def test_a_process_that_stood_still_blames_no_replica() -> None:
     await asked.wait()
     stand_still(0.5)
     assert await task == "answer"
-    assert [each.breaker.failures for each in pool.replicas] == [0, 0]
+    assert [(each.breaker.failures, each.breakers) for each in pool.replicas] == [(0, {}), (0, {})]
     await pool.aclose()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from serving import workers
+from serving.settings import Settings
+from serving.upstream import Upstream
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import COMMAND, LiveProcess, started
@@ -251,3 +255,19 @@ async def test_what_a_worker_finds_wrong_is_said_once_and_ends_it(tmp_path: Path
     assert code == 2
     assert errors.count("error:") == 1
     assert "cannot use" in errors
+
+
+async def test_a_worker_may_have_thousands_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "worker"
+    program.write_text(
+        "#!/bin/sh\nread -r job\n"
+        """printf '{"listening": true}\n{"models": {"%0200000d": [1]}}\n' 7\n"""
+        "exec cat > /dev/null\n"
+    )
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    settings = Settings(workers=1, http_port=0, grpc_port=0)
+    async with workers.up(settings, Upstream((), (), tmp_path), tmp_path) as running_workers:
+        async with asyncio.timeout(WAIT_S):
+            models = await running_workers.ready()
+    assert models == {"7".zfill(200_000): [1]}

@@ -90,6 +90,31 @@ async def test_a_failing_name_server_takes_no_replica_away() -> None:
     await pool.aclose()
 
 
+async def test_an_address_that_several_have_is_one_replica_until_the_last_lets_it_go() -> None:
+    other = Name("more-model-servers", 8500)
+    found = {NAME: {"fixed:1", "both:1", "one:1"}, other: {"both:1"}}
+
+    async def scripted(name: Name) -> set[str]:
+        return found[name]
+
+    def addresses() -> list[str]:
+        return sorted(replica.address for replica in pool.replicas)
+
+    pool = Pool([connect("fixed:1")], calls_per_replica=1)
+    following = Discovery(pool, [NAME, other], connect, scripted)
+    await following.look()
+    assert addresses() == ["both:1", "fixed:1", "one:1"]
+    found[NAME] = {"one:1"}
+    for _ in range(discovery.ABSENT_ROUNDS):
+        await following.look()
+    assert addresses() == ["both:1", "fixed:1", "one:1"]
+    found[other] = {"new:1"}
+    for _ in range(discovery.ABSENT_ROUNDS):
+        await following.look()
+    assert addresses() == ["fixed:1", "new:1", "one:1"]
+    await pool.aclose()
+
+
 async def test_a_replica_that_leaves_answers_what_it_was_asked() -> None:
     release, arrived = asyncio.Event(), asyncio.Event()
 
