@@ -53,6 +53,8 @@ class ModelReport:
 
 # While a model has no version at all, requests are being refused: look more often.
 _MISSING_INTERVAL_S = 0.2
+# But however many requests ask for such a model, or for a version that was just unloaded.
+LEAST_INTERVAL_S = 0.05
 
 # A version is shown by the state that is furthest to the right here.
 _STATE_ORDER = ("UNKNOWN", "END", "UNLOADING", "START", "LOADING", "AVAILABLE")
@@ -253,10 +255,11 @@ class Catalog:
         ]
 
     async def watch(self, interval_s: float) -> None:
-        """Ask for ever: every `interval_s` seconds, and whenever somebody awaits `refreshed`."""
+        """Ask for ever: every `interval_s` seconds, and soon whenever somebody awaits `refreshed`."""
         async with self._learner:
             while True:
                 self._wanted.clear()
+                started = self._clock()
                 waiters, self._waiters = self._waiters, []
                 await self._refresh()
                 self.asked = True
@@ -268,9 +271,10 @@ class Catalog:
                 pause_s = min(interval_s, _MISSING_INTERVAL_S) if self.missing() else interval_s
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wanted.wait(), pause_s)
+                    await asyncio.sleep(started + LEAST_INTERVAL_S - self._clock())
 
     async def refreshed(self) -> None:
-        """Have `watch` ask the replicas anew, now, and wait for it; callers share one round of questions."""
+        """Have `watch` ask the replicas anew, soon, and wait for it; callers share one round of questions."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._wanted.set()

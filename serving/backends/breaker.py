@@ -17,7 +17,7 @@ MAX_PAUSE_S = 5.0
 
 @dataclass(slots=True)
 class Breaker:
-    """The breaker of one replica, or of one version there. Times are on the monotonic clock and given by the caller."""
+    """The breaker of one replica, or of a version there. Times are monotonic, and given by the caller."""
 
     failures: int = 0
     failed_at: float = -math.inf

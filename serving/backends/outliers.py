@@ -8,15 +8,19 @@ no replica, and who alone has it must not be left alone with all that it has bes
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 WINDOW_S = 10.0
 # Fewer calls in a window say nothing.
 LEAST_CALLS = 20
-# A replica is an outlier if its success rate is below this multiple of the others'.
+# A replica is an outlier if its success rate is below this multiple of others' by more than chance has it:
+# so many standard errors of as many calls that succeed as often as theirs.
 TOLERANCE = 0.85
+_CHANCE = 3.0
 FIRST_EJECTION_S = 5.0
 MAX_EJECTION_S = 60.0
 # Who was well for so long after an ejection is ejected for the shortest time again.
@@ -25,6 +29,13 @@ WELL_AFTER_S = 60.0
 
 Version = tuple[str, int]
 """A model, and the number of one of its versions."""
+
+
+class Rate(NamedTuple):
+    """The share of calls that were answered, and of how many."""
+
+    share: float
+    calls: int
 
 
 @dataclass(slots=True)
@@ -42,12 +53,12 @@ class Outcomes:
         self._turn(now)
         self._current[of, failed] += 1
 
-    def success_rate(self, of: Version, now: float) -> float | None:
-        """The share of a version's calls that were answered; None if there were too few to tell."""
+    def success_rate(self, of: Version, now: float) -> Rate | None:
+        """How often a version's calls were answered; None if there were too few to tell."""
         self._turn(now)
         answered, failed = (self._current[of, each] + self._before[of, each] for each in (False, True))
         calls = answered + failed
-        return None if calls < LEAST_CALLS else answered / calls
+        return None if calls < LEAST_CALLS else Rate(answered / calls, calls)
 
     def eject(self, now: float) -> None:
         """Leave the replica alone, longer each time that follows soon, and judge it afresh afterwards."""
@@ -73,5 +84,9 @@ def is_outlier(replica: Outcomes, others: Sequence[Outcomes], of: Version, now: 
     if len(in_use) < len(others) - len(in_use) + 1:
         return False
     rate = replica.success_rate(of, now)
-    rates = [found for each in in_use if (found := each.success_rate(of, now)) is not None]
-    return rate is not None and bool(rates) and rate < TOLERANCE * (sum(rates) / len(rates))
+    shares = [found.share for each in in_use if (found := each.success_rate(of, now)) is not None]
+    if rate is None or not shares:
+        return False
+    usual = sum(shares) / len(shares)
+    by_chance = _CHANCE * math.sqrt(usual * (1.0 - usual) / rate.calls)
+    return rate.share < TOLERANCE * usual - by_chance

@@ -26,17 +26,16 @@ _LATENCY_WEIGHT = 0.1
 RAMP_S = 3.0
 _LEAST_WEIGHT = 0.1
 
-# A call that was given less time than this and did not make it tells of its caller's haste.
+# A call that was given less time than this and did not make it tells of its caller's haste, unless such calls
+# fare better on other replicas; and nothing at all if it was given less than the second.
 FAIR_TIME_S = 1.0
+HASTY_TIME_S = 0.1
 # Callers' timers and the call's own end at the deadline, in any order: so close to it one is like the other.
 _TIMER_SLACK_S = 0.01
 
 # A timer that fires so much later than it should tells that this process stood still (its share of a
 # processor was used up, say), and nothing of the replica: what that answered has not been looked at yet.
 LATE_S = 0.1
-
-# Kinds that tell of the replica; Internal tells of the version there, and every other one of its caller.
-REPLICA_FAULTS = (errors.Unavailable, errors.DeadlineExceeded)
 
 
 class Replica:
@@ -179,8 +178,8 @@ class Replica:
             raise
         except BaseException:
             now = clock()
-            if now - started >= FAIR_TIME_S and now >= deadline - _TIMER_SLACK_S:
-                self._failed(self.breaker, of, started, now)
+            if now >= deadline - _TIMER_SLACK_S:
+                self._ran_out(of, started, now)
             else:
                 self._learn(max(self.latency_s, now - started))
             raise
@@ -219,16 +218,28 @@ class Replica:
 
     def _met(self, error: errors.SluiceError, of: Version, started: float, now: float) -> None:
         """A call met an error."""
-        if isinstance(error, errors.Internal):
+        if isinstance(error, errors.Unavailable):
+            self._failed(self.breaker, of, started, now)
+        elif isinstance(error, errors.DeadlineExceeded):
+            self._ran_out(of, started, now)
+        elif isinstance(error, errors.Internal):  # it tells of the version here
             self._failed(self.breakers.setdefault(of, Breaker()), of, started, now)
-        elif not isinstance(error, REPLICA_FAULTS):
+        else:  # the caller's, or the model's
             self._answered(of)
             if isinstance(error, errors.Overloaded) and not is_full(error):
                 # Out of memory, say: more often than others it is the replica's fault. It is quick to say so,
                 # and would else be taken for the least loaded.
                 self.outcomes.add(of, failed=True, now=now)
-        elif not isinstance(error, errors.DeadlineExceeded) or now - started >= FAIR_TIME_S:
+
+    def _ran_out(self, of: Version, started: float, now: float) -> None:
+        """A call was not answered by its deadline."""
+        took_s = now - started
+        if took_s >= FAIR_TIME_S:
             self._failed(self.breaker, of, started, now)
+            return
+        self._learn(max(self.latency_s, took_s))
+        if took_s >= HASTY_TIME_S:
+            self.outcomes.add(of, failed=True, now=now)
 
     def _answered(self, of: Version) -> None:
         self.breaker.succeed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -225,3 +226,28 @@ async def test_a_model_that_goes_while_a_label_of_it_is_asked_for_is_not_found()
         up.catalog.set_models(["numbers"])
         fake.answer.set()
         refused(await asked, 404, "not-found")
+
+
+@dataclass
+class AskedReplica(FakeReplica):
+    """Counts how often it is asked what it has."""
+
+    asked: int = 0
+
+    async def status(self, request: Any) -> Any:
+        self.asked += 1
+        return await super().status(request)
+
+
+async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> None:
+    async with (
+        running(AskedReplica()) as fake,
+        gateway_over(fake, models=("absent", "digits"), wait=False, status_interval_s=60) as (up, client),
+    ):
+        await until(lambda: bool(up.catalog.versions("digits")))
+        before, began = fake.asked, time.monotonic()
+        for _ in range(8):
+            answer = await client.post("/v1/models/absent:classify", content=grey_png(200), headers=PNG)
+            assert answer.status_code == 503, answer.text
+        rounds = (fake.asked - before) / 2
+        assert 0 < rounds <= (time.monotonic() - began) / catalog.LEAST_INTERVAL_S + 1

@@ -78,6 +78,8 @@ def outcomes(good: int, bad: int) -> Outcomes:
         ((50, 50), [(100, 0), (98, 2)], True),
         ((95, 5), [(100, 0)], False),  # a little worse is not an outlier
         ((50, 50), [(50, 50)], False),  # everybody fails: it is not the replica
+        ((8, 12), [(60, 40)], False),  # and may have had bad luck
+        ((2, 18), [(60, 40)], True),
         ((5, 10), [(100, 0)], False),  # too few calls
         ((50, 50), [(5, 0)], False),  # nobody to compare with
         ((50, 50), [], False),
@@ -99,8 +101,8 @@ def test_most_of_a_fleet_stays_in_use_whatever_happens() -> None:
 
 def test_old_outcomes_are_forgotten_and_ejections_grow() -> None:
     found = outcomes(0, 100)
-    assert found.success_rate(DIGITS, now=2.0) == 0.0
-    assert found.success_rate(DIGITS, now=2.0 + outliers.WINDOW_S) == 0.0
+    assert found.success_rate(DIGITS, now=2.0) == (0.0, 100)
+    assert found.success_rate(DIGITS, now=2.0 + outliers.WINDOW_S) == (0.0, 100)
     assert found.success_rate(DIGITS, now=2.0 + 2 * outliers.WINDOW_S) is None
     until = []
     for _ in range(20):
@@ -265,6 +267,36 @@ async def test_a_new_config_reaches_every_replica_that_is_there() -> None:
         pool.leave("127.0.0.1:1")
         await pool.reload_config(config, 20.0)
         await pool.aclose()
+
+
+@pytest.mark.parametrize("told_by", ["the replica", "the caller's timer"])
+async def test_a_replica_that_hangs_is_left_alone_by_hasty_callers_too(told_by: str) -> None:
+    """It says that it is well, and nobody has the patience to tell: other replicas answer in time."""
+    now = 100.0
+    hung, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([hung, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    failed, others = 0, random.Random(5)
+
+    async def hang(api: TensorFlowServing, timeout_s: float) -> None:
+        nonlocal now
+        if api.address == hung.address:
+            now += timeout_s
+            if told_by == "the replica":
+                raise errors.DeadlineExceeded("slow")
+            raise asyncio.CancelledError
+
+    for _ in range(40 * outliers.LEAST_CALLS):
+        good.in_flight = others.choice([0, 1])  # else the slower one would never be chosen
+        try:
+            await pool.call("digits", 1, hang, deadline=now + 0.3)
+        except (errors.DeadlineExceeded, asyncio.CancelledError):
+            failed += 1
+            now -= 0.25  # there are several such callers at once
+        if hung.outcomes.ejected_until > now:
+            break
+    assert hung.outcomes.ejected_until > now
+    assert failed <= outliers.LEAST_CALLS + 5
+    await pool.aclose()
 
 
 async def test_a_call_that_waits_is_not_made_on_a_replica_that_leaves_meanwhile() -> None:
