@@ -53,7 +53,7 @@ class ModelReport:
 
 # While a model has no version at all, requests are being refused: look more often.
 _MISSING_INTERVAL_S = 0.2
-# But however many requests ask for such a model, or for a version that was just unloaded.
+# Nor more often than this, however many ask for such a model, or for a version that was just unloaded.
 LEAST_INTERVAL_S = 0.05
 
 # A version is shown by the state that is furthest to the right here.

@@ -112,7 +112,8 @@ class Pool(Members):
         return sum(self._slots(self._usable(model, version, self._clock())).values())
 
     def book(self, model: str, version: int) -> Slot | None:
-        """A place for a batch for this version; None while every usable replica has all it takes at once.
+        """A place for a batch for this version; None while every usable replica has all it takes at once, and
+        one of this model among them.
 
         If none is usable there is a place all the same, so that the batch's callers hear why.
         """
@@ -120,11 +121,20 @@ class Pool(Members):
         usable = self._usable(model, version, now)
         if not usable:
             return Slot(None, model, version)
-        chosen = choose(self._free(usable), self._rng, now)
+        chosen = choose(self._free(usable, model), self._rng, now)
         return None if chosen is None else Slot(chosen, model, version)
 
-    def _free(self, usable: Sequence[Replica]) -> list[Replica]:
-        return [replica for replica, slots in self._slots(usable).items() if replica.booked < slots]
+    def _free(self, usable: Sequence[Replica], model: str) -> list[Replica]:
+        """Those with a place for a batch of a model.
+
+        Models share a replica's places, but each has one there in any case: replicas compute several batches
+        at once, and a light model must not wait until a heavy one has done.
+        """
+        return [
+            replica
+            for replica, slots in self._slots(usable).items()
+            if replica.booked < slots or not replica.has_batch_of(model)
+        ]
 
     def _slots(self, usable: Sequence[Replica]) -> dict[Replica, int]:
         """How many batches each takes at once: fewer while it is newer than the others."""
@@ -270,7 +280,7 @@ class Pool(Members):
         """The same call on a replica that was not tried and has a free place, if the budget has it."""
         now = self._clock()
         usable = self._usable(task.model, task.version, now, tried)
-        free = [replica for replica in self._free(usable) if replica.room.free]
+        free = [replica for replica in self._free(usable, task.model) if replica.room.free]
         replica = choose(free, self._rng, now)
         if replica is None or not self._budget.spend(now):
             return None

@@ -68,7 +68,7 @@ class Replica:
         self.room = Room()
         self.latency_s = 0.0
         self.answered_at = -math.inf
-        self._limits: set[asyncio.Timeout] = set()
+        self._limits: dict[asyncio.Timeout, None] = {}  # of calls in flight, the oldest first
 
     def has(self, model: str, version: int) -> bool:
         """Whether `version` of `model` is AVAILABLE here."""
@@ -93,6 +93,10 @@ class Replica:
     def booked(self) -> int:
         """Batches that it computes, or that are on their way to it, of all versions."""
         return self.booked_of.total()
+
+    def has_batch_of(self, model: str) -> bool:
+        """Whether a batch for any version of a model is among them."""
+        return any(name == model for name, _ in self.booked_of)
 
     def left_alone(self, now: float) -> bool:
         """Whether it gets no calls at `now`, or none for a version that others have, as it failed them."""
@@ -196,14 +200,14 @@ class Replica:
 
     async def _limited(self, call: Call[Answer], left_s: float, patience_s: float | None) -> Answer:
         limit = asyncio.timeout(None)
-        patience = None if patience_s is None else _Patience(limit, patience_s)
+        patience = None if patience_s is None else _Patience(limit, patience_s, self._limits)
         try:
             async with limit:
-                self._limits.add(limit)
+                self._limits[limit] = None
                 try:
                     return await call(self.api, left_s)
                 finally:
-                    self._limits.discard(limit)
+                    self._limits.pop(limit, None)
                     if patience is not None:
                         patience.end()
         except TimeoutError:
@@ -259,14 +263,21 @@ class Replica:
 class _Patience:
     """Ends a call that was not answered in a while, in which this process was there to hear an answer.
 
+    It waits on while an older call is in flight: that may be a heavy model's, and be computed first.
+
     Args:
         limit: what the call is made in.
         patience_s: the while, in seconds.
+        in_flight: the limits of all calls on the replica, the oldest first; one that is ended leaves it.
     """
 
-    def __init__(self, limit: asyncio.Timeout, patience_s: float) -> None:
+    def __init__(
+        self, limit: asyncio.Timeout, patience_s: float, in_flight: dict[asyncio.Timeout, None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
+        self._patience_s = patience_s
+        self._in_flight = in_flight
         self._wait(patience_s)
 
     def _wait(self, wait_s: float) -> None:
@@ -277,7 +288,10 @@ class _Patience:
         late_s = self._loop.time() - due
         if late_s > LATE_S:
             self._wait(late_s)
+        elif next(iter(self._in_flight), self._limit) is not self._limit:
+            self._wait(self._patience_s)
         elif not self._limit.expired():
+            self._in_flight.pop(self._limit, None)
             self._limit.reschedule(0.0)
 
     def end(self) -> None:

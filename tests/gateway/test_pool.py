@@ -380,6 +380,50 @@ async def test_a_place_is_behind_batches_of_its_own_version_only() -> None:
     await pool.aclose()
 
 
+async def test_each_model_has_a_place_however_many_batches_another_has() -> None:
+    only = replica()
+    only.versions["numbers"] = {version: VersionStatus("AVAILABLE") for version in (1, 2)}
+    pool = Pool([only], calls_per_replica=2)
+    heavy = [pool.book("digits", 1) for _ in range(3)]
+    assert heavy[2] is None
+    light = pool.book("numbers", 1)
+    assert light is not None
+    assert pool.book("numbers", 1) is None
+    assert pool.book("numbers", 2) is None, "a version that is let in shares with the one that serves"
+    light.release()
+    assert pool.book("numbers", 2) is not None
+    await pool.aclose()
+
+
+async def test_a_call_is_not_overdue_while_an_older_one_may_be_computed_before_it() -> None:
+    busy, ends, asked = replica(), [asyncio.Event(), asyncio.Event()], [asyncio.Event(), asyncio.Event()]
+
+    def hang(index: int) -> Any:
+        async def until_it_ends(_api: Any, _timeout_s: float) -> None:
+            asked[index].set()
+            await ends[index].wait()
+
+        return until_it_ends
+
+    def run(index: int, patience_s: float | None) -> asyncio.Task[None]:
+        deadline = time.monotonic() + 60
+        return asyncio.create_task(
+            busy.run("digits", 1, hang(index), deadline, time.monotonic, patience_s=patience_s)
+        )
+
+    older = run(0, None)
+    await asked[0].wait()
+    younger = run(1, 0.02)
+    await asked[1].wait()
+    done, _ = await asyncio.wait([younger], timeout=0.2)
+    assert not done
+    ends[0].set()
+    await older
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await younger
+    await busy.api.close()
+
+
 async def test_a_silent_replica_is_given_up_and_another_answers_in_its_place() -> None:
     silent, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
     pool = Pool([silent, good], calls_per_replica=2)
