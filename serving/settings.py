@@ -191,8 +191,8 @@ class Settings(BaseSettings):
     """Batches are filled up to the next of these sizes, for a replica that compiles each size anew, as XLA
     does. The largest is `max_batch`, or more. Empty: they leave as they are."""
     calls_per_replica: AtLeastOne = 2
-    """Batches in flight to one replica: one that computes, and one ready behind it. Models share them, but each
-    has one in any case: a light model must not wait for a heavy one's."""
+    """Batches in flight to one replica: one that computes, and one ready behind it. Models share them, but
+    each has one in any case: a light model must not wait for a heavy one's."""
     hedge: bool = False
     """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one
     has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of

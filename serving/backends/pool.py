@@ -10,7 +10,7 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -87,7 +87,7 @@ class Pool(Members):
     Attributes:
         retries: calls that were made once more after a failure.
         hedges: calls that were made beside one that was late.
-        freed: is called as a place is free again that was taken beside a batch's own.
+        freed: is called as there may be a place for a batch, beside that which a batch gives back itself.
     """
 
     def __init__(
@@ -106,6 +106,11 @@ class Pool(Members):
         self.retries = 0
         self.hedges = 0
         self.freed: Callable[[], None] = lambda: None
+
+    async def refresh(self, models: Iterable[str]) -> None:
+        """Ask every replica which versions of `models` it has. One that does not answer is not reachable."""
+        await super().refresh(models)
+        self.freed()  # by a replica that has come, or is warm by now, or may be tried again
 
     def capacity(self, model: str, version: int) -> int:
         """How many batches for this version the usable replicas take at once."""

@@ -148,6 +148,32 @@ async def test_a_replica_that_leaves_answers_what_it_was_asked() -> None:
         assert counted(gateway, "sluice_replica_up", replica=staying.address) == 1
 
 
+async def test_a_replica_that_joins_gets_what_waits_for_one_that_hangs() -> None:
+    """Those who wait ask for nothing more, and no call ends: its coming alone must have them sent."""
+    release = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        await release.wait()
+
+    hung, fresh = FakeReplica(before_predict=hang), FakeReplica()
+    async with (
+        running(hung),
+        running(fresh),
+        gateway_over(hung, calls_per_replica=1) as (gateway, client),
+    ):
+        picture, png = encoded(gradient(), "PNG"), {"content-type": "image/png"}
+        posts = [
+            asyncio.create_task(client.post("/v1/models/digits:classify", content=picture, headers=png))
+            for _ in range(4)
+        ]
+        await until(lambda: gateway.gateway.batcher.depth() == 3)
+        gateway.pool.join(connect(fresh.address))
+        await until(lambda: sum(each.done() for each in posts) == 3)
+        assert sum(fresh.batches) == 3
+        release.set()
+        assert {(await each).status_code for each in posts} == {200}
+
+
 async def test_a_replica_that_never_answers_is_closed_all_the_same() -> None:
     now = time.monotonic()
     clock = [now]
