@@ -240,8 +240,9 @@ class AskedReplica(FakeReplica):
 
 
 async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> None:
+    fake = AskedReplica()
     async with (
-        running(AskedReplica()) as fake,
+        running(fake),
         gateway_over(fake, models=("absent", "digits"), wait=False, status_interval_s=60) as (up, client),
     ):
         await until(lambda: bool(up.catalog.versions("digits")))
