@@ -210,6 +210,23 @@ async def test_a_caller_who_stays_gets_its_answer_when_the_others_leave() -> Non
         assert float((await staying)[0]) == 2
 
 
+async def test_while_replicas_hang_those_who_leave_leave_nothing_in_the_queue() -> None:
+    send = ScriptedSend()
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
+        hangs = batcher.enqueue(LANE, pixels(0), FAR)
+        waiting = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(1, 11)]
+        await until(lambda: len(send.batches) == 1)
+        for count, each in enumerate(waiting, 1):
+            each.cancel()
+            batcher.has_left(LANE, 1)
+            assert batcher.depth() <= 2 * (len(waiting) - count), "half of what waits may have left"
+        hangs.cancel()
+        await until(lambda: not batcher.depths())
+        batcher.has_left(LANE, 1)  # the last to hear of it
+        send.gate.set()
+        assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
+
+
 def context_of(caller: str) -> RequestContext:
     return RequestContext("id", "http", FAR, caller=caller)
 
