@@ -31,7 +31,8 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("replica",),
     ),
     "sluice_replica_breaker_open": (
-        "Whether a replica is left alone because its calls fail, in a row or often (1), or not (0).",
+        "Whether a replica is left alone, for one version at least, because its calls fail, in a row or "
+        "often (1), or not (0).",
         ("replica",),
     ),
     "sluice_model_version_state": (
