@@ -28,7 +28,7 @@ LABEL_TIMEOUT_S = 10.0
 # How long a round of questions waits to learn about new versions. Most are known within milliseconds; one
 # that takes longer must not keep the gateway from hearing how all its replicas are.
 LEARN_PATIENCE_S = 2.0
-# A label may move at any time; a swap of versions keeps the old one for longer than this.
+# A label may move at any time. Once its version is gone it is asked for sooner.
 LABEL_TTL_S = 1.0
 
 
@@ -195,7 +195,7 @@ class Catalog:
         """
         routed = self.resolve(ModelRef(ref.name))
         version, expires = self._labels.get((routed.name, ref.label), (0, 0.0))
-        if self._clock() >= expires:
+        if self._clock() >= expires or not self.is_there(routed.name, version):
             version = await self._ask_label(routed, ref.label)
             self._labels[routed.name, ref.label] = version, self._clock() + LABEL_TTL_S
         return ModelRef(routed.name, version)

@@ -305,12 +305,10 @@ class Gateway:
     ) -> Result:
         """Answer by the version that `ref` is routed to, before the deadline.
 
-        Once more if that version was unloaded meanwhile: the caller named none.
+        Once more if that version was unloaded meanwhile: the caller named none, or a label.
         """
         try:
             async with asyncio.timeout(context.deadline - self._clock()):
-                if ref.label:
-                    ref = await self.catalog.labelled(ref)
                 model = await self._resolved(ref, context)
                 try:
                     return await answer(model)
@@ -318,23 +316,29 @@ class Gateway:
                     if ref.version is not None:
                         raise
                 await self.catalog.refreshed()
-                return await answer(self._choose(ref, context))
+                return await answer(await self._chosen(ref, context))
         except TimeoutError:
             raise DeadlineExceeded("the request's deadline passed before its answer") from None
 
     async def _resolved(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """The version that `ref` is routed to now.
 
-        If there is none although replicas answer, they may have swapped versions since they were asked; and a
-        gateway that has only just started has not asked them yet.
+        If there is none although replicas answer, they may have swapped versions since they were asked, or
+        moved a label; and a gateway that has only just started has not asked them yet.
         """
+        self.catalog.resolve_name(ref.name)
         try:
-            return self._choose(ref, context)
+            return await self._chosen(ref, context)
         except Unavailable:
             if self.catalog.asked and not self.pool.reachable():
                 raise
+        except NotFound as error:
+            if not ref.label or error.label:
+                raise
         await self.catalog.refreshed()
-        return self._choose(ref, context)
+        return await self._chosen(ref, context)
 
-    def _choose(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
+    async def _chosen(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
+        if ref.label:
+            ref = await self.catalog.labelled(ref)
         return choose_version(self.steering, self.catalog, ref, context)

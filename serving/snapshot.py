@@ -31,8 +31,7 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("replica",),
     ),
     "sluice_replica_breaker_open": (
-        "Whether a replica is left alone, for one version at least, because its calls fail, in a row or "
-        "often (1), or not (0).",
+        "Whether a replica is left alone, for a version at least, as its calls fail, in a row or often (1).",
         ("replica",),
     ),
     "sluice_model_version_state": (

@@ -299,6 +299,19 @@ async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("label", ["canary", "latest", "stable"])
+async def test_a_label_follows_when_its_version_is_swapped_for_another(
+    replica: ScriptedReplica, label: str
+) -> None:
+    replica.versions, replica.labels = {"digits": {1}}, {"canary": 1}
+    path = f"/v1/models/digits/labels/{label}:classify"
+    async with gateway_over(replica, status_interval_s=60) as (_, client):
+        for version in (1, 2, 3):  # the gateway has not asked since
+            replica.versions, replica.labels = {"digits": {version}}, {"canary": version}
+            answer = await client.post(path, content=grey_png(9), headers=PNG)
+            assert (answer.status_code, answer.json().get("version")) == (200, version), answer.text
+
+
 async def test_a_label_that_nobody_knows_is_not_found(client: httpx.AsyncClient, up: Running) -> None:
     text = (
         'the replicas of model "digits" know no version label "nope"; the gateway itself knows stable and '
