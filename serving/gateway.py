@@ -340,5 +340,6 @@ class Gateway:
 
     async def _chosen(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         if ref.label:
-            ref = await self.catalog.labelled(ref)
+            split = self.steering.splits().get(self.catalog.resolve_name(ref.name))
+            ref = await self.catalog.labelled(ref, None if split is None else split.stable)
         return choose_version(self.steering, self.catalog, ref, context)

@@ -24,6 +24,7 @@ from serving.errors import InvalidInput
 from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.uploads import json_uploads
+from serving.routing import Split
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
@@ -310,6 +311,19 @@ async def test_a_label_follows_when_its_version_is_swapped_for_another(
             replica.versions, replica.labels = {"digits": {version}}, {"canary": version}
             answer = await client.post(path, content=grey_png(9), headers=PNG)
             assert (answer.status_code, answer.json().get("version")) == (200, version), answer.text
+
+
+async def test_stable_is_what_a_rollout_has_for_that_where_replicas_do_not_know_the_label(
+    replica: ScriptedReplica,
+) -> None:
+    """As one does not that has just been started again."""
+    replica.versions = {"digits": {1, 2}}
+    async with gateway_over(replica) as (up, client):
+        await until(lambda: set(up.catalog.versions("digits")) == {1, 2})
+        up.gateway.steering.set_split("digits", Split(stable=1, candidate=2, weight=0.5), None)
+        path = "/v1/models/digits/labels/stable:classify"
+        answer = await client.post(path, content=grey_png(9), headers=PNG)
+        assert answer.json()["version"] == 1
 
 
 async def test_a_label_that_nobody_knows_is_not_found(client: httpx.AsyncClient, up: Running) -> None:
