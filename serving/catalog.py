@@ -182,10 +182,14 @@ class Catalog:
             )
         return found
 
-    async def labelled(self, ref: ModelRef) -> ModelRef:
+    async def labelled(self, ref: ModelRef, serving: Mapping[str, int]) -> ModelRef:
         """The version for which the label in `ref` stands: as the replicas say, else as the gateway does.
 
         The gateway's own labels are `stable`, the version of requests that name none, and `latest`.
+
+        Args:
+            ref: a model and a label.
+            serving: the version that serves, of each model that has rollouts.
 
         Raises:
             NotFound: nobody knows the label; otherwise as `resolve` does.
@@ -194,11 +198,11 @@ class Catalog:
         routed = self.resolve(ModelRef(ref.name))
         version, expires = self._labels.get((routed.name, ref.label), (0, 0.0))
         if self._clock() >= expires:
-            version = await self._ask_label(routed, ref.label)
+            version = await self._ask_label(routed, ref.label, serving.get(routed.name, routed.version))
             self._labels[routed.name, ref.label] = version, self._clock() + LABEL_TTL_S
         return ModelRef(routed.name, version)
 
-    async def _ask_label(self, routed: ModelVersion, label: str) -> int:
+    async def _ask_label(self, routed: ModelVersion, label: str, stable: int) -> int:
         try:
             return await self._pool.call(
                 routed.name,
@@ -208,7 +212,7 @@ class Catalog:
             )
         except (InvalidInput, FailedPrecondition):
             if label == "stable":
-                return routed.version
+                return stable
             if label == "latest":
                 return max(self.versions(routed.name), default=routed.version)
             # What labels replicas were given cannot be asked for.

@@ -310,7 +310,8 @@ class Gateway:
         try:
             async with asyncio.timeout(context.deadline - self._clock()):
                 if ref.label:
-                    ref = await self.catalog.labelled(ref)
+                    splits = self.steering.splits()
+                    ref = await self.catalog.labelled(ref, {name: splits[name].stable for name in splits})
                 model = await self._resolved(ref, context)
                 try:
                     return await answer(model)

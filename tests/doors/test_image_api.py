@@ -24,6 +24,7 @@ from serving.errors import InvalidInput
 from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.uploads import json_uploads
+from serving.routing import Split
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
@@ -297,6 +298,17 @@ async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
         async with asyncio.timeout(60):
             while await version(client, "canary") != 2 or await version(client, "stable") != 1:
                 await asyncio.sleep(0.05)
+
+
+async def test_stable_is_never_the_version_that_is_let_in(replica: ScriptedReplica) -> None:
+    """Though as many replicas have it: those that start in the middle of a rollout know no label at first."""
+    replica.versions = {"digits": {1, 2}}
+    async with gateway_over(replica) as (up, client):
+        up.gateway.steering.set_split("digits", Split(1, 2, weight=0.0), None)
+        for label, version in (("stable", 1), ("latest", 2)):
+            path = f"/v1/models/digits/labels/{label}:classify"
+            answer = await client.post(path, content=grey_png(9), headers=PNG)
+            assert answer.json()["version"] == version
 
 
 async def test_a_label_that_nobody_knows_is_not_found(client: httpx.AsyncClient, up: Running) -> None:
