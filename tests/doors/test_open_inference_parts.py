@@ -17,6 +17,7 @@ from serving.main import Running
 from serving.model_version import ModelVersion
 from serving.open_inference import InferRequest, Tensor, classified, from_raw, outputs_of, predict_request
 from serving.rest.infer_body import parse, render
+from serving.rpc.openinference import _parse as parse_message
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import Refusal, running
 from tests.support.gateways import gateway_over
@@ -136,6 +137,39 @@ def test_what_json_cannot_carry_comes_as_bytes_only(array: np.ndarray, says: str
         render(answer_of(y=array), parsed(), model_of())
     _, json_length = render(answer_of(y=array), parsed(parameters={"binary_data_output": True}), model_of())
     assert json_length is not None
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "values"),
+    [
+        ("BOOL", "bool_contents", [True, False]),
+        ("INT8", "int_contents", [-128, 127]),
+        ("INT16", "int_contents", [-(2**15), 2**15 - 1]),
+        ("INT32", "int_contents", [-(2**31), 2**31 - 1]),
+        ("INT64", "int64_contents", [-(2**63), 2**63 - 1]),
+        ("UINT8", "uint_contents", [0, 255]),
+        ("UINT16", "uint_contents", [0, 2**16 - 1]),
+        ("UINT32", "uint_contents", [0, 2**32 - 1]),
+        ("UINT64", "uint64_contents", [0, 2**64 - 1]),
+        ("FP32", "fp32_contents", [0.5, -1.0]),
+        ("FP64", "fp64_contents", [0.1, 1e300]),
+        ("BYTES", "bytes_contents", [b"", b"\xff"]),
+    ],
+)
+def test_each_datatype_has_its_field_in_grpc(datatype: str, field: str, values: list[Any]) -> None:
+    request = protos.ModelInferRequest()
+    given = request.inputs.add(name="x", datatype=datatype, shape=[2, 1])
+    getattr(given.contents, field).extend(values)
+    (tensor,) = parse_message(request).inputs
+    assert (tensor.datatype, tensor.array.ravel().tolist()) == (datatype, values)
+    assert tensor.array.shape == (2, 1)
+    del getattr(given.contents, field)[:]
+    with pytest.raises(InvalidInput, match='"x" has 0 elements'):
+        parse_message(request)
+    other = "fp32_contents" if field != "fp32_contents" else "fp64_contents"
+    getattr(given.contents, other).append(1.0)
+    with pytest.raises(InvalidInput, match=f'"x" is {datatype}; its contents are in'):
+        parse_message(request)
 
 
 # --- which signature, which outputs ----------------------------------------------------------------
