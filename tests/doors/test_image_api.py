@@ -184,6 +184,14 @@ async def test_bad_compression_is_refused(
     assert says in answer.json()["detail"]
 
 
+async def test_feedback_is_not_taken_compressed_and_told_so(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = await client.post("/v1/feedback", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["detail"] == 'the content encoding is "gzip"; taken are identity'
+    assert (await client.get("/healthz", headers=headers)).status_code == 200
+
+
 async def test_ndjson_has_a_line_for_each_image_as_answers_come(replica: ScriptedReplica) -> None:
     gate = asyncio.Event()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.main import Running
-from serving.rest.connection import Connection
+from serving.rest.connection import STEP_BYTES, Connection
 from serving.rest.server import HttpServer, listen
 from serving.settings import Settings
 from tests.doors.wire import exchange, port_of, statuses
@@ -27,6 +29,19 @@ def post(body: bytes, headers: bytes = b"") -> bytes:
     """A request to classify an image."""
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: %d\r\n"
     return head % (PATH, len(body)) + headers + b"\r\n" + body
+
+
+@asynccontextmanager
+async def served(app: ASGIApp) -> AsyncIterator[tuple[HttpServer, int]]:
+    """A server of an app of the test's own, and its port."""
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(app, Settings(), None)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    yield server, listener.getsockname()[1]
+    for task in tuple(server.server_state.tasks):
+        task.cancel()
+    server.should_exit = True
+    await serving
 
 
 def labels_in(answers: bytes) -> list[str]:
@@ -80,21 +95,54 @@ async def test_requests_sent_ahead_of_answers_wait_unread_and_are_all_answered()
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": body})
 
-    listener = listen("127.0.0.1", 0)
-    server = HttpServer(answer, Settings(), None)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
     sent = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(8_000))
     last = b"GET /last HTTP/1.1\r\n" + CLOSE + b"\r\n"
-    answers = asyncio.create_task(exchange(listener.getsockname()[1], sent + last))
-    await until(lambda: began == 4)
-    (connection,) = server.server_state.connections
-    assert isinstance(connection, Connection)
-    assert len(connection.pipeline) < 1000
-    go.set()
-    bodies = [part.partition(b"\r\n\r\n")[2] for part in (await answers).split(b"HTTP/1.1 200 OK")[1:]]
+    async with served(answer) as (server, port):
+        answers = asyncio.create_task(exchange(port, sent + last))
+        await until(lambda: began == 4)
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, Connection)
+        assert len(connection.pipeline) < 1000
+        go.set()
+        bodies = [part.partition(b"\r\n\r\n")[2] for part in (await answers).split(b"HTTP/1.1 200 OK")[1:]]
     assert bodies == [*(b"/%d" % number for number in range(8_000)), b"/last"]
-    server.should_exit = True
-    await serving
+
+
+async def told(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that answers with what it was asked."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message["body"])
+        more = message["more_body"]
+    body = b"%s %s %d" % (scope["method"].encode(), scope["raw_path"], size)
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize("piece_bytes", [13, 1000, STEP_BYTES + 1, 10**6])
+async def test_requests_are_the_same_however_their_bytes_are_cut(piece_bytes: int) -> None:
+    sent, expected = b"", []
+    for number, size in enumerate((0, 5, 300, 20_000, 1, 0, 3000, 0, 0, 17) * 3):
+        body, head = b"x" * size, b"Host: x\r\n" + (OFFER if number % 2 else b"")
+        if number % 3 and size:
+            head, body = head + b"Transfer-Encoding: chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (size, body)
+        else:
+            head += b"Content-Length: %d\r\n" % size
+        sent += b"POST /%d HTTP/1.1\r\n" % number + head + b"\r\n" + body
+        expected.append(b"POST /%d %d" % (number, size))
+    sent += b"GET /last HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    async with served(told) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for start in range(0, len(sent), piece_bytes):
+            writer.write(sent[start : start + piece_bytes])
+            await asyncio.sleep(0)  # the server, on the same loop, reads what has come
+        async with asyncio.timeout(60):
+            answers = await reader.read()
+        writer.close()
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
+    assert bodies == [*expected, b"GET /last 0"]
 
 
 async def test_headers_that_come_while_another_request_is_answered_have_their_limit() -> None:
@@ -103,16 +151,10 @@ async def test_headers_that_come_while_another_request_is_answered_have_their_li
     async def never(_scope: Scope, _receive: Receive, _send: Send) -> None:
         await asyncio.Event().wait()
 
-    listener = listen("127.0.0.1", 0)
-    server = HttpServer(never, Settings(), None)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
     request = b"GET / HTTP/1.1\r\nHost: x\r\n"
-    answer = await exchange(listener.getsockname()[1], request + b"\r\n" + request + b"X: " + b"a" * 10**6)
+    async with served(never) as (_, port):
+        answer = await exchange(port, request + b"\r\n" + request + b"X: " + b"a" * 10**6)
     assert statuses(answer) == [431]
-    for task in server.server_state.tasks:
-        task.cancel()
-    server.should_exit = True
-    await serving
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,14 @@ def test_any_byte_but_zero_is_true() -> None:
     assert from_raw("x", "BOOL", [3], b"\0\1\2").array.tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize(
+    "raw", [b"", b"\1\0\0", b"\1\0\0\0", b"\1\0\0\0ab", b"\1\0\0\0a\0\0\0\0", b"\xff" * 5]
+)
+def test_bytes_that_are_not_one_element_are_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidInput, match='"x" is not 1 BYTES elements, each a length'):
+        from_raw("x", "BYTES", [1], raw)
+
+
 def parsed(**asked: Any) -> Any:
     """A request for these outputs, or with these parameters."""
     one = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
