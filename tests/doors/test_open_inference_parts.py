@@ -228,7 +228,7 @@ def test_numbers_alone_have_classes() -> None:
     counts = np.array([3, 9, 9], np.int32)
     assert classified(Tensor("n", "INT32", counts), 2, ()).array.tolist() == [b"9.000000:1", b"9.000000:2"]
     for tensor in (
-        Tensor("n", "FP32", np.float32(1.0).reshape(())),
+        Tensor("n", "FP32", np.array(1.0, np.float32)),
         Tensor("n", "BOOL", np.array([True])),
         Tensor("n", "BF16", np.array([1], np.uint16)),
     ):
