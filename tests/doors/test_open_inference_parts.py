@@ -74,7 +74,9 @@ def test_binary_inputs_take_their_bytes_in_their_order() -> None:
 
 
 def test_any_byte_but_zero_is_true() -> None:
-    assert from_raw("x", "BOOL", [3], b"\0\1\2").array.tolist() == [False, True, True]
+    found = from_raw("x", "BOOL", [3], b"\0\1\2").array
+    assert found.tolist() == [False, True, True]
+    assert found.tobytes() == b"\0\1\1", "what is sent on has no other bytes"
 
 
 @pytest.mark.parametrize(
