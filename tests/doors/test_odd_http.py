@@ -157,6 +157,19 @@ async def test_headers_that_come_while_another_request_is_answered_have_their_li
     assert statuses(answer) == [431]
 
 
+async def test_a_refusal_behind_waiting_requests_reaches_a_client_that_still_sends() -> None:
+    began = []
+
+    async def never(scope: Scope, _receive: Receive, _send: Send) -> None:
+        began.append(scope["path"])
+        await asyncio.Event().wait()
+
+    requests = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(3))
+    async with served(never) as (_, port):
+        assert statuses(await exchange(port, requests + b"NONSENSE\r\n\r\n" + b"x" * 8 * 2**20)) == [400]
+    assert began == ["/0"]
+
+
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/", "/v1/models/digits", "/v2"]
 )
