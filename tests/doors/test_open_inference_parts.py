@@ -73,6 +73,30 @@ def test_binary_inputs_take_their_bytes_in_their_order() -> None:
     assert body.id == "7"
 
 
+@pytest.mark.parametrize(
+    ("body", "header", "says"),
+    [
+        ("[]", None, "the body is not a JSON object"),
+        ('{"outputs": [3]}', None, "an output that is asked for is not an object with a name"),
+        ('{"outputs": [{"name": 3}]}', None, "an output that is asked for is not an object with a name"),
+        ('{"inputs": [{"name": 3}]}', None, r"inputs\[0\] is not an object with a name"),
+        (
+            '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1.5], "data": [1]}]}',
+            None,
+            'the shape of "x" is not an array of whole numbers',
+        ),
+        ("{}", "two", 'Inference-Header-Content-Length is "two"; the body has 2 bytes'),
+        ("{}", "", 'Inference-Header-Content-Length is ""; the body has 2 bytes'),
+        ("{}", "3", 'Inference-Header-Content-Length is "3"; the body has 2 bytes'),
+        ("{}", "1" * 5000, "Inference-Header-Content-Length is "),
+        ("{} ", "2", "1 bytes behind the JSON belong to no input"),
+    ],
+)
+def test_bodies_that_are_none_say_why(body: str, header: str | None, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        parse(body.encode(), header)
+
+
 def test_any_byte_but_zero_is_true() -> None:
     found = from_raw("x", "BOOL", [3], b"\0\1\2").array
     assert found.tolist() == [False, True, True]
