@@ -144,12 +144,12 @@ async def test_each_message_of_a_stream_has_its_own_deadline_and_a_call_no_later
             began = time.monotonic()
             await call.write(Request(images=[grey_png(200)]))
             assert (await call.read()).results
-            assert 60 - (time.monotonic() - began) - 0.1 <= left_s[-1] <= 60
+            assert 60 - (time.monotonic() - began) - 0.1 <= left_s[-1] <= 61  # gRPC rounds up
             await asyncio.sleep(0.5)
         call.cancel()
         for asked_s, most_s in ((9000, 60), (7, 7)):
             await classify(channel, Request(images=[grey_png(200)]), timeout=asked_s)
-            assert 0 < left_s[-1] <= most_s
+            assert 0 < left_s[-1] <= most_s + 1
 
 
 async def test_requests_in_flight_are_dropped_when_the_client_leaves(
