@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
@@ -25,6 +26,8 @@ from serving.rest.context import authorized
 from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, nothing_at, problem
+
+_TEXT = {"schema": {"type": "string"}}
 
 
 class VersionState(BaseModel):
@@ -77,12 +80,13 @@ def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIA
         description="Classify images with models behind TensorFlow Serving.",
         docs_url=None,  # their pages load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # to `http://`, whatever a proxy in front speaks
     )
     _add_error_handlers(app)
     _add_routes(app, gateway, peers)
     rollouts.add(app.router, gateway)
     routes.add(app, gateway, curves, peers)
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]  # FastAPI's documented way
     whole = Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
     return with_cors(whole, gateway.settings.cors_origins)
 
@@ -92,7 +96,13 @@ def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @app.get("/readyz", tags=["operate"], summary="Should requests be sent here?", response_model=Readiness)
+    @app.get(
+        "/readyz",
+        tags=["operate"],
+        summary="Should requests be sent here?",
+        response_model=Readiness,
+        responses={503: {"description": "Not now", "model": Readiness}},
+    )
     async def readyz() -> Response:
         ready = gateway.catalog.can_serve() and not gateway.draining
         found = {"ready": ready, "missing": gateway.catalog.missing()}
@@ -103,14 +113,25 @@ def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
         authorized(gateway.admission.callers, request.headers, "classify")
         return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
 
-    @app.get("/v1/stacks", tags=["operate"], summary="What is every task and thread doing at the moment?")
+    @app.get(
+        "/v1/stacks",
+        tags=["operate"],
+        summary="What is every task and thread doing at the moment?",
+        response_class=PlainTextResponse,
+    )
     async def tasks_and_threads(request: Request) -> PlainTextResponse:
         authorized(gateway.admission.callers, request.headers, "admin")
         found = {} if peers is None else {peers.name: stacks.dump(), **await peers.ask("stacks")}
         told = "\n\n".join(f"Worker {name}: {dump}" for name, dump in sorted(found.items()))
         return PlainTextResponse(told or stacks.dump())
 
-    @app.get("/metrics", tags=["operate"], summary="Metrics for Prometheus", response_class=Response)
+    @app.get(
+        "/metrics",
+        tags=["operate"],
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}}},
+    )
     async def metrics(request: Request) -> Response:
         source = gateway.metrics.registry if peers is None else await peers.metrics(gateway.metrics.registry)
         page, content_type = exposition(source, request.headers.get("accept", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from starlette.types import Message, Receive, Scope
 
@@ -84,10 +84,19 @@ class Pieces:
         )
 
 
+def _encoding_of(scope: Scope, taken: Sequence[str]) -> str:
+    """How a body is compressed; raises UnsupportedMedia unless it is one of these ways."""
+    encoding = headers_of(scope).get("content-encoding", "identity").strip().lower()
+    if encoding not in taken:
+        text = f'the content encoding is "{encoding}"; taken are {", ".join(taken)}'
+        raise UnsupportedMedia(text, stage="admission")
+    return encoding
+
+
 def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
     """`receive` for an app that reads bodies itself: it gives `MOST_UNADMITTED_BYTES` at most, and in time.
 
-    It raises as `Body.chunks` does.
+    It raises as `Body.chunks` does, and UnsupportedMedia for a body that is compressed.
     """
     pieces = Pieces(scope, receive, time.monotonic() + settings.request_timeout_s, settings)
     most_bytes = min(MOST_UNADMITTED_BYTES, settings.max_body_bytes)
@@ -97,6 +106,7 @@ def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
         nonlocal received_bytes
         if pieces.complete:
             return await receive()  # that the client has left
+        _encoding_of(scope, ("identity",))
         piece = await pieces.next()
         received_bytes += len(piece)
         if received_bytes > most_bytes:
@@ -127,13 +137,8 @@ class Body:
         self._pieces = Pieces(scope, receive, context.deadline, settings)
         self._ticket = ticket
         self._max_body_bytes = settings.max_body_bytes
-        headers = headers_of(scope)
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ENCODINGS:
-            raise UnsupportedMedia(
-                f'the content encoding is "{encoding}"; taken are {", ".join(ENCODINGS)}', stage="admission"
-            )
-        claimed = headers.get("content-length", "")
+        encoding = _encoding_of(scope, ENCODINGS)
+        claimed = headers_of(scope).get("content-length", "")
         if claimed.isascii() and claimed.isdigit() and int(claimed) > settings.max_body_bytes:
             raise _too_large(f"{int(claimed):,} bytes", settings.max_body_bytes)
         self._unpacker = None if encoding == "identity" else Unpacker(encoding)

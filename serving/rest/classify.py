@@ -113,7 +113,10 @@ class ClassifyEndpoint:
         async with aclosing(parts):  # type: ignore[type-var]  # an async generator, typed as an iterator
             first = await anext(parts)
             lines = _lines(first, parts, places, found.images)
-            await StreamingResponse(lines, media_type=NDJSON)(scope, receive, send)
+            response: Response = StreamingResponse(lines, media_type=NDJSON)
+            if scope["http_version"] == "1.0":  # it knows no chunks (RFC 9112, 6.1)
+                response = Response(b"".join([line async for line in lines]), media_type=NDJSON)
+            await response(scope, receive, send)
 
 
 def _places_of_whole(images: Sequence[Upload]) -> list[int]:

@@ -1,7 +1,9 @@
 """One HTTP connection: uvicorn's protocol, with limits on its age, and the time and size of headers.
 
 uvicorn waits for headers without end, and takes them in any size. Those behind a chunked body, its trailers,
-it adds to the request's headers while the request is being answered.
+it adds to the request's headers while the request is being answered. Of a request that offers another
+protocol it drops the body, and takes what comes of that later for the next request. Requests that come before
+the answers to others it queues without end.
 """
 
 from __future__ import annotations
@@ -10,8 +12,11 @@ import asyncio
 import math
 import random
 import sys
+from collections.abc import Sized
 from typing import Any, cast
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, out_of_memory
@@ -21,8 +26,10 @@ from serving.rest.leaving import Client
 
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
 MAX_HEAD_BYTES = 64 * 2**10
-# Of trailers, or of what else frames a chunk, that come without any of the body between them.
+# Of a head, of trailers, or of what else frames a chunk, that come without any of a body between them.
 MAX_FRAMING_BYTES = MAX_HEAD_BYTES
+# What is parsed at once. A request without a body takes some 2 kB, seventy times what it has on the wire.
+STEP_BYTES = 16 * 2**10
 # How long a client may take to read why it was refused: so long after it has sent something, and all in all.
 LINGER_S = 1.0
 MOST_LINGER_S = 10.0
@@ -30,6 +37,24 @@ MOST_LINGER_S = 10.0
 
 class HeadTooLarge(Exception):
     """The request line and the headers are over `MAX_HEAD_BYTES`."""
+
+
+class _Flow(FlowControl):
+    """Does not go on reading while requests wait for their turn to be answered.
+
+    Args:
+        transport: what is read.
+        waiting: the requests.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Go on reading, once nothing waits."""
+        if not self._waiting:
+            super().resume_reading()
 
 
 class Connection(HttpToolsProtocol):
@@ -48,17 +73,18 @@ class Connection(HttpToolsProtocol):
         self._header_timeout_s = header_timeout_s
         self._old_at = self.loop.time() + age_s * random.uniform(0.9, 1.1)
         self._header_timer: asyncio.TimerHandle | None = None
-        self._head_bytes = 0
         self._in_head = False
         self._in_body = False
         self._framing_bytes = 0
         self._refused = False
         self._still_sends = False
+        self._unparsed = b""
         self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first headers."""
         super().connection_made(cast("asyncio.Transport", CorkedTransport(transport, self.loop)))
+        self.flow = _Flow(self.transport, self.pipeline)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,25 +94,64 @@ class Connection(HttpToolsProtocol):
         self._client.leave()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; while it is headers, count it. What comes after a refusal is thrown away."""
+        """Parse what came; while it is no body, count it. What comes after a refusal is thrown away."""
         if self._refused:
             self._still_sends = True
             return
         in_body = self._in_body  # the rest of one that was answered early: in time, but of any length
-        self._framing_bytes += len(data)  # where some of it is body, the count begins anew
-        super().data_received(data)
-        if self._in_body and self._framing_bytes > MAX_FRAMING_BYTES:
-            self._refuse(431, _framing_too_large())  # the parser keeps a trailer, however long, until it ends
+        self._framing_bytes += len(data)  # which begins anew at a head's end, and with each piece of a body
+        self._parse(data)
+        if self._framing_bytes > MAX_FRAMING_BYTES:  # the parser keeps a header, however long, until it ends
+            if self._in_head:
+                self._refuse(431, _head_too_large())
+            elif self._in_body:
+                self._refuse(431, _framing_too_large())
         # Most heads come whole: a timer for each before it is parsed would cost as much as parsing it.
         if self._is_answered() and not self._refused:
             if in_body and not (self._in_body or self._in_head):
                 self._wait_for_next()
             elif self._header_timer is None:
                 self._wait_for_head()
-        if self._header_timer is not None and not self._refused and not in_body:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, _head_too_large())
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what came, until a request has to wait for its turn; the rest is kept until it has come."""
+        self._unset_keepalive_if_required()
+        rest = memoryview(self._unparsed + data)
+        self._unparsed = b""
+        try:
+            while rest and not self.pipeline:
+                rest = self._parsed(rest)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        else:
+            self._unparsed = bytes(rest)
+
+    def _parsed(self, data: memoryview) -> memoryview:
+        """Have some of the bytes parsed; gives the rest.
+
+        What follows the head of a request that offers another protocol is that one's to the parser. A server
+        may ignore offers (RFC 9110, 7.8), and Java's client makes one each time, of HTTP/2: then the head is
+        parsed once more without it.
+        """
+        try:
+            self.parser.feed_data(data[:STEP_BYTES])
+            return data[STEP_BYTES:]
+        except httptools.HttpParserUpgrade as upgrade:
+            end = upgrade.args[0]
+        if not self._offers_another_protocol():
+            return data[:0]
+        self.parser.feed_data(self._head_without_offer())
+        return data[end:]
+
+    def _offers_another_protocol(self) -> bool:
+        """Whether the head that was parsed does; `CONNECT`, which the parser takes alike, offers none."""
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % each for each in self.headers if each[0] != b"upgrade"]
+        return b"\r\n".join((*lines, b"\r\n"))
 
     def on_message_begin(self) -> None:
         """Begin to read a request's headers."""
@@ -95,7 +160,9 @@ class Connection(HttpToolsProtocol):
         self.scope["state"]["client"] = self._client
 
     def on_headers_complete(self) -> None:
-        """Let the request begin."""
+        """Let the request begin, unless its head is to be parsed once more."""
+        if self._offers_another_protocol():
+            return
         self._in_head = False
         self._stop_waiting()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -122,6 +189,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body has come."""
+        if self._offers_another_protocol():
+            return
         self._in_body = False
         self.scope["state"]["body_here"] = True
         super().on_message_complete()
@@ -129,6 +198,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, of which some may be here already."""
         super().on_response_complete()
+        if self._unparsed and not self.pipeline:
+            self._parse(b"")
         # The rest of a body that was answered early is waited for no longer than headers would be.
         if (self._in_head or self._in_body) and self._header_timer is None and self._is_answered():
             self._unset_keepalive_if_required()
@@ -157,7 +228,6 @@ class Connection(HttpToolsProtocol):
         )
 
     def _wait_for_head(self) -> None:
-        self._head_bytes = 0
         self._header_timer = self.loop.call_later(self._header_timeout_s, self._give_up)
 
     def _stop_waiting(self) -> None:
@@ -181,6 +251,8 @@ class Connection(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        self.pipeline.clear()
+        self._unparsed = b""
         self._stop_waiting()
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:

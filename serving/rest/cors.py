@@ -10,8 +10,10 @@ from collections.abc import Collection
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from serving.rest.infer_body import HEADER_LENGTH
+
 # What a page may read of an answer beyond its body; of other headers it is shown a few common ones only.
-_SHOWN = ("retry-after", "server-timing", "x-request-id", "traceparent")
+_SHOWN = ("retry-after", "server-timing", "x-request-id", "traceparent", HEADER_LENGTH)
 
 
 def with_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:

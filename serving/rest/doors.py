@@ -67,7 +67,9 @@ class Doors:
         path = scope["raw_path"].decode("ascii", "replace")
         door = self._kept_door(path) if len(path) <= _LONGEST_KEPT else self._door(path)
         if door is None:
-            await self._app(scope, small(scope, receive, self._gateway.settings), send)
+            # FastAPI's routes know no HEAD; of the answer to one uvicorn sends the headers.
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self._app(asked, small(scope, receive, self._gateway.settings), send)
             return
         scope["state"]["error_form"] = plain_error if door.plain else problem
         method = "GET" if scope["method"] == "HEAD" and "GET" in door.methods else scope["method"]

@@ -47,7 +47,7 @@ _CLASS = {
     "properties": {
         "label": {"type": "string"},
         "index": {"type": "integer", "minimum": 0},
-        "score": {"type": "number", "minimum": 0, "maximum": 1},
+        "score": {"type": "number", "description": "What the model gives; most give probabilities."},
     },
 }
 _ERROR = {

@@ -33,13 +33,13 @@ class ImageClassification:
 
     async def classify(self, request: Any, context: RequestContext) -> Any:
         """ClassifyRequest -> ClassifyResponse."""
-        if request.version < 0:
-            raise InvalidInput(f"version is {request.version}; versions are 0 or above")
-        if request.version and request.label:
-            raise InvalidInput("the request has a version and a label; give one of them")
         ref = ModelRef(request.model or None, request.version or None, request.label)
         top_k = request.top_k if request.HasField("top_k") else None
         with self._gateway.request(context, ref) as ticket:
+            if request.version < 0:
+                raise InvalidInput(f"version is {request.version}; versions are 0 or above")
+            if request.version and request.label:
+                raise InvalidInput("the request has a version and a label; give one of them")
             ticket.hold(request.ByteSize())
             prediction = await self._gateway.classify(ref, request.images, top_k, context)
             return _to_response(prediction, request.id)

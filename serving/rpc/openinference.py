@@ -77,8 +77,8 @@ class OpenInferenceRpc:
 
     async def model_ready(self, request: Any, context: RequestContext) -> Any:
         """ModelReadyRequest -> ModelReadyResponse."""
-        ref = open_inference.model_ref(request.name, request.version)
-        with self._gateway.request(context, ref):
+        with self._gateway.request(context, ModelRef(request.name or None)):
+            ref = open_inference.model_ref(request.name, request.version)
             return protos.ModelReadyResponse(ready=open_inference.is_ready(self._gateway.catalog, ref))
 
     async def model_metadata(self, request: Any, context: RequestContext) -> Any:
@@ -94,8 +94,8 @@ class OpenInferenceRpc:
         return json_format.ParseDict({"config": found}, protos.ModelConfigResponse())
 
     async def _model(self, request: Any, context: RequestContext) -> ModelVersion:
-        ref = open_inference.model_ref(request.name, request.version)
-        with self._gateway.request(context, ref):
+        with self._gateway.request(context, ModelRef(request.name or None)):
+            ref = open_inference.model_ref(request.name, request.version)
             return await self._gateway.resolve(ref, context)
 
     async def repository_index(self, request: Any, context: RequestContext) -> Any:
@@ -106,8 +106,8 @@ class OpenInferenceRpc:
 
     async def model_infer(self, request: Any, context: RequestContext) -> Any:
         """ModelInferRequest -> ModelInferResponse."""
-        ref = open_inference.model_ref(request.model_name, request.model_version)
-        with self._gateway.request(context, ref) as ticket:
+        with self._gateway.request(context, ModelRef(request.model_name or None)) as ticket:
+            ref = open_inference.model_ref(request.model_name, request.model_version)
             ticket.hold(request.ByteSize())
             asked = await self._gateway.in_thread(_parse, request)
             answering: ModelVersion | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -41,38 +42,38 @@ class TensorFlowServingRpc:
 
     def _asking(self, method: str) -> Unary:
         async def ask(request: Any, context: RequestContext) -> Any:
-            if not request.HasField("model_spec"):
-                raise InvalidInput("Missing ModelSpec")
-            check_signature_name(request.model_spec.signature_name)
-            return await self._ask(method, ref_of(request.model_spec), request, context)
+            return await self._ask(method, request.model_spec, _ref_in, request, context)
 
         return ask
 
     async def multi_inference(self, request: Any, context: RequestContext) -> Any:
         """MultiInferenceRequest -> MultiInferenceResponse; all tasks are of one model."""
-        if not request.tasks:
-            raise InvalidInput("Inference request must contain at least one task.")
-        for task in request.tasks:
-            check_signature_name(task.model_spec.signature_name)
-        refs = {ref_of(task.model_spec) for task in request.tasks}
-        if len(refs) != 1:
-            raise InvalidInput("all ModelSpecs in a MultiInferenceRequest must access the same model.")
-        return await self._ask("MultiInference", refs.pop(), request, context)
+        spec = request.tasks[0].model_spec if request.tasks else protos.ModelSpec()
+        return await self._ask("MultiInference", spec, _ref_in_tasks, request, context)
 
-    async def _ask(self, method: str, ref: ModelRef, request: Any, context: RequestContext) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        spec: Any,
+        ref_in: Callable[[Any], ModelRef],
+        request: Any,
+        context: RequestContext,
+    ) -> Any:
         async def prepare(_: ModelVersion) -> Any:
             return request
 
-        with self._gateway.request(context, ref) as ticket, their_words(ref):
+        with self._gateway.request(context, ref_of(spec)) as ticket:
+            ref = ref_in(request)
             ticket.hold(request.ByteSize())
-            return await self._gateway.ask(method, ref, prepare, context)
+            with their_words(ref):
+                return await self._gateway.ask(method, ref, prepare, context)
 
     async def get_model_status(self, request: Any, context: RequestContext) -> Any:
         """GetModelStatusRequest -> GetModelStatusResponse: over all replicas, the furthest state of each."""
-        if not request.HasField("model_spec"):
-            raise InvalidInput("Missing ModelSpec")
         ref = ref_of(request.model_spec)
         with self._gateway.request(context, ref):
+            if not request.HasField("model_spec"):
+                raise InvalidInput("Missing ModelSpec")
             return status_response(self._gateway.catalog, ref)
 
     async def reload_config(self, request: Any, context: RequestContext) -> Any:
@@ -86,3 +87,23 @@ class TensorFlowServingRpc:
         response = protos.ReloadConfigResponse()
         response.status.error_code = 0
         return response
+
+
+def _ref_in(request: Any) -> ModelRef:
+    """The model and version that a call of PredictionService asks for; raises InvalidInput."""
+    if not request.HasField("model_spec"):
+        raise InvalidInput("Missing ModelSpec")
+    check_signature_name(request.model_spec.signature_name)
+    return ref_of(request.model_spec)
+
+
+def _ref_in_tasks(request: Any) -> ModelRef:
+    """Likewise, of a MultiInferenceRequest."""
+    if not request.tasks:
+        raise InvalidInput("Inference request must contain at least one task.")
+    for task in request.tasks:
+        check_signature_name(task.model_spec.signature_name)
+    refs = {ref_of(task.model_spec) for task in request.tasks}
+    if len(refs) != 1:
+        raise InvalidInput("all ModelSpecs in a MultiInferenceRequest must access the same model.")
+    return refs.pop()

@@ -131,6 +131,18 @@ async def test_a_slow_body_times_out(strict: tuple[Running, httpx.AsyncClient]) 
     assert running.gateway.admission.in_flight == 0
 
 
+async def test_a_body_that_comes_fast_enough_may_take_longer_than_the_grace(replica: ScriptedReplica) -> None:
+    async with gateway_over(replica, body_grace_s=0.05, min_body_bytes_per_s=1) as (running, _):
+        body = grey_png(200)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        writer.write(HEAD + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
+        await asyncio.sleep(0.2)  # what has come stands for a minute
+        writer.write(body[-1:])
+        async with asyncio.timeout(60):
+            assert statuses(await reader.read()) == [200]
+        writer.close()
+
+
 async def test_feedback_and_orders_are_small_and_in_time(strict: tuple[Running, httpx.AsyncClient]) -> None:
     """Their routes read the body before they know whose it is."""
     running, client = strict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from serving import protos
 from serving.main import Running
 from serving.rpc.streams import WINDOW, answered_in_order
 from tests.doors.replica import ScriptedReplica
-from tests.support.fake_replica import until
+from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
 from tests.support.http import grey_png
 
@@ -123,6 +124,32 @@ async def test_a_client_that_reads_nothing_is_not_read_from(
     assert response.results
     sender.cancel()
     call.cancel()
+
+
+async def test_each_message_of_a_stream_has_its_own_deadline_and_a_call_no_later_one(
+    replica: ScriptedReplica,
+) -> None:
+    left_s: list[float] = []
+
+    async def note(_request: Any) -> None:
+        left_s.append(TIME_LEFT_S.get() or 0.0)
+
+    replica.before_predict = note
+    async with (
+        gateway_over(replica, request_timeout_s=9) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        call = stream(channel)
+        for _ in range(2):
+            began = time.monotonic()
+            await call.write(Request(images=[grey_png(200)]))
+            assert (await call.read()).results
+            assert 9 - (time.monotonic() - began) - 0.1 <= left_s[-1] <= 9.1  # gRPC rounds up
+            await asyncio.sleep(0.5)
+        call.cancel()
+        for asked_s, most_s in ((9000, 9), (7, 7)):
+            await classify(channel, Request(images=[grey_png(200)]), timeout=asked_s)
+            assert 0 < left_s[-1] <= most_s + 0.1
 
 
 async def test_requests_in_flight_are_dropped_when_the_client_leaves(

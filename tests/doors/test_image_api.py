@@ -25,6 +25,7 @@ from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
 from serving.rest.uploads import json_uploads
 from serving.routing import Split
+from serving.settings import Settings
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
@@ -181,6 +182,14 @@ async def test_bad_compression_is_refused(
     answer = await client.post(PATH, content=body, headers={**PNG, "content-encoding": encoding})
     assert answer.status_code == status
     assert says in answer.json()["detail"]
+
+
+async def test_feedback_is_not_taken_compressed_and_told_so(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = await client.post("/v1/feedback", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["detail"] == 'the content encoding is "gzip"; taken are identity'
+    assert (await client.get("/healthz", headers=headers)).status_code == 200
 
 
 async def test_ndjson_has_a_line_for_each_image_as_answers_come(replica: ScriptedReplica) -> None:
@@ -378,11 +387,18 @@ async def test_a_deadline_is_kept_and_passed_on(
         left_s.append(TIME_LEFT_S.get())
         await asyncio.Event().wait()
 
+    async def at_once(_request: Any) -> None:
+        left_s.append(TIME_LEFT_S.get())
+
     replica.before_predict = never
     answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": "2"})
     assert answer.status_code == 504
     assert [each is not None and each <= 2.0 for each in left_s] == [True]
     assert answer.json()["type"] == "urn:sluice:problem:deadline-exceeded"
+    replica.before_predict = at_once
+    await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": "9000"})
+    assert left_s[-1] is not None
+    assert left_s[-1] <= Settings().request_timeout_s, "a caller cannot ask for more than the default"
     for bad in ("0", "-1", "soon", "nan", "inf"):
         answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": bad})
         assert answer.status_code == 400

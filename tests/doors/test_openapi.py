@@ -135,11 +135,16 @@ async def test_the_document_has_what_answers_may_hold(client: httpx.AsyncClient)
     document = (await client.get("/openapi.json")).json()
     results = document["components"]["schemas"]["Prediction"]["properties"]["results"]["items"]
     assert {"file", "classes", "error", "prediction_id"} == set(results["properties"])
-    for path, media in (
-        ("/v1/classify", "application/x-ndjson"),
-        ("/v2/models/{model}/infer", "application/octet-stream"),
+    logits = jsonschema.Draft202012Validator(results["properties"]["classes"]["items"])
+    assert logits.is_valid({"label": "7", "index": 7, "score": -12.5})
+    for method, path, status, media in (
+        ("post", "/v1/classify", "200", "application/x-ndjson"),
+        ("post", "/v2/models/{model}/infer", "200", "application/octet-stream"),
+        ("get", "/v1/stacks", "200", "text/plain"),
+        ("get", "/metrics", "200", "text/plain"),
+        ("get", "/readyz", "503", "application/json"),
     ):
-        assert media in document["paths"][path]["post"]["responses"]["200"]["content"]
+        assert media in document["paths"][path][method]["responses"][status]["content"]
     for path, operations in document["paths"].items():
         if path.startswith(("/v1/models/", "/v2/models/")):
             (operation,) = operations.values()

@@ -145,6 +145,31 @@ async def test_multi_inference_is_of_one_model(stub: Stub) -> None:
     assert "must access the same model" in (await fails(stub, "MultiInference", request))[1]
 
 
+async def test_calls_that_say_nothing_sensible_are_counted(up: Running, stub: Stub) -> None:
+    """As they are over HTTP: who runs a gateway sees what its callers do wrong."""
+    several = protos.message("tensorflow.serving.MultiInferenceRequest")()
+    for service, method, message in (
+        (protos.PREDICTION_SERVICE, "Predict", protos.PredictRequest()),
+        (protos.PREDICTION_SERVICE, "Predict", predict_request(signature_name="__init")),
+        (protos.PREDICTION_SERVICE, "MultiInference", several),
+        (protos.MODEL_SERVICE, "GetModelStatus", protos.GetModelStatusRequest()),
+        (protos.IMAGE_CLASSIFICATION, "Classify", protos.ClassifyRequest(version=-1)),
+        (protos.IMAGE_CLASSIFICATION, "Classify", protos.ClassifyRequest(version=1, label="x")),
+        (protos.OPEN_INFERENCE, "ModelInfer", protos.ModelInferRequest(model_version="x")),
+        (
+            protos.OPEN_INFERENCE,
+            "ModelReady",
+            protos.methods(protos.OPEN_INFERENCE)["ModelReady"][0](version="x"),
+        ),
+    ):
+        before = counted(up, "sluice_requests_total", protocol="grpc", outcome="invalid-input")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub(service, method, message)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        after = counted(up, "sluice_requests_total", protocol="grpc", outcome="invalid-input")
+        assert after == before + 1, method
+
+
 async def test_metadata_and_status(stub: Stub) -> None:
     request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
     request.model_spec.name = "digits"

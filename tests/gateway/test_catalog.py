@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from serving import catalog, learning
+from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
@@ -252,3 +253,63 @@ async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> No
             assert answer.status_code == 503, answer.text
         rounds = (fake.asked - before) / 2
         assert 0 < rounds <= (time.monotonic() - began) / catalog.LEAST_INTERVAL_S + 1
+
+
+async def test_a_new_version_answers_once_as_many_replicas_have_it() -> None:
+    """The first replica that loads it would otherwise get everything."""
+    first, second = ScriptedReplica(), ScriptedReplica()
+    async with running(first), running(second), gateway_over(first, second) as (up, client):
+
+        async def answering(path: str) -> int:
+            answer = await client.post(path, content=grey_png(200), headers=PNG)
+            assert answer.status_code == 200, answer.text
+            return int(answer.json()["version"])
+
+        first.versions["digits"] = {1, 2}
+        await until(lambda: 2 in up.catalog.versions("digits"))
+        assert await answering(PATH) == 1
+        assert await answering("/v1/models/digits/labels/stable:classify") == 1
+        assert await answering("/v1/models/digits/labels/latest:classify") == 2
+        (model,) = (await client.get("/v1/models")).json()["models"]
+        assert [(each["version"], each["available_on"]) for each in model["versions"]] == [(1, 2), (2, 1)]
+        second.versions["digits"] = {1, 2}
+        await until(lambda: up.pool.availability("digits") == {1: 2, 2: 2})
+        assert await answering(PATH) == 2
+
+
+async def test_the_default_model_is_the_one_that_is_set() -> None:
+    fake = FakeReplica(versions={"digits": {1}, "other": {4}})
+    async with (
+        running(fake),
+        gateway_over(fake, models=("digits", "other"), default_model="other") as (_, client),
+    ):
+        answer = await client.post("/v1/classify", content=grey_png(0), headers=PNG)
+        assert answer.json()["model"] == "other"
+        models = (await client.get("/v1/models")).json()["models"]
+        assert [(each["name"], each["default"]) for each in models] == [("digits", False), ("other", True)]
+
+
+class Failing(FakeReplica):
+    """Cannot load version 2."""
+
+    async def status(self, request: Any) -> Any:
+        response = await super().status(request)
+        failed = response.model_version_status.add(version=2, state="END")
+        failed.status.error_message = "out of memory"
+        return response
+
+
+async def test_a_version_is_shown_by_its_furthest_state_and_with_what_failed() -> None:
+    one, other = Failing(), FakeReplica(versions={"digits": {1}})
+    async with running(one), running(other), gateway_over(one, other) as (up, client):
+
+        async def shown() -> dict[str, Any]:
+            (model,) = (await client.get("/v1/models")).json()["models"]
+            (found,) = [each for each in model["versions"] if each["version"] == 2]
+            return dict(found)
+
+        failed = {"version": 2, "state": "END", "available_on": 0, "error": "out of memory"}
+        assert await shown() == failed
+        other.versions["digits"] = {1, 2}
+        await until(lambda: 2 in up.catalog.versions("digits"))
+        assert await shown() == {**failed, "state": "AVAILABLE", "available_on": 1}
