@@ -138,6 +138,8 @@ def test_latencies_are_read_with_their_units() -> None:
     assert parse_latencies(["1:2.1ms,8:3ms", "32:6200us", "128:0.018s"]) == pytest.approx(dict(GPU.seconds))
     with pytest.raises(InvalidInput, match='"8=3ms" is not BATCH:LATENCY'):
         parse_latencies(["8=3ms"])
+    with pytest.raises(InvalidInput, match="the latency of a batch of 8 is given twice"):
+        parse_latencies(["8:3ms", "1:2ms,08:4ms"])
     with pytest.raises(InvalidInput, match="makes no sense"):
         Measured(parse_latencies(["0:3ms"]))
 
