@@ -121,6 +121,23 @@ WRONG = {
         policy, lambda d: gateway(d).update(envFrom=[{"configMapRef": {"name": "gate"}}]),
         "there is no ConfigMap gate",
     ),
+    "a ConfigMap to mount that is not there": Wrong(
+        policy,
+        lambda d: pod(d)["volumes"].append({"name": "plan", "configMap": {"name": "rollout-plan"}}),
+        "there is no ConfigMap rollout-plan",
+    ),
+    "two budgets for a pod": Wrong(
+        policy,
+        lambda d: d["PodDisruptionBudget/gateway"]["spec"]["selector"].update(
+            matchLabels={"app.kubernetes.io/name": "model-server"}
+        ),
+        "Deployment/model-server: its pods are selected by PodDisruptionBudget/gateway and by "
+        "PodDisruptionBudget/model-server",
+    ),
+    "an end by Kubernetes' default": Wrong(
+        policy, lambda d: pod(d).pop("terminationGracePeriodSeconds"),
+        "terminationGracePeriodSeconds is 30; preStop and a drain of 30 s take 40",
+    ),
     "a mount of nothing": Wrong(
         policy, lambda d: gateway(d)["volumeMounts"].append({"name": "m", "mountPath": "/m"}),
         "gateway: there is no volume m",
@@ -209,6 +226,19 @@ WRONG = {
     "callers from this namespace alone": Wrong(
         reach, lambda d: policies(d)["ingress"][0].update({"from": [{"podSelector": {}}]}),
         "PodMonitor/gateway: no NetworkPolicy lets another namespace in at port http",
+    ),
+    "no way to Kubernetes' API": Wrong(
+        reach,
+        lambda d: policies(d).update(egress=[rule for rule in policies(d)["egress"] if "to" in rule]),
+        "gateway: no NetworkPolicy lets it reach Kubernetes' API, port 443",
+    ),
+    "Prometheus at another port": Wrong(
+        reach,
+        lambda d: [
+            each.update(value="http://prometheus.example")
+            for each in gateway(d)["env"] if each["name"] == "SLUICE_PROMETHEUS_URL"
+        ],
+        "gateway: no NetworkPolicy lets it reach Prometheus, port 80",
     ),
     "replicas elsewhere": Wrong(
         reach,
