@@ -20,13 +20,16 @@ _LATENCY = re.compile(r"(?P<batch>\d+):(?P<value>\d+(\.\d+)?)(?P<unit>ms|us|s)")
 
 
 def parse_latencies(texts: list[str]) -> dict[int, float]:
-    """`8:6.2ms` -> {8: 0.0062}; raises InvalidInput for what is not of that form."""
+    """`8:6.2ms` -> {8: 0.0062}; raises InvalidInput for another form, and for a size that is given twice."""
     found: dict[int, float] = {}
     for text in [part for each in texts for part in each.split(",") if part]:
         match = _LATENCY.fullmatch(text.strip())
         if match is None:
             raise InvalidInput(f'"{text}" is not BATCH:LATENCY with a unit, such as 8:6.2ms')
-        found[int(match["batch"])] = float(match["value"]) * _UNITS[match["unit"]]
+        batch = int(match["batch"])
+        if batch in found:
+            raise InvalidInput(f"the latency of a batch of {batch} is given twice; which is it?")
+        found[batch] = float(match["value"]) * _UNITS[match["unit"]]
     return found
 
 

@@ -6,7 +6,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import structlog
@@ -57,6 +57,34 @@ class Lossy:
 STDERR = Lossy(lambda: sys.stderr)
 
 
+class Bounded:
+    """Lets `MAX_FAILURES_PER_S` lines a second pass, and counts the others.
+
+    Args:
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._second = 0
+        self._written = 0
+        self._suppressed = 0
+
+    def passes(self) -> bool:
+        """Whether one more line may be written in this second."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        self._suppressed += self._written > MAX_FAILURES_PER_S
+        return self._written <= MAX_FAILURES_PER_S
+
+    def suppressed(self) -> dict[str, int]:
+        """How many were not written since this was asked last, for the next line; nothing if none were."""
+        count, self._suppressed = self._suppressed, 0
+        return {"suppressed": count} if count else {}
+
+
 def configure_logging() -> None:
     """Log to stderr: readable in a terminal, a JSON object a line elsewhere."""
     terminal = sys.stderr.isatty()
@@ -68,20 +96,41 @@ def configure_logging() -> None:
         if terminal
         else structlog.processors.JSONRenderer()
     )
+    shared: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([] if terminal else [for_programs]),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [for_programs]),
-            renderer,
-        ],
+        processors=[structlog.contextvars.merge_contextvars, *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    _log_what_libraries_say([structlog.stdlib.add_logger_name, *shared], renderer)
     # It warns of every malformed form, in plain text and with what it found there; the access log has a line.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def _log_what_libraries_say(processors: Sequence[Any], renderer: Any) -> None:
+    """Give what comes by Python's own `logging` (uvicorn, asyncio, OpenTelemetry …) the same form and place.
+
+    It is bounded as failures are: a client that sends no HTTP makes a line of uvicorn's each time.
+    """
+    bounded = Bounded()
+
+    def add_suppressed(_logger: Any, _method: str, event: Any) -> Any:
+        return {**event, **bounded.suppressed()}
+
+    handler = logging.StreamHandler(STDERR)
+    handler.addFilter(lambda _record: bounded.passes())
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[add_suppressed, *processors],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(capture=True)
 
 
 class AccessLog:
@@ -100,11 +149,8 @@ class AccessLog:
         rng: random.Random | None = None,
     ) -> None:
         self._share = share
-        self._clock = clock
         self._rng = rng or random.Random()
-        self._second = 0
-        self._written = 0
-        self._suppressed = 0
+        self._bounded = Bounded(clock)
 
     def ended(
         self,
@@ -119,24 +165,12 @@ class AccessLog:
             if self._share > 0.0 and self._rng.random() < self._share:
                 _log.info("request", **_line(context, model, version, "ok", duration_s))
             return
-        if not self._room():
-            self._suppressed += 1
+        if not self._bounded.passes():
             return
         line = _line(context, model, version, error.kind, duration_s)
         if error.stage is not None:
             line["stage"] = error.stage
-        if self._suppressed:
-            line["suppressed"] = self._suppressed
-            self._suppressed = 0
-        _log.warning("request", **line)
-
-    def _room(self) -> bool:
-        """Whether one more failure may be written in this second."""
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._written = second, 0
-        self._written += 1
-        return self._written <= MAX_FAILURES_PER_S
+        _log.warning("request", **line, **self._bounded.suppressed())
 
 
 def _line(

@@ -32,6 +32,14 @@ class Scrape:
         """The sum over the series of this name that have these labels."""
         return sum(value for has, value in self.samples.get(name, ()) if labels.items() <= has.items())
 
+    def seen(self, name: str, *by: str) -> dict[tuple[str, ...], float]:
+        """A gauge by these labels: of several workers, each of which says what it sees, the largest."""
+        found: dict[tuple[str, ...], float] = {}
+        for has, value in self.samples.get(name, ()):
+            key = tuple(has[label] for label in by)
+            found[key] = max(value, found.get(key, value))
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -116,15 +124,13 @@ def view(before: Scrape, after: Scrape) -> RenderableType:
     in_flight = after.total("sluice_requests_in_flight")
     room = after.total("sluice_requests_in_flight_limit")
     waiting = after.total("sluice_queue_depth")
-    up = after.samples.get("sluice_replica_up", ())
-    versions = ", ".join(
-        f"{has['model']} {has['version']}: {value:.0f}"
-        for has, value in after.samples.get("sluice_model_version_replicas", ())
-    )
+    up = after.seen("sluice_replica_up", "replica")
+    having = after.seen("sluice_model_version_replicas", "model", "version")
+    versions = ", ".join(f"{model} {version}: {count:.0f}" for (model, version), count in having.items())
     return Group(
         table,
         f"{in_flight:.0f} of {room:.0f} requests in flight, {waiting:.0f} images waiting; "
-        f"{sum(value for _, value in up):.0f} of {len(up)} replicas up",
+        f"{sum(up.values()):.0f} of {len(up)} replicas up",
         f"on how many replicas versions are: {versions or 'none is'}",
     )
 

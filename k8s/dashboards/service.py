@@ -146,10 +146,12 @@ def _where_the_time_goes() -> Row:
             ),
             lines(
                 "Queue and room",
-                "Images that wait, and requests in flight with their limit.",
+                "Images that wait; requests in flight, and those in progress, whose limit is learned.",
                 query(f"sum by (model) (sluice_queue_depth{_M})", "{{model}} waiting"),
                 query("sum(sluice_requests_in_flight)", "in flight"),
-                query("sum(sluice_requests_in_flight_limit)", "limit"),
+                query("sum(sluice_requests_in_flight_limit)", "in flight, limit"),
+                query("sum(sluice_requests_in_progress)", "in progress"),
+                query("sum(sluice_requests_in_progress_limit)", "in progress, limit"),
             ),
         ),
     )

@@ -31,7 +31,7 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     "production": ("overlays/production",),
     "production with a rollout": ("overlays/production", "canary-demo"),
     "local with TLS": ("overlays/local", "tls"),
-    "production with TLS": ("overlays/production", "tls"),
+    "production with TLS": ("overlays/production", "tls", "keys"),
     "GPUs, models from GCS": ("overlays/production", "store-gcs"),
     "GPUs, models from S3": ("overlays/production", "store-s3"),
     "training": ("overlays/production", "training", "training-rollout"),

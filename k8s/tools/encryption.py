@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from k8s.tools.manifests import Container, Document, containers, name_of, of_kind, pod_template
+from k8s.tools.manifests import Container, Document, containers, environment, name_of, of_kind, pod_template
 
 _SETTING = "SLUICE_TLS_CERTIFICATE"
 _PLAIN = frozenset({"http", "grpc", "kubernetes.io/h2c"})
@@ -14,7 +14,7 @@ _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 def faults(documents: Sequence[Document]) -> Iterator[str]:
     """What would come unencrypted to a gateway that answers by TLS alone."""
     for container in containers(documents):
-        if _SETTING in {each["name"] for each in container.spec.get("env", ())}:
+        if environment(container, documents).get(_SETTING):
             yield from _probes(container)
             yield from _others(container, documents)
 

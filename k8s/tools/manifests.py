@@ -100,3 +100,19 @@ def containers(documents: Sequence[Document]) -> Iterator[Container]:
             for spec in pod.get(key, ()):
                 is_init = key == "initContainers" and spec.get("restartPolicy") != "Always"
                 yield Container(f"{name_of(document)}: {spec['name']}", document, pod, spec, is_init)
+
+
+def config_map(documents: Sequence[Document], name: str | None) -> dict[str, str]:
+    """What a ConfigMap holds; nothing if it is not there."""
+    for document in of_kind(documents, "ConfigMap"):
+        if document["metadata"]["name"] == name:
+            return dict(document.get("data", {}))
+    return {}
+
+
+def environment(container: Container, documents: Sequence[Document]) -> dict[str, str]:
+    """A container's variables, as far as they are written down; `env` goes before what ConfigMaps hold."""
+    found: dict[str, str] = {}
+    for source in container.spec.get("envFrom", ()):
+        found |= config_map(documents, source.get("configMapRef", {}).get("name"))
+    return found | {each["name"]: each.get("value", "") for each in container.spec.get("env", ())}

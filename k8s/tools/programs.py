@@ -14,8 +14,16 @@ import click
 import typer.main
 from google.protobuf import text_format
 
-from k8s.tools.manifests import Container, Document, containers, name_of, of_kind
-from serving import cli, protos, settings
+from k8s.tools.manifests import (
+    Container,
+    Document,
+    config_map,
+    containers,
+    environment,
+    name_of,
+    of_kind,
+)
+from serving import cli, protos, settings, workers
 from serving.backends import discovery
 from serving.errors import InvalidInput
 from serving.modelserver import config, flags
@@ -161,16 +169,13 @@ def _script(
 def _settings(
     container: Container, documents: Sequence[Document], read: set[tuple[str, str]]
 ) -> Iterator[str]:
-    values = {each["name"]: each.get("value", "") for each in container.spec.get("env", ())}
     for source in container.spec.get("envFrom", ()):
         name = source.get("configMapRef", {}).get("name")
-        data = _config_map(documents, name)
-        read |= {(name, key) for key in data}
-        values = {**data, **values}
+        read |= {(name, key) for key in config_map(documents, name)}
     known = settings.Settings.model_fields
     given = {
         key.removeprefix(_ENV_PREFIX).lower(): value
-        for key, value in values.items()
+        for key, value in environment(container, documents).items()
         if key.startswith(_ENV_PREFIX)
     }
     for name in sorted(given.keys() - known.keys()):
@@ -186,6 +191,7 @@ def _settings(
     for host, port in names:
         yield from _service(documents, host, port)
     yield from _unmounted(container, loaded)
+    yield from _ending(container, loaded)
     if loaded.rollout_plan is not None:
         yield from _plan(container, str(loaded.rollout_plan), documents, read)
     yield from _models(loaded, documents)
@@ -202,6 +208,19 @@ def _models(loaded: settings.Settings, documents: Sequence[Document]) -> Iterato
             told = f"{loaded.replica_models_dir.rstrip('/')}/{model}"
             if told != base_path:
                 yield f"rollouts have replicas look for model {model!r} in {told}; it is in {base_path}"
+
+
+def _ending(container: Container, loaded: settings.Settings) -> Iterator[str]:
+    """A pod that is killed while its gateway drains."""
+    pause_s = container.spec.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    workers_s = workers.END_GRACE_S if loaded.workers > 1 else 0.0
+    needed_s = pause_s + loaded.drain_timeout_s + workers_s
+    grace_s = container.pod.get("terminationGracePeriodSeconds", 30)
+    if grace_s < needed_s:
+        yield (
+            f"terminationGracePeriodSeconds is {grace_s}; preStop, SLUICE_DRAIN_TIMEOUT_S and the end of "
+            f"workers take {needed_s:g}"
+        )
 
 
 def _unmounted(container: Container, loaded: settings.Settings) -> Iterator[str]:
@@ -284,14 +303,7 @@ def _file(
 ) -> str | None:
     folder, _, key = path.rpartition("/")
     name = _mounted(container).get(folder)
-    if name is None or key not in _config_map(documents, name):
+    if name is None or key not in config_map(documents, name):
         return None
     read.add((name, key))
-    return _config_map(documents, name)[key]
-
-
-def _config_map(documents: Sequence[Document], name: str | None) -> dict[str, str]:
-    for document in of_kind(documents, "ConfigMap"):
-        if document["metadata"]["name"] == name:
-            return dict(document.get("data", {}))
-    return {}
+    return config_map(documents, name)[key]

@@ -89,7 +89,8 @@ class PrometheusCounts:
         )
         try:
             answer = self._client.get("/api/v1/query", params={"query": query})
-            answer.raise_for_status()
+            if not answer.is_success:  # httpx's own words have the URL, in which there may be a password
+                raise Unavailable(f"Prometheus cannot be asked: it answered {answer.status_code}")
             series = answer.json()["data"]["result"]
             found: dict[str, Counts] = {}
             for each in series:

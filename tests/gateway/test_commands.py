@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import itertools
 import json
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from serving import commands, supervisor
@@ -21,7 +23,7 @@ from serving.errors import FailedPrecondition, InvalidInput, SluiceError
 from serving.modelserver import server
 from serving.rest.server import listen
 from serving.rollout import access
-from serving.top_command import Scrape, parse, rows
+from serving.top_command import Scrape, parse, rows, view
 
 
 def test_an_error_of_the_system_is_a_line_that_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +185,19 @@ def test_top_counts_anew_after_a_restart() -> None:
     (row,) = rows(scraped(10.0, 1000, 0), scraped(12.0, 20, 0))
     assert (row.requests_per_s, row.failed_per_s) == (10.0, 0.0)
     assert 0.0 < row.median_s < row.p99_s < 0.1
+
+
+def test_top_shows_once_what_each_of_several_workers_sees() -> None:
+    page = "".join(
+        f'sluice_replica_up{{replica="a:1",worker="{worker}"}} {worker}\n'
+        f'sluice_replica_up{{replica="b:1",worker="{worker}"}} 0\n'
+        f'sluice_model_version_replicas{{model="digits",version="2",worker="{worker}"}} 1\n'
+        for worker in (0, 1)
+    )
+    scrape, shown = parse(page, 1.0), io.StringIO()
+    Console(file=shown).print(view(scrape, scrape))
+    assert "1 of 2 replicas up" in shown.getvalue()
+    assert "on how many replicas versions are: digits 2: 1\n" in shown.getvalue()
 
 
 def test_without_tensorflow_the_model_server_says_what_to_install(

@@ -107,7 +107,20 @@ def test_more_replicas_buy_a_lower_latency_until_they_cannot() -> None:
     assert for_latency.p99_s <= 0.015
     fewer = (for_latency.replicas - 1) - strict.spare
     assert capacity.p99_s(GPU, strict, 20_000 / fewer, 128) > 0.015
+    assert f"; for the latency {fewer + 1}; " in capacity.arithmetic(GPU, strict, for_latency)["replicas"]
+    assert "for the latency" not in capacity.arithmetic(GPU, relaxed, by_load)["replicas"]
     assert capacity.best(capacity.options(GPU, impossible), impossible) is None
+    assert capacity.options(GPU, impossible)[-1].replicas == by_load.replicas
+    assert capacity.p99_s(GPU, relaxed, by_load.full_rate, 128) == math.inf
+
+
+def test_costs_are_reckoned_where_they_are_given() -> None:
+    free, paid = Need(images_per_s=100), Need(images_per_s=100, gateway_cost=0.1)
+    for need, shown in ((free, False), (paid, True)):
+        best = capacity.best(capacity.options(GPU, need), need)
+        assert best is not None
+        assert ("cost" in capacity.arithmetic(GPU, need, best)) == shown
+        assert (best.cost_per_million > 0) == shown
 
 
 @pytest.mark.parametrize(
@@ -118,6 +131,7 @@ def test_more_replicas_buy_a_lower_latency_until_they_cannot() -> None:
         ({"images_per_s": math.inf}, "images_per_s is inf; it must be a number above 0"),
         ({"images_per_s": 1, "p99_s": 0.0}, "p99_s is 0; it must be above 0"),
         ({"images_per_s": 1, "utilisation": 1.0}, "utilisation is 1; it lies between 0 and 1"),
+        ({"images_per_s": 1, "utilisation": 0.0}, "utilisation is 0; it lies between 0 and 1"),
         ({"images_per_s": 1, "calls_per_replica": 0}, "calls_per_replica is 0"),
         ({"images_per_s": 1, "image_bytes": math.nan}, "image_bytes is nan; it must be a number above 0"),
         ({"images_per_s": 1, "overhead_s": math.inf}, "overhead_s is inf; it must be a number, 0 or above"),
@@ -138,8 +152,13 @@ def test_latencies_are_read_with_their_units() -> None:
     assert parse_latencies(["1:2.1ms,8:3ms", "32:6200us", "128:0.018s"]) == pytest.approx(dict(GPU.seconds))
     with pytest.raises(InvalidInput, match='"8=3ms" is not BATCH:LATENCY'):
         parse_latencies(["8=3ms"])
-    with pytest.raises(InvalidInput, match="makes no sense"):
-        Measured(parse_latencies(["0:3ms"]))
+    with pytest.raises(InvalidInput, match="the latency of a batch of 8 is given twice"):
+        parse_latencies(["8:3ms", "1:2ms,08:4ms"])
+    for senseless in ("0:3ms", "1:0ms"):
+        with pytest.raises(InvalidInput, match="makes no sense"):
+            Measured(parse_latencies([senseless]))
+    with pytest.raises(InvalidInput, match="no batch latency is given"):
+        Measured(parse_latencies([","]))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

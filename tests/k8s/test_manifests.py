@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,11 @@ MISTAKES = {
         "mountPath: /etc/feedback", "production",
         "SLUICE_FEEDBACK_KEY_FILE=/etc/gateway-feedback/key: no volume is mounted at /etc/gateway-feedback",
     ),
+    "keys that are nowhere mounted": Mistake(
+        "components/keys/gateway.yaml", "mountPath: /etc/gateway-keys", "mountPath: /etc/keys",
+        "production with TLS",
+        "SLUICE_KEYS_FILE=/etc/gateway-keys/keys.toml: no volume is mounted at /etc/gateway-keys",
+    ),
     "port on which no replica listens": Mistake(
         "base/gateway/gateway.env", "dns:model-servers:8500", "dns:model-servers:8600", "local",
         "Service model-servers has no port 8600",
@@ -117,6 +123,15 @@ MISTAKES = {
     "pod that ends before nobody asks it": Mistake(
         "base/model-server/deployment.yaml", "PeriodSeconds: 60", "PeriodSeconds: 20", "local",
         "terminationGracePeriodSeconds is 20; preStop and a drain of 30 s take 50",
+    ),
+    "drain that is cut short": Mistake(
+        "base/gateway/gateway.env", "DRAIN_TIMEOUT_S=30", "DRAIN_TIMEOUT_S=40", "local",
+        "terminationGracePeriodSeconds is 45; preStop, SLUICE_DRAIN_TIMEOUT_S and the end of workers take 50",
+    ),
+    "drain of workers that is cut short": Mistake(
+        "components/gateway-workers/gateway.yaml", "PeriodSeconds: 50", "PeriodSeconds: 44",
+        "several processes in a pod",
+        "terminationGracePeriodSeconds is 44; preStop, SLUICE_DRAIN_TIMEOUT_S and the end of workers take 45",
     ),
     "scrape that is not encrypted": Mistake(
         "components/tls/kustomization.yaml", "value: https\n      - op: add", "value: http\n      - op: add",
@@ -163,6 +178,25 @@ MISTAKES = {
     "policy that denies names": Mistake(
         "components/network-policies/policies.yaml", "port: 53", "port: 54", "production",
         "no NetworkPolicy lets it reach the cluster's DNS, port 53",
+    ),
+    "policy that keeps gateways from replicas": Mistake(
+        "components/network-policies/policies.yaml", "port: 8500", "port: 8501", "production",
+        "Deployment/gateway: gateway: no NetworkPolicy lets it reach Deployment/model-server, port 8500",
+    ),
+    "policy for gateways of another name": Mistake(
+        "components/network-policies/policies.yaml",
+        "app.kubernetes.io/name: gateway\n      ports:\n        - port: grpc",
+        "app.kubernetes.io/name: gate\n      ports:\n        - port: grpc", "production",
+        "Deployment/model-server: no NetworkPolicy lets Deployment/gateway: gateway in at port 8500",
+    ),
+    "policy that keeps Prometheus out": Mistake(
+        "components/network-policies/policies.yaml", "port: rest", "port: web", "production",
+        "PodMonitor/model-server: no NetworkPolicy lets another namespace in at port rest",
+    ),
+    "collector of traces that no policy names": Mistake(
+        "base/gateway/gateway.env", "SLUICE_MAX_BATCH=32",
+        "SLUICE_MAX_BATCH=32\nSLUICE_TRACES_ENDPOINT=http://collector.monitoring:4317", "production",
+        "Deployment/gateway: gateway: no NetworkPolicy lets it reach the collector of traces, port 4317",
     ),
     "right that is too wide": Mistake(
         "components/rollouts-cluster/rbac.yaml", '["list", "watch", "patch"]', '["*"]', "production",
@@ -267,6 +301,32 @@ def test_the_loss_of_a_zone_is_not_that_of_all_gateways_or_replicas() -> None:
         assert {"kubernetes.io/hostname", "topology.kubernetes.io/zone"} == {
             constraint["topologyKey"] for constraint in constraints
         }
+
+
+@pytest.mark.parametrize("name", ["local", "production", "training", "GPUs, models from S3"])
+def test_tensorflow_has_as_many_threads_as_its_container_has_cores(name: str, tmp_path: Path) -> None:
+    documents = manifests.build(check.folder_of(name, check.K8S, tmp_path))
+    programs = re.compile(r"/(serving|model-server|training):")
+    containers = [each for each in manifests.containers(documents) if programs.search(each.spec["image"])]
+    assert containers
+    for container in containers:
+        given = {each["name"]: each.get("valueFrom") for each in container.spec["env"]}
+        for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+            assert given[variable] == {"resourceFieldRef": {"resource": "limits.cpu"}}, container.where
+
+
+@pytest.mark.parametrize("name", ["local", "production"])
+def test_a_deployment_does_not_count_as_failed_while_its_pods_may_still_start(
+    name: str, tmp_path: Path
+) -> None:
+    documents = manifests.build(check.folder_of(name, check.K8S, tmp_path))
+    deployments = manifests.of_kind(documents, "Deployment")
+    assert deployments
+    for each in deployments:
+        for container in each["spec"]["template"]["spec"]["containers"]:
+            probe = container["startupProbe"]
+            starting_s = probe["periodSeconds"] * probe["failureThreshold"]
+            assert starting_s < each["spec"].get("progressDeadlineSeconds", 600), manifests.name_of(each)
 
 
 def test_only_gateways_that_need_the_api_have_a_token() -> None:

@@ -147,6 +147,8 @@ async def test_each_move_is_told_to_the_webhook_the_metrics_and_the_log(
     logged = capsys.readouterr().out
     assert logged.count("a rollout moved") == len(entered)
     assert "the webhook of a rollout was not told" in logged
+    assert "it answered 500" in logged
+    assert url not in logged
 
 
 async def test_a_move_is_acted_on_before_it_is_told_of_whoever_made_it(tmp_path: Path) -> None:

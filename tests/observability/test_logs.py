@@ -1,0 +1,67 @@
+"""What a gateway writes outside a terminal: a JSON object a line, whoever speaks, and not without bound."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+
+from serving.logs import MAX_FAILURES_PER_S
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.processes import started
+
+
+def written_by(program: str) -> list[dict[str, Any]]:
+    """The lines of a program that logs as a gateway does."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from serving.logs import configure_logging\nconfigure_logging()\n{program}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_what_libraries_log_and_warn_of_has_the_form_of_all_else() -> None:
+    logged, warned, fault = written_by(
+        "import logging, warnings\n"
+        "logging.getLogger('asyncio').info('not of interest')\n"
+        "logging.getLogger('asyncio').warning('%s\\nthings', 2)\n"
+        "warnings.warn('soon', RuntimeWarning)\n"
+        "try:\n"
+        "    secret = 'xyz' + 'zzy'\n"
+        "    1 / 0\n"
+        "except ZeroDivisionError:\n"
+        "    logging.getLogger('uvicorn.error').exception('a fault')\n"
+    )
+    assert (logged["event"], logged["level"], logged["logger"]) == ("2\nthings", "warning", "asyncio")
+    assert "RuntimeWarning: soon" in warned["event"]
+    assert fault["exception"][0]["exc_type"] == "ZeroDivisionError"
+    assert "xyzzzy" not in json.dumps(fault)
+
+
+def test_a_flood_of_a_librarys_lines_is_bounded_and_counted() -> None:
+    lines = written_by(
+        "import logging, time\n"
+        "end = time.monotonic() + 1.1\n"
+        "while time.monotonic() < end:\n"
+        "    logging.getLogger('x').warning('no')\n"
+    )
+    assert MAX_FAILURES_PER_S <= len(lines) <= 3 * MAX_FAILURES_PER_S
+    assert max(line.get("suppressed", 0) for line in lines) > MAX_FAILURES_PER_S
+
+
+async def test_bytes_that_are_no_http_leave_a_line_of_json() -> None:
+    async with (
+        running(FakeReplica()) as replica,
+        started(["gateway", f"--replica={replica.address}", "--model=digits"]) as live,
+    ):
+        host, port = httpx.URL(live.http_url).host, httpx.URL(live.http_url).port
+        with socket.create_connection((host, port or 0), 60) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 400"
+        await live.end()
+    told = [json.loads(line) for line in live.errors]
+    assert any(line.get("logger") == "uvicorn.error" and "Invalid HTTP" in line["event"] for line in told)
