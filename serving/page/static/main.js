@@ -26,9 +26,11 @@ async function classify(picture) {
   showWaiting();
   const began = performance.now();
   try {
+    if (!(await readable(picture))) throw new Error("This cannot be read. Is it a folder, or was it moved?");
+    // What a browser takes a file for hangs on the file's name; the gateway looks at what is in it.
     const { body, headers } = await call(`v1/models/${encodeURIComponent(model.name)}:classify`, {
       method: "POST",
-      headers: { "content-type": picture.type || "application/octet-stream" },
+      headers: { "content-type": "application/octet-stream" },
       body: picture,
     });
     // Of two pictures in quick succession the first answer may come last.
@@ -41,6 +43,9 @@ async function classify(picture) {
   look();
 }
 
+// Asked beforehand: to send what cannot be read fails as if the gateway were away.
+const readable = (picture) => picture.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
 function take(file) {
   if (!file) return;
   const preview = byId("preview");
@@ -49,7 +54,7 @@ function take(file) {
   preview.onload = () => preview.classList.toggle("small", preview.naturalWidth < 64);
   preview.onerror = () => hidePreview();
   preview.src = shownPicture;
-  preview.alt = "The picture that was sent";
+  preview.alt = "The picture that was sent; choose another";
   preview.hidden = false;
   byId("invite").hidden = true;
   classify(file);
