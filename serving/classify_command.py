@@ -179,6 +179,7 @@ async def _classify_all(
                         raise each.error
                     failed += each.error is not None
                     printer(each)
+                    sys.stdout.flush()
                     advance()
     return failed
 
@@ -252,10 +253,12 @@ def _print_json(answer: Answer) -> None:
         assert answer.error is not None
         shown["error"] = {"type": answer.error.kind, "detail": answer.error.message}
     else:
-        found = answer.prediction
+        found, result = answer.prediction, answer.prediction.results[0]
         shown |= {"model": found.model, "version": found.version}
-        shown["classes"] = [dataclasses.asdict(each) for each in found.results[0].classes]
-    print(json.dumps(shown, ensure_ascii=False), flush=True)
+        shown["classes"] = [dataclasses.asdict(each) for each in result.classes]
+        if result.prediction_id:
+            shown["prediction_id"] = result.prediction_id
+    print(json.dumps(shown, ensure_ascii=False))
 
 
 def _csv_printer() -> Printer:
@@ -286,11 +289,11 @@ def _table_printer(names: Sequence[str], top_k: int) -> Printer:
     def write(answer: Answer) -> None:
         found, name = answer.prediction, printable(answer.name)
         if found is None:
-            print(f"{name:<{width}}  error: {printable(str(answer.error))}", flush=True)
+            print(f"{name:<{width}}  error: {printable(str(answer.error))}")
             return
         classes = ",  ".join(
             f"{printable(each.label)}  {each.score:.4f}" for each in found.results[0].classes
         )
-        print(f"{name:<{width}}  {classes}  ({found.model} version {found.version})", flush=True)
+        print(f"{name:<{width}}  {classes}  ({found.model} version {found.version})")
 
     return write
