@@ -84,7 +84,9 @@ def classify(
     ca: Annotated[
         Path | None, typer.Option(help="PEM authorities that the gateway's certificate is of.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each image, retries included.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Seconds for each image, retries included.")
+    ] = 60,
 ) -> None:
     """Classify images with a running gateway. Exits with 1 if any of them failed."""
     with user_errors():
@@ -232,7 +234,9 @@ def _progress(total: int) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # rich would have what is printed go where the bar is, which may be a terminal while stdout is a file.
+    shared = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as progress:
         task = progress.add_task("", total=total)
         yield lambda: progress.advance(task)
 
