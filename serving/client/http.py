@@ -243,7 +243,7 @@ class Client(BlockingClient[_Request]):
 
 
 class AsyncClient(AsyncioClient[_Request]):
-    """The same for asyncio. Arguments as `Client`'s."""
+    """The same for asyncio, in one event loop. Arguments as `Client`'s."""
 
     def __init__(
         self,

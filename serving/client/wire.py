@@ -49,18 +49,25 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over, or of no model, or what should be an image is of
-                another type.
+            InvalidInput: a version is given twice over, or of no model, or a name is empty; there is no image,
+                or what should be one is of another type.
             OSError: a file cannot be read.
         """
         if version is not None and label is not None:
             raise InvalidInput("a version and a label are given; give one of them")
         if model is None and (version is not None or label is not None):
             raise InvalidInput("a version or a label needs a model")
+        if "" in (model, label):
+            raise InvalidInput(
+                "the name of a model, or a label, is empty; None stands for what the gateway chooses"
+            )
         # A str is a sequence of letters, and an open file gives lines: either must be refused whole.
         whole = isinstance(images, (*_OCTETS, str)) or hasattr(images, "read")
         several: Iterable[object] = images if isinstance(images, Iterable) and not whole else [images]
-        return cls([_octets(each) for each in several], model, version, label, top_k)
+        octets = [_octets(each) for each in several]
+        if not octets:
+            raise InvalidInput("there is no image; give at least one")
+        return cls(octets, model, version, label, top_k)
 
 
 def _octets(image: object) -> bytes:

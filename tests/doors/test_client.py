@@ -131,6 +131,13 @@ def test_what_can_never_be_asked_is_said_before_anything_is_sent(kind: Any) -> N
     with kind() as client:
         with pytest.raises(InvalidInput, match="a version or a label needs a model"):
             client.classify(b"x", version=1)
+        with pytest.raises(InvalidInput, match="a version or a label needs a model"):
+            client.classify(b"x", label="stable")
+        for empty in ({"model": ""}, {"model": "digits", "label": ""}):
+            with pytest.raises(InvalidInput, match="the name of a model, or a label, is empty"):
+                client.classify(b"x", **empty)
+        with pytest.raises(InvalidInput, match="there is no image; give at least one"):
+            client.classify([])
         for timeout_s in (float("inf"), float("nan"), 1e12):
             with pytest.raises(InvalidInput, match=r"timeout_s is .*; it is a number of seconds, a year"):
                 client.classify(b"x", timeout_s=timeout_s)
