@@ -49,7 +49,7 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over, or of no model, or a name is empty; there is no image,
+            InvalidInput: a version is given twice over, or of no model; a name is empty; there is no image,
                 or what should be one is of another type.
             OSError: a file cannot be read.
         """

@@ -179,6 +179,10 @@ def test_without_a_key_the_page_asks_for_one(browser: Browser, scene: Scene) -> 
     page.wait_for_selector("#key-box[open]")
     assert "asks for a key" in page.inner_text("#health")
     assert serious(page) == []
+    page.set_input_files("#file", SAMPLE)
+    page.wait_for_selector("#answer .error:text-is('This gateway asks for a key.')")
+    page.locator("#key").press("Enter")
+    assert page.evaluate("document.activeElement.closest('#key-box') !== null"), "a keyboard's place is kept"
     page.close()
 
 

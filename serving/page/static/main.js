@@ -9,16 +9,16 @@ import { showRollouts } from "./rollouts.js";
 
 const LOOK_EVERY_MS = 1000;
 const LOOK_WAIT_MS = 5000;
-let models = [];
+let models = null; // until the gateway tells
 let shownPicture = "";
 let latest = 0;
 
-const chosen = () => models.find((model) => model.name === byId("model").value);
+const chosen = () => models?.find((model) => model.name === byId("model").value);
 
 async function classify(picture) {
   const model = chosen();
   if (!model) {
-    showProblem("There is no model that takes images yet.");
+    showProblem(models ? "There is no model that takes images yet." : byId("health").textContent);
     return;
   }
   latest += 1;
@@ -93,6 +93,7 @@ function listen() {
     event.preventDefault();
     useKey(byId("key").value);
     byId("key-box").open = false;
+    byId("key-box").querySelector("summary").focus(); // the button that had it is gone
     asked = false;
     look();
   });
