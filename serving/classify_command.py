@@ -84,7 +84,9 @@ def classify(
     ca: Annotated[
         Path | None, typer.Option(help="PEM authorities that the gateway's certificate is of.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each image, retries included.")] = 60,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Seconds for each image, retries included.")
+    ] = 60,
 ) -> None:
     """Classify images with a running gateway. Exits with 1 if any of them failed."""
     with user_errors():
@@ -179,6 +181,7 @@ async def _classify_all(
                         raise each.error
                     failed += each.error is not None
                     printer(each)
+                    sys.stdout.flush()
                     advance()
     return failed
 
@@ -231,7 +234,9 @@ def _progress(total: int) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # rich would have what is printed go where the bar is, which may be a terminal while stdout is a file.
+    shared = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as progress:
         task = progress.add_task("", total=total)
         yield lambda: progress.advance(task)
 
@@ -252,10 +257,12 @@ def _print_json(answer: Answer) -> None:
         assert answer.error is not None
         shown["error"] = {"type": answer.error.kind, "detail": answer.error.message}
     else:
-        found = answer.prediction
+        found, result = answer.prediction, answer.prediction.results[0]
         shown |= {"model": found.model, "version": found.version}
-        shown["classes"] = [dataclasses.asdict(each) for each in found.results[0].classes]
-    print(json.dumps(shown, ensure_ascii=False), flush=True)
+        shown["classes"] = [dataclasses.asdict(each) for each in result.classes]
+        if result.prediction_id:
+            shown["prediction_id"] = result.prediction_id
+    print(json.dumps(shown, ensure_ascii=False))
 
 
 def _csv_printer() -> Printer:
@@ -286,11 +293,11 @@ def _table_printer(names: Sequence[str], top_k: int) -> Printer:
     def write(answer: Answer) -> None:
         found, name = answer.prediction, printable(answer.name)
         if found is None:
-            print(f"{name:<{width}}  error: {printable(str(answer.error))}", flush=True)
+            print(f"{name:<{width}}  error: {printable(str(answer.error))}")
             return
         classes = ",  ".join(
             f"{printable(each.label)}  {each.score:.4f}" for each in found.results[0].classes
         )
-        print(f"{name:<{width}}  {classes}  ({found.model} version {found.version})", flush=True)
+        print(f"{name:<{width}}  {classes}  ({found.model} version {found.version})")
 
     return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -223,7 +224,7 @@ async def _announce(running: Up, *, asks_for_a_key: bool) -> None:
     key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if asks_for_a_key else ""
     print("\nTry it:")
     print(
-        f"  curl --data-binary @{_from_here(SAMPLE)} -H 'Content-Type: image/png' {key}"
+        f"  curl --data-binary @{shlex.quote(str(_from_here(SAMPLE)))} -H 'Content-Type: image/png' {key}"
         f"{running.http_url}/v1/models/{first}:classify",
         flush=True,
     )

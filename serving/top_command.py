@@ -141,7 +141,7 @@ def _ms(seconds: float) -> str:
 
 def top(
     url: Url = "http://127.0.0.1:8080",
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds between looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one interval and stop.")] = False,
     api_key: ApiKey = None,
 ) -> None:

@@ -1,5 +1,7 @@
 """A typed client of a Sluice gateway, over HTTP or gRPC, sync or async.
 
+    from pathlib import Path
+
     from serving.client import Client
 
     with Client("http://127.0.0.1:8080") as client:

@@ -28,6 +28,13 @@ Verify = ssl.SSLContext | bool
 
 # How much longer than the gateway a client waits: its refusal at the deadline says what took so long.
 _GRACE_S = 0.5
+# Who does not take a connection within that time is away, and another attempt may reach another gateway: TCP
+# has asked four times by then.
+_CONNECT_S = 10.0
+# What is written at a time: the deadline is looked at in between.
+_PIECE_BYTES = 65_536
+# For a step that begins when the time is up: 0 would mean not to wait for the system at all.
+_LEAST_S = 0.001
 
 # For errors that do not come from a gateway: from a proxy, which has limits and callers of its own.
 _KIND_OF_STATUS = {
@@ -60,7 +67,7 @@ class _Request:
             "headers": {**self.headers, "x-request-timeout": f"{timeout_s:.3f}"},
             "content": self.content,
             "files": self.files,
-            "timeout": httpx.Timeout(timeout_s + _GRACE_S, connect=timeout_s),
+            "timeout": httpx.Timeout(timeout_s + _GRACE_S, connect=min(timeout_s, _CONNECT_S)),
         }
 
 
@@ -121,10 +128,41 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
         return as_error(kind, text, retry_after_s=retry_after_s)
 
 
+def _bound(request: httpx.Request, latest: float) -> None:
+    """Have a request end by `latest` (monotonic clock): each of its steps gets what those before have left.
+
+    httpx bounds each step by itself, and of a step each call to the system.
+    """
+    timeouts = request.extensions["timeout"]
+
+    def begin(event: str, _info: object) -> None:
+        if event.endswith(".started"):
+            left_s = max(latest - time.monotonic(), _LEAST_S)
+            timeouts.update({step: min(most_s, left_s) for step, most_s in timeouts.items()})
+
+    request.extensions["trace"] = begin
+    assert isinstance(request.stream, httpx.SyncByteStream)
+    request.stream = _Body(request.stream, latest)
+
+
+class _Body(httpx.SyncByteStream):
+    """A body that is written until `latest`; whoever takes it so slowly as not to have it by then is late."""
+
+    def __init__(self, body: httpx.SyncByteStream, latest: float) -> None:
+        self._body = body
+        self._latest = latest
+
+    def __iter__(self) -> Iterator[bytes]:
+        for each in self._body:
+            for start in range(0, len(each), _PIECE_BYTES):
+                if time.monotonic() >= self._latest:
+                    raise httpx.WriteTimeout("the request is taken too slowly")
+                yield each[start : start + _PIECE_BYTES]
+
+
 def _read(answer: httpx.Response, latest: float) -> bytes:
     """The body of an answer; httpx.ReadTimeout if it is not here by `latest` (monotonic clock)."""
-    # httpx bounds the wait for each piece, not for all. The first, mostly the only one, gets what is left.
-    answer.request.extensions["timeout"]["read"] = max(latest - time.monotonic(), 0.001)
+    # The wait for each piece is bounded, not that for all. The first is mostly the only one.
     pieces = answer.iter_bytes()
     first = next(pieces, b"")
     if str(len(first)) == answer.headers.get("content-length"):
@@ -190,8 +228,10 @@ class Client(BlockingClient[_Request]):
 
     def _send(self, request: _Request, timeout_s: float) -> Prediction:
         latest = time.monotonic() + timeout_s + _GRACE_S
+        sent = self._http.build_request(**request.arguments(timeout_s))
+        _bound(sent, latest)
         try:
-            with self._http.stream(**request.arguments(timeout_s)) as answer:
+            with contextlib.closing(self._http.send(sent, stream=True)) as answer:
                 content = _read(answer, latest)
         except httpx.RequestError as error:
             raise unanswered(self._http.base_url, error, timeout_s) from error
@@ -203,7 +243,7 @@ class Client(BlockingClient[_Request]):
 
 
 class AsyncClient(AsyncioClient[_Request]):
-    """The same for asyncio. Arguments as `Client`'s."""
+    """The same for asyncio, in one event loop. Arguments as `Client`'s."""
 
     def __init__(
         self,

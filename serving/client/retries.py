@@ -17,6 +17,8 @@ Answer = TypeVar("Answer")
 _LEAST_S = 0.001
 # A year: beyond it gRPC takes a deadline for one that has passed, and sockets refuse it.
 _MOST_S = 31_536_000.0
+# More would be no number any more, and no pause that anybody waits for.
+_MOST_DOUBLINGS = 60
 # Pauses are up to so many times as long: clients that were refused together must not come back together.
 _SPREAD = 1.5
 
@@ -29,12 +31,20 @@ class Retries:
         attempts: how often a request is sent at most, the first time included.
         first_pause_s: the pause after the first failure, where the gateway names none; it doubles each time.
             Pauses are lengthened at random, by half at most.
-        longest_pause_s: no pause is longer; if the gateway asks for a longer one, the failure is final.
+        longest_pause_s: no pause is longer before it is lengthened; if the gateway asks for a longer one, the
+            failure is final.
+
+    Raises:
+        InvalidInput: fewer than one attempt, or a pause below 0.
     """
 
     attempts: int = 4
     first_pause_s: float = 0.2
     longest_pause_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (self.attempts >= 1 and self.first_pause_s >= 0 and self.longest_pause_s >= 0):
+            raise InvalidInput(f"{self} cannot be; there is one attempt at least, and no pause is below 0")
 
     def pause_s(self, error: SluiceError, attempt: int, left_s: float) -> float | None:
         """How long to wait before sending again; None if the failure is final.
@@ -46,7 +56,8 @@ class Retries:
         """
         if not error.retryable or attempt >= self.attempts:
             return None
-        backoff_s = min(self.first_pause_s * 2 ** (attempt - 1), self.longest_pause_s)
+        doublings = min(attempt - 1, _MOST_DOUBLINGS)
+        backoff_s = min(self.first_pause_s * 2**doublings, self.longest_pause_s)
         # A proxy's word may be any number, one below 0 too.
         pause_s = backoff_s if error.retry_after_s is None else max(error.retry_after_s, 0.0)
         return pause_s if pause_s <= self.longest_pause_s and pause_s < left_s else None

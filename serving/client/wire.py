@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -49,17 +49,25 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over, or of no model, or what should be an image is of
-                another type.
+            InvalidInput: a version is given twice over, or of no model; a name is empty; there is no image,
+                or what should be one is of another type.
             OSError: a file cannot be read.
         """
         if version is not None and label is not None:
             raise InvalidInput("a version and a label are given; give one of them")
         if model is None and (version is not None or label is not None):
             raise InvalidInput("a version or a label needs a model")
-        # A str is none, but is a sequence, of its letters: it must be refused whole.
-        several: Sequence[object] = [images] if isinstance(images, (*_OCTETS, Path, str)) else images
-        return cls([_octets(each) for each in several], model, version, label, top_k)
+        if "" in (model, label):
+            raise InvalidInput(
+                "the name of a model, or a label, is empty; None stands for what the gateway chooses"
+            )
+        # A str is a sequence of letters, and an open file gives lines: either must be refused whole.
+        whole = isinstance(images, (*_OCTETS, str)) or hasattr(images, "read")
+        several: Iterable[object] = images if isinstance(images, Iterable) and not whole else [images]
+        octets = [_octets(each) for each in several]
+        if not octets:
+            raise InvalidInput("there is no image; give at least one")
+        return cls(octets, model, version, label, top_k)
 
 
 def _octets(image: object) -> bytes:
@@ -68,5 +76,9 @@ def _octets(image: object) -> bytes:
         return image.read_bytes()
     if isinstance(image, _OCTETS):
         return bytes(image)
-    hint = "; Path(...) reads a file" if isinstance(image, str) else ""
-    raise InvalidInput(f"an image is bytes or a Path, not {type(image).__name__}{hint}")
+    hint = ""
+    if isinstance(image, str):
+        hint = "; Path(...) reads a file"
+    elif hasattr(image, "read"):
+        hint = "; its read() gives bytes"
+    raise InvalidInput(f"an image is an encoded file, as bytes or a Path, not {type(image).__name__}{hint}")

@@ -17,7 +17,7 @@ from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
 from serving.rollout.start import order, start
-from serving.rollout.store import FileStore, Store
+from serving.rollout.store import FileStore, Store, is_store
 
 CLUSTER = "kubernetes://"
 
@@ -233,12 +233,14 @@ def open_store(where: str) -> Access:
     """The rollouts in a folder, or under `kubernetes://NAMESPACE` those of a cluster.
 
     Raises:
-        InvalidInput: There is no such folder, or no cluster can be found.
+        InvalidInput: No gateway has that folder, or no cluster can be found.
     """
     if not where.startswith(CLUSTER):
         folder = Path(where)
-        if not folder.is_dir():
-            raise InvalidInput(f"there is no folder {folder}; pass the one that a gateway has as --rollouts")
+        if not is_store(folder):
+            raise InvalidInput(
+                f"{folder} is no folder of rollouts; pass the one that a gateway has as --rollouts"
+            )
         return StoreAccess(FileStore(folder))
     from lightkube import Client
     from lightkube.core.exceptions import ConfigError

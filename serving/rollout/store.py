@@ -24,6 +24,7 @@ from serving.rollout.record import Rollout, from_json, to_json
 _log = structlog.get_logger()
 
 _MODEL = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")
+_HISTORY = "history"
 
 
 class Store(Protocol):
@@ -112,7 +113,7 @@ class FileStore:
     def __init__(self, folder: Path, files: Files | None = None) -> None:
         self._folder = folder
         self._files = files or Files()
-        self._history = folder / "history"
+        self._history = folder / _HISTORY
         self._pins = folder / "pinned"
         for each in (self._history, self._pins):
             each.mkdir(parents=True, exist_ok=True)
@@ -237,6 +238,11 @@ class FileStore:
             yield
         finally:
             os.close(descriptor)
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a `FileStore` was ever made in a folder."""
+    return (folder / _HISTORY).is_dir()
 
 
 def _started_at(rollout: Rollout) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import csv
 import fcntl
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import termios
@@ -48,6 +50,25 @@ def test_a_folder_as_json_fails_if_one_file_does(live: Live, folder: Path) -> No
     assert [line.get("classes", [{}])[0].get("label") for line in lines] == [live.label, live.label, None]
     assert lines[2]["error"]["type"] == "bad-image"
     assert lines[0]["version"] == live.version
+
+
+@pytest.mark.parametrize("output", ["json", "table", "csv"])
+def test_what_is_written_to_a_file_gets_there_though_a_bar_is_on_the_terminal(
+    live: Live, folder: Path, tmp_path: Path, output: str
+) -> None:
+    command = [*COMMAND, "classify", str(folder), f"--format={output}", f"--url={live.http_url}"]
+    terminal, its_end = pty.openpty()
+    with (tmp_path / "answers").open("wb") as answers:
+        process = subprocess.Popen(command, stdout=answers, stderr=its_end)
+    os.close(its_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # which tells that the other end is closed
+        while piece := os.read(terminal, 65_536):
+            shown += piece
+    os.close(terminal)
+    assert (process.wait(120), b"classifying" in shown) == (1, True)
+    written = (tmp_path / "answers").read_text()
+    assert all(name in written for name in ("b.png", "a.PNG", "bad.jpg"))
 
 
 def test_a_pattern_as_csv(live: Live, folder: Path) -> None:

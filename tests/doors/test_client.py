@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import socket
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 
-from serving.client import AsyncClient, AsyncGrpcClient, Client, GrpcClient, Retries
+from serving.client import AsyncClient, AsyncGrpcClient, Client, GrpcClient, Retries, http
 from serving.client.retries import repeated
 from serving.errors import (
     BadImage,
@@ -36,6 +40,7 @@ from tests.doors.conftest import Live
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import Refusal
 from tests.support.http import grey_png
+from tests.support.pictures import gradient
 
 
 def test_the_sync_clients_agree(live: Live, photograph: bytes, tmp_path: Path) -> None:
@@ -126,6 +131,13 @@ def test_what_can_never_be_asked_is_said_before_anything_is_sent(kind: Any) -> N
     with kind() as client:
         with pytest.raises(InvalidInput, match="a version or a label needs a model"):
             client.classify(b"x", version=1)
+        with pytest.raises(InvalidInput, match="a version or a label needs a model"):
+            client.classify(b"x", label="stable")
+        for empty in ({"model": ""}, {"model": "digits", "label": ""}):
+            with pytest.raises(InvalidInput, match="the name of a model, or a label, is empty"):
+                client.classify(b"x", **empty)
+        with pytest.raises(InvalidInput, match="there is no image; give at least one"):
+            client.classify([])
         for timeout_s in (float("inf"), float("nan"), 1e12):
             with pytest.raises(InvalidInput, match=r"timeout_s is .*; it is a number of seconds, a year"):
                 client.classify(b"x", timeout_s=timeout_s)
@@ -147,13 +159,30 @@ def test_images_are_any_bytes(live: Live, photograph: bytes) -> None:
 
 
 @pytest.mark.parametrize("client", [Client, GrpcClient])
-@pytest.mark.parametrize("images", ["seven.png", ["seven.png"], [3]])
-def test_what_is_no_image_is_said_before_anything_is_sent(client: Any, images: Any) -> None:
-    with (
-        client() as asked,
-        pytest.raises(InvalidInput, match=r"an image is bytes or a Path, not (str; Path|int)"),
-    ):
+@pytest.mark.parametrize(
+    ("images", "not_this"),
+    [
+        ("seven.png", r"str; Path\(\.\.\.\) reads a file"),
+        (["seven.png"], r"str; Path\(\.\.\.\) reads a file"),
+        ([3], "int"),
+        (None, "NoneType"),
+        (gradient(8, 8, "L"), "Image"),
+        ([gradient(8, 8, "L")], "Image"),
+        (np.zeros((8, 8), np.uint8), "ndarray"),
+        # Its lines are bytes, too.
+        (io.BytesIO(b"an\nimage"), r"BytesIO; its read\(\) gives bytes"),
+    ],
+)
+def test_what_is_no_image_is_said_before_anything_is_sent(client: Any, images: Any, not_this: str) -> None:
+    expected = f"^an image is an encoded file, as bytes or a Path, not {not_this}$"
+    with client() as asked, pytest.raises(InvalidInput, match=expected):
         asked.classify(images)
+
+
+def test_images_may_come_from_a_generator(live: Live, photograph: bytes) -> None:
+    images: Any = (photograph for _ in range(2))
+    with Client(live.http_url) as client:
+        assert len(client.classify(images).results) == 2
 
 
 def test_a_url_is_no_address_of_grpc() -> None:
@@ -223,14 +252,17 @@ async def answering(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -
         yield "http://{}:{}".format(*server.sockets[0].getsockname())
 
 
-async def asked(kind: type[Client | AsyncClient], url: str, timeout_s: float = 60.0) -> Prediction:
-    """What a client of this kind is answered, once."""
+async def asked(
+    kind: type[Client | AsyncClient], url: str, timeout_s: float = 60.0, images: Sequence[bytes] = ()
+) -> Prediction:
+    """What a client of this kind is answered, once; it asks of a small image unless others are given."""
     once = Retries(attempts=1)
+    images = images or [grey_png(1)]
     if issubclass(kind, AsyncClient):
         async with kind(url, retries=once) as client:
-            return await client.classify(grey_png(1), timeout_s=timeout_s)
+            return await client.classify(images, timeout_s=timeout_s)
     with kind(url, retries=once) as blocking:
-        return await asyncio.to_thread(blocking.classify, grey_png(1), timeout_s=timeout_s)
+        return await asyncio.to_thread(blocking.classify, images, timeout_s=timeout_s)
 
 
 async def silent(_writer: asyncio.StreamWriter) -> None:
@@ -272,6 +304,47 @@ async def test_a_server_that_falls_silent_in_the_middle_is_not_waited_for_twice(
         with pytest.raises(DeadlineExceeded, match=r"did not answer within 2 s"):
             await asked(kind, url, timeout_s=2.0)
         assert time.monotonic() - started < 4.0
+
+
+class BlackHole:
+    """A listener with no room for another connection: as where a path is cut, who asks hears nothing."""
+
+    def __enter__(self) -> str:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self._waiting = socket.create_connection(self._listener.getsockname())
+        return "http://{}:{}".format(*self._listener.getsockname())
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.close()
+        self._listener.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse what they have no room for")
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_cut_path_does_not_use_up_the_deadline(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_CONNECT_S", 0.1)
+    started = time.monotonic()
+    with BlackHole() as url, pytest.raises(Unavailable, match=f"no gateway answers at {url}"):
+        await asked(kind, url, timeout_s=60.0)
+    assert time.monotonic() - started < 30.0
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("images", [1, 2])
+async def test_who_takes_a_request_slowly_is_not_waited_for_longer(kind: Any, images: int) -> None:
+    async def take_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65_536):
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    server = await asyncio.start_server(take_slowly, "127.0.0.1", 0)
+    async with server:
+        url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"did not answer within 0\.5 s"):
+            await asked(kind, url, timeout_s=0.5, images=[bytes(30_000_000 // images)] * images)
+        assert time.monotonic() - started < 8.0
 
 
 async def without_length(writer: asyncio.StreamWriter) -> None:
@@ -417,3 +490,18 @@ def test_those_who_were_refused_together_do_not_come_back_together(monkeypatch: 
 )
 def test_when_to_try_again(error: SluiceError, attempt: int, left_s: float, pause_s: float | None) -> None:
     assert Retries().pause_s(error, attempt, left_s) == pause_s
+
+
+def test_one_may_try_again_without_end() -> None:
+    often = Retries(attempts=1_000_000, first_pause_s=0.001, longest_pause_s=0.5)
+    assert often.pause_s(Unavailable("x"), 999_999, 60) == 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"attempts": 0}, {"first_pause_s": -1.0}, {"longest_pause_s": float("nan")}]
+)
+def test_what_cannot_be_tried_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"cannot be; there is one attempt at least, and no pause is below 0"
+    ):
+        Retries(**wrong)

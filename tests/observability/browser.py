@@ -17,6 +17,8 @@ CHROMIUM = shutil.which("chromium")
 ARTEFACTS = Path(os.environ.get("SLUICE_TEST_ARTEFACTS", REPOSITORY / "build" / "artefacts"))
 TIMEOUT_MS = 120_000
 PHONE = {"width": 390, "height": 844}
+# To which WCAG 2.1 wants pages to fit (criterion 1.4.10, Reflow).
+NARROW = {"width": 320, "height": 700}
 
 Point = tuple[float, float]
 # Digits as strokes in a unit square, as a person might draw them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser, Page, Route
 from serving.commands import SAMPLE
 from serving.page.assets import ASSETS
 from tests.observability import browser as browsers
-from tests.observability.browser import ONE, PHONE, SEVEN, ZERO, answer, draw, keep, opened
+from tests.observability.browser import NARROW, ONE, PHONE, SEVEN, ZERO, answer, draw, keep, opened
 from tests.observability.scene import Scene, until
 
 pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason="chromium is not installed: make test-deps")
@@ -98,9 +99,13 @@ def test_a_chosen_file_is_named_and_screenshots_are_kept(page: Page) -> None:
     page.emulate_media(color_scheme="dark")
     assert serious(page) == []
     keep(page, "page-dark.png")
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a plain dict has these keys
-    assert serious(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for size in (NARROW, PHONE):
+        page.set_viewport_size(size)  # type: ignore[arg-type]  # a plain dict has these keys
+        assert serious(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        canvas = page.locator("#canvas").bounding_box()
+        assert canvas is not None
+        assert canvas["width"] == canvas["height"], "a digit is drawn as it looks"
     keep(page, "page-phone.png")
 
 
@@ -120,6 +125,22 @@ def test_a_digit_drawn_by_keyboard_is_read(page: Page) -> None:
     with page.expect_response("**:classify"):
         canvas.press(" ")
     assert answer(page) == "1"
+
+
+def test_a_picture_is_known_by_its_content(page: Page) -> None:
+    page.set_input_files("#file", {"name": "a.txt", "mimeType": "text/plain", "buffer": SAMPLE.read_bytes()})
+    assert answer(page) == "7"
+
+
+def test_a_dropped_folder_is_told_from_a_gateway_that_is_away(page: Page, tmp_path: Path) -> None:
+    box = page.locator("#choose").bounding_box()
+    assert box is not None
+    dragged = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
+    devtools = page.context.new_cdp_session(page)
+    for step in ("dragEnter", "dragOver", "drop"):
+        place = {"x": box["x"] + 20, "y": box["y"] + 20}
+        devtools.send("Input.dispatchDragEvent", {"type": step, "data": dragged, **place})
+    page.wait_for_selector("#answer .error:has-text('Is it a folder')")
 
 
 def test_what_is_no_picture_is_refused_in_words_and_listed(page: Page) -> None:
@@ -158,6 +179,10 @@ def test_without_a_key_the_page_asks_for_one(browser: Browser, scene: Scene) -> 
     page.wait_for_selector("#key-box[open]")
     assert "asks for a key" in page.inner_text("#health")
     assert serious(page) == []
+    page.set_input_files("#file", SAMPLE)
+    page.wait_for_selector("#answer .error:text-is('This gateway asks for a key.')")
+    page.locator("#key").press("Enter")
+    assert page.evaluate("document.activeElement.closest('#key-box') !== null"), "a keyboard's place is kept"
     page.close()
 
 

@@ -53,7 +53,7 @@ def test_check_prints_the_whole_plan(plan: str) -> None:
     [
         (
             "--store=/nowhere",
-            "error: there is no folder /nowhere; pass the one that a gateway has as --rollouts",
+            "error: /nowhere is no folder of rollouts; pass the one that a gateway has as --rollouts",
         ),
         (
             "--gateway=localhost:8080",
@@ -65,6 +65,12 @@ def test_check_prints_the_whole_plan(plan: str) -> None:
 def test_places_where_no_rollouts_are(where: str, says: str) -> None:
     result = CliRunner().invoke(rollout, ["status", where])
     assert (result.exit_code, result.stderr[: len(says)]) == (2, says)
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    result = CliRunner().invoke(rollout, ["status", f"--store={tmp_path}"])
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert f"{tmp_path} is no folder of rollouts" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "simulate"])

@@ -9,16 +9,16 @@ import { showRollouts } from "./rollouts.js";
 
 const LOOK_EVERY_MS = 1000;
 const LOOK_WAIT_MS = 5000;
-let models = [];
+let models = null; // until the gateway tells
 let shownPicture = "";
 let latest = 0;
 
-const chosen = () => models.find((model) => model.name === byId("model").value);
+const chosen = () => models?.find((model) => model.name === byId("model").value);
 
 async function classify(picture) {
   const model = chosen();
   if (!model) {
-    showProblem("There is no model that takes images yet.");
+    showProblem(models ? "There is no model that takes images yet." : byId("health").textContent);
     return;
   }
   latest += 1;
@@ -26,9 +26,11 @@ async function classify(picture) {
   showWaiting();
   const began = performance.now();
   try {
+    if (!(await readable(picture))) throw new Error("This cannot be read. Is it a folder, or was it moved?");
+    // What a browser takes a file for hangs on the file's name; the gateway looks at what is in it.
     const { body, headers } = await call(`v1/models/${encodeURIComponent(model.name)}:classify`, {
       method: "POST",
-      headers: { "content-type": picture.type || "application/octet-stream" },
+      headers: { "content-type": "application/octet-stream" },
       body: picture,
     });
     // Of two pictures in quick succession the first answer may come last.
@@ -41,6 +43,9 @@ async function classify(picture) {
   look();
 }
 
+// Asked beforehand: to send what cannot be read fails as if the gateway were away.
+const readable = (picture) => picture.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
 function take(file) {
   if (!file) return;
   const preview = byId("preview");
@@ -49,7 +54,7 @@ function take(file) {
   preview.onload = () => preview.classList.toggle("small", preview.naturalWidth < 64);
   preview.onerror = () => hidePreview();
   preview.src = shownPicture;
-  preview.alt = "The picture that was sent";
+  preview.alt = "The picture that was sent; choose another";
   preview.hidden = false;
   byId("invite").hidden = true;
   classify(file);
@@ -88,6 +93,7 @@ function listen() {
     event.preventDefault();
     useKey(byId("key").value);
     byId("key-box").open = false;
+    byId("key-box").querySelector("summary").focus(); // the button that had it is gone
     asked = false;
     look();
   });
