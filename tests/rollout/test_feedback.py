@@ -48,14 +48,30 @@ async def test_feedback_is_evidence_on_answers_that_were_given_while_callers_wer
     issue = partial(receipts.issue, "digits", label="seven", routed=True)
     before = [issue(version) for version in (1, 2)]
     wall.now += 60.0
-    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, divided_since=wall.now + 0.9)
+    divided = [(wall.now + 0.9, 0.01)]
+    steering.set_split("digits", Split(1, 2, 0.01, salt="y"), None, divided)
     since = [issue(version) for version in (1, 2)]
-    for id_ in (*before, *since):
+    wall.now += 60.0
+    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, [*divided, (wall.now + 0.9, 0.5)])
+    later = issue(2)
+    for id_ in (*before, *since, later):
         assert await receipts.redeem(id_, "one") == "accepted"
     assert steering.counts("digits") == {
-        **{f"{kind}/{version}": 2.0 for kind in ("labelled", "wrong") for version in (1, 2)},
-        **{f"{kind}/{version}": 1.0 for kind in ("judged", "judged-wrong") for version in (1, 2)},
+        **{f"{kind}/1": 2.0 for kind in ("labelled", "wrong")},
+        **{f"{kind}/2": 3.0 for kind in ("labelled", "wrong")},
+        **{f"{kind}/{version}/0.01": 1.0 for kind in ("judged", "judged-wrong") for version in (1, 2)},
+        **{f"{kind}/2/0.5": 1.0 for kind in ("judged", "judged-wrong")},
     }
+
+
+async def test_pairs_against_a_version_that_is_not_the_present_stable_one_are_no_evidence() -> None:
+    receipts, steering, _ = desk(memory := OwnMemory())
+    memory.note("copy", Named(3, ("seven",)))
+    id_ = receipts.issue("digits", 1, "seven", routed=True, copied="copy-0")
+    steering.set_split("digits", Split(2, 3, 0.5, salt="x"), None)
+    assert await receipts.redeem(id_, "one") == "accepted"
+    counted = steering.counts("digits")
+    assert counted == {f"{kind}/{version}": 1.0 for kind in ("labelled", "wrong") for version in (1, 3)}
 
 
 async def test_feedback_on_a_version_that_the_caller_named_is_no_evidence() -> None:

@@ -10,7 +10,7 @@ from serving.rollout.counts import Counts
 from serving.rollout.judge import OUTCOMES, judge, outcomes, signals
 from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
 from serving.rollout.machine import Phase, State
-from serving.rollout.observation import to_interval
+from serving.rollout.observation import to_intervals
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.traffic import Source, Traffic
@@ -173,7 +173,7 @@ def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> N
     counts = {"requests/1": 50_000.0, "requests/2": 5_000.0}
 
     def verdict(rollout: Rollout, counts: Counts) -> Verdict:
-        ledger, interval = to_interval(rollout, rollout.evidence, counts)
+        ledger, (interval, *_) = to_intervals(rollout, rollout.evidence, counts)
         return judge(PLAN, ledgers.record(TESTS, ledger, interval), shadow=False)
 
     codes = [
@@ -189,5 +189,5 @@ def test_a_step_counts_its_requests_whatever_the_plan_judges_by() -> None:
     only = {"errors": None, "latency": None, "accuracy": {"required": True}}
     plan = Plan.model_validate({"criteria": only})
     rollout = replace(new_rollout(), plan=plan, state=State(Phase.CANARY))
-    ledger, interval = to_interval(rollout, rollout.evidence, {"calls/2": 70.0, "calls/1": 9.0})
+    ledger, (interval, *_) = to_intervals(rollout, rollout.evidence, {"calls/2": 70.0, "calls/1": 9.0})
     assert float(ledgers.record(ledgers.tests_of(plan), ledger, interval).step_requests) == 70.0
