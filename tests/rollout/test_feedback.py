@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import FailedPrecondition, InvalidInput, Unavailable
+from serving.rollout import memory as memories
 from serving.rollout.feedback import TTL_S, Receipts, shared_key
 from serving.rollout.memory import FolderMemory, Memory, Named, OwnMemory
 from serving.rollout.steering import Steering
@@ -147,6 +148,17 @@ async def test_feedback_on_an_image_that_both_versions_named_judges_both(
         "candidate-wrong/2": 1.0,
         "both-wrong/2": 1.0,
     }
+
+
+def test_what_cannot_be_told_to_others_is_kept_for_them_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memories, "_MOST", 2)
+    mine, other = (FolderMemory(tmp_path, TTL_S) for _ in range(2))
+    for copy in ("a", "b", "c"):
+        mine.note(copy, Named(2, ("seven",)))
+    mine.share()
+    assert [other.named(copy) is not None for copy in ("a", "b", "c")] == [True, True, False]
 
 
 async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: Path) -> None:

@@ -203,6 +203,23 @@ async def test_a_model_whose_record_cannot_be_written_holds_up_no_other(tmp_path
     assert [each.revision for each in found if each is not None] == [1, 2]
 
 
+class Disobedient(FileStore):
+    """Cannot carry out a command that somebody left."""
+
+    def obey(self) -> None:
+        raise Unavailable("one of the objects cannot be written")
+
+
+async def test_a_command_that_cannot_be_carried_out_holds_up_no_rollout(tmp_path: Path) -> None:
+    store = Disobedient(tmp_path)
+    store.save(new_rollout())
+    with pytest.raises(Unavailable, match="one of the objects"):
+        await Looking(store, Gateways()).look()
+    found = store.load("digits")
+    assert found is not None
+    assert found.revision == 2
+
+
 async def test_no_call_is_lost_while_the_counts_are_away(tmp_path: Path) -> None:
     in_canary(FileStore(tmp_path))
     gateways = Gateways()
