@@ -87,14 +87,15 @@ class Reconciler:
             return
         if self._on_config is not None:
             self._on_config(self.config(self._pool.replicas[0].address, wanted))
-        started = []
-        for replica in self._pool.replicas:
-            before = self._under_way.get(replica.address)
-            if before is None or before.done():
-                task = self._under_way[replica.address] = asyncio.create_task(self._apply_to(replica, wanted))
-                started.append(task)
+        under_way = {address: task for address, task in self._under_way.items() if not task.done()}
+        started = {
+            replica.address: asyncio.create_task(self._apply_to(replica, wanted))
+            for replica in self._pool.replicas
+            if replica.address not in under_way
+        }
+        self._under_way = under_way | started
         if started:
-            done, _ = await asyncio.wait(started, timeout=_PATIENCE_S)
+            done, _ = await asyncio.wait(started.values(), timeout=_PATIENCE_S)
             for task in done:
                 task.result()
 
