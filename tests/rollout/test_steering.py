@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -86,6 +87,23 @@ async def test_a_call_fails_at_its_deadline_if_it_had_a_second(
     with pytest.raises(type(error)):
         await found.call("digits", 2, hang, make)
     assert found.counts("digits") == ({"calls/2": 1.0, "failed/2": 1.0} if failed else {})
+
+
+async def test_a_fault_is_not_forgotten_though_the_next_attempt_is_left_in_haste() -> None:
+    outcomes: list[BaseException] = [errors.Internal("the model failed"), asyncio.CancelledError()]
+
+    async def fail(api: object, timeout_s: float) -> str:
+        raise outcomes.pop(0)
+
+    async def twice(call: Callable[[object, float], Awaitable[str]]) -> str:
+        with contextlib.suppress(errors.Internal):
+            await call(None, 2.0)
+        return await call(None, 2.0)
+
+    found = steering()
+    with pytest.raises(asyncio.CancelledError):
+        await found.call("digits", 2, fail, twice)
+    assert found.counts("digits") == {"calls/2": 1.0, "failed/2": 1.0}
 
 
 @pytest.mark.parametrize("ended", [False, True])
