@@ -8,6 +8,7 @@ look does it again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from serving.rollout.judge import judge
 from serving.rollout.leader import CountSource, Leadership
 from serving.rollout.machine import Phase, advance, judged_phase, moved, spent_quietly
 from serving.rollout.newcomers import Newcomers
-from serving.rollout.observation import to_interval
+from serving.rollout.observation import to_intervals
 from serving.rollout.plan import Plan
 from serving.rollout.quiet import is_quiet
 from serving.rollout.reconcile import Reconciler, Wanted
@@ -93,7 +94,8 @@ class Controller:
         self._before: dict[str, _Baseline] = {}
         self._entered: dict[str, tuple[Phase, float]] = {}
         self._looked: dict[str, tuple[float, float]] = {}
-        self._announced: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self._kept: dict[str, Wanted] = {}
         self._frozen: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
@@ -107,6 +109,7 @@ class Controller:
                 await asyncio.sleep(self._interval_s)
         finally:
             await self._examiner.close()
+            await self._around.reconciler.close()
             await asyncio.shield(asyncio.to_thread(self._around.leadership.release))
 
     async def look(self) -> None:
@@ -127,8 +130,10 @@ class Controller:
             self._before.clear()
             self._entered.clear()
             self._looked.clear()
-            self._announced.clear()
+            self._told.clear()
+            self._kept.clear()
             self._examiner.keep(())
+            await self._lend_baselines(rollouts)
             return
         await self._lead(rollouts)
 
@@ -141,11 +146,11 @@ class Controller:
             SluiceError, OSError: The first such failure, after all that did not fail.
         """
         around = self._around
-        for rollout in rollouts.values():
-            # Of the moves before this gateway saw it another one has told.
-            self._announced.setdefault(rollout.id, len(rollout.events))
-        await asyncio.to_thread(around.store.obey)
-        failures = []
+        failures: list[Exception] = []
+        try:
+            await asyncio.to_thread(around.store.obey)
+        except (SluiceError, OSError) as error:
+            failures.append(error)
         for model in sorted({*around.catalog.names(), *rollouts} - self._frozen):
             try:
                 rollouts |= await self._moved_on(model, rollouts.get(model))
@@ -155,7 +160,7 @@ class Controller:
         self._examiner.keep(frozenset(examined))
         self._steer(rollouts)
         await around.reconciler.apply(self._wanted(rollouts))
-        await self._announce(rollouts)
+        failures += await self._announce(rollouts)
         if failures:
             raise failures[0]
 
@@ -168,12 +173,38 @@ class Controller:
             return {}
         return {model: rollout if rollout.finished else await self._decide(rollout)}
 
-    async def _announce(self, rollouts: Mapping[str, Rollout]) -> None:
-        """Tells of the moves since the last look, whoever made them. It comes last: nothing should wait."""
+    async def _announce(self, rollouts: Mapping[str, Rollout]) -> list[Exception]:
+        """Tells of the moves that nobody was told of, whoever made them. It comes last: nothing should wait.
+
+        How many were told is stored with the next save: if this gateway ends before it, another one tells of
+        them once more.
+        """
+        ended = await asyncio.gather(*map(self._tell, rollouts.values()), return_exceptions=True)
+        return [each for each in ended if isinstance(each, Exception)]
+
+    async def _tell(self, rollout: Rollout) -> None:
+        for event in rollout.events[self._told_of(rollout) :]:
+            await self._around.announcer.moved(rollout, event)
+        told = self._told[rollout.id] = len(rollout.events)
+        if rollout.finished and rollout.told < told:
+            # No move follows with which it would be stored.
+            with contextlib.suppress(Conflict):
+                await asyncio.to_thread(self._around.store.save, dataclasses.replace(rollout, told=told))
+
+    def _told_of(self, rollout: Rollout) -> int:
+        """How many moves of a rollout this gateway, or another one, has told of."""
+        return max(rollout.told, self._told.get(rollout.id, 0))
+
+    async def _lend_baselines(self, rollouts: Mapping[str, Rollout]) -> None:
+        """Says what is slow where the gateway that decides has had too few answers of its own to know."""
         for rollout in rollouts.values():
-            for event in rollout.events[self._announced.get(rollout.id, 0) :]:
-                await self._around.announcer.moved(rollout, event)
-            self._announced[rollout.id] = len(rollout.events)
+            if rollout.finished or not rollout.seen_at or rollout.latency_limit_s is not None:
+                continue
+            limit_s = self._latency_limit(rollout)
+            if limit_s is not None:
+                lent = dataclasses.replace(rollout, latency_limit_s=limit_s)
+                with contextlib.suppress(Conflict):
+                    await asyncio.to_thread(self._around.store.save, lent)
 
     def _load(self) -> dict[str, Rollout]:
         store = self._around.store
@@ -188,9 +219,7 @@ class Controller:
 
     def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
         for model, rollout in rollouts.items():
-            self._around.steering.set_split(
-                model, rollout.split(), rollout.latency_limit_s, rollout.divided_since
-            )
+            self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s, rollout.divided)
         routed = self._around.steering.splits()
         for model in self._around.catalog.names():
             # What cannot be read stays as it is here; a gateway that starts now knows of one version at most.
@@ -229,6 +258,7 @@ class Controller:
             following = rollout.moved(after, verdict, at)
         else:
             following = dataclasses.replace(rollout, state=after)
+        following = dataclasses.replace(following, told=self._told_of(rollout))
         try:
             saved = await asyncio.to_thread(self._around.store.save, following)
         except Conflict:
@@ -279,8 +309,10 @@ class Controller:
         if judged_phase(rollout.state) is None:
             return rollout, counts, None
         more = grown(counts, counts if before is None else before)
-        ledger, interval = to_interval(rollout, rollout.evidence, more)
-        ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
+        tests = ledgers.tests_of(rollout.plan)
+        ledger, intervals = to_intervals(rollout, rollout.evidence, more)
+        for interval in intervals:
+            ledger = ledgers.record(tests, ledger, interval)
         return dataclasses.replace(rollout, ledger=ledger), counts, None
 
     async def _verdict(self, rollout: Rollout, blind: str | None, at: float) -> Verdict:
@@ -318,14 +350,21 @@ class Controller:
         return None
 
     def _wanted(self, rollouts: Mapping[str, Rollout]) -> dict[str, Wanted]:
-        """What the replicas should hold; of models without a rollout the version that serves."""
+        """What the replicas should hold; of models without a rollout the version that serves.
+
+        Of one whose record cannot be read what they should have held before.
+        """
         wanted = {}
         for model in self._around.catalog.names():
             rollout = rollouts.get(model)
             if rollout is not None:
                 wanted[model] = self._wanted_of(rollout)
-            elif model not in self._frozen and (stable := self._stable(model)) is not None:
+            elif model in self._frozen:
+                if model in self._kept:
+                    wanted[model] = self._kept[model]
+            elif (stable := self._stable(model)) is not None:
                 wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
+        self._kept |= wanted
         # A config replaces the whole one: without a version for every model it would unload the others.
         return wanted if len(wanted) == len(self._around.catalog.names()) else {}
 

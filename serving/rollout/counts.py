@@ -18,18 +18,24 @@ def key(kind: str, version: int, *more: str) -> str:
 
 def routed_key(arm: str, weight: float) -> str:
     """The name of the count of requests routed to an arm by their own ids, while it had this weight."""
-    return f"routed/{arm}/{weight:.6g}"
+    return f"routed/{arm}/{weight_name(weight)}"
+
+
+def weight_name(weight: float) -> str:
+    """A weight as part of a count's name."""
+    return f"{weight:.6g}"
 
 
 def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
     """What all gateways counted since `before`, by gateway's id.
 
-    A gateway that is new, or whose counts fell because it was started again, contributes what it has counted
-    since its start; one that has vanished contributes nothing.
+    A gateway whose counts fell because it was started again contributes what it has counted since its start.
+    One that has vanished contributes nothing, nor does one that is new here: it may have counted for long
+    where nobody saw it, and before this rollout.
     """
     total: Counts = {}
     for gateway, counts in now.items():
-        old = before.get(gateway, {})
+        old = before.get(gateway, counts)
         restarted = any(counts.get(name, 0.0) < number for name, number in old.items())
         for name, number in counts.items():
             more = number - (0.0 if restarted else old.get(name, 0.0))

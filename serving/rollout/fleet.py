@@ -85,19 +85,32 @@ def _only_once_there(replica: Seen, version: int, other: int) -> frozenset[int]:
 
 def _swapped(rollout: Rollout, replicas: Sequence[Seen], phase: Phase, most: int) -> Holdings:
     """One version a replica: a few try the candidate; then the rest follow, a few at once."""
-    ordered = sorted(replicas, key=lambda each: each.address)
     if phase in (Phase.PROMOTING, Phase.ROLLING_BACK):
+        ordered = sorted(replicas, key=lambda each: each.address)
         goal = rollout.candidate if phase is Phase.PROMOTING else rollout.stable
         other = rollout.stable if phase is Phase.PROMOTING else rollout.candidate
         there = {each.address for each in ordered if each.has(goal)}
         next_ones = [each.address for each in ordered if each.address not in there][:most]
         goals = there | set(next_ones)
         return {each.address: frozenset((goal if each.address in goals else other,)) for each in ordered}
-    trying = {each.address for each in ordered[: _trying(rollout, ordered)]}
+    trying = _that_try(rollout, replicas)
     return {
-        each.address: frozenset((rollout.candidate if each.address in trying else rollout.stable,))
-        for each in ordered
+        each.address: frozenset((rollout.candidate if each in trying else rollout.stable,))
+        for each in replicas
     }
+
+
+def _that_try(rollout: Rollout, replicas: Sequence[Seen]) -> list[Seen]:
+    """The replicas that hold the candidate before it is promoted: before others those that have, or had, it.
+
+    Replicas come and go, and one that is new must not take the place of one that holds it.
+    """
+    candidate = rollout.candidate
+
+    def place(each: Seen) -> tuple[bool, bool, str]:
+        return not each.has(candidate), candidate not in each.states, each.address
+
+    return sorted(replicas, key=place)[: _trying(rollout, replicas)]
 
 
 def replicas_verdict(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
@@ -150,7 +163,7 @@ def _needed(rollout: Rollout, replicas: Sequence[Seen]) -> int:
 
 def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
     """A failure, if so many replicas cannot have the candidate that not enough are left."""
-    lost = [each for each in replicas if _cannot_have(rollout, each)]
+    lost = [each for each in _that_try(rollout, replicas) if _cannot_have(rollout, each)]
     trying = len(replicas) if rollout.plan.max_unavailable is None else len(lost)
     if not lost or trying - len(lost) >= _needed(rollout, replicas):
         return None

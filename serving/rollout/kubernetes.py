@@ -264,18 +264,31 @@ class KubernetesStore:
         return found is not None and bool(found.spec.get("command"))
 
     def obey(self) -> None:
-        """Carries out what people wrote into `spec.command`, once, and clears it. For who decides."""
+        """Carries out what people wrote into `spec.command`, once, and clears it. For who decides.
+
+        Raises:
+            Unavailable: One of the objects could not be written; the commands of the others were carried out.
+        """
         with self._lock:
             asked = [each for each in self._objects.values() if each.spec.get("command")]
+        failures = []
         for each in asked:
             name = each.metadata.name
             try:
-                self._carry_out(name, each.spec["model"], cast("Command", each.spec["command"]))
+                self._obey(name, each.spec["model"], cast("Command", each.spec["command"]))
             except Conflict:
                 continue
-            except FailedPrecondition as error:
-                _log.warning("a command of a ModelRollout makes no sense", name=name, error=error.message)
-            self._patch(name, None)
+            except Unavailable as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _obey(self, name: str, model: str, what: Command) -> None:
+        try:
+            self._carry_out(name, model, what)
+        except FailedPrecondition as error:
+            _log.warning("a command of a ModelRollout makes no sense", name=name, error=error.message)
+        self._patch(name, None)
 
     def _carry_out(self, name: str, model: str, what: Command) -> None:
         rollout = self.load(model)

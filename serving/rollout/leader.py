@@ -91,7 +91,7 @@ class FolderCounts:
         """See `CountSource.collect`."""
         found = {}
         for path in self._folder.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
                 # A file of the future was written before the clock was set back: who lives writes it anew.
                 if abs(self._wall() - path.stat().st_mtime) > _GONE_S:
                     path.unlink()

@@ -157,7 +157,9 @@ class FolderMemory(OwnMemory):
         """See `Memory.note`."""
         super().note(copy, named)
         with self._lock:
-            self._unshared[copy] = named
+            # Nothing is shared while looks fail, as on a full disk.
+            if len(self._unshared) < _MOST:
+                self._unshared[copy] = named
 
     def named(self, copy: str) -> Named | None:
         """See `Memory.named`."""

@@ -1,4 +1,4 @@
-"""Turns what gateways counted into an interval of evidence. Pure."""
+"""Turns what gateways counted into intervals of evidence. Pure."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ from collections.abc import Iterable
 import numpy as np
 
 from serving.rollout import ledger as ledgers
-from serving.rollout.counts import Counts, key, routed_key
+from serving.rollout.counts import Counts, key, routed_key, weight_name
 from serving.rollout.evidence import FloatArray
 from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
 from serving.rollout.machine import weight_of
 from serving.rollout.record import Rollout
 
 
-def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledger, Interval]:
-    """The ledger, with room for classes that are new; and what the counts say of the two versions."""
+def to_intervals(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledger, list[Interval]]:
+    """The ledger, with room for classes that are new; and what the counts say of the two versions.
+
+    Feedback comes late, on answers of more than one weight at once. It is an interval for each of them: the
+    candidate's share of the answers, which the tests go by, is that of one weight.
+    """
     candidate, stable = rollout.candidate, rollout.stable
 
-    def count(kind: str, version: int) -> float:
-        return counts.get(key(kind, version), 0.0)
+    def count(kind: str, version: int, *more: str) -> float:
+        return counts.get(key(kind, version, *more), 0.0)
 
-    def arms(n: str, bad: str) -> Arms:
-        return Arms(count(n, candidate), count(bad, candidate), count(n, stable), count(bad, stable))
+    def arms(n: str, bad: str, *more: str) -> Arms:
+        return Arms(
+            count(n, candidate, *more),
+            count(bad, candidate, *more),
+            count(n, stable, *more),
+            count(bad, stable, *more),
+        )
 
     def pairs(n: str, candidate_only: str, stable_only: str) -> Pairs:
         return Pairs(*(count(kind, candidate) for kind in (n, candidate_only, stable_only)))
@@ -31,11 +40,7 @@ def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledge
     if rollout.latency_limit_s is None and not latency.candidate_bad and not latency.stable_bad:
         # Nobody knows yet what is slow; only what ran out of its time is known to be.
         latency = Arms()
-    found = {
-        "errors": arms("calls", "failed"),
-        "latency": latency,
-        "accuracy": arms("judged", "judged-wrong"),
-    }
+    found = {"errors": arms("calls", "failed"), "latency": latency}
     both = {
         "errors": pairs("copies", "candidate-failed", "stable-failed"),
         "accuracy": pairs("pairs", "candidate-wrong", "stable-wrong"),
@@ -48,7 +53,12 @@ def to_interval(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledge
         counts.get(routed_key("stable", weight), 0.0),
     )
     compared, agreed = (_by_class(ledger, counts, kind, candidate) for kind in ("compared", "agreed"))
-    return ledger, Interval(found, both, (compared, agreed), unkeyed, weight)
+    # Weights that differ in the seventh digit only share a name.
+    weights = dict.fromkeys(weight_name(step.weight) for step in rollout.plan.canary)
+    feedback = [
+        Interval({"accuracy": arms("judged", "judged-wrong", each)}, weight=weight) for each in weights
+    ]
+    return ledger, [Interval(found, both, (compared, agreed), unkeyed, weight), *feedback]
 
 
 def _new_classes(ledger: Ledger, counts: Counts, candidate: int) -> Iterable[str]:

@@ -19,6 +19,8 @@ from serving.rollout.fleet import Holdings, Seen
 _log = structlog.get_logger()
 
 _RELOAD_TIMEOUT_S = 60.0
+# How long one look at the rollouts waits: a replica that hangs must hold up no other, and no command.
+_PATIENCE_S = 1.0
 # A replica whose states do not follow its config (it was started again) is told once more after this.
 _REPEAT_S = 3.0
 
@@ -66,6 +68,7 @@ class Reconciler:
         self._base_path = base_path
         self._clock = clock
         self._told: dict[str, _Told] = {}
+        self._under_way: dict[str, asyncio.Task[None]] = {}
 
     def seen(self, model: str) -> list[Seen]:
         """Each replica with the states of the model's versions, as of the last time it was asked."""
@@ -75,14 +78,32 @@ class Reconciler:
         ]
 
     async def apply(self, wanted: Mapping[str, Wanted]) -> None:
-        """Tells the replicas that need it, all at once. One that cannot be reached is told another time."""
+        """Tells the replicas that need it, all at once. One that cannot be reached is told another time.
+
+        One that takes longer than a look is waited for no more, and told of what is wanted then when it is
+        done.
+        """
         if not wanted:
             return
         if self._on_config is not None:
             self._on_config(self.config(self._pool.replicas[0].address, wanted))
-        async with asyncio.TaskGroup() as tasks:
-            for replica in self._pool.replicas:
-                tasks.create_task(self._apply_to(replica, wanted))
+        under_way = {address: task for address, task in self._under_way.items() if not task.done()}
+        started = {
+            replica.address: asyncio.create_task(self._apply_to(replica, wanted))
+            for replica in self._pool.replicas
+            if replica.address not in under_way
+        }
+        self._under_way = under_way | started
+        if started:
+            done, _ = await asyncio.wait(started.values(), timeout=_PATIENCE_S)
+            for task in done:
+                task.result()
+
+    async def close(self) -> None:
+        """Waits for no replica any more."""
+        for task in self._under_way.values():
+            task.cancel()
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
 
     async def _apply_to(self, replica: Replica, wanted: Mapping[str, Wanted]) -> None:
         if not replica.reachable:

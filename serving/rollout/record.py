@@ -70,6 +70,7 @@ class Rollout:
         latency_limit_s: What counts as slow; None until the baseline is known.
         ledger: The evidence.
         events: Every move so far, oldest first.
+        told: How many of them the world was told of.
         revision: Grows with every save; 0 before the first.
     """
 
@@ -85,6 +86,7 @@ class Rollout:
     latency_limit_s: float | None = None
     ledger: Ledger | None = None
     events: tuple[Event, ...] = ()
+    told: int = 0
     revision: int = 0
 
     @property
@@ -98,9 +100,13 @@ class Rollout:
         return ledgers.empty(ledgers.tests_of(self.plan)) if self.ledger is None else self.ledger
 
     @property
-    def divided_since(self) -> float | None:
-        """When callers were first divided between the versions, in Unix seconds; None before."""
-        return next((event.at for event in self.events if event.after.phase is Phase.CANARY), None)
+    def divided(self) -> tuple[tuple[float, float], ...]:
+        """Since when, in Unix seconds, callers were divided by which weight of the canary; oldest first."""
+        return tuple(
+            (event.at, weight_of(self.plan, event.after))
+            for event in self.events
+            if event.after.phase is Phase.CANARY
+        )
 
     def split(self) -> Split:
         """How the model's traffic is divided in this state."""
@@ -147,6 +153,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "latency_limit_s": rollout.latency_limit_s,
         "ledger": None if rollout.ledger is None else _ledger_to_json(rollout.ledger),
         "events": [_event_to_json(event) for event in rollout.events],
+        "told": rollout.told,
     }
 
 
@@ -165,7 +172,7 @@ def from_json(values: Any) -> Rollout:
         raise InvalidInput(f"a stored rollout has no field {error}") from error
     except ValidationError as error:
         raise InvalidInput(f"the stored plan is not valid: {error.errors()[0]['msg']}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidInput(f"a field of the stored rollout has a wrong value: {error}") from error
 
 
@@ -190,6 +197,8 @@ def _from_json(values: dict[str, Any]) -> Rollout:
         latency_limit_s=None if limit is None else float(limit),
         ledger=_ledger_from_json(values["ledger"], plan),
         events=tuple(_event_from_json(event, plan) for event in values["events"]),
+        # Absent where a gateway wrote it that did not keep what it told.
+        told=int(values.get("told", len(values["events"]))),
         revision=int(values["revision"]),
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from serving.rollout.evidence import BoolArray, FloatArray
 from serving.rollout.ledger import Interval
 from serving.rollout.plan import Plan
-from serving.rollout.simulate import PROMOTED, ROLLED_BACK, Runs
+from serving.rollout.simulate import PROMOTED, ROLLED_BACK, UNDECIDED, Runs
 from serving.rollout.traffic import Source, Traffic
 
 
@@ -97,7 +97,7 @@ def simulate_rules(
     """Runs each rule on the plan's canary steps, each of the least length, all on the same requests.
 
     A rule that has not rolled back by the end of the steps promotes; Wald's test goes on at the last weight
-    until it decides, or the plan's time is up.
+    until it decides, or is undecided when the plan's time is up.
     """
     for rule in rules:
         rule.start(runs)
@@ -118,6 +118,8 @@ def simulate_rules(
             if still.any():
                 last = now >= ends[-1] and not isinstance(rule, Wald)
                 _follow(rule, result, still, interval, now, last=last)
+    for result, still in zip(results, going, strict=True):
+        result.ended[still] = UNDECIDED
     return results
 
 

@@ -44,7 +44,7 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
         )
     if to == stable:
         raise Conflict(f'version {to} of model "{model}" is the one that serves')
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", model).lstrip("-.") or "model"
     id_ = f"{name}-{to}-{int(at)}-{secrets.token_hex(3)}"
     return store.save(Rollout(id_, model, stable, to, plan, at))
 

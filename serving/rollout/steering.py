@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from typing import Self, TypeVar
 import numpy as np
 
 from serving import errors
-from serving.rollout.counts import Counts, key, routed_key
+from serving.backends.replica import FAIR_TIME_S
+from serving.rollout.counts import Counts, key, routed_key, weight_name
 from serving.rollout.memory import Memory, Named, OwnMemory
 from serving.routing import Route, Split, choose
 
@@ -27,6 +29,9 @@ Api = TypeVar("Api")
 # Errors that tell of the version: it failed on what it was asked. The others tell of the way there (nobody
 # could be reached, somebody was full) and belong to neither version.
 MODEL_FAULTS = (errors.Internal, errors.InvalidInput, errors.FailedPrecondition, errors.Unimplemented)
+
+# Callers' timers and the call's own end at the deadline, in any order: so close to it one is like the other.
+_TIMER_SLACK_S = 0.01
 
 # For the baseline of latency: enough for a 99th percentile that holds, and minutes old at most under load.
 _RECENT = 5000
@@ -40,7 +45,7 @@ _MOST_COPIES = 2
 class _Model:
     split: Split
     latency_limit_s: float | None = None
-    divided_since: float | None = None
+    divided: Sequence[tuple[float, float]] = ()
     counts: Counts = field(default_factory=dict)
     stable_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
@@ -50,13 +55,17 @@ class Steering:
 
     Args:
         busy: Whether callers wait; copies are dropped then.
+        clock: The monotonic clock, in seconds.
 
     Attributes:
         memory: Where it notes what candidates named copies, for feedback on them.
     """
 
-    def __init__(self, busy: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, busy: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.busy = busy
+        self._clock = clock
         self.memory: Memory = OwnMemory()
         self._models: dict[str, _Model] = {}
         self._copies: set[asyncio.Task[None]] = set()
@@ -79,7 +88,7 @@ class Steering:
         model: str,
         split: Split,
         latency_limit_s: float | None,
-        divided_since: float | None = None,
+        divided: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Routes the model's requests so from now on.
 
@@ -87,13 +96,14 @@ class Steering:
             model: The model.
             split: How they are divided.
             latency_limit_s: What counts as slow; None: not known yet.
-            divided_since: When callers were first divided so, in Unix seconds; None: not yet.
+            divided: Since when, in Unix seconds, callers are or were divided by which of the candidate's
+                weights; oldest first, empty while they are not.
         """
         found = self._models.setdefault(model, _Model(split))
         if found.split.stable != split.stable:
             found.stable_s.clear()
         found.split, found.latency_limit_s = split, latency_limit_s
-        found.divided_since = divided_since
+        found.divided = divided
 
     def splits(self) -> Mapping[str, Split]:
         """How each model's requests are divided now."""
@@ -148,22 +158,27 @@ class Steering:
     ) -> Answer:
         """Makes a call through `make`, which may try it several times, and counts it as one event.
 
-        It is bad if any attempt failed by a fault of the version's; if nobody could be reached, it is no
-        event at all.
+        It is bad if any attempt failed by a fault of the version's, or had no answer at the deadline after a
+        fair time, whoever's timer ended it; if nobody could be reached, it is no event at all.
         """
         failed = False
 
         async def attempt(api: Api, timeout_s: float) -> Answer:
             nonlocal failed
+            started = self._clock()
             try:
                 return await call(api, timeout_s)
             except faults:
                 failed = True
                 raise
+            except (errors.DeadlineExceeded, asyncio.CancelledError):
+                had_s = self._clock() - started
+                failed = failed or had_s >= max(FAIR_TIME_S, timeout_s - _TIMER_SLACK_S)
+                raise
 
         try:
             answer = await make(attempt)
-        except errors.SluiceError:
+        except (errors.SluiceError, asyncio.CancelledError):
             if failed:
                 self._count_call(model, version, failed=True)
             raise
@@ -236,7 +251,8 @@ class Steering:
         """Counts feedback on one answer of a version; as evidence if callers were divided at that time.
 
         Stable's answers of before were to other traffic than the candidate's are: what changed since then
-        would look like a difference between the two.
+        would look like a difference between the two. So would what changed from one weight to the next, since
+        most of the candidate's answers are of the last one: the weight is counted with it.
 
         Args:
             model: The model.
@@ -246,10 +262,12 @@ class Steering:
         """
         self._labelled(model, version, wrong=wrong)
         found = self._models.get(model)
-        if found is not None and found.divided_since is not None and at >= int(found.divided_since):
-            self._add(found, key("judged", version))
+        divided = () if found is None else found.divided
+        weight = next((weight for since, weight in reversed(divided) if at >= int(since)), None)
+        if found is not None and weight is not None:
+            self._add(found, key("judged", version, weight_name(weight)))
             if wrong:
-                self._add(found, key("judged-wrong", version))
+                self._add(found, key("judged-wrong", version, weight_name(weight)))
 
     def _labelled(self, model: str, version: int, *, wrong: bool) -> None:
         found = self._models.get(model)
@@ -265,8 +283,8 @@ class Steering:
         self._labelled(model, stable, wrong=stable_wrong)
         self._labelled(model, candidate, wrong=candidate_wrong)
         found = self._models.get(model)
-        if found is None:
-            return
+        if found is None or (found.split.stable, found.split.candidate) != (stable, candidate):
+            return  # a pair of an earlier rollout's, which may have been against another version
         self._add(found, key("pairs", candidate))
         if candidate_wrong or stable_wrong:
             who = "both" if candidate_wrong and stable_wrong else "candidate" if candidate_wrong else "stable"

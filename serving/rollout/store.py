@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote, unquote
 
 import structlog
 
@@ -23,8 +24,9 @@ from serving.rollout.record import Rollout, from_json, to_json
 
 _log = structlog.get_logger()
 
-_MODEL = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")
 _HISTORY = "history"
+# Of a file's name, which has 255 bytes at most and gets a suffix.
+_MOST_CHARACTERS = 200
 
 
 class Store(Protocol):
@@ -101,9 +103,11 @@ class FileStore:
     """Rollouts in a folder, for processes on one machine.
 
     `MODEL.json` is the newest state, `MODEL.previous.json` the one before it, `history/` holds the finished
-    rollouts. A save writes a temporary file, makes it durable, and renames it into place: after a crash at
-    any point the newest file is the old state or the new one. If somebody cuts it short or edits it wrongly,
-    the state before it serves, and the log says so.
+    rollouts. What is unusual in a model's name is escaped as in a URL (`my%20model.json`).
+
+    A save writes a temporary file, makes it durable, and renames it into place: after a crash at any point
+    the newest file is the old state or the new one. If somebody cuts it short or edits it wrongly, the state
+    before it serves, and the log says so.
 
     Args:
         folder: Made if it is not there.
@@ -179,9 +183,9 @@ class FileStore:
             return saved
 
     def models(self) -> list[str]:
-        """See `Store.models`. Files whose names no model can have, such as an editor's, are passed over."""
+        """See `Store.models`. Files that are called otherwise, such as an editor's, are passed over."""
         names = (path.name.removesuffix(".json") for path in self._folder.glob("*.json"))
-        return sorted(name for name in names if _is_name(name))
+        return sorted(unquote(name) for name in names if _is_file_name(name))
 
     def history(self, model: str) -> list[Rollout]:
         """See `Store.history`."""
@@ -202,19 +206,24 @@ class FileStore:
 
     def pinned(self, model: str) -> int | None:
         """See `Store.pinned`."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((self._pins / _checked(model)).read_text())
-        return None
+        path = self._pins / _file_name(model)
+        try:
+            return int(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            # Not None: then the newest version would be pinned, which nobody has let in.
+            raise InvalidInput(f"{path} holds no version; write the one that serves into it") from error
 
     def pin(self, model: str, version: int) -> None:
         """See `Store.pin`."""
-        self._replace(self._pins / _checked(model), f"{version}\n".encode())
+        self._replace(self._pins / _file_name(model), f"{version}\n".encode())
 
     def _newest(self, model: str) -> Path:
-        return self._folder / f"{_checked(model)}.json"
+        return self._folder / f"{_file_name(model)}.json"
 
     def _previous(self, model: str) -> Path:
-        return self._folder / f"{_checked(model)}.previous.json"
+        return self._folder / f"{_file_name(model)}.previous.json"
 
     def _put(self, path: Path, rollout: Rollout) -> None:
         self._replace(path, json.dumps(to_json(rollout), indent=1, allow_nan=False).encode())
@@ -232,7 +241,7 @@ class FileStore:
     @contextlib.contextmanager
     def _locked(self, model: str) -> Iterator[None]:
         """Keeps other processes from comparing between our compare and our set."""
-        descriptor = os.open(self._folder / f".{_checked(model)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._folder / f".{_file_name(model)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -253,20 +262,37 @@ def _another(stored: Rollout, rollout: Rollout) -> bool:
     return stored.id != rollout.id
 
 
-def _is_name(model: str) -> bool:
-    return _MODEL.match(model) is not None and not model.endswith(".previous")
+def _file_name(model: str) -> str:
+    """What the files of a model are called; raises InvalidInput for what is no model's name."""
+    with contextlib.suppress(UnicodeEncodeError):
+        name = quote(model, safe="")
+        if name.startswith("."):
+            name = "%2E" + name[1:]
+        if name.endswith(".previous"):
+            name = name.removesuffix(".previous") + "%2Eprevious"
+        if "/" not in model and 0 < len(name) <= _MOST_CHARACTERS:
+            return name
+    raise InvalidInput(f"{model[:300]!r} cannot be the name of a model whose rollouts are kept in files")
 
 
-def _checked(model: str) -> str:
-    if not _is_name(model):
-        raise InvalidInput(f'"{model}" cannot be the name of a model whose rollouts are kept in files')
-    return model
+def _is_file_name(name: str) -> bool:
+    with contextlib.suppress(InvalidInput):
+        return _file_name(unquote(name)) == name
+    return False
+
+
+def _finite(number: str) -> float:
+    """A number of a record. What is none, or beyond all, could not be saved again."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no number of a record")
+    return value
 
 
 def _read(path: Path) -> Rollout:
     content = path.read_bytes()
     try:
-        values = json.loads(content)
+        values = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"not JSON: {error}") from error
     return from_json(values)

@@ -79,6 +79,31 @@ async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:
         assert pairs(gateway) == {"copies": 1.0, "candidate-failed": 1.0}
 
 
+@pytest.mark.parametrize(("timeout_s", "failed"), [(TIMEOUT_S, 1.0), (0.9, None)], ids=["fair", "hasty"])
+@pytest.mark.parametrize("api", ["images", "tensors"])
+async def test_a_call_without_an_answer_is_a_failure_of_its_version_if_it_had_a_fair_time(
+    api: str, timeout_s: float, failed: float | None
+) -> None:
+    replica = VersionedReplica(behaviour={2: hanging})
+    async with split_over(replica, Split(1, 2, 1.0, salt="x")) as (gateway, client):
+        if api == "images":
+            answer = await client.post(
+                CLASSIFY,
+                content=PICTURES[1],
+                headers={"content-type": "image/png", "x-request-timeout": str(timeout_s)},
+            )
+        else:
+            answer = await client.post(
+                "/v1/models/digits:predict",
+                json={"instances": [[[[0]] * 8] * 8], "signature_name": "serving_default"},
+                headers={"x-request-timeout": str(timeout_s)},
+            )
+        assert answer.status_code == 504, answer.text
+        await until(lambda: not any(each.in_flight for each in gateway.gateway.pool.replicas))
+        counts = gateway.gateway.steering.counts("digits")
+        assert (counts.get("calls/2"), counts.get("failed/2")) == (failed, failed)
+
+
 async def test_a_hasty_request_s_copy_blames_nobody() -> None:
     asked = asyncio.Event()
 

@@ -95,7 +95,7 @@ async def test_three_gateways_of_a_cluster_make_one_decision_though_the_leader_l
         stay = [first, third]
         alike = asyncio.create_task(alike_soon(first, stay))
         await first.reached(Phase.SHADOW)
-        # A leader that ends between saving a move and counting it leaves that uncounted.
+        # Of the last one perhaps without having stored that it did: then another one tells of it again.
         await until(lambda: counted(leader.running, "sluice_rollout_moves_total") >= 3)
         await leading.aclose()
         rollout = await first.until_finished()
@@ -104,13 +104,14 @@ async def test_three_gateways_of_a_cluster_make_one_decision_though_the_leader_l
         def moves() -> list[float]:
             return [counted(each.running, "sluice_rollout_moves_total") for each in (leader, *stay)]
 
-        await until(lambda: sum(moves()) == len(WAY))
+        await until(lambda: first.rollout.told == len(WAY))
     assert rollout.state.phase is Phase.PROMOTED, rollout.state.reason
     assert [event.after.phase.value for event in rollout.events] == WAY
     assert all(each.same for each in replay(rollout))
     by_leader, *by_others = moves()
     assert by_leader >= 3
-    assert sorted(by_others) == [0, len(WAY) - by_leader], "another one went on, alone"
+    assert min(by_others) == 0, "another one went on, alone"
+    assert by_leader + max(by_others) - len(WAY) in (0, 1), "each move is told of, one twice at most"
     assert {status for scene in stay for status, _ in scene.answered} == {200}
     assert (server.conflicts > 0, server.gone > 0, server.watches > 10) == (True, True, True)
     assert replica.configs[-1] == [2]

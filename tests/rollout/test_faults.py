@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -52,6 +53,26 @@ async def test_a_candidate_that_is_deleted_from_disk_is_rolled_back(tmp_path: Pa
         replica.versions = {"digits": {1}}
         rollout = await scene.until_finished()
         assert (rollout.state.phase, rollout.state.reason.code) == (Phase.ROLLED_BACK, "replicas.cannot-load")
+        assert {status for status, _ in scene.answered} == {200}
+
+
+class Hanging(VersionedReplica):
+    """Never answers that it has taken a config with two versions."""
+
+    async def reload(self, request: Any) -> Any:
+        (entry,) = request.config.model_config_list.config
+        if len(entry.model_version_policy.specific.versions) > 1:
+            await asyncio.Event().wait()
+        return await super().reload(request)
+
+
+async def test_a_replica_that_hangs_as_it_is_told_its_versions_holds_up_no_other(tmp_path: Path) -> None:
+    async with scene_over(tmp_path, Hanging(), VersionedReplica()) as scene:
+        scene.begin()
+        await scene.reached(Phase.CANARY, timeout_s=30.0)
+        await scene.ordered("abort")
+        rollout = await scene.until_finished(timeout_s=30.0)
+        assert rollout.state.phase is Phase.ROLLED_BACK
         assert {status for status, _ in scene.answered} == {200}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import FailedPrecondition, InvalidInput, Unavailable
+from serving.rollout import memory as memories
 from serving.rollout.feedback import TTL_S, Receipts, shared_key
 from serving.rollout.memory import FolderMemory, Memory, Named, OwnMemory
 from serving.rollout.steering import Steering
@@ -48,14 +49,30 @@ async def test_feedback_is_evidence_on_answers_that_were_given_while_callers_wer
     issue = partial(receipts.issue, "digits", label="seven", routed=True)
     before = [issue(version) for version in (1, 2)]
     wall.now += 60.0
-    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, divided_since=wall.now + 0.9)
+    divided = [(wall.now + 0.9, 0.01)]
+    steering.set_split("digits", Split(1, 2, 0.01, salt="y"), None, divided)
     since = [issue(version) for version in (1, 2)]
-    for id_ in (*before, *since):
+    wall.now += 60.0
+    steering.set_split("digits", Split(1, 2, 0.5, salt="y"), None, [*divided, (wall.now + 0.9, 0.5)])
+    later = issue(2)
+    for id_ in (*before, *since, later):
         assert await receipts.redeem(id_, "one") == "accepted"
     assert steering.counts("digits") == {
-        **{f"{kind}/{version}": 2.0 for kind in ("labelled", "wrong") for version in (1, 2)},
-        **{f"{kind}/{version}": 1.0 for kind in ("judged", "judged-wrong") for version in (1, 2)},
+        **{f"{kind}/1": 2.0 for kind in ("labelled", "wrong")},
+        **{f"{kind}/2": 3.0 for kind in ("labelled", "wrong")},
+        **{f"{kind}/{version}/0.01": 1.0 for kind in ("judged", "judged-wrong") for version in (1, 2)},
+        **{f"{kind}/2/0.5": 1.0 for kind in ("judged", "judged-wrong")},
     }
+
+
+async def test_pairs_against_a_version_that_is_not_the_present_stable_one_are_no_evidence() -> None:
+    receipts, steering, _ = desk(memory := OwnMemory())
+    memory.note("copy", Named(3, ("seven",)))
+    id_ = receipts.issue("digits", 1, "seven", routed=True, copied="copy-0")
+    steering.set_split("digits", Split(2, 3, 0.5, salt="x"), None)
+    assert await receipts.redeem(id_, "one") == "accepted"
+    counted = steering.counts("digits")
+    assert counted == {f"{kind}/{version}": 1.0 for kind in ("labelled", "wrong") for version in (1, 3)}
 
 
 async def test_feedback_on_a_version_that_the_caller_named_is_no_evidence() -> None:
@@ -131,6 +148,17 @@ async def test_feedback_on_an_image_that_both_versions_named_judges_both(
         "candidate-wrong/2": 1.0,
         "both-wrong/2": 1.0,
     }
+
+
+def test_what_cannot_be_told_to_others_is_kept_for_them_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memories, "_MOST", 2)
+    mine, other = (FolderMemory(tmp_path, TTL_S) for _ in range(2))
+    for copy in ("a", "b", "c"):
+        mine.note(copy, Named(2, ("seven",)))
+    mine.share()
+    assert [other.named(copy) is not None for copy in ("a", "b", "c")] == [True, True, False]
 
 
 async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: Path) -> None:

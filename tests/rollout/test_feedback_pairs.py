@@ -14,9 +14,9 @@ from serving.rollout import ledger as ledgers
 from serving.rollout.evidence import BoolArray
 from serving.rollout.explain import explain, replay
 from serving.rollout.judge import alphas, judge, signals
-from serving.rollout.ledger import Interval, Pairs
+from serving.rollout.ledger import Arms, Interval, Pairs
 from serving.rollout.machine import Phase
-from serving.rollout.observation import to_interval
+from serving.rollout.observation import to_intervals
 from serving.rollout.plan import Plan
 from serving.rollout.verdict import Outcome
 from tests.rollout.replicas import FAST, PICTURES, Scene, VersionedReplica, scene_over
@@ -66,21 +66,44 @@ def test_each_answer_is_evidence_once() -> None:
     counts = {
         "labelled/1": 9.0,
         "wrong/1": 5.0,
-        "judged/1": 3.0,
-        "judged-wrong/1": 1.0,
+        "judged/1/0.1": 3.0,
+        "judged-wrong/1/0.1": 1.0,
+        "judged/1/0.5": 2.0,
         "labelled/2": 7.0,
         "wrong/2": 4.0,
-        "judged/2": 1.0,
-        "judged-wrong/2": 1.0,
+        "judged/2/0.1": 1.0,
+        "judged-wrong/2/0.1": 1.0,
+        "judged/2/0.5": 2.0,
         "pairs/2": 6.0,
         "candidate-wrong/2": 1.0,
         "stable-wrong/2": 2.0,
         "both-wrong/2": 2.0,
     }
-    _, interval = to_interval(rollout, rollout.evidence, counts)
-    assert interval.pairs["accuracy"] == Pairs(6.0, 1.0, 2.0)
-    arms = interval.arms["accuracy"]
-    assert (arms.candidate_n, arms.candidate_bad, arms.stable_n, arms.stable_bad) == (1.0, 1.0, 3.0, 1.0)
+    _, intervals = to_intervals(rollout, rollout.evidence, counts)
+    assert [each.pairs.get("accuracy") for each in intervals] == [Pairs(6.0, 1.0, 2.0), None, None]
+    assert [each.arms.get("accuracy") for each in intervals] == [
+        None,
+        Arms(candidate_n=1.0, candidate_bad=1.0, stable_n=3.0, stable_bad=1.0),
+        Arms(candidate_n=2.0, candidate_bad=0.0, stable_n=2.0, stable_bad=0.0),
+    ]
+
+
+def test_images_that_grew_harder_between_two_weights_are_no_fault_of_the_candidate() -> None:
+    """All labels of a day come at once; in its second half both versions are wrong five times as often."""
+    rollout = new_rollout()
+    counts = {
+        "judged/1/0.1": 1800.0,
+        "judged-wrong/1/0.1": 36.0,
+        "judged/2/0.1": 200.0,
+        "judged-wrong/2/0.1": 4.0,
+        **{f"judged/{version}/0.5": 1000.0 for version in (1, 2)},
+        **{f"judged-wrong/{version}/0.5": 100.0 for version in (1, 2)},
+    }
+    ledger, intervals = to_intervals(rollout, rollout.evidence, counts)
+    for interval in intervals:
+        ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
+    codes = {each.code for each in judge(rollout.plan, ledger, shadow=False).reasons}
+    assert not codes & {"accuracy.worse", "accuracy.suspicious"}
 
 
 async def tell_the_truth(scene: Scene) -> None:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from serving.rollout import evidence
 from serving.rollout import ledger as ledgers
 from serving.rollout.counts import Counts
-from serving.rollout.judge import OUTCOMES, judge, outcomes, signals
+from serving.rollout.judge import OUTCOMES, _class_parts, alphas, judge, outcomes, signals
 from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
 from serving.rollout.machine import Phase, State
-from serving.rollout.observation import to_interval
+from serving.rollout.observation import to_intervals
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.traffic import Source, Traffic
@@ -41,12 +43,44 @@ def test_nothing_seen_says_nothing() -> None:
         assert verdict.reason.code.endswith(".undecided")
 
 
+@pytest.mark.parametrize("share", [0.2, 0.0])
+def test_the_guards_parts_of_alpha_come_to_the_whole(share: float) -> None:
+    levels = alphas(PLAN.model_copy(update={"shadow": PLAN.shadow.model_copy(update={"share": share})}))
+    assert sum(levels.values()) == pytest.approx(PLAN.alpha)
+    assert ("agreement" in levels) == (share > 0.0)
+    assert levels["errors"] == pytest.approx(7.0 * levels["latency"])
+
+
+@pytest.mark.parametrize("classes", [1, 3, 1000])
+def test_the_classes_parts_of_a_level_come_to_no_more_than_the_whole(classes: int) -> None:
+    parts = _class_parts(classes)
+    assert 0.5 <= parts.sum() <= 1.0
+    assert (np.diff(parts) < 0.0).all()
+
+
+@pytest.mark.parametrize(("copies", "differs"), [(8, False), (9, True)])
+def test_the_first_class_has_a_quarter_of_agreement_s_part(copies: int, differs: bool) -> None:
+    """Half of it is for all classes together, and half of the rest for those that come later."""
+    ledger = seen(Interval(agreement=([copies], [0])), classes=("3",))
+    found = signals(PLAN, ledger, shadow=True).agreement
+    assert found is not None
+    wealth = evidence.log_betting_wealth(0, copies, PLAN.shadow.min_class_agreement)
+    assert (wealth >= -math.log(alphas(PLAN)["agreement"] / 4)) == differs
+    assert found.class_differs.tolist() == [differs]
+
+
+def test_every_wealth_is_one_at_the_start() -> None:
+    for each in signals(PLAN, seen(), shadow=False).criteria.values():
+        assert (float(each.log_worse), float(each.log_good)) == pytest.approx((0.0, 0.0))
+
+
 def test_more_errors_than_stable_fail_with_the_counts_in_the_reason() -> None:
     verdict = judge(PLAN, seen(*[errors(50, 2, 950, 5)] * 20), shadow=False)
     assert verdict.outcome is Outcome.FAIL
     assert verdict.reason.code == "errors.worse"
     assert "candidate 40 of 1000, stable 100 of 19000" in verdict.reason.text
     assert verdict.reason.values["log_e"] >= verdict.reason.values["log_limit"]
+    assert verdict.reason.values["log_limit"] == pytest.approx(-math.log(alphas(PLAN)["errors"]))
 
 
 def test_some_evidence_holds() -> None:
@@ -115,6 +149,32 @@ def test_a_split_that_is_not_the_split_is_inconclusive() -> None:
     assert (verdict.outcome, verdict.reason.code) == (Outcome.INCONCLUSIVE, "split.broken")
     fair = [Interval(unkeyed=(50, 950), weight=0.05), Interval(unkeyed=(250, 750), weight=0.25)]
     assert judge(PLAN, seen(*fair), shadow=False).outcome is Outcome.WAIT
+    after = seen(skewed, Interval(unkeyed=(250, 750), weight=0.25))
+    assert judge(PLAN, after, shadow=False).outcome is Outcome.INCONCLUSIVE, "it is not forgotten"
+
+
+def test_harm_comes_before_a_broken_split_and_that_before_a_doubt() -> None:
+    broken = Interval(unkeyed=(300, 700), weight=0.5)
+    doubt, harm = [errors(5, 1, 95, 0)] * 2, [errors(50, 2, 950, 5)] * 20
+    assert judge(PLAN, seen(broken, *doubt), shadow=False).outcome is Outcome.INCONCLUSIVE
+    assert judge(PLAN, seen(broken, *harm), shadow=False).outcome is Outcome.FAIL
+
+
+def test_a_doubt_about_one_criterion_holds_though_the_others_have_passed() -> None:
+    plan = Plan.model_validate({"criteria": {"latency": None}})
+    passed = [errors(500, 2, 500, 2)] * 100
+    assert judge(plan, seen(*passed, plan=plan), shadow=False).outcome is Outcome.PASSED
+    wrong = Interval({"accuracy": Arms(20, 9, 20, 1)}, weight=0.5)
+    assert judge(plan, seen(*passed, wrong, plan=plan), shadow=False).outcome is Outcome.HOLD
+
+
+@pytest.mark.parametrize(("criterion", "counted"), [("errors", 9.0 + 4.0), ("accuracy", 9.0 + 100.0)])
+def test_an_incident_counts_for_three_deviations_beyond_the_usual_and_feedback_whole(
+    criterion: str, counted: float
+) -> None:
+    calm, incident = Arms(50, 0, 50, 1), Arms(50, 50, 50, 50)
+    ledger = seen(*(Interval({criterion: each}) for each in [calm] * 9 + [incident]))
+    assert float(ledger.criteria[criterion].counted) == counted
 
 
 def test_feedback_guards_but_is_not_waited_for() -> None:
@@ -173,7 +233,7 @@ def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> N
     counts = {"requests/1": 50_000.0, "requests/2": 5_000.0}
 
     def verdict(rollout: Rollout, counts: Counts) -> Verdict:
-        ledger, interval = to_interval(rollout, rollout.evidence, counts)
+        ledger, (interval, *_) = to_intervals(rollout, rollout.evidence, counts)
         return judge(PLAN, ledgers.record(TESTS, ledger, interval), shadow=False)
 
     codes = [
@@ -189,5 +249,5 @@ def test_a_step_counts_its_requests_whatever_the_plan_judges_by() -> None:
     only = {"errors": None, "latency": None, "accuracy": {"required": True}}
     plan = Plan.model_validate({"criteria": only})
     rollout = replace(new_rollout(), plan=plan, state=State(Phase.CANARY))
-    ledger, interval = to_interval(rollout, rollout.evidence, {"calls/2": 70.0, "calls/1": 9.0})
+    ledger, (interval, *_) = to_intervals(rollout, rollout.evidence, {"calls/2": 70.0, "calls/1": 9.0})
     assert float(ledgers.record(ledgers.tests_of(plan), ledger, interval).step_requests) == 70.0

@@ -53,8 +53,10 @@ def followed(server: ApiServer, pin: int | None = 1) -> Iterator[KubernetesStore
         store.close()
 
 
-def asked_for(server: ApiServer, name: str = "digits-2", version: int = 2, **plan: Any) -> None:
-    spec = {"model": "digits", "version": version, "plan": plan}
+def asked_for(
+    server: ApiServer, name: str = "digits-2", version: int = 2, model: str = "digits", **plan: Any
+) -> None:
+    spec = {"model": model, "version": version, "plan": plan}
     kind = {"apiVersion": "sluice.dev/v1alpha1", "kind": "ModelRollout"}
     server.create("modelrollouts", kind | {"metadata": {"name": name, "namespace": "serving"}, "spec": spec})
 
@@ -237,6 +239,23 @@ def test_a_command_in_an_object_that_waits_is_refused_aloud(
         until(cleared)
         assert loaded(store).state.phase is Phase.CANARY
     assert "it is not the rollout under way" in capsys.readouterr().out
+
+
+def test_an_object_that_cannot_be_written_holds_up_no_other_one_s_command(server: ApiServer) -> None:
+    asked_for(server, "digits-2")
+    asked_for(server, "flowers-2", model="flowers")
+    with followed(server) as store:
+        store.pin("flowers", 1)
+        for name in ("digits-2", "flowers-2"):
+            server.patch("modelrollouts", name, {"spec": {"command": "pause"}})
+        until(lambda: store.asked("digits-2") and store.asked("flowers-2"))
+        store.close()
+        server.drop_watches()
+        server.delete("modelrollouts", "digits-2")
+        with pytest.raises(Unavailable, match="refused"):
+            store.obey()
+    assert server.get("modelrollouts", "flowers-2")["status"]["phase"] == "paused"
+    assert not store.asked("flowers-2")
 
 
 def test_the_desk_commands_but_does_not_start(server: ApiServer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from serving.rollout.counts import Counts
 from serving.rollout.events import Announcer
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
-from serving.rollout.reconcile import Reconciler
+from serving.rollout.reconcile import Reconciler, Wanted
+from serving.rollout.record import Event, Rollout
 from serving.rollout.start import order
 from serving.rollout.steering import Steering
 from serving.rollout.store import Files, FileStore, Store
-from serving.routing import Split
+from serving.routing import Route, Split
 from serving.telemetry import Metrics
 from tests.rollout.stored import new_rollout
 
@@ -56,6 +59,27 @@ class Lead:
         """Nobody waits for it."""
 
 
+class Telling(Announcer):
+    """Notes the phases of the moves that it tells of."""
+
+    def __init__(self, registry: CollectorRegistry, told: list[str]) -> None:
+        super().__init__(registry)
+        self._told = told
+
+    async def moved(self, rollout: Rollout, event: Event) -> None:
+        await super().moved(rollout, event)
+        self._told.append(event.after.phase.value)
+
+
+class Wanting(Reconciler):
+    """Notes what it is to bring about."""
+
+    wanted: Mapping[str, Wanted] = {}
+
+    async def apply(self, wanted: Mapping[str, Wanted]) -> None:
+        self.wanted = wanted
+
+
 @dataclass
 class Looking:
     """A controller without replicas over a store; every look moves its clock by a second."""
@@ -66,19 +90,21 @@ class Looking:
     steering: Steering = field(default_factory=Steering)
     now: float = 1e9
     models: tuple[str, ...] = ("digits",)
+    told: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         registry = CollectorRegistry()
         pool = Pool([], calls_per_replica=1)
+        self.reconciler = Wanting(pool, lambda model: f"/models/{model}")
         around = Surroundings(
             store=self.store,
             steering=self.steering,
             pool=pool,
             catalog=Catalog(pool, self.models, default_model=None, metrics=Metrics(registry)),
-            reconciler=Reconciler(pool, lambda model: f"/models/{model}"),
+            reconciler=self.reconciler,
             leadership=Lead(self.name, self.gateways),
             source=self.gateways,
-            announcer=Announcer(registry),
+            announcer=Telling(registry, self.told),
             published=lambda model: [1, 2],
             plan=Plan(on_new_version="rollout"),
         )
@@ -177,6 +203,23 @@ async def test_a_model_whose_record_cannot_be_written_holds_up_no_other(tmp_path
     assert [each.revision for each in found if each is not None] == [1, 2]
 
 
+class Disobedient(FileStore):
+    """Cannot carry out a command that somebody left."""
+
+    def obey(self) -> None:
+        raise Unavailable("one of the objects cannot be written")
+
+
+async def test_a_command_that_cannot_be_carried_out_holds_up_no_rollout(tmp_path: Path) -> None:
+    store = Disobedient(tmp_path)
+    store.save(new_rollout())
+    with pytest.raises(Unavailable, match="one of the objects"):
+        await Looking(store, Gateways()).look()
+    found = store.load("digits")
+    assert found is not None
+    assert found.revision == 2
+
+
 async def test_no_call_is_lost_while_the_counts_are_away(tmp_path: Path) -> None:
     in_canary(FileStore(tmp_path))
     gateways = Gateways()
@@ -241,3 +284,71 @@ async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_ve
     store.pin("digits", 1)
     await looking.look()
     assert looking.steering.splits() == {"digits": Split(1)}
+
+
+async def test_a_record_that_cannot_be_read_holds_up_no_other_model(tmp_path: Path) -> None:
+    store, models = FileStore(tmp_path), ("digits", "flowers")
+    for model in models:
+        store.save(replace(new_rollout(f"{model}-2", model), state=State(Phase.LOADING)))
+    looking = Looking(store, Gateways(), models=models)
+    await looking.look()
+    spoilt(tmp_path)
+    order(store, "flowers", "abort", by="a test", at=1e9)
+    await looking.look()
+    labels = {model: dict(each.labels) for model, each in looking.reconciler.wanted.items()}
+    assert labels["digits"] == {"stable": 1, "candidate": 2}, "as it was"
+    started = Looking(FileStore(tmp_path), Gateways(), models=models)
+    await started.look()
+    assert started.reconciler.wanted == {}, "who knows nothing of one would have it unloaded"
+
+
+async def test_a_move_is_told_of_though_the_gateway_that_made_it_ended(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    store.save(new_rollout())
+    order(store, "digits", "pause", by="a test", at=1e9)
+    first = Looking(FileStore(tmp_path), Gateways())
+    for _ in range(2):
+        await first.look()
+    assert first.told == ["paused"], "that nobody looked when it was made"
+    order(store, "digits", "abort", by="a test", at=1e9)
+    second = Looking(FileStore(tmp_path), Gateways())
+    for _ in range(3):
+        await second.look()
+    assert second.told == ["rolling_back"]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["as it is", "as before this was kept"])
+async def test_the_last_move_of_all_is_told_of_once(tmp_path: Path, kept: bool) -> None:
+    over = new_rollout().moved(State(Phase.ROLLED_BACK), None, 1e9)
+    FileStore(tmp_path).save(over)
+    path = tmp_path / "digits.json"
+    if not kept:
+        values = json.loads(path.read_text())
+        del values["told"]
+        path.write_text(json.dumps(values))
+    told = []
+    for _ in range(2):
+        looking = Looking(FileStore(tmp_path), Gateways(), models=())
+        await looking.look()
+        await looking.look()
+        told += looking.told
+    assert told == (["rolled_back"] if kept else [])
+
+
+async def test_a_gateway_that_answers_says_what_is_slow_for_one_that_does_not(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    store.save(replace(new_rollout(), state=State(Phase.SHADOW)))
+    gateways = Gateways()
+    leading, following = (Looking(FileStore(tmp_path), gateways, name) for name in ("a", "b"))
+    await leading.look()
+    found = store.load("digits")
+    assert found is not None
+    assert found.latency_limit_s is None
+    following.steering.set_split("digits", found.split(), None)
+    for _ in range(100):
+        following.steering.answered("digits", Route(1, "stable", None), 0.02, late=False)
+    await following.look()
+    await leading.look()
+    found = store.load("digits")
+    assert found is not None
+    assert found.latency_limit_s == pytest.approx(0.02)

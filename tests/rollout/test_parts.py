@@ -214,6 +214,20 @@ def test_memory_tight_fleets_swap_one_replica_at_a_time() -> None:
     assert alone.outcome is Outcome.FAIL
 
 
+def test_the_replica_that_tries_a_candidate_keeps_it_whichever_others_come() -> None:
+    canary = in_phase(Phase.CANARY, max_unavailable=1)
+    new, having, left = replicas({1}, {2}, {1})
+    left = replace(left, states={**left.states, 2: VersionStatus("END")})
+    for fleet in ([new, having], [new, having, left]):
+        held = holdings(canary, fleet, 60.0)
+        assert [address for address, versions in held.items() if versions == {2}] == [having.address]
+        verdict = replicas_verdict(canary, fleet)
+        assert verdict is None, "one that had it for a moment has not failed"
+    gone = replicas_verdict(canary, [new, left])
+    assert gone is not None
+    assert (gone.outcome, gone.reason.code) == (Outcome.FAIL, "replicas.cannot-load")
+
+
 @pytest.mark.parametrize(("most", "warned"), [(None, False), (1, True), (2, False)])
 def test_a_weight_that_the_few_which_try_a_candidate_could_hardly_bear_is_told(
     most: int | None, warned: bool
@@ -266,8 +280,10 @@ def test_a_rollout_to_the_version_that_serves_ends_at_once() -> None:
 
 def test_counts_of_gateways_that_come_go_and_start_again() -> None:
     before = {"a": {"x": 5.0, "y": 1.0}, "gone": {"x": 9.0}}
-    now = {"a": {"x": 7.0, "y": 1.0}, "new": {"x": 1.0}}
-    assert grown(now, before) == {"x": 3.0}
+    now = {"a": {"x": 7.0, "y": 1.0}, "new": {"x": 900.0}}
+    assert grown(now, before) == {"x": 2.0}, "nobody knows since when a new one counts"
+    later = now | {"new": {"x": 901.0, "z": 1.0}}
+    assert grown(later, remembered(before, now)) == {"x": 1.0, "z": 1.0}
     assert grown({"a": {"x": 2.0}}, before) == {"x": 2.0}, "started again: all it has counted is new"
 
 
@@ -278,6 +294,14 @@ def test_a_gateway_that_cannot_be_seen_for_once_comes_back_as_itself() -> None:
     assert grown(without_b, first) == {"x": 1.0}
     before = remembered(first, without_b)
     assert grown(back, before) == {"x": 4.0}, "of b only what it has counted since it was last seen"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"digits": []}', '{"digits": {"calls/1": null}}'])
+def test_a_damaged_file_of_counts_is_passed_over(tmp_path: Path, content: str) -> None:
+    counts = FolderCounts(tmp_path, "living")
+    counts.publish({"digits": {"calls/1": 3.0}})
+    (tmp_path / "counts" / "damaged.json").write_text(content)
+    assert counts.collect("digits") == {"living": {"calls/1": 3.0}}
 
 
 def test_counts_in_a_folder_outlive_a_clock_that_is_set(tmp_path: Path) -> None:

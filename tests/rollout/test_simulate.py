@@ -81,6 +81,13 @@ def test_evidence_that_cannot_suffice_is_undecided() -> None:
     assert ended.share(UNDECIDED).share > 0.9
 
 
+def test_a_rule_that_has_not_decided_by_the_end_of_the_plan_is_undecided() -> None:
+    wald, flagger = Wald("Wald", 0.005, 0.015, 0.01, 0.01), Threshold("rule", 60.0, 0.99, 10)
+    found = simulate_rules([wald, flagger], QUICK, Traffic(rps=0.1), runs=20, seed=22)
+    assert [each.share(UNDECIDED).share for each in found] == [1.0, 0.0]
+    assert found[1].share(PROMOTED).share == 1.0, "it has had its steps"
+
+
 def test_looking_only_when_due_is_looking_always(monkeypatch: pytest.MonkeyPatch) -> None:
     traffic = Traffic(candidate_error=0.02)
     seldom = simulate(QUICK, traffic, runs=60, seed=18)

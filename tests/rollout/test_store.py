@@ -143,7 +143,7 @@ def test_a_start_that_is_cut_anywhere_leaves_the_last_rollout_or_the_next(
     assert [each.id for each in after.history("digits")] == ["last", "next"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "edited", "emptied"])
+@pytest.mark.parametrize("damage", ["cut", "edited", "emptied", "no number", "endless", "too large"])
 def test_a_damaged_file_leaves_the_state_before_it(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,7 +156,11 @@ def test_a_damaged_file_leaves_the_state_before_it(
         "cut": content[: len(content) // 2],
         "edited": content.replace('"pending"', '"flying"'),
         "emptied": "",
+        "no number": content.replace('"clock_s": 1.0', '"clock_s": NaN'),
+        "endless": content.replace('"clock_s": 1.0', '"clock_s": 1e999'),
+        "too large": content.replace('"clock_s": 1.0', f'"clock_s": {10**400}'),
     }
+    assert texts[damage] != content
     path.write_text(texts[damage])
     found = store.load("digits")
     assert found == before
@@ -167,6 +171,15 @@ def test_a_damaged_file_leaves_the_state_before_it(
     assert found is not None
     store.save(at(found, 2.0))
     assert store.damage("digits") is None
+
+
+def test_a_damaged_pin_is_not_taken_for_none(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    assert store.pinned("digits") is None
+    store.pin("digits", 3)
+    (tmp_path / "pinned" / "digits").write_text("")
+    with pytest.raises(InvalidInput, match="pinned/digits holds no version"):
+        store.pinned("digits")
 
 
 def test_a_damaged_file_without_a_state_before_it_is_no_rollout(tmp_path: Path) -> None:
@@ -189,20 +202,25 @@ def test_nothing_begins_over_a_record_that_cannot_be_read(tmp_path: Path) -> Non
     assert {path.read_text() for path in tmp_path.glob("digits*.json")} == {"{"}
 
 
-@pytest.mark.parametrize("model", ["_digits", "d" * 200])
+@pytest.mark.parametrize(
+    "model", ["_digits", "d" * 200, "digits copy", "digits.previous", ".digits", "zahlen-für-später", "100%"]
+)
 def test_a_rollout_of_any_model_that_can_be_kept_can_be_read(tmp_path: Path, model: str) -> None:
     store = FileStore(tmp_path)
     store.pin(model, 1)
+    store.save(new_rollout())
     begun = start(store, model, 2**53, Plan(), 1e9)
     assert store.load(model) == begun
     store.save(finished(begun))
     following = start(store, model, 3, Plan(), 1e9)
     assert [each.id for each in store.history(model)] == [begun.id, following.id]
+    assert store.models() == sorted(("digits", model))
+    assert store.pinned(model) == 1
 
 
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    for name in ("../digits", "a/b", "", "digits.previous"):
+    for name in ("../digits", "a/b", "", "d" * 201, "\ud800"):
         with pytest.raises(InvalidInput, match="cannot be the name of a model"):
             store.load(name)
 
