@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import BadInput
+from training.errors import BadInput, TrainingError
 from training.history import History
 
 Weights = list[NDArray[Any]]
@@ -33,7 +33,7 @@ class Checkpoint:
         self.settings = json.dumps(settings, sort_keys=True, default=str)
 
     def save(self, model: keras.Model, history: History, best: Weights, finished: bool) -> None:
-        """Replaces the file."""
+        """Replaces the file; raises `TrainingError`, and leaves it as it was, if there is no room."""
         state = json.dumps({"history": dataclasses.asdict(history), "finished": finished})
         arrays: dict[str, Any] = {"state": np.array(state), "settings": np.array(self.settings)}
         for name, values in (
@@ -44,9 +44,14 @@ class Checkpoint:
             arrays |= {f"{name}/{index}": value for index, value in enumerate(values)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(self.path)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            temporary.replace(self.path)
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)  # half of a file would keep a full disk full
 
     def remove(self) -> None:
         """Removes the file, and its folder if nothing else is in it."""

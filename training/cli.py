@@ -1,6 +1,7 @@
 """The commands `train` and `publish` and what belongs to them.
 
-Each command imports TensorFlow in its body: `--help` must not wait seconds for it.
+Each command imports TensorFlow in its body, after what can be told to be wrong without it: `--help` and a
+typo must not wait seconds for it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from training import flags
-from training.config import PRESETS, Options, preset
+from training.config import PRESETS, Options, check_model_file, check_place, preset
 from training.errors import BadInput, TrainingError
+from training.publish import version_folder
 
 MODELS = Path("models")
 
@@ -71,6 +73,8 @@ def train(
             tensorboard=tensorboard,
             strategy=strategy,
         )
+        options.check_folders()
+        _check_data(data)
     with _user_errors(), _quiet_tensorflow():
         from training import job
 
@@ -100,6 +104,11 @@ def publish(
     A .keras file is loaded without running code in it: Lambda layers must name registered functions.
     """
     console = _console()
+    with _user_errors():
+        check_model_file(path)
+        check_place(out, name)
+        if labels is not None and not labels.exists():
+            raise BadInput(f"--labels {labels}: no such file")
     with _user_errors(), _quiet_tensorflow():
         from training import foreign
 
@@ -126,6 +135,9 @@ def evaluate(
 ) -> None:
     """Judge a published version on held-out examples, run as it is served."""
     console = _console()
+    with _user_errors():
+        version_folder(model)
+        _check_data(data)
     with _user_errors(), _quiet_tensorflow():
         from training.curves import draw_confusion
         from training.published import examine
@@ -154,6 +166,10 @@ def compare(
 ) -> None:
     """Compare two versions on the same held-out examples by McNemar's exact test."""
     console = _console()
+    with _user_errors():
+        version_folder(first)
+        version_folder(second)
+        _check_data(data)
     with _user_errors(), _quiet_tensorflow():
         from training.published import compare as compare_versions
 
@@ -176,6 +192,8 @@ def compare(
 
 def inspect(model: flags.Version) -> None:
     """Show a published version: signatures, sizes, card."""
+    with _user_errors():
+        version_folder(model)
     with _user_errors(), _quiet_tensorflow():
         from training.inspection import show
 
@@ -185,6 +203,14 @@ def inspect(model: flags.Version) -> None:
 def _console() -> Console:
     """A console that prints what it is given: names of files and classes may have brackets and colons."""
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def _check_data(data: str | None) -> None:
+    """Raises BadInput if `--data` names nothing that there is."""
+    from training import sources
+
+    if data is not None and data not in sources.TABLES:
+        sources.parsed(data)
 
 
 def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
@@ -227,7 +253,7 @@ def _quiet_tensorflow() -> Iterator[None]:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever it is for the user's other programs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _silenced_stderr():

@@ -18,6 +18,8 @@ from training.errors import BadInput
 MOST_STEPS = 8_000
 HIGHEST_SEED = 2**32 - 1  # what NumPy's generators take
 PRECISIONS = ("float32", "bfloat16", "float16")
+AUGMENTATIONS = ("none", "shift", "shift-flip")
+STRATEGIES = ("none", "mirrored", "multiworker")
 
 # A model's name is a folder's, and stands in the paths of the gateway's API.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -48,7 +50,7 @@ class Options:
     """What the user may choose; None leaves what the preset or the data say.
 
     Raises:
-        BadInput: a name, seed or precision that cannot be.
+        BadInput: a name, seed, learning rate, precision, augmentation or strategy that cannot be.
     """
 
     data: str | None = None
@@ -75,14 +77,27 @@ class Options:
             check_name(self.name)
         if self.seed is not None and not 0 <= self.seed <= HIGHEST_SEED:
             raise BadInput(f"the seed is {self.seed}; it must be within 0..{HIGHEST_SEED}")
-        for precision in (self.precision, self.mixed_precision):
-            if precision not in (None, *PRECISIONS):
-                raise BadInput(f"there is no precision {precision!r}; there are: {', '.join(PRECISIONS)}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise BadInput(f"the learning rate is {self.learning_rate}; it must be a number above 0")
+        for what, value, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("precision", self.mixed_precision, PRECISIONS),
+            ("augmentation", self.augment, AUGMENTATIONS),
+            ("strategy", self.strategy, STRATEGIES),
+        ):
+            if value not in (None, *known):
+                raise BadInput(f"there is no {what} {value!r}; there are: {', '.join(known)}")
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of a folder's images, if the user chose."""
         return None if self.image_size is None else (self.image_size, self.image_size)
+
+    def check_folders(self) -> None:
+        """Raises BadInput if the model, or the logs of its training, cannot be written where they should."""
+        check_place(self.out, self.name)
+        if self.tensorboard is not None:
+            check_folder("--tensorboard", self.tensorboard)
 
     def applied_to(self, values: Hyperparameters) -> Hyperparameters:
         """The hyperparameters with what the user chose in place of the preset's."""
@@ -246,6 +261,22 @@ def check_name(name: str) -> None:
             f"{name!r} is no name for a model: letters, digits, `_`, `.`, `-`, no dot in front;"
             " choose one with --name"
         )
+
+
+def check_model_file(path: Path) -> None:
+    """Raises BadInput for what can be neither a `.keras` file nor the folder of a SavedModel."""
+    if not path.exists():
+        raise BadInput(f"{path}: no such file or folder")
+    if not path.is_dir() and path.suffix != ".keras":
+        raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder")
+
+
+def check_place(out: Path, name: str | None) -> None:
+    """Raises BadInput if no model, or none of that name, can be published in this folder of models."""
+    check_folder("--out", out)
+    if name is not None:
+        check_name(name)
+        check_folder("--out", out / name)
 
 
 def check_folder(flag: str, folder: Path) -> None:

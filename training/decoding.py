@@ -14,6 +14,7 @@ from PIL import Image
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".pgm", ".ppm", ".tif", ".tiff")
 
 _EXIF_ORIENTATION = 0x0112
 # What brings an image of each EXIF orientation upright (EXIF 2.32, 4.6.4.A); 1 is upright already.

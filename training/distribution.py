@@ -13,9 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from training.errors import BadInput
-
-STRATEGIES = ("none", "mirrored", "multiworker")
+from training.errors import BadInput, TrainingError
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,20 @@ class Distribution:
         """The context in which variables are made and training runs."""
         return nullcontext() if self.strategy is None else self.strategy.scope()
 
+    def wait_for_all(self) -> None:
+        """Returns when each of several workers has come here; raises `TrainingError` if one has gone."""
+        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return
+        try:
+            self.strategy.reduce("SUM", self.strategy.run(lambda: tf.ones(())), axis=None)
+        except tf.errors.OpError as error:
+            raise TrainingError(
+                "another worker ended first; start all of them again, with --resume"
+            ) from error
+
 
 def distribution(name: str) -> Distribution:
-    """The distribution of that name; must come before anything else is computed with TensorFlow."""
-    if name not in STRATEGIES:
-        raise BadInput(f"there is no strategy {name!r}; there are: {', '.join(STRATEGIES)}")
+    """The distribution of a name in `config.STRATEGIES`; must come before anything else is computed."""
     if name == "none":
         return Distribution()
     if name == "mirrored":

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_SUM_TOLERANCE = 0.01  # what half precision may make of a sum of probabilities
 _CONFUSION_LIMIT = 50  # classes: past that the matrix alone would not fit the card
 
 
 def classification(truth: NDArray[Any], scores: NDArray[Any], labels: tuple[str, ...]) -> dict[str, Any]:
     """Accuracy, precision and recall of each class, confusion, calibration; ready for JSON.
 
+    Only probabilities can be calibrated: `ece` is None for other scores, such as logits.
+
     Args:
         truth: int [N].
-        scores: float [N, K], probabilities.
+        scores: float [N, K], the higher the likelier.
         labels: K names.
     """
     predicted = scores.argmax(axis=1)
@@ -23,7 +26,7 @@ def classification(truth: NDArray[Any], scores: NDArray[Any], labels: tuple[str,
     metrics: dict[str, Any] = {
         "held_out_examples": len(truth),
         "held_out_accuracy": round(float((predicted == truth).mean()), 6),
-        "ece": round(expected_calibration_error(truth, scores), 6),
+        "ece": round(expected_calibration_error(truth, scores), 6) if are_probabilities(scores) else None,
         "per_class": per_class(matrix, labels),
     }
     if len(labels) <= _CONFUSION_LIMIT:
@@ -51,6 +54,11 @@ def per_class(matrix: NDArray[np.int64], labels: tuple[str, ...]) -> list[dict[s
             }
         )
     return rows
+
+
+def are_probabilities(scores: NDArray[Any]) -> bool:
+    """Whether the scores [N, K] of each example are none below 0 and add up to 1."""
+    return bool(scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
 
 
 def expected_calibration_error(truth: NDArray[Any], scores: NDArray[Any], bins: int = 15) -> float:

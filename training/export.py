@@ -110,7 +110,8 @@ def _expected(exported: Exported, call: signatures.Call) -> NDArray[np.float32]:
 def _frozen(exported: Exported) -> signatures.Call | None:
     """The model with its variables folded into constants, after a check that it still answers the same.
 
-    None if it holds what is no variable, such as a table to look words up in: that cannot be folded.
+    None if it holds what cannot be folded: a table to look words up in, or a variable that it writes to, such
+    as the state of the random numbers of a recurrent layer with dropout.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -122,6 +123,8 @@ def _frozen(exported: Exported) -> signatures.Call | None:
         return [outputs[name] for name in interface.outputs]
 
     traced = tf.function(live).get_concrete_function(*interface.inputs.values())
+    if any(node.op.startswith(("Assign", "LookupTable")) for node in graph_nodes(traced)):
+        return None
     frozen = convert_variables_to_constants_v2(traced)
     if len(frozen.inputs) > len(names):
         return None
@@ -133,6 +136,12 @@ def _frozen(exported: Exported) -> signatures.Call | None:
     actual = _side_by_side(call(exported.golden))
     check_close("frozen equals unfrozen", actual, exported.expected(), exported.tolerance)
     return call
+
+
+def graph_nodes(function: tf.types.experimental.ConcreteFunction) -> list[Any]:
+    """The NodeDef of every operation in a traced function, and in the functions that it calls."""
+    graph = function.graph.as_graph_def()
+    return [*graph.node, *(node for called in graph.library.function for node in called.node_def)]
 
 
 def _side_by_side(outputs: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -55,7 +55,6 @@ BatchSize = Annotated[
 LearningRate = Annotated[
     float | None,
     typer.Option(
-        min=0.0,
         help="Peak of the cosine after the warm-up.",
         show_default=_RECIPES,
         rich_help_panel=_TRAINING,

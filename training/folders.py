@@ -1,7 +1,7 @@
 """Images in a folder or a zip: one sub-folder a class, or `train/` and `test/` with them.
 
-The sub-folders' names become the labels, in sorted order. Files that cannot be decoded, or that lie in no
-class's folder, are counted, named and left out.
+The sub-folders' names become the labels, in sorted order. Files that cannot be decoded, that lie in no
+class's folder, or that are images of other kinds are counted, named and left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -43,6 +44,7 @@ class _Survey:
     colour: bool = False
     unreadable: list[str] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
 
     def size(self) -> tuple[int, int]:
         """Height and width that suit all the images."""
@@ -66,9 +68,12 @@ def image_folder(
             most 224 pixels, and else 64x64.
         channels: 1 or 3; None takes 3 if any image has colour.
     """
-    files, read = _listing(path)
-    splits, labels, stray = _classes(files, path)
-    survey = _Survey(stray=stray)
+    files, closed, read = _listing(path)
+    files, closed = ([name for name in names if not _is_hidden(name)] for names in (files, closed))
+    images = [name for name in files if name.lower().endswith(decoding.SUFFIXES)]
+    splits, labels, stray = _classes(images, path)
+    other = [name for name in files if name.lower().endswith(decoding.OTHER_SUFFIXES)]
+    survey = _Survey(unreadable=closed, stray=stray, other=other)
     splits = {split: _surveyed(members, read, survey) for split, members in splits.items()}
     shape = (*(size or survey.size()), channels or (3 if survey.colour else 1))
     arrays = {split: _decode(members, labels, read, shape, survey) for split, members in splits.items()}
@@ -78,11 +83,10 @@ def image_folder(
     return ImageData(name, labels, *arrays["train"][:2], *arrays["test"][:2], _notes(survey, shape))
 
 
-def _listing(path: Path) -> tuple[list[str], Read]:
+def _listing(path: Path) -> tuple[list[str], list[str], Read]:
+    """All the files, sorted, the folders that may not be read, and how to read a file."""
     if path.is_dir():
-        return _files(path), lambda member: (path / member).read_bytes()
-    if not path.exists():
-        raise BadInput(f"{path}: no such folder or zip file")
+        return *_files(path), partial(_read, path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
@@ -96,25 +100,40 @@ def _listing(path: Path) -> tuple[list[str], Read]:
         except Exception as error:  # each way of compression has its own errors for damaged data
             raise decoding.Undecodable(str(error)) from error
 
-    return sorted(name for name in archive.namelist() if not name.endswith("/")), read
+    return sorted(name for name in archive.namelist() if not name.endswith("/")), [], read
 
 
-def _files(path: Path) -> list[str]:
-    """All the files below, sorted; a class's folder may be a link to one elsewhere."""
-    found = []
-    for folder, below, names in os.walk(path, followlinks=True):
+def _read(path: Path, member: str) -> bytes:
+    try:
+        return (path / member).read_bytes()
+    except FileNotFoundError as error:  # a link to what is not there
+        raise decoding.Undecodable(str(error)) from error
+
+
+def _files(path: Path) -> tuple[list[str], list[str]]:
+    """All the files below, sorted, with links to nothing; and the folders that may not be read.
+
+    A class's folder may be a link to one elsewhere.
+    """
+    found: list[str] = []
+    closed: list[OSError] = []
+    for folder, below, names in os.walk(path, onerror=closed.append, followlinks=True):
         here = Path(folder)
         real = here.resolve()
         # a link to a folder that it lies in would lead around for ever
         below[:] = [name for name in below if not real.is_relative_to((here / name).resolve())]
-        found += [(here / name).relative_to(path).as_posix() for name in names if (here / name).is_file()]
-    return sorted(found)
+        files = [here / name for name in names]
+        found += [file.relative_to(path).as_posix() for file in files if file.is_file() or not file.exists()]
+    return sorted(found), [f"{Path(error.filename).relative_to(path).as_posix()}/" for error in closed]
 
 
-def _classes(files: list[str], path: Path) -> tuple[dict[str, Members], tuple[str, ...], list[str]]:
+def _is_hidden(file: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(file).parts)
+
+
+def _classes(images: list[str], path: Path) -> tuple[dict[str, Members], tuple[str, ...], list[str]]:
     """(file, label) of each image by split, all labels sorted, and the images in no class's folder."""
-    paths = [PurePosixPath(name) for name in files if name.lower().endswith(decoding.SUFFIXES)]
-    paths = [entry for entry in paths if not any(part.startswith((".", "__MACOSX")) for part in entry.parts)]
+    paths = [PurePosixPath(name) for name in images]
     common = _common([entry.parts[:-2] for entry in paths if len(entry.parts) > 1])
     if common and common[-1].lower() in (*_TRAIN_FOLDERS, *_TEST_FOLDERS):
         common = common[:-1]
@@ -137,7 +156,15 @@ def _classes(files: list[str], path: Path) -> tuple[dict[str, Members], tuple[st
             f"{path}: {found}; it must hold a sub-folder of images for each class, two at least"
             f" (images are {', '.join(decoding.SUFFIXES)})"
         )
+    for label in labels:
+        if not _is_text(label):
+            raise BadInput(f"{path}: the name of the class {label!r} is not UTF-8; rename its folder")
     return dict(splits), labels, stray
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name on the disk is in UTF-8: bytes that are not become halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _common(folders: list[tuple[str, ...]]) -> tuple[str, ...]:
@@ -230,11 +257,17 @@ def _refuse_small_classes(
 
 def _notes(survey: _Survey, shape: tuple[int, int, int]) -> tuple[str, ...]:
     notes = []
-    left_out = (("images in no class's folder", survey.stray), ("unreadable files", survey.unreadable))
+    left_out = (
+        ("images in no class's folder", survey.stray),
+        ("unreadable files", survey.unreadable),
+        ("images of other kinds", survey.other),
+    )
     for what, files in left_out:
         if files:
             more = " ..." if len(files) > _NAMED_FILES else ""
-            notes.append(f"{len(files)} {what} left out: {', '.join(files[:_NAMED_FILES])}{more}")
+            # a file's name may be no text
+            names = [os.fsencode(name).decode(errors="replace") for name in files[:_NAMED_FILES]]
+            notes.append(f"{len(files)} {what} left out: {', '.join(names)}{more}")
     if len(survey.kinds) > 1:
         notes.append(f"{len(survey.kinds)} combinations of size and mode, all made {shape}")
     return tuple(notes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from keyword import iskeyword
 from pathlib import Path
@@ -15,9 +17,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from training.card import card
-from training.config import check_folder, check_name
+from training.config import check_model_file, check_place
 from training.errors import BadInput
-from training.export import Exported
+from training.evaluation import are_probabilities
+from training.export import HALF_TOLERANCE, Exported, graph_nodes
 from training.models import residual, resnet, vgg, wide_deep  # noqa: F401 - their classes register themselves
 from training.recipes.base import Interface
 from training.releases import GOLDEN_EXAMPLES, Published, release
@@ -27,7 +30,6 @@ from training.sources import name_of
 _GREY_OR_COLOUR = (1, 3)
 _IMAGE_RANK = 4
 _STRUCTURES = (dict, list, tuple)
-_SUM_TOLERANCE = 0.01  # what half precision may make of a sum of probabilities
 _INSTEAD = "where it was made, `model.export(FOLDER)` writes a SavedModel that can be published"
 
 
@@ -65,8 +67,10 @@ def publish_file(
         freeze: fold variables into constants.
     """
     name = name_of(path) if name is None else name
-    check_name(name)
-    check_folder("--out", out)
+    check_place(out, name)
+    check_model_file(path)
+    if not 0 < pixel_scale < math.inf:
+        raise BadInput(f"--pixel-scale is {pixel_scale}; it must be a number above 0")
     model = _load(path)
     image = _as_classifier(model, pixel_scale, path)
     if image is None and labels is not None:
@@ -78,27 +82,58 @@ def publish_file(
             f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"
             " and none of Python's own words"
         )
-    chosen, interface = image or (model, Interface(model.inputs, model.outputs))
+    chosen, interface = image or (model, Interface(model.inputs, model.outputs, own=True))
     golden = _golden(interface.inputs)
-    outputs = chosen.call({key: tf.constant(array) for key, array in golden.items()})
+    with _refusing_to_run(path):
+        outputs, again = (
+            chosen.call({key: tf.constant(array) for key, array in golden.items()}) for _ in range(2)
+        )
+    precision = _precision(chosen.call, interface.inputs)
     for key, output in outputs.items():
         if output.shape[:1] != (GOLDEN_EXAMPLES,):
             raise BadInput(
                 f"{path} answers {key} {output.shape} to {GOLDEN_EXAMPLES} examples; only an answer to each,"
                 " numbers [N, ...], can be published"
             )
+        if np.abs(output - again[key]).max(initial=0.0) > HALF_TOLERANCE * np.abs(output).max(initial=1.0):
+            raise BadInput(
+                f"{path} answers {key} otherwise when it is asked again, as with dropout or augmentation that"
+                " is not only for training; publish the .keras file, or a model without those layers"
+            )
     names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
-    exported = Exported(chosen.call, chosen.tracked, interface, golden, model.archive, names, freeze=freeze)
+    exported = Exported(
+        chosen.call, chosen.tracked, interface, golden, model.archive, names, precision, freeze
+    )
     described = card(
         model=name,
         recipe="own",
         task="image-classification" if image else "own",
         interface=interface,
         labels=names,
-        precision="float32",
+        precision=precision,
     )
     published = release(out / name, exported, described)
     return replace(published, notes=_notes(outputs["scores"].numpy()) if image else ())
+
+
+@contextmanager
+def _refusing_to_run(path: Path) -> Iterator[None]:
+    """What a model raises when it is run, as `BadInput`."""
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, TypeError) as error:
+        # Keras has what was wrong in bold, below where it was; TensorFlow begins with a place in its graph
+        lines = re.sub(r"\x1b\[\d+m|\{\{.*?\}\} ", "", str(error)).splitlines()
+        told = [line for line in lines if line.strip() and not line.startswith("Exception encountered when")]
+        raise BadInput(f"{path} cannot be run on examples: {' '.join(told[:1])}") from error
+
+
+def _precision(call: Call, inputs: Mapping[str, tf.TensorSpec]) -> str:
+    """The type that the model computes in: half precision if any operation does."""
+    nodes = graph_nodes(tf.function(call).get_concrete_function(dict(inputs)))
+    kinds = {attribute.type for node in nodes for attribute in node.attr.values()}
+    half = [kind.name for kind in (tf.bfloat16, tf.float16) if kind.as_datatype_enum in kinds]
+    return half[0] if half else "float32"
 
 
 def _notes(scores: NDArray[np.float32]) -> tuple[str, ...]:
@@ -106,7 +141,7 @@ def _notes(scores: NDArray[np.float32]) -> tuple[str, ...]:
     if scores.shape[1] == 1:
         note = "there is one score an image, so one class, which is always on top; for two, end with softmax"
         return (note,)
-    if scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE:
+    if are_probabilities(scores):
         return ()
     one = scores[0]
     note = (
@@ -135,12 +170,8 @@ def load_archive(path: Path) -> keras.Model:
 
 
 def _load(path: Path) -> _Model:
-    if not path.exists():
-        raise BadInput(f"{path}: no such file or folder")
     if path.is_dir():
         return _load_saved_model(path)
-    if path.suffix != ".keras":
-        raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder")
     model = load_archive(path)
     interface = _keras_interface(model, path)
 
@@ -180,7 +211,8 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
             )
         specs = {"inputs": tf.TensorSpec((None, *shape[1:]), tf.float32, "inputs")}
     _check_shapes(specs, path)
-    probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
+    with _refusing_to_run(path):
+        probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
     if isinstance(probe, (list, tuple)):
         raise BadInput(f"{path} answers a list of outputs; several outputs must be a dictionary, by name")
     if not isinstance(probe, dict):
@@ -210,9 +242,9 @@ def _argument(inputs: Mapping[str, Any]) -> Any:
 
 def _load_saved_model(path: Path) -> _Model:
     try:
-        loaded = tf.saved_model.load(str(path))
+        loaded = _to_serve(path)
         function = loaded.signatures["serving_default"]
-    except (OSError, tf.errors.OpError, ValueError) as error:
+    except (OSError, tf.errors.OpError, ValueError, RuntimeError) as error:
         if "0 MetaGraphs" in str(error):
             raise BadInput(f"{path} has an empty saved_model.pb: is it written still?") from error
         raise BadInput(
@@ -243,6 +275,16 @@ def _load_saved_model(path: Path) -> _Model:
     return _Model(call, inputs, tuple(sorted(function.structured_outputs)), [loaded])
 
 
+def _to_serve(path: Path) -> Any:
+    """What a SavedModel has for serving; there may be another graph in it, for training."""
+    try:
+        return tf.saved_model.load(str(path))
+    except ValueError as error:
+        if not re.search("there are [1-9][0-9]* MetaGraphs", str(error)):
+            raise
+        return tf.saved_model.load(str(path), tags=["serve"])
+
+
 def _as_classifier(model: _Model, pixel_scale: float, path: Path) -> tuple[_Model, Interface] | None:
     """The model with `images` uint8 in and `scores` out, if it is one of images to a vector each."""
     if len(model.inputs) != 1:
@@ -251,7 +293,8 @@ def _as_classifier(model: _Model, pixel_scale: float, path: Path) -> tuple[_Mode
     output = model.outputs[0] if len(model.outputs) == 1 else "scores"
     if spec.shape.rank != _IMAGE_RANK or spec.shape[3] not in _GREY_OR_COLOUR or output not in model.outputs:
         return None
-    probe = model.call({name: tf.constant(_examples(spec, 1))})
+    with _refusing_to_run(path):
+        probe = model.call({name: tf.constant(_examples(spec, 1))})
     if probe[output].shape.rank != 2:
         return None
     if pixel_scale != 1.0 and not spec.dtype.is_floating:

@@ -12,7 +12,8 @@ from rich.table import Table
 from tensorflow.core.protobuf import saved_model_pb2
 
 from training.errors import BadInput
-from training.published import read_card, version_folder
+from training.publish import version_folder
+from training.published import read_card
 
 
 def show(path: Path, console: Console) -> None:

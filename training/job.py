@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -11,9 +12,9 @@ from rich.console import Console
 from training import recipes
 from training.card import card, training_section
 from training.checkpoint import Checkpoint
-from training.config import Options, check_folder, check_name
+from training.config import Options, check_place
 from training.distribution import Distribution, distribution
-from training.errors import PublishFailed
+from training.errors import PublishFailed, TrainingError
 from training.export import of_keras
 from training.history import History
 from training.loop import Run, fit, predict
@@ -30,12 +31,10 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
 
     What could not be published in the end is `BadInput` before anything is trained.
     """
-    check_folder("--out", options.out)
-    if options.tensorboard is not None:
-        check_folder("--tensorboard", options.tensorboard)
+    options.check_folders()
     spread = distribution(options.strategy)
     plan = recipes.plan(recipe, options)
-    check_name(plan.model_name)
+    check_place(options.out, plan.model_name)
     for note in plan.problem.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     results = {
@@ -43,6 +42,8 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
         for title, variant in plan.variants.items()
     }
     if not spread.chief:
+        # or a chief that failed to publish would come back alone, and wait for this worker for ever
+        spread.wait_for_all()
         return None
     first = next(iter(plan.variants))
     model, history, metrics = results[first]
@@ -51,6 +52,8 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
     published = _published(plan, model, history, metrics, options)
     for title in plan.variants:
         _checkpoint(plan, title, options).remove()
+    with suppress(TrainingError):  # what is published stays so, whatever became of the others
+        spread.wait_for_all()
     return published
 
 
@@ -73,10 +76,17 @@ def _trained(
     plan: Plan, title: str, variant: Variant, options: Options, spread: Distribution, console: Console
 ) -> tuple[keras.Model, History, Metrics]:
     """One variant, fitted: a copy that computes in float32, and its metrics on the held-out examples."""
+    checkpoint = _checkpoint(plan, title, options)
+    if options.resume and not checkpoint.path.exists():
+        console.print(
+            f"note: there is no {checkpoint.path} to resume; {title} is trained from the beginning",
+            highlight=False,
+            soft_wrap=True,
+        )
     with reporting(console, title, plan.hyperparameters.epochs) as report:
         run = Run(
             report=report,
-            checkpoint=_checkpoint(plan, title, options),
+            checkpoint=checkpoint,
             resume=options.resume,
             tensorboard=options.tensorboard and options.tensorboard / title,
             distribution=spread,

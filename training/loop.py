@@ -230,7 +230,8 @@ class _TensorBoard:
 
 def _divisible(examples: Examples, replicas: int) -> Examples:
     """All but the last few examples, so that every replica has its share of every batch."""
-    return examples.take(np.arange(len(examples) - len(examples) % replicas))
+    surplus = len(examples) % replicas
+    return examples.take(np.arange(len(examples) - surplus)) if surplus else examples
 
 
 def _as_called(interface: Interface) -> Callable[[Any, Any], tuple[Any, Any]]:

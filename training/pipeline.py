@@ -14,8 +14,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from training.errors import BadInput
-
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -64,18 +62,12 @@ def _shift_and_flip(images: Any, seed: Any) -> Any:
     return flip(_shift_by_an_eighth(images, seed), seed + 1)
 
 
-AUGMENTATIONS: dict[str, Callable[[Any, Any], Any]] = {
+# of (images, seed), by the names in `config.AUGMENTATIONS`
+_CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "none": lambda images, _: images,
     "shift": _shift_by_an_eighth,
     "shift-flip": _shift_and_flip,
 }
-
-
-def augmentation(name: str) -> Callable[[Any, Any], Any]:
-    """The function of (images, seed) of that name."""
-    if name not in AUGMENTATIONS:
-        raise BadInput(f"there is no augmentation {name!r}; there are: {', '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[name]
 
 
 def training_batches(
@@ -85,7 +77,7 @@ def training_batches(
 
     Only inputs of rank 4 (images) are augmented, each by the same draw, so that pairs stay pairs.
     """
-    change = augmentation(augment)
+    change = _CHANGES[augment]
     count = len(examples)
     inputs = {name: tf.constant(array) for name, array in examples.inputs.items()}
     targets = {name: tf.constant(array) for name, array in examples.targets.items()}

@@ -29,6 +29,17 @@ def versions(model_folder: Path) -> list[int]:
     )
 
 
+def version_folder(path: Path) -> Path:
+    """The version that a path means: itself, or the newest in a model's folder."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    found = versions(path)
+    if found and (path / str(found[-1]) / "saved_model.pb").is_file():
+        return path / str(found[-1])
+    below = f"the newest version below it, {found[-1]}" if found else "a version folder below it"
+    raise BadInput(f"{path}: no saved_model.pb in it, nor in {below}")
+
+
 def publish(model_folder: Path, write: Callable[[Path, int], None]) -> tuple[Path, int]:
     """Publishes what `write(folder, version)` writes as the next free version; its folder and number.
 

@@ -16,21 +16,10 @@ from numpy.typing import NDArray
 from training import evaluation, recipes, sources
 from training.config import Options
 from training.errors import BadInput
-from training.publish import versions
+from training.publish import version_folder
 from training.recipes import images, pairs
 from training.recipes.base import Correct, Judge, Metrics, Problem
 from training.served import Served, served
-
-
-def version_folder(path: Path) -> Path:
-    """The version that a path means: itself, or the newest in a model's folder."""
-    if (path / "saved_model.pb").is_file():
-        return path
-    found = versions(path)
-    if found and (path / str(found[-1]) / "saved_model.pb").is_file():
-        return path / str(found[-1])
-    below = f"the newest version below it, {found[-1]}" if found else "a version folder below it"
-    raise BadInput(f"{path}: no saved_model.pb in it, nor in {below}")
 
 
 @contextmanager
@@ -125,6 +114,6 @@ def _problem(card: dict[str, Any], data: str | None) -> tuple[Problem, Judge, Co
 
 def _made_for(card: dict[str, Any]) -> str:
     data = (card.get("training") or {}).get("data")
-    if data not in (*sources.NAMES, "line", "diabetes"):
+    if data not in (*sources.NAMES, *sources.TABLES):
         raise BadInput("name the data to evaluate on with --data")
     return str(data)

@@ -25,6 +25,7 @@ _KERAS_LABELS: dict[str, tuple[str, ...]] = {
     ),
 }
 NAMES = ("digits", *_KERAS_LABELS, "folder")
+TABLES = ("line", "diabetes")  # no images: the recipes of tables bring them along
 
 _CHANNELS = ((), (1,), (3,))  # an image's last dimension, which grey ones may leave out
 
@@ -45,27 +46,33 @@ def load(
     folder or zip of images. `folder=PATH` is any folder or zip of images. Those of a folder or zip get
     `size` (height, width) and `channels`; None leaves what suits them.
     """
+    return _load(*parsed(spec), size, channels).limited(examples)
+
+
+def parsed(spec: str) -> tuple[str, Path | None]:
+    """The name and the path of NAME[=PATH].
+
+    Raises `BadInput` if there is no such data set, or nothing at the path; what is there is not looked at.
+    """
     name, _, rest = spec.partition("=")
     path = _path(rest) if rest else None
     if name not in NAMES:
         raise BadInput(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
-    return _load(name, path, size, channels).limited(examples)
+    if name == "digits" and path is not None:
+        raise BadInput("digits comes with scikit-learn and takes no path")
+    if name == "folder" and path is None:
+        raise BadInput("folder needs a path: --data folder=PATH, a folder or a zip of images")
+    if path is not None and not path.exists():
+        raise BadInput(f"{path}: no such file or folder, in --data {spec}")
+    return name, path
 
 
 def _load(name: str, path: Path | None, size: tuple[int, int] | None, channels: int | None) -> ImageData:
-    if name == "digits":
-        if path is not None:
-            raise BadInput("digits comes with scikit-learn and takes no path")
-        return digits()
-    if name == "folder":
-        if path is None:
-            raise BadInput("folder needs a path: --data folder=PATH, a folder or a zip of images")
-        return image_folder(name_of(path), path, size, channels)
     if path is None:
-        return _from_keras(name)
-    if path.suffix != ".npz":
-        return image_folder(name, path, size, channels)
-    return _from_npz(name, path)
+        return digits() if name == "digits" else _from_keras(name)
+    if name != "folder" and path.suffix == ".npz":
+        return _from_npz(name, path)
+    return image_folder(name_of(path) if name == "folder" else name, path, size, channels)
 
 
 def _path(text: str) -> Path:
@@ -100,8 +107,6 @@ def _from_npz(name: str, path: Path) -> ImageData:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; --data {name}=PATH names an .npz file") from None
     except Exception as error:  # a damaged file makes NumPy, zipfile and zlib raise almost anything
         raise BadInput(
             f"{path}: not an .npz file with x_train, y_train, x_test and y_test ({error})"

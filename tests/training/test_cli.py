@@ -32,7 +32,8 @@ def start(*arguments: str | Path, file_kib: int | None = None) -> subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"COLUMNS": "200"},
+        # a user may have set Keras up for other programs
+        env=os.environ | {"COLUMNS": "200", "KERAS_BACKEND": "jax"},
     )
 
 
@@ -90,15 +91,7 @@ def test_train_publishes_and_says_where(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("train", "resnt"), 2, "error: there is no recipe 'resnt'; did you mean 'resnet'?"),
-        (("inspect", "nowhere"), 2, "error: nowhere: no saved_model.pb in it, nor in a version folder"),
-        (("train", "resnet", "--data", "mnist=none.npz"), 2, "error: none.npz: no such file"),
-        (("train", "resnet", "--name", "../digits"), 2, "error: '../digits' is no name for a model: letters"),
-        (
-            ("train", "resnet", "--precision", "int8"),
-            2,
-            "error: there is no precision 'int8'; there are: float32",
-        ),
-        (("train", "resnet", "--out", "README.md"), 2, "error: --out README.md: README.md is no folder"),
+        (("train", "huber", "--data", "digits"), 2, "error: huber is made for --data line, not digits"),
     ],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], code: int, message: str) -> None:
@@ -106,6 +99,48 @@ def test_errors_are_one_line(arguments: tuple[str, ...], code: int, message: str
     assert (found, out) == (code, "")
     assert err.startswith(message)
     assert len(err.splitlines()) == 1
+
+
+def test_what_is_wrong_with_the_arguments_is_told_without_tensorflow(tmp_path: Path) -> None:
+    """Which takes ten seconds to load."""
+    (tmp_path / "taken").write_text("no folder of a model")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").touch()
+    wrong = {
+        "train resnet --data mnist=none.npz": "none.npz: no such file or folder, in --data mnist=none.npz",
+        "train resnet --data folder": "folder needs a path",
+        "train resnet --data cats": "there is no data set 'cats'; there are: digits",
+        "train resnet --name ../digits": "'../digits' is no name for a model: letters",
+        "train resnet --precision int8": "there is no precision 'int8'; there are: float32",
+        "train resnet --augment wild": "there is no augmentation 'wild'; there are: none, shift, shift-flip",
+        "train resnet --strategy tpu": "there is no strategy 'tpu'; there are: none, mirrored, multiworker",
+        "train resnet --learning-rate 0": "the learning rate is 0.0; it must be a number above 0",
+        "train resnet --out README.md": "--out README.md: README.md is no folder",
+        f"train resnet --out {tmp_path} --name taken": f"--out {tmp_path}/taken: {tmp_path}/taken is no",
+        "publish none.keras": "none.keras: no such file or folder",
+        "publish README.md": "README.md: neither a .keras file nor a SavedModel folder",
+        "publish tests --name a/b": "'a/b' is no name for a model",
+        "publish tests --labels none.txt": "--labels none.txt: no such file",
+        "evaluate nowhere": "nowhere: no saved_model.pb in it, nor in a version folder below it",
+        f"evaluate {tmp_path} --data cats": "there is no data set 'cats'",
+        f"compare {tmp_path} nowhere": "nowhere: no saved_model.pb in it",
+        f"compare {tmp_path} {tmp_path} --data folder=none": "none: no such file or folder",
+        "inspect nowhere": "nowhere: no saved_model.pb in it",
+    }
+    script = APP.replace("app()\n", "import sys\n")
+    for line in wrong:
+        script += f"try: app({line.split()!r})\nexcept SystemExit as end: assert end.code == 2, {line!r}\n"
+    script += "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for message, line in zip(wrong.values(), done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"error: {message}")
 
 
 def test_evaluate_compare_and_inspect(published: Published, digits: Path, tmp_path: Path) -> None:
@@ -164,6 +199,14 @@ def test_a_full_disk_publishes_nothing(digits: Path, tmp_path: Path) -> None:
     assert err.startswith(f"error: nothing was published in {tmp_path / 'm' / 'x'}")
     assert len(err.splitlines()) == 1
     assert list((tmp_path / "m" / "x").iterdir()) == []
+
+
+def test_a_full_disk_ends_training_and_leaves_no_half_of_a_checkpoint(tmp_path: Path) -> None:
+    code, _, err = run("train", "sequential", "--examples", "300", "--out", tmp_path, file_kib=20)
+    assert code == 1
+    file = tmp_path / ".training" / "digits-sequential-sequential.npz"
+    assert err == f"error: {file} cannot be written: File too large\n"
+    assert list((tmp_path / ".training").iterdir()) == []
 
 
 def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:

@@ -154,6 +154,13 @@ def test_contrastive_by_hand() -> None:
     assert float(losses.ContrastiveLoss(2.0)(same, distance)) == pytest.approx((4.0 + 1.75**2) / 4)
 
 
+def test_a_depth_that_is_not_in_the_table_is_told_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match="ResNet has no depth 'resnet21'; there are: resnet8, resnet14"):
+        resnet.ResNet(10, "resnet21")
+    with pytest.raises(ValueError, match="VGG has no depth 'vgg5'; there are: vgg4, vgg7, vgg16"):
+        vgg.VGG(10, "vgg5")
+
+
 @pytest.mark.parametrize("loss", [losses.HuberLoss(0.7), losses.ContrastiveLoss(1.5)])
 def test_losses_train_and_come_back(loss: Any, tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])

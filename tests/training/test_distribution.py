@@ -77,6 +77,63 @@ def test_two_workers_and_two_devices_compute_what_one_does() -> None:
         assert weights == pytest.approx(alone[3], abs=1e-3)
 
 
+MEETING = """
+import os, sys
+from training.distribution import distribution
+from training.errors import TrainingError
+spread = distribution("multiworker")
+print("here", flush=True)
+if sys.stdin.readline() == "end\\n":
+    os._exit(3)
+try:
+    spread.wait_for_all()
+    print("all are here", flush=True)
+except TrainingError as error:
+    print(error, flush=True)
+sys.stdin.readline()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("chief", "expected"),
+    [
+        ("meet", "all are here\n"),
+        ("end", "another worker ended first; start all of them again, with --resume\n"),
+    ],
+)
+def test_workers_wait_until_the_chief_has_published(chief: str, expected: str) -> None:
+    """One that comes back alone, after it failed in that, would wait for ever for those that are done."""
+    workers = [f"127.0.0.1:{port}" for port in (free_port(), free_port())]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING],
+            env=os.environ
+            | {
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                "TF_CONFIG": json.dumps(
+                    {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+                ),
+            },
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    for process, command in zip(both, (chief, "meet"), strict=True):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.stdin.write(f"{command}\n")
+        process.stdin.flush()
+    assert both[1].stdout is not None
+    assert both[1].stdout.readline() == expected
+    for process in both:
+        process.communicate("\n", timeout=60)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -122,8 +179,3 @@ except BadInput as error:
         )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == f"TF_CONFIG cannot be used (Could not start gRPC server): {task}\n"
-
-
-def test_a_strategy_that_is_none() -> None:
-    with pytest.raises(BadInput, match="there is no strategy 'tpu'; there are: none, mirrored, multiworker"):
-        distribution("tpu")

@@ -52,6 +52,15 @@ def test_calibration_finds_what_is_calibrated() -> None:
     assert evaluation.expected_calibration_error(truth, sure) > 0.1
 
 
+def test_only_probabilities_have_a_calibration() -> None:
+    for scores in (np.log(SCORES + 0.01), 3 * SCORES, SCORES - SCORES[:, :1]):
+        metrics = evaluation.classification(TRUTH, scores, LABELS)
+        assert metrics["ece"] is None
+        assert len(metrics["per_class"]) == 3
+    half = SCORES.astype(np.float16).astype(np.float32) * np.float32(1.005)  # as half precision rounds
+    assert evaluation.classification(TRUTH, half, LABELS)["ece"] is not None
+
+
 def test_many_classes_leave_the_matrix_out() -> None:
     labels = tuple(str(index) for index in range(60))
     metrics = evaluation.classification(np.arange(60), np.eye(60), labels)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from training.errors import BadInput, ProofFailed
 from training.foreign import publish_file
 from training.models.wide_deep import WideDeep
+from training.precision import computing_in
 from training.published import examine, read_card
 from training.served import served
 
@@ -203,6 +204,82 @@ def test_images_to_images_make_no_classifier(kind: str, tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 4), (8, 8, 3)])
+def test_tensors_called_as_a_classifiers_make_none(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    """Neither images with transparency nor masks, though they are `images` uint8 and `scores`."""
+    module = tf.Module()
+    kept = [1, 2] if shape[2] == 4 else []
+    module.f = tf.function(
+        lambda images: {"scores": tf.reduce_mean(tf.cast(images, tf.float32), kept)},
+        input_signature=[tf.TensorSpec((None, *shape), tf.uint8, "images")],
+    )
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.f)
+    published = publish_file(tmp_path / "m", tmp_path / "models")
+    assert (published.card["task"], published.card["input"]) == ("own", None)
+    with served(published.folder) as loaded:
+        assert "serving_bytes" not in loaded.signatures
+
+
+@pytest.mark.parametrize("kind", ["archive", "SavedModel"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_model_in_half_precision_is_published_as_that(precision: str, kind: str, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    with computing_in(precision):
+        layers = [keras.Input((16, 16, 3)), keras.layers.Rescaling(1 / 255)]
+        for _ in range(2):
+            layers += [keras.layers.Conv2D(16, 3), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+        layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)]
+        model = keras.Sequential([*layers, keras.layers.Activation("softmax", dtype="float32")])
+    if kind == "archive":
+        model.save(tmp_path / "m.keras")
+    else:
+        model.export(tmp_path / "m", verbose=False)
+    published = publish_file(tmp_path / ("m.keras" if kind == "archive" else "m"), tmp_path / "models")
+    assert published.card["precision"] == precision
+
+
+def test_a_model_that_augments_what_it_is_asked_is_refused(tmp_path: Path) -> None:
+    """As Keras exports every model of layers that augment: they go on doing so."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((6, 6, 3)), keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 255)]
+    model = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")])
+    model.export(tmp_path / "exported", verbose=False)
+    with pytest.raises(BadInput, match=r"answers .* otherwise when it is asked again, as with dropout or"):
+        publish_file(tmp_path / "exported", tmp_path / "models")
+    model.save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models")
+    with served(published.folder) as loaded:
+        scores = loaded.run("serving_default", {"images": IMAGES})["scores"]
+    np.testing.assert_allclose(scores, model(IMAGES, training=False), atol=1e-5)
+
+
+def test_a_recurrent_layer_with_dropout_keeps_a_state_of_its_own(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.GRU(4, dropout=0.2), keras.layers.Dense(2)])
+    model.save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models")
+    ((name, _),) = published.card["inputs"].items()
+    rows = np.random.default_rng(0).random((7, 5, 3), np.float32)
+    with served(published.folder) as loaded:
+        outputs = loaded.run("serving_default", {name: rows})["outputs"]
+    np.testing.assert_allclose(outputs, model(rows), atol=1e-5)
+
+
+def test_a_model_that_cannot_be_run_on_any_number_of_examples(tmp_path: Path) -> None:
+    inputs = keras.Input((4,))
+    keras.Model(inputs, keras.ops.reshape(keras.ops.reshape(inputs, (8, 2)), (-1, 4))).save(
+        tmp_path / "m.keras"
+    )
+    with pytest.raises(BadInput, match=r"m.keras cannot be run on examples: Input to reshape is a tensor"):
+        publish_file(tmp_path / "m.keras", tmp_path / "models")
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_pixel_scale_that_leaves_no_image(scale: float, tmp_path: Path) -> None:
+    classifier().save(tmp_path / "m.keras")
+    with pytest.raises(BadInput, match=f"--pixel-scale is {scale}; it must be a number above 0"):
+        publish_file(tmp_path / "m.keras", tmp_path / "models", pixel_scale=scale)
+
+
 def test_an_unregistered_lambda_is_refused(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x * 2)])
     model.save(tmp_path / "code.keras")
@@ -379,6 +456,31 @@ def test_an_archive_with_a_table_is_published_with_it(freeze: bool, tmp_path: Pa
     with served(published.folder) as loaded:
         outputs = loaded.run("serving_default", {"ids": rows})
     np.testing.assert_allclose(outputs["outputs"], model(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("graphs", [[["serve"]], [["train"], ["serve"]]])
+def test_a_saved_model_of_tensorflow_1_with_a_table(graphs: list[list[str]], tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("5\n6\n")
+    line, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        words = tf.lookup.TextFileInitializer(str(tmp_path / "words.txt"), tf.int64, line, tf.int64, number)
+        x = tf.compat.v1.placeholder(tf.int64, [None, 2])
+        y = tf.lookup.StaticHashTable(words, -1).lookup(x)
+        session.run(tf.compat.v1.tables_initializer())
+        builder = tf.compat.v1.saved_model.Builder(str(tmp_path / "m"))
+        signature = tf.compat.v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+        builder.add_meta_graph_and_variables(
+            session, graphs[0], {"serving_default": signature}, main_op=tf.compat.v1.tables_initializer()
+        )
+        for tags in graphs[1:]:
+            builder.add_meta_graph(tags, {"serving_default": signature})
+        builder.save()
+    published = publish_file(tmp_path / "m", tmp_path / "models")
+    with served(published.folder) as loaded:
+        assert loaded.run("serving_default", {"x": [[6, 5], [7, 6]]})["y"].tolist() == [
+            [1.0, 0.0],
+            [-1.0, 1.0],
+        ]
 
 
 @pytest.mark.parametrize("resource", [True, False])

@@ -1,6 +1,7 @@
 """Half precision is published only if it costs next to nothing, with both accuracies in the card."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from training import job, recipes
 from training.config import Options
-from training.errors import PublishFailed
+from training.errors import BadInput, PublishFailed
 
 
 def test_a_bfloat16_model_carries_both_accuracies(tmp_path: Path) -> None:
@@ -23,6 +24,23 @@ def test_a_bfloat16_model_carries_both_accuracies(tmp_path: Path) -> None:
     assert set(both) == {"metric", "float32", "bfloat16"}
     assert both["bfloat16"] == card["metrics"]["held_out_accuracy"]
     assert both["bfloat16"] >= both["float32"] - 0.002
+
+
+def test_where_there_is_nothing_to_resume_that_is_said(tmp_path: Path) -> None:
+    said = io.StringIO()
+    console = Console(file=said, width=1000)
+    job.train("simple-dense", Options(out=tmp_path, epochs=1, resume=True), console)
+    assert said.getvalue().startswith(
+        f"note: there is no {tmp_path}/.training/simple-dense-simple-dense-simple-dense.npz to resume;"
+        " simple-dense is trained from the beginning\n"
+    )
+
+
+def test_a_place_where_no_version_can_be_put_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "digits").write_text("no folder of a model")
+    with pytest.raises(BadInput, match=r"--out .*/digits: .*/digits is no folder"):
+        job.train("sequential", Options(out=tmp_path, epochs=1), Console(quiet=True))
+    assert not (tmp_path / ".training").exists()
 
 
 def test_a_run_is_not_resumed_with_other_examples(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Data sets as arrays: what is bundled, what a file or folder gives, and what cannot be used."""
 
 import io
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -154,9 +155,9 @@ def test_a_share_of_every_class_is_trained_on() -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(BadInput, match=r"none.npz: no such file or folder, in --data mnist=.*none.npz"):
         sources.load(f"mnist={tmp_path / 'none.npz'}")
-    with pytest.raises(BadInput, match="no such folder or zip file"):
+    with pytest.raises(BadInput, match="none: no such file or folder"):
         sources.load(f"folder={tmp_path / 'none'}")
     with pytest.raises(BadInput, match="folder needs a path"):
         sources.load("folder")
@@ -287,6 +288,51 @@ def test_corrupt_files_are_counted_named_and_left_out(tmp_path: Path) -> None:
     data = sources.load(f"folder={written(tmp_path / 'd', files)}")
     assert len(data.train_classes) + len(data.test_classes) == 10
     assert data.notes[0] == "2 unreadable files left out: red/broken.png, red/cut.jpg"
+
+
+def test_images_of_other_kinds_are_noted_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    """Or hundreds of scans in TIFF would go missing without a word."""
+    others = {f"red/{number}.tif": b"II*" for number in range(6)} | {"blue/1.JFIF": RED, "about.txt": b""}
+    hidden = {".DS_Store": b"", "red/.thumbs/1.png": RED, "__MACOSX/red/1.png": RED, "blue/._1.png": b""}
+    for place in (
+        written(tmp_path / "d", of_two_classes() | others | hidden),
+        zipped(tmp_path / "d.zip", of_two_classes() | others | hidden),
+    ):
+        data = sources.load(f"folder={place}")
+        assert len(data.train_classes) + len(data.test_classes) == 10
+        assert data.notes == (
+            "7 images of other kinds left out: blue/1.JFIF, red/0.tif, red/1.tif, red/2.tif, red/3.tif ...",
+        )
+
+
+def test_links_to_nothing_are_noted(tmp_path: Path) -> None:
+    """Such as those of a data set whose files were never fetched."""
+    folder = written(tmp_path / "d", of_two_classes())
+    (folder / "red" / "9.png").symlink_to(tmp_path / "never" / "fetched.png")
+    data = sources.load(f"folder={folder}")
+    assert len(data.train_classes) + len(data.test_classes) == 10
+    assert data.notes == ("1 unreadable files left out: red/9.png",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_noted(tmp_path: Path) -> None:
+    folder = written(tmp_path / "d", of_two_classes() | {"green/1.png": RED})
+    (folder / "green").chmod(0)
+    data = sources.load(f"folder={folder}")
+    (folder / "green").chmod(0o700)
+    assert data.labels == ("blue", "red")
+    assert data.notes == ("1 unreadable files left out: green/",)
+
+
+def test_names_on_the_disk_that_are_no_text(tmp_path: Path) -> None:
+    """Such as those of an archive that was unpacked as Latin-1."""
+    folder = written(tmp_path / "d", of_two_classes())
+    (folder / os.fsdecode(b"red/h\xfchner.png")).write_bytes(b"no image")
+    data = sources.load(f"folder={folder}")
+    assert data.notes == ("1 unreadable files left out: red/h\ufffdhner.png",)
+    (folder / "red").rename(folder / os.fsdecode(b"gr\xfcn"))
+    with pytest.raises(BadInput, match=r"the name of the class 'gr\\udcfcn' is not UTF-8; rename its folder"):
+        sources.load(f"folder={folder}")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class ResNet(keras.Model):
 
     def __init__(self, classes: int, depth: str = "resnet20", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if depth not in DEPTHS:
+            raise ValueError(f"ResNet has no depth {depth!r}; there are: {', '.join(DEPTHS)}")
         self.classes = classes
         self.depth = depth
         table, dtype = DEPTHS[depth], self.dtype_policy

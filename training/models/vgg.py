@@ -32,6 +32,8 @@ class VGG(keras.Model):
 
     def __init__(self, classes: int, depth: str = "vgg7", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if depth not in BLOCKS:
+            raise ValueError(f"VGG has no depth {depth!r}; there are: {', '.join(BLOCKS)}")
         self.classes = classes
         self.depth = depth
         dtype = self.dtype_policy

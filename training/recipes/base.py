@@ -23,18 +23,18 @@ class Interface:
 
     Inputs are named tensors with an unknown first dimension. The Keras model takes the one tensor, or a
     dictionary of them if there are several; it answers one tensor, named `outputs[0]`, or a dictionary.
+    `own` says that it is somebody's own and no image classifier, whatever its tensors are called.
     """
 
     inputs: Mapping[str, tf.TensorSpec]
     outputs: tuple[str, ...]
+    own: bool = False
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """Height, width and channels of an image classifier's `images`; None for every other model."""
         spec = self.inputs.get("images")
-        if spec is None or len(self.inputs) != 1 or spec.shape.rank != 4:
-            return None
-        if spec.dtype != tf.uint8 or "scores" not in self.outputs:  # somebody's own, of another kind
+        if spec is None or self.own:
             return None
         height, width, channels = spec.shape[1:]
         return height, width, channels
