@@ -159,7 +159,7 @@ Process = Callable[[list[Task]], None]
 
 
 class BatchScheduler:
-    """Threads that run the batches of every queue."""
+    """Threads that run the batches of every queue; the queues take turns, as in the original."""
 
     def __init__(self, options: BatchingOptions) -> None:
         self.options = options
@@ -198,17 +198,22 @@ class BatchScheduler:
                 if queue is None:
                     self._changed.wait(timeout=wait_s)
                     continue
-                process, batch = self._queues[queue], queue.take()
+                process, batch = self._queues.pop(queue), queue.take()
+                self._queues[queue] = process  # the others have their turn first
                 self._changed.notify()  # another thread may have to wait for the next deadline now
             process(batch)
 
     def _next(self, now: float) -> tuple[BatchQueue | None, float | None]:
-        """The queue whose batch has been ready longest; else None and how long to wait for one."""
-        ready = {queue: at for queue in self._queues if (at := queue.ready_at()) is not None}
-        if not ready:
-            return None, None
-        queue = min(ready, key=lambda candidate: ready[candidate])
-        return (queue, None) if ready[queue] <= now else (None, ready[queue] - now)
+        """The next queue in turn that has a ready batch; else None and how long to wait for one."""
+        waits_s = []
+        for queue in self._queues:
+            at = queue.ready_at()
+            if at is None:
+                continue
+            if at <= now:
+                return queue, None
+            waits_s.append(at - now)
+        return None, min(waits_s, default=None)
 
 
 def finish(batch: Sequence[Task], run: Callable[[], list[list[np.ndarray]]]) -> None:

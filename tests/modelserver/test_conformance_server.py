@@ -70,11 +70,11 @@ def test_each_caller_gets_its_own_rows(batching: ServerProcess) -> None:
 
 
 def test_rows_that_differ_in_shape_are_padded(batching: ServerProcess) -> None:
-    shapes = [(4, 2), (4, 3)]
-    answers = together(batching, [request("kinds", "id_float32", x=np.ones(s, np.float32)) for s in shapes])
+    narrow, wide = (np.arange(5, 5 + 4 * n, dtype=np.float32).reshape(4, n) for n in (2, 3))
+    answers = together(batching, [request("kinds", "id_float32", x=x) for x in (narrow, wide)])
     found = [tensors.from_proto(answer.outputs["y"]) for answer in answers]
-    assert [array.shape for array in found] == [(4, 3), (4, 3)]
-    assert found[0].tolist() == [[1.0, 1.0, 0.0]] * 4
+    assert found[0].tolist() == [[*row, 5.0] for row in narrow.tolist()]  # with the request's first value
+    assert found[1].tolist() == wide.tolist()
 
 
 def test_requests_that_cannot_be_batched(batching: ServerProcess) -> None:
