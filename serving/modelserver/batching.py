@@ -77,9 +77,15 @@ def options_from(message: Any, default_threads: int) -> BatchingOptions:
 
 
 def _check(options: BatchingOptions) -> None:
-    for name in ("max_batch_size", "max_enqueued_batches", "threads", "max_execution_size"):
-        if getattr(options, name) < 1:
-            raise invalid_argument(f"{name} must be positive; was {getattr(options, name)}")
+    positive = {
+        "max_batch_size": options.max_batch_size,
+        "max_enqueued_batches": options.max_enqueued_batches,
+        "num_batch_threads": options.threads,
+        "max_execution_batch_size": options.max_execution_size,
+    }
+    for name, number in positive.items():
+        if number < 1:
+            raise invalid_argument(f"{name} must be positive; was {number}")
     if options.timeout_s < 0:
         raise invalid_argument("batch_timeout_micros must be non-negative")
     if options.max_execution_size > options.max_batch_size:

@@ -38,8 +38,10 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("max_batch_size { value: 0 }", "must be positive"),
-        ("num_batch_threads { value: -1 }", "must be positive"),
+        ("max_batch_size { value: 0 }", "max_batch_size must be positive; was 0"),
+        ("num_batch_threads { value: -1 }", "num_batch_threads must be positive; was -1"),
+        ("max_enqueued_batches { value: 0 }", "max_enqueued_batches must be positive; was 0"),
+        ("max_execution_batch_size { value: 0 }", "max_execution_batch_size must be positive; was 0"),
         ("batch_timeout_micros { value: -1 }", "must be non-negative"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "last entry was 4; expected 8"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4]", "monotonically increasing"),

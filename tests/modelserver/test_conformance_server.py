@@ -163,6 +163,10 @@ def test_command_lines_that_do_not_start_a_server(tmp_path: Path) -> None:
         # The original starts, and knows no authority whose clients it could let in.
         no_authority = (f"--model_base_path={tmp_path}", f"--ssl_config_file={tmp_path}/ssl.config")
         refused[no_authority] = "client_verify needs custom_ca"
+        # The original would end with gRPC's complaint.
+        (tmp_path / "paths.config").write_text('server_key: "/tls/key.pem" server_cert: "/tls/cert.pem"')
+        paths = (f"--model_base_path={tmp_path}", f"--ssl_config_file={tmp_path}/paths.config")
+        refused[paths] = "server_key holds nothing in PEM"
     with ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda flags: run_to_the_end(*flags), refused)
     for (flags, text), (status, output) in zip(refused.items(), done, strict=True):
