@@ -77,9 +77,15 @@ def options_from(message: Any, default_threads: int) -> BatchingOptions:
 
 
 def _check(options: BatchingOptions) -> None:
-    for name in ("max_batch_size", "max_enqueued_batches", "threads", "max_execution_size"):
-        if getattr(options, name) < 1:
-            raise invalid_argument(f"{name} must be positive; was {getattr(options, name)}")
+    positive = {
+        "max_batch_size": options.max_batch_size,
+        "max_enqueued_batches": options.max_enqueued_batches,
+        "num_batch_threads": options.threads,
+        "max_execution_batch_size": options.max_execution_size,
+    }
+    for name, number in positive.items():
+        if number < 1:
+            raise invalid_argument(f"{name} must be positive; was {number}")
     if options.timeout_s < 0:
         raise invalid_argument("batch_timeout_micros must be non-negative")
     if options.max_execution_size > options.max_batch_size:
@@ -159,7 +165,7 @@ Process = Callable[[list[Task]], None]
 
 
 class BatchScheduler:
-    """Threads that run the batches of every queue."""
+    """Threads that run the batches of every queue; the queues take turns, as in the original."""
 
     def __init__(self, options: BatchingOptions) -> None:
         self.options = options
@@ -198,17 +204,22 @@ class BatchScheduler:
                 if queue is None:
                     self._changed.wait(timeout=wait_s)
                     continue
-                process, batch = self._queues[queue], queue.take()
+                process, batch = self._queues.pop(queue), queue.take()
+                self._queues[queue] = process  # the others have their turn first
                 self._changed.notify()  # another thread may have to wait for the next deadline now
             process(batch)
 
     def _next(self, now: float) -> tuple[BatchQueue | None, float | None]:
-        """The queue whose batch has been ready longest; else None and how long to wait for one."""
-        ready = {queue: at for queue in self._queues if (at := queue.ready_at()) is not None}
-        if not ready:
-            return None, None
-        queue = min(ready, key=lambda candidate: ready[candidate])
-        return (queue, None) if ready[queue] <= now else (None, ready[queue] - now)
+        """The next queue in turn that has a ready batch; else None and how long to wait for one."""
+        waits_s = []
+        for queue in self._queues:
+            at = queue.ready_at()
+            if at is None:
+                continue
+            if at <= now:
+                return queue, None
+            waits_s.append(at - now)
+        return None, min(waits_s, default=None)
 
 
 def finish(batch: Sequence[Task], run: Callable[[], list[list[np.ndarray]]]) -> None:

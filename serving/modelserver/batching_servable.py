@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from serving.modelserver.batching import BatchingOptions, BatchQueue, BatchScheduler, Task, Tensors, finish
 from serving.modelserver.manager import Servable
 from serving.modelserver.metrics import Metrics
+from serving.modelserver.servable import data_type_of
 from serving.modelserver.signature import Signature
 from serving.modelserver.status import StatusError, failed_precondition, invalid_argument
 
@@ -47,7 +45,7 @@ class BatchingServable:
         """Run in a batch with others; raises StatusError."""
         key = (tuple(sorted(feeds)), tuple(sorted(fetches)))
         types = self._types.get(key)
-        if types is None or any(_data_type(array.dtype) != types[name] for name, array in feeds.items()):
+        if types is None or any(data_type_of(array.dtype) != types[name] for name, array in feeds.items()):
             # Merged, a wrong type would be converted to that of its neighbours, or theirs to it.
             return self._wrapped.run(feeds, fetches)
         size = _rows_of(feeds)
@@ -103,12 +101,6 @@ class BatchingServable:
         """Free the queues and the wrapped servable."""
         self.detach()
         self._wrapped.close()
-
-
-@cache
-def _data_type(dtype: np.dtype[Any]) -> int:
-    """The `tensorflow.DataType` that arrays of `dtype` hold."""
-    return int(tf.as_dtype(dtype).as_datatype_enum)
 
 
 def _key_of(signature: Signature) -> Key:
@@ -185,10 +177,13 @@ def _padded_rows(name: str, arrays: list[np.ndarray], options: BatchingOptions) 
 
 
 def _padded(array: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Each row grown to `shape` at its ends: zeros, or empty strings."""
-    padded = np.zeros((len(array), *shape), array.dtype)
-    if array.dtype == object:
-        padded[...] = b""
+    """Each row grown to `shape` at its ends. As in the original, with the first value that the array has."""
+    padded = np.empty((len(array), *shape), array.dtype)
+    if padded.size == 0:
+        return padded
+    if array.size == 0:
+        raise invalid_argument("Got empty tensor in batch of non-empty tensors.")
+    padded[...] = array[(slice(1),) * array.ndim]
     padded[tuple(slice(size) for size in array.shape)] = array
     return padded
 

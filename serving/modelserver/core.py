@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from serving.modelserver import config as configs
@@ -17,6 +18,8 @@ from serving.modelserver.manager import Lease, ModelManager
 from serving.modelserver.status import Code, StatusError, invalid_argument, not_found
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 0.2  # how often a reload that waits for another looks whether its caller still waits
 
 
 class ServerCore:
@@ -62,7 +65,7 @@ class ServerCore:
             StatusError: the config is refused, or a new model did not become available. As in the
                 original, the second kind leaves the config in force.
         """
-        with self._reloading:
+        with self._turn(is_cancelled):
             if new.WhichOneof("config") is None and self._config is None:
                 logger.info("Taking no action for empty config.")
                 return
@@ -90,6 +93,20 @@ class ServerCore:
             if is_waiting:
                 self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
             logger.info("Finished adding/updating models")
+
+    @contextmanager
+    def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+        """One reload at a time; raises StatusError if nobody waits any more for one whose turn has not come.
+
+        It would otherwise hold a thread for as long as another waits, and come into force after newer ones.
+        """
+        while not self._reloading.acquire(timeout=LOOK_S):
+            if is_cancelled():
+                raise StatusError(Code.CANCELLED, "The wait for another reload ended before it was done")
+        try:
+            yield
+        finally:
+            self._reloading.release()
 
     def _await(self, names: set[str], since: int, is_cancelled: Callable[[], bool], noun: str) -> None:
         reached = self._manager.wait_for_models(names, since, is_cancelled)

@@ -13,6 +13,7 @@ import numpy as np
 from serving import protos, tensors
 from serving.modelserver.manager import Model
 from serving.modelserver.predict import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD
+from serving.modelserver.servable import data_type_of
 from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, failed_precondition, invalid_argument
 
@@ -246,7 +247,7 @@ def fill_regressions(result: Any, signature: Signature, values: Mapping[str, np.
 
 
 def _type_name(array: np.ndarray) -> str:
-    return tensors.type_name(tensors.data_type_of(array.dtype))
+    return tensors.type_name(data_type_of(array.dtype))
 
 
 def _shape_text(array: np.ndarray) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterable
@@ -32,6 +33,7 @@ CORS_HEADERS = [
     (b"Access-Control-Allow-Methods", b"POST, GET"),
     (b"Access-Control-Allow-Headers", b"Content-Type"),
 ]
+ABSOLUTE_FORM = re.compile("^http://[^/]*", re.IGNORECASE)  # of a request's target, as proxies get it
 JSON = b"application/json"
 BACKLOG = 2048
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -64,10 +66,9 @@ class HttpApp:
         self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="rest")
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request; websockets are not spoken."""
-        if scope["type"] != "http":
-            return
+        """Answer one request."""
         path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+        path = ABSOLUTE_FORM.sub("", path)
         is_metrics = path == self._options.metrics_path
         if query:  # part of the path, as in the original: this API has no parameters
             path += f"?{query}"
@@ -146,7 +147,16 @@ class HttpServer:
     def __init__(self, app: HttpApp, port: int) -> None:
         """Bind `port`; raises OSError if it cannot be."""
         self._socket = _listen(port)
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=60)
+        config = uvicorn.Config(
+            app,
+            http="h11",  # httptools drops the body of a request that offers HTTP/2, as those of Java do
+            ws="none",
+            log_config=None,
+            log_level="error",  # else each such offer is logged
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=60,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest-server", daemon=True

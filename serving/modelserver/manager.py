@@ -147,10 +147,13 @@ class ModelManager:
         with self._changed:
             self._move(name, action.version, State.LOADING)
         logger.info("Loading servable: {name: %s version: %d} from %s", name, action.version, action.path)
-        servable, error = self._try_to_load(name, action)
+        loaded, error = self._try_to_load(name, action)
         with self._changed:
             is_abandoned = (name, action.version) in self._abandoned
             self._abandoned.discard((name, action.version))
+            path = self._wanted.get(name, {}).get(action.version, action.path)
+            # If it has come to be wanted anew, and lies elsewhere now, what was loaded is another version.
+            servable = None if is_abandoned and path != action.path else loaded
             if servable is None:
                 if not is_abandoned:  # else it starts afresh if it is wanted again, or was in the meantime
                     self._failed.setdefault(name, set()).add(action.version)
@@ -162,6 +165,8 @@ class ModelManager:
                     "Successfully loaded servable version {name: %s version: %d}", name, action.version
                 )
             self._reconcile(name)
+        if loaded is not None and servable is None:
+            loaded.close()
 
     def _try_to_load(self, name: str, action: Load) -> tuple[Servable | None, StatusError]:
         error = StatusError(Code.CANCELLED, "the version is no longer wanted")

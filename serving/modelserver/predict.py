@@ -13,6 +13,7 @@ import tensorflow as tf
 from serving import protos, tensors
 from serving.errors import InvalidInput
 from serving.modelserver.manager import Model, Servable
+from serving.modelserver.servable import data_type_of
 from serving.modelserver.signature import Signature, TensorInfo
 from serving.modelserver.status import Code, StatusError, failed_precondition, invalid_argument
 
@@ -118,7 +119,7 @@ def check_shape(alias: str, taken: TensorInfo, given: tuple[int, ...]) -> None:
     was not made for (one image without its batch dimension into a fused convolution, for one).
     """
     sizes = taken.sizes
-    if sizes is not None and sizes != given and not tensors.fits(sizes, given):
+    if sizes is not None and not tensors.fits(sizes, given):
         raise invalid_argument(
             f"input {alias} has shape {list(given)}; the signature takes {list(sizes)} (-1: any size)"
         )
@@ -145,7 +146,7 @@ def fill_tensor(proto: Any, array: np.ndarray, *, as_content: bool) -> None:
     if array.dtype.kind in "OSU" or array.dtype.isbuiltin == 1:
         tensors.fill_proto(proto, array, as_content=as_content)
         return
-    data_type = tf.as_dtype(array.dtype).as_datatype_enum
+    data_type = data_type_of(array.dtype)
     bits = array.view(tensors.bits_dtype(data_type))
     tensors.fill_proto(proto, bits, as_content=as_content, data_type=data_type)
 

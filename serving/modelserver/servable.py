@@ -11,10 +11,11 @@ import gc
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -42,6 +43,14 @@ _KEEP_NOTHING = {
 SHARED_POOL, CALLERS_THREAD = 0, -1  # `RunOptions.inter_op_thread_pool`
 
 Key = tuple[tuple[str, ...], tuple[str, ...]]  # the feeds and the fetches of a callable
+
+
+class _Callable(NamedTuple):
+    """What runs the graph, and the types of its feeds and its fetches."""
+
+    run: Callable[..., list[Any]]
+    feed_types: list[np.dtype[Any]]
+    fetch_types: list[np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Session:
         self._inter_op_thread_pool = SHARED_POOL if options.inter_op_threads > 0 else CALLERS_THREAD
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
-        self._callables: OrderedDict[Key, tuple[Any, list[np.dtype[Any]]]] = OrderedDict()
+        self._callables: OrderedDict[Key, _Callable] = OrderedDict()
         self._lock = threading.Lock()
         try:
             with self._graph.as_default():
@@ -104,8 +113,8 @@ class Session:
             StatusError: with TensorFlow's code and text.
         """
         names = tuple(sorted(feeds))
-        call, types = self._callable(names, tuple(fetches))
-        for index, (name, expected) in enumerate(zip(names, types, strict=True)):
+        call, feed_types, fetch_types = self._callable((names, tuple(fetches)))
+        for index, (name, expected) in enumerate(zip(names, feed_types, strict=True)):
             given = feeds[name].dtype
             if given != expected:
                 raise invalid_argument(
@@ -115,36 +124,39 @@ class Session:
             outputs = call(*[feeds[name] for name in names])
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
+        except UnicodeDecodeError as error:  # TensorFlow's text quotes what is no text
+            raise invalid_argument(error.object.decode(errors="replace")) from error
         except (ValueError, TypeError) as error:
             raise invalid_argument(str(error)) from error
-        return [_as_array(output) for output in outputs]
+        return [_as_array(output, dtype) for output, dtype in zip(outputs, fetch_types, strict=True)]
 
-    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> tuple[Any, list[np.dtype[Any]]]:
-        """What runs the graph with these feeds and fetches, and the types of the feeds."""
-        key = (feeds, fetches)
+    def _callable(self, key: Key) -> _Callable:
+        """What runs the graph with these feeds and fetches."""
         with self._lock:
             found = self._callables.get(key)
             if found is None:
-                found = self._make_callable(feeds, fetches)
-                self._callables[key] = found
+                found = self._callables[key] = self._make_callable(*key)
                 if len(self._callables) > MAX_CALLABLES:
                     self._callables.popitem(last=False)
             else:
                 self._callables.move_to_end(key)
             return found
 
-    def _make_callable(
-        self, feeds: tuple[str, ...], fetches: tuple[str, ...]
-    ) -> tuple[Any, list[np.dtype[Any]]]:
+    def _make_callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> _Callable:
         options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
         options.run_options.inter_op_thread_pool = self._inter_op_thread_pool
         try:
-            types = [np.dtype(self._graph.get_tensor_by_name(name).dtype.as_numpy_dtype) for name in feeds]
-            return self._session._make_callable_from_options(options), types
+            feed_types = self._types(feeds)
+            call = self._session._make_callable_from_options(options)
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
         except (KeyError, ValueError) as error:
             raise not_found(f"FeedInputs: unable to find feed output: {error}") from error
+        return _Callable(call, feed_types, self._types(fetches))
+
+    def _types(self, names: Sequence[str]) -> list[np.dtype[Any]]:
+        """The types of tensors of the graph, as numpy has them; raises KeyError or ValueError."""
+        return [np.dtype(self._graph.get_tensor_by_name(name).dtype.as_numpy_dtype) for name in names]
 
     def close(self) -> None:
         """Free the session and its graph."""
@@ -167,18 +179,27 @@ def _keeps_state(graph: Any) -> bool:
     return False
 
 
-def _as_array(output: Any) -> np.ndarray:
-    """What the session gave for one tensor; a scalar string comes as bytes, which numpy would cut at NULs."""
+def _as_array(output: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """One tensor's value. The session gives quantised numbers as plain ones, and a scalar string as bytes,
+    which numpy would cut at NULs.
+    """
     if not isinstance(output, bytes):
-        return np.asarray(output)
+        array = np.asarray(output)
+        return array if array.dtype == dtype else array.view(dtype)
     array = np.empty((), object)
     array[()] = output
     return array
 
 
+@cache
+def data_type_of(dtype: np.dtype[Any]) -> int:
+    """The `tensorflow.DataType` that arrays of `dtype` hold, even one that numpy itself lacks (bfloat16)."""
+    return int(tf.as_dtype(dtype).as_datatype_enum)
+
+
 def _word(dtype: np.dtype[Any]) -> str:
     """`float` for float32, as C++ prints types."""
-    return short_name(tf.as_dtype(dtype).as_datatype_enum)
+    return short_name(data_type_of(dtype))
 
 
 def _load(session: Any, path: Path, tags: Sequence[str]) -> Any:

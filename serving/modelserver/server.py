@@ -309,6 +309,12 @@ def _ssl_config(flags: Flags) -> Any | None:
             f"{flags.ssl_config_file}: client_verify needs custom_ca, the certificates (PEM) of the "
             "authorities that sign those of clients"
         )
+    for name in ("server_key", "server_cert"):
+        if "-----BEGIN " not in getattr(config, name):  # gRPC would say that it cannot bind its port
+            raise invalid_argument(
+                f"{flags.ssl_config_file}: {name} holds nothing in PEM (-----BEGIN …); it takes the text "
+                "itself, not the path of a file"
+            )
     return config
 
 

@@ -53,17 +53,20 @@ class Services:
 
     def _infer_examples(self, request: Any, api: str, infer: Callable[..., Any]) -> Any:
         with self.core.model(_spec_of(request)) as model:
+            timed = self._timed(model, api)
+            response = infer(timed, request, check_method=self.options.check_method_names)
             self._count_examples(model.name, request)
-            return infer(self._timed(model, api), request, check_method=self.options.check_method_names)
+            return response
 
     def multi_inference(self, request: Any) -> Any:
         """PredictionService.MultiInference: the first task says which model and version."""
         if not request.tasks:
             raise invalid_argument("Inference request cannot have empty list of tasks.")
         with self.core.model(request.tasks[0].model_spec) as model:
-            self._count_examples(model.name, request)
             timed = self._timed(model, "MultiInference")
-            return examples.multi_inference(timed, request, check_method=self.options.check_method_names)
+            response = examples.multi_inference(timed, request, check_method=self.options.check_method_names)
+            self._count_examples(model.name, request)
+            return response
 
     def _timed(self, model: Model, api: str) -> Model:
         """`model` with the time of its runs measured."""

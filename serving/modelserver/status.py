@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 
-MAX_MESSAGE_CHARS = 1024  # gRPC puts the text in a header; the original cuts it there
+MAX_MESSAGE_BYTES = 1024  # gRPC puts the text in a header; the original cuts it there
 TRUNCATED = "...TRUNCATED"
 
 
@@ -67,10 +67,11 @@ def failed_precondition(message: str) -> StatusError:
 
 
 def truncated(message: str) -> str:
-    """`message` cut to what the original sends over gRPC."""
-    if len(message) <= MAX_MESSAGE_CHARS:
-        return message
-    return message[:MAX_MESSAGE_CHARS] + TRUNCATED
+    """`message` cut to what the original sends over gRPC, and no character cut in two."""
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return encoded.decode()
+    return encoded[:MAX_MESSAGE_BYTES].decode(errors="ignore") + TRUNCATED
 
 
 def from_exception(error: BaseException) -> StatusError:

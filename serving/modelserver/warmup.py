@@ -56,10 +56,10 @@ def warm_up(model: Model, folder: Path, iterations: int, *, check_method: bool =
         except DecodeError as error:
             raise invalid_argument(f"Failed to parse warmup record: {record!r:.200} from {path}") from error
         kind = log.WhichOneof("log_type")
-        if kind is None:  # nothing to replay, which the original lets pass
-            continue
-        if kind not in replayers:
+        if kind == "session_run_log":
             raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+        if kind not in replayers:  # nothing to replay, or what only a streaming call would: both may pass
+            continue
         for _ in range(iterations):
             replayers[kind](getattr(log, kind).request)
     logger.info(

@@ -59,6 +59,9 @@ def half_plus_two_tf1(folder: Path) -> None:
             ),
             "classify_scores": make(examples, {"scores": info(y)}, methods + "classify"),
             "regress_wide": make(examples, {"outputs": info(tf.concat([y, y], 1))}, methods + "regress"),
+            "regress_bfloat16": make(
+                examples, {"outputs": info(tf.cast(y, tf.bfloat16))}, methods + "regress"
+            ),
         }
         session.run(tf1.global_variables_initializer())
         builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
@@ -81,6 +84,7 @@ def kinds(folder: Path) -> None:
     signatures["strings"] = function(
         lambda s: {"text": tf.strings.join([s, "!"]), "raw_bytes": s}, spec([None], tf.string, "s")
     )
+    signatures["number"] = function(lambda s: {"n": tf.strings.to_number(s)}, spec([None], tf.string, "s"))
     signatures["matrix"] = function(
         lambda x: {"y": tf.linalg.matmul(x, tf.ones([3, 2]))}, spec([None, 3], tf.float32, "x")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,8 +38,10 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("max_batch_size { value: 0 }", "must be positive"),
-        ("num_batch_threads { value: -1 }", "must be positive"),
+        ("max_batch_size { value: 0 }", "max_batch_size must be positive; was 0"),
+        ("num_batch_threads { value: -1 }", "num_batch_threads must be positive; was -1"),
+        ("max_enqueued_batches { value: 0 }", "max_enqueued_batches must be positive; was 0"),
+        ("max_execution_batch_size { value: 0 }", "max_execution_batch_size must be positive; was 0"),
         ("batch_timeout_micros { value: -1 }", "must be non-negative"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "last entry was 4; expected 8"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4]", "monotonically increasing"),
@@ -85,6 +88,26 @@ def test_a_full_queue_refuses_and_is_left_as_it_was() -> None:
     assert queue.ready_at() is None
 
 
+def test_a_queue_that_is_always_full_leaves_the_others_their_turn() -> None:
+    scheduler = BatchScheduler(options("max_batch_size { value: 1 } num_batch_threads { value: 1 }"))
+    ran: list[str] = []
+    has_ended = threading.Event()
+
+    def run_busy(_: list[Task]) -> None:
+        ran.append("busy")
+        scheduler.submit(other, lambda _: [task(1)])
+        if len(ran) < 10:
+            scheduler.submit(busy, lambda _: [task(1)])
+        else:
+            has_ended.set()
+
+    busy = scheduler.register(run_busy)
+    other = scheduler.register(lambda _: ran.append("other"))
+    scheduler.submit(busy, lambda _: [task(1), task(1)])
+    assert has_ended.wait(30)
+    assert ran[:4] == ["busy", "other", "busy", "other"]
+
+
 @given(size=st.integers(1, 100), room=st.integers(0, 8), limit=st.integers(1, 8))
 def test_splitting_keeps_every_row(size: int, room: int, limit: int) -> None:
     sizes = split_sizes(size, min(room, limit), limit)
@@ -104,17 +127,27 @@ def test_merge_pads_rows_and_split_undoes_it() -> None:
 
 @pytest.mark.parametrize("kind", ["number", "text"])
 def test_rows_of_different_shapes(kind: str) -> None:
-    def array(shape: tuple[int, ...]) -> np.ndarray:
-        return np.full(shape, b"a", object) if kind == "text" else np.ones(shape, np.int32)
+    first: Any = b"5\0" if kind == "text" else 5
 
-    parts = [{"x": array((1, 2))}, {"x": array((1, 3))}]
+    def array(shape: tuple[int, ...]) -> np.ndarray:
+        numbers = np.arange(5, 5 + np.prod(shape)).reshape(shape)
+        made = numbers.astype(str).astype(bytes).astype(object) if kind == "text" else numbers
+        if made.size:
+            made[0, 0] = first
+        return made
+
+    parts = [{"x": array((2, 2))}, {"x": array((1, 3))}]
     with pytest.raises(StatusError) as caught:
-        merge(parts, 2, options())
+        merge(parts, 3, options())
     assert caught.value.code is Code.FAILED_PRECONDITION
-    merged = merge(parts, 2, options("pad_variable_length_inputs: true"))["x"]
-    empty: Any = b"" if kind == "text" else 0
-    assert merged.shape == (2, 3)
-    assert merged[0, 2] == empty
+    padding = options("pad_variable_length_inputs: true")
+    merged = merge(parts, 3, padding)["x"]
+    assert merged[:2, :2].tolist() == parts[0]["x"].tolist()
+    assert merged[:2, 2].tolist() == [first, first]  # the array's own first value, as in the original
+    assert merged[2].tolist() == parts[1]["x"][0].tolist()
+    with pytest.raises(StatusError, match="Got empty tensor in batch of non-empty tensors"):
+        merge([{"x": array((1, 0))}, *parts], 4, padding)
+    assert merge([{"x": array((1, 0, 2))}, {"x": array((2, 0, 3))}], 3, padding)["x"].shape == (3, 0, 3)
 
 
 @pytest.mark.parametrize("output", [np.array(1.0), np.zeros(5)])

@@ -281,7 +281,8 @@ def test_warm_up_runs_before_available_and_a_bad_one_fails_the_load(
     server = start("--model_name=m", f"--model_base_path={base}", *FAST).wait_ready()
     assert version_that_answers(server) == 1
     copy(half, tmp_path / "next")
-    models.warmup_records(tmp_path / "next", [b""])  # nothing to replay
+    streamed = protos.PredictionLog(predict_streamed_log={"request": [request("m", z=X)]})
+    models.warmup_records(tmp_path / "next", [b"", streamed.SerializeToString()])  # nothing to replay
     (tmp_path / "next").rename(base / "2")
     server.wait_states("m", {2: "AVAILABLE", 1: "END"})
     bad: dict[int, Callable[[Path], Any]] = {
@@ -289,6 +290,9 @@ def test_warm_up_runs_before_available_and_a_bad_one_fails_the_load(
         4: lambda folder: models.warmup(folder, [request("m", x=X)] * 1001),
         5: lambda folder: (folder / "assets.extra" / "tf_serving_warmup_requests").write_bytes(
             b"no TFRecord" * 9
+        ),
+        6: lambda folder: models.warmup_records(
+            folder, [protos.PredictionLog(session_run_log={}).SerializeToString()]
         ),
     }
     for version, spoil in bad.items():
@@ -304,6 +308,7 @@ def test_warm_up_runs_before_available_and_a_bad_one_fails_the_load(
     assert "not found in request and no default value provided" in status[3].error_message
     assert "Number of warmup records exceeds the maximum (1000)" in status[4].error_message
     assert "Please verify your warmup data is in TFRecord format." in status[5].error_message
+    assert "Unsupported log_type for warmup: " in status[6].error_message
 
 
 def test_warm_up_requests_go_through_batching(start: StartServer, zoo: Path, tmp_path: Path) -> None:

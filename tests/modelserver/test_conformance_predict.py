@@ -188,6 +188,12 @@ def test_wrong_sizes_and_ranks_are_invalid_arguments(server: ServerProcess, shap
     assert code is Code.INVALID_ARGUMENT
 
 
+def test_an_error_that_quotes_what_is_no_text_is_told_all_the_same(server: ServerProcess) -> None:
+    code, text = predict_refusal(server, request("kinds", "number", s=np.array([b"a\xff"], object)))
+    assert code is Code.INVALID_ARGUMENT
+    assert "could not correctly convert string: a" in text
+
+
 def test_content_that_does_not_match_its_shape_is_an_invalid_argument(server: ServerProcess) -> None:
     message = request("half_plus_two", x=X)
     message.inputs["x"].tensor_content = b"\0" * 11
@@ -273,6 +279,7 @@ def test_multi_inference_runs_two_signatures_at_once(server: ServerProcess) -> N
             "regress_wide",
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1]",
         ),
+        ("Regress", "regress_bfloat16", "Expected output Tensor of DT_FLOAT.  Got: DT_BFLOAT16"),
     ],
 )
 def test_signatures_that_do_not_fit_the_method(

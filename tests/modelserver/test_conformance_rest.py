@@ -290,6 +290,33 @@ def test_it_listens_on_every_interface(server: ServerProcess, address: str) -> N
         assert b" 200 OK" in client.recv(100)
 
 
+UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+WEBSOCKET = (
+    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [("", UPGRADE), ("", WEBSOCKET), ("http://localhost", "")],
+    ids=["h2c", "ws", "absolute"],
+)
+def test_odd_requests_that_are_good_ones_are_answered(
+    server: ServerProcess, target: str, headers: str
+) -> None:
+    """An offer of another protocol may be ignored; Java's client makes one with each request."""
+    body = b'{"instances": [1.0]}'
+    with socket.create_connection(("localhost", server.rest_port), timeout=30) as client:
+        head = (
+            f"POST {target}{HALF}/versions/1:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        )
+        client.sendall(f"{head}{headers}\r\n".encode() + body)
+        client.sendall(f"GET {HALF} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"predictions": [2.5' in answer
+
+
 def test_a_client_that_goes_away_and_one_that_claims_a_gigabyte_do_no_harm(server: ServerProcess) -> None:
     for claim in (1000, 2**30):
         with socket.create_connection(("localhost", server.rest_port)) as client:

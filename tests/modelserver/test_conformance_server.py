@@ -70,11 +70,11 @@ def test_each_caller_gets_its_own_rows(batching: ServerProcess) -> None:
 
 
 def test_rows_that_differ_in_shape_are_padded(batching: ServerProcess) -> None:
-    shapes = [(4, 2), (4, 3)]
-    answers = together(batching, [request("kinds", "id_float32", x=np.ones(s, np.float32)) for s in shapes])
+    narrow, wide = (np.arange(5, 5 + 4 * n, dtype=np.float32).reshape(4, n) for n in (2, 3))
+    answers = together(batching, [request("kinds", "id_float32", x=x) for x in (narrow, wide)])
     found = [tensors.from_proto(answer.outputs["y"]) for answer in answers]
-    assert [array.shape for array in found] == [(4, 3), (4, 3)]
-    assert found[0].tolist() == [[1.0, 1.0, 0.0]] * 4
+    assert found[0].tolist() == [[*row, 5.0] for row in narrow.tolist()]  # with the request's first value
+    assert found[1].tolist() == wide.tolist()
 
 
 def test_requests_that_cannot_be_batched(batching: ServerProcess) -> None:
@@ -163,6 +163,10 @@ def test_command_lines_that_do_not_start_a_server(tmp_path: Path) -> None:
         # The original starts, and knows no authority whose clients it could let in.
         no_authority = (f"--model_base_path={tmp_path}", f"--ssl_config_file={tmp_path}/ssl.config")
         refused[no_authority] = "client_verify needs custom_ca"
+        # The original would end with gRPC's complaint.
+        (tmp_path / "paths.config").write_text('server_key: "/tls/key.pem" server_cert: "/tls/cert.pem"')
+        paths = (f"--model_base_path={tmp_path}", f"--ssl_config_file={tmp_path}/paths.config")
+        refused[paths] = "server_key holds nothing in PEM"
     with ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda flags: run_to_the_end(*flags), refused)
     for (flags, text), (status, output) in zip(refused.items(), done, strict=True):

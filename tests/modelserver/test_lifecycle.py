@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,32 @@ def test_a_version_that_was_removed_while_its_load_was_to_be_retried_starts_afre
     assert manager.close(10)
 
 
+def test_a_version_that_lies_elsewhere_when_it_is_wanted_again_is_loaded_from_there() -> None:
+    """As when a model is taken out, and added anew with another base path, while it loads."""
+    has_begun, may_go_on = threading.Event(), threading.Event()
+    made: dict[Path, Fake] = {}
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        made[path] = Fake()
+        if len(made) == 1:
+            has_begun.set()
+            assert may_go_on.wait(30)
+        return made[path]
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert has_begun.wait(30)
+    manager.want("m", {})
+    since, elsewhere = manager.sequence(), Path("/elsewhere/1")
+    manager.want("m", {1: elsewhere})
+    may_go_on.set()
+    assert manager.wait_for_models({"m"}, since, lambda: False) == {("m", 1): AVAILABLE}
+    with manager.lease("m", 1) as model:
+        assert model.servable is made[elsewhere]
+    assert made[PATHS[1]].is_closed.wait(30)
+    assert manager.close(10)
+
+
 def test_a_failure_that_repeats_is_told_now_and_then() -> None:
     failures = Failures()
     assert failures.tell("no file", 100.0) == "no file"
@@ -272,6 +299,31 @@ def test_a_folder_that_is_not_there_holds_up_other_models_unless_that_is_tolerat
     assert manager.close(10)
 
 
+def test_a_reload_behind_another_is_not_made_once_its_caller_is_gone(tmp_path: Path) -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager)
+    gives_up, is_waiting = threading.Event(), threading.Event()
+
+    def is_first_cancelled() -> bool:
+        is_waiting.set()
+        return gives_up.is_set()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(core.reload, versions_of(tmp_path, "late"), is_first_cancelled)
+        assert is_waiting.wait(30)
+        (tmp_path / "m" / "1").mkdir(parents=True)
+        with pytest.raises(StatusError, match="another reload") as caught:
+            core.reload(versions_of(tmp_path, "m"), lambda: True)
+        assert caught.value.code is Code.CANCELLED
+        gives_up.set()
+        with pytest.raises(StatusError, match="new models"):
+            first.result(30)
+    assert manager.states("m") == {}
+    core.reload(versions_of(tmp_path, "m"))
+    assert manager.states("m") == {1: AVAILABLE}
+    assert manager.close(10)
+
+
 def test_waiting_for_models_can_be_given_up() -> None:
     manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
     assert manager.wait_for_models({"m"}, 0, lambda: True) is None
@@ -294,4 +346,5 @@ def test_errors_become_statuses() -> None:
     assert from_exception(ZeroDivisionError("y")).code is Code.INTERNAL
     assert truncated("a" * 1024) == "a" * 1024
     assert truncated("a" * 1025) == "a" * 1024 + "...TRUNCATED"
+    assert truncated("€" * 342) == "€" * 341 + "...TRUNCATED"  # of three bytes each
     assert str(known) == "NOT_FOUND: x"
