@@ -524,7 +524,37 @@ async def test_the_only_replica_is_asked_again_after_a_broken_connection() -> No
         return "answer"
 
     assert await call(pool, broken_once) == "answer"
-    assert attempts == 2
+    assert (attempts, pool.retries) == (2, 1)
+    await pool.aclose()
+
+
+async def test_what_a_version_fails_is_not_asked_of_the_same_replica_again() -> None:
+    pool, attempts = Pool([replica()], calls_per_replica=2), 0
+
+    async def broken(_api: Any, _timeout_s: float) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise errors.Internal("an op of this version fails")
+
+    with pytest.raises(errors.Internal) as caught:
+        await call(pool, broken)
+    assert (attempts, caught.value.retry_after_s) == (1, None), "nor is it worth another try later"
+    with pytest.raises(errors.DeadlineExceeded, match="before a replica was free"):
+        await pool.call("digits", 1, broken, deadline=time.monotonic() - 0.1)
+    assert attempts == 1
+    await pool.aclose()
+
+
+async def test_a_replica_whose_room_is_used_up_is_tried_out_with_more() -> None:
+    only = replica(limit=2.0)
+    pool = Pool([only], calls_per_replica=2)
+
+    async def soon(_api: Any, _timeout_s: float) -> None:
+        await asyncio.sleep(0)
+
+    for _ in range(10):
+        await asyncio.gather(*(call(pool, soon) for _ in range(4)))
+    assert 3.0 <= only.room.limit < 10.0
     await pool.aclose()
 
 

@@ -43,6 +43,7 @@ def let_in(memory: Memory, now: float, expected_bytes: int | None = None) -> int
 def test_of_those_who_come_at_once_as_many_are_read_as_there_is_room_for() -> None:
     assert let_in(Memory(), 1.0) == 20_000_000 // MOST
     assert let_in(Memory(), 1.0, expected_bytes=500_000) == 20_000_000 // 1_500_000
+    assert let_in(Memory(), 1.0, expected_bytes=10) == 25, "the smallest may as well bring 256 KiB"
     few = Memory(2_000_000)
     assert let_in(few, 1.0) == 1, "where there is no room for one, one is read at a time"
 
@@ -61,7 +62,7 @@ def test_slow_ones_do_not_keep_out_others_for_long() -> None:
     memory = Memory()
     assert let_in(memory, 1.0) == 6
     assert not memory.pressure.has_room(1.02)
-    assert memory.pressure.has_room(1.1)
+    assert let_in(memory, 1.1) == 3, "half of what the first six were promised is free"
     low = Memory(2_000_000)
     assert let_in(low, 1.0) == 1
     assert low.pressure.has_room(1.5)
@@ -139,6 +140,12 @@ def test_the_longest_on_their_way_are_given_up_and_of_streams_the_latest() -> No
         memory.pressure.give_up()
     assert memory.given_up == [*(f"call {index}" for index in range(4)), "young stream", "old stream"]
     assert memory.refusals == 6
+    many = Memory()
+    for index in range(12):
+        many.begin(f"{index}", 1.0 + index)
+    many.left_bytes = 2_000_000
+    many.pressure.give_up()
+    assert many.given_up == ["0", "1", "2"], "a quarter at a time: that may do"
 
 
 def test_pixels_take_room_while_they_are_there() -> None:
