@@ -146,6 +146,8 @@ class Body:
 
     async def whole(self) -> bytes:
         """All of it, unpacked; raises as `chunks` does."""
+        if self._unpacker is not None:
+            return b"".join([piece async for piece in self.chunks()])
         pieces: list[bytes] = []
         while not self._pieces.complete:
             pieces += self._unpacked(await self._pieces.next())
@@ -164,6 +166,8 @@ class Body:
         while not self._pieces.complete:
             for piece in self._unpacked(await self._pieces.next()):
                 yield piece
+                if self._unpacker is not None:  # a few kilobytes may unpack to megabytes, while others wait
+                    await asyncio.sleep(0)
 
     def _unpacked(self, received: bytes) -> Iterator[bytes]:
         """What was received, unpacked, and with room taken for it."""

@@ -18,11 +18,14 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
+from starlette.types import Message
 
 from serving import protos, tensors
+from serving.admission import Admission
 from serving.errors import InvalidInput
-from serving.main import Running
+from serving.main import Running, new_metrics
 from serving.prediction import ModelRef, RequestContext
+from serving.rest.body import Body
 from serving.rest.uploads import json_uploads
 from serving.routing import Split
 from serving.settings import Settings
@@ -182,6 +185,30 @@ async def test_bad_compression_is_refused(
     answer = await client.post(PATH, content=body, headers={**PNG, "content-encoding": encoding})
     assert answer.status_code == status
     assert says in answer.json()["detail"]
+
+
+async def test_others_have_their_turn_while_a_body_is_unpacked() -> None:
+    """30 kB that unpack to 30 MB took the event loop a tenth of a second."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": gzip.compress(bytes(30_000_000)), "more_body": False}
+
+    scope = {"type": "http", "headers": [(b"content-encoding", b"gzip")], "state": {"body_here": True}}
+    room = Admission(max_in_flight=1, max_in_flight_bytes=10**9, metrics=new_metrics())
+    context = RequestContext("id", "http", time.monotonic() + 60)
+    with room.admit() as ticket:
+        beside = asyncio.create_task(other())
+        whole = await Body(scope, receive, ticket, context, Settings()).whole()
+        beside.cancel()
+    assert whole == bytes(30_000_000)
+    assert turns > 100
 
 
 async def test_feedback_is_not_taken_compressed_and_told_so(client: httpx.AsyncClient) -> None:
