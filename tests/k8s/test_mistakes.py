@@ -279,6 +279,10 @@ WRONG = {
     "a kind that Kubernetes does not have": Wrong(
         schemas, lambda d: d["Service/gateway"].update(kind="Listener"), "there is no v1 Listener"
     ),
+    "a field that the oldest Kubernetes does not have": Wrong(
+        schemas, lambda d: gateway(d)["lifecycle"].update(stopSignal="SIGTERM"),
+        "('stopSignal' was unexpected) (Kubernetes 1.30)",
+    ),
     "a field that the Gateway API does not have": Wrong(
         schemas, lambda d: d["HTTPRoute/gateway"]["spec"].update(hostname="a.example"),
         "HTTPRoute/gateway: spec:",
