@@ -252,9 +252,12 @@ WRONG = {
         ),
         "readinessProbe asks by plain HTTP a gateway that takes TLS",
     ),
-    "callers from this namespace alone": Wrong(
-        reach, lambda d: policies(d)["ingress"][0].update({"from": [{"podSelector": {}}]}),
-        "PodMonitor/gateway: no NetworkPolicy lets another namespace in at port http",
+    "no callers but replicas": Wrong(
+        reach,
+        lambda d: policies(d)["ingress"][0].update(
+            {"from": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "model-server"}}}]}
+        ),
+        "PodMonitor/gateway: no NetworkPolicy lets Prometheus in at port http of Deployment/gateway",
     ),
     "no way to Kubernetes' API": Wrong(
         reach,
