@@ -112,9 +112,10 @@ def main() -> None:
         count += 1
         print(f"  error: components/{component} is in no combination")
     spent_s = time.monotonic() - started
+    versions = " and ".join(schemas.KUBERNETES_VERSIONS)
     print(
-        f"{count} faults in {len(options.names)} builds, Kubernetes {schemas.KUBERNETES_VERSION}, "
-        f"{spent_s:.1f} s; admission and scheduling need a cluster, and are not checked"
+        f"{count} faults in {len(options.names)} builds, Kubernetes {versions}, {spent_s:.1f} s; "
+        "admission and scheduling need a cluster, and are not checked"
     )
     sys.exit(1 if count else 0)
 

@@ -65,8 +65,8 @@ def _scrapes(documents: Sequence[Document]) -> Iterator[str]:
             for endpoint in monitor["spec"]["podMetricsEndpoints"]:
                 port = endpoint.get("port", endpoint.get("portNumber"))
                 ports = _called(pods, port)
-                if not any(_has_port(rule, ports) and _is_wide(rule) for rule in let_in):
-                    told = f"no NetworkPolicy lets another namespace in at port {port}"
+                if not any(_has_port(rule, ports) and _is_for_others(rule, documents) for rule in let_in):
+                    told = f"no NetworkPolicy lets Prometheus in at port {port}"
                     yield f"{name_of(monitor)}: {told} of {name_of(pods)}"
 
 
@@ -116,6 +116,9 @@ def _names(rule: Document, side: str, labels: Document) -> bool:
     )
 
 
-def _is_wide(rule: Document) -> bool:
-    """Whether a rule is for anything outside of its namespace."""
-    return not rule.get("from") or any("namespaceSelector" in each for each in rule["from"])
+def _is_for_others(rule: Document, documents: Sequence[Document]) -> bool:
+    """Whether a rule is for more than the pods that the documents make."""
+    return not rule.get("from") or any(
+        set(each) != {"podSelector"} or not _pods(documents, each["podSelector"].get("matchLabels", {}))
+        for each in rule["from"]
+    )

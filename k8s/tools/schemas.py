@@ -20,7 +20,8 @@ import yaml
 
 from k8s.tools.manifests import Document, name_of, of_kind
 
-KUBERNETES_VERSION = "1.37"
+# The oldest that docs/operations.md promises, and the newest whose schemas are at hand.
+KUBERNETES_VERSIONS = ("1.30", "1.37")
 _THIRD_PARTY = Path(__file__).with_name("third_party.yaml")
 _METADATA = ("apiVersion", "kind", "metadata")
 
@@ -45,13 +46,15 @@ def faults(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def _core(document: Document) -> Iterator[str]:
-    try:
-        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        where = ".".join(str(part) for part in error.path)
-        yield f"{name_of(document)}: {where or 'document'}: {error.message}"
-    except kubernetes_validate.SchemaNotFoundError:
-        yield f"{name_of(document)}: there is no {document.get('apiVersion')} {document.get('kind')}"
+    for version in KUBERNETES_VERSIONS:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            where = ".".join(str(part) for part in error.path)
+            yield f"{name_of(document)}: {where or 'document'}: {error.message} (Kubernetes {version})"
+        except kubernetes_validate.SchemaNotFoundError:
+            kind = f"{document.get('apiVersion')} {document.get('kind')}"
+            yield f"{name_of(document)}: there is no {kind} (Kubernetes {version})"
 
 
 def _custom(document: Document, schema: Document) -> Iterator[str]:

@@ -191,7 +191,7 @@ MISTAKES = {
     ),
     "policy that keeps Prometheus out": Mistake(
         "components/network-policies/policies.yaml", "port: rest", "port: web", "production",
-        "PodMonitor/model-server: no NetworkPolicy lets another namespace in at port rest",
+        "PodMonitor/model-server: no NetworkPolicy lets Prometheus in at port rest",
     ),
     "collector of traces that no policy names": Mistake(
         "base/gateway/gateway.env", "SLUICE_MAX_BATCH=32",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,9 +19,15 @@ Documents = dict[str, Document]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    folder = check.folder_of("production with TLS", check.K8S, tmp_path_factory.mktemp("scratch"))
-    return manifests.build(folder)
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Document]]:
+    """Gives the documents of a combination, each time new ones."""
+    scratch = tmp_path_factory.mktemp("scratch")
+
+    @cache
+    def once(name: str) -> list[Document]:
+        return manifests.build(check.folder_of(name, check.K8S, scratch))
+
+    return lambda name: copy.deepcopy(once(name))
 
 
 def named(documents: list[Document]) -> Documents:
@@ -54,11 +61,12 @@ def policies(documents: Documents) -> Any:
 
 
 class Wrong(NamedTuple):
-    """What is done to the documents, and what a check must say of them."""
+    """What is done to the documents of a combination, and what a check must say of them."""
 
     checked_by: ModuleType
     change: Callable[[Documents], Any]
     found_as: str
+    combination: str = "production with TLS"
 
 
 WRONG = {
@@ -167,6 +175,27 @@ WRONG = {
     "a command that is none": Wrong(
         programs, lambda d: gateway(d).update(args=["gate"]), "sluice has no command 'gate'"
     ),
+    "a program that is none of ours": Wrong(
+        programs, lambda d: gateway(d).update(command=["/usr/sbin/nginx"]),
+        "nginx is not a program whose flags can be checked",
+    ),
+    "a script that is not there": Wrong(
+        programs, lambda d: d["ConfigMap/store-sync"]["data"].pop("sync.sh"),
+        "store-sync: no ConfigMap that is mounted has the script /etc/store-sync/sync.sh",
+        "GPUs, models from S3",
+    ),
+    "a plan that is not there": Wrong(
+        programs, lambda d: d["ConfigMap/rollout-plan"]["data"].pop("plan.yaml"),
+        "SLUICE_ROLLOUT_PLAN=/etc/rollout-plan/plan.yaml: no ConfigMap that is mounted has this file",
+        "local",
+    ),
+    "a folder that the model server would not find": Wrong(
+        programs,
+        lambda d: d["ConfigMap/model-server"]["data"].update(
+            {"models.config": 'model_config_list { config { name: "digits" base_path: "digits" } }'}
+        ),
+        "Expected model digits to have an absolute path", "local",
+    ),
     "no replica": Wrong(
         programs, lambda d: environment(d).update(SLUICE_REPLICAS=""), "no replica is named (SLUICE_REPLICAS)"
     ),
@@ -223,9 +252,12 @@ WRONG = {
         ),
         "readinessProbe asks by plain HTTP a gateway that takes TLS",
     ),
-    "callers from this namespace alone": Wrong(
-        reach, lambda d: policies(d)["ingress"][0].update({"from": [{"podSelector": {}}]}),
-        "PodMonitor/gateway: no NetworkPolicy lets another namespace in at port http",
+    "no callers but replicas": Wrong(
+        reach,
+        lambda d: policies(d)["ingress"][0].update(
+            {"from": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "model-server"}}}]}
+        ),
+        "PodMonitor/gateway: no NetworkPolicy lets Prometheus in at port http of Deployment/gateway",
     ),
     "no way to Kubernetes' API": Wrong(
         reach,
@@ -250,6 +282,10 @@ WRONG = {
     "a kind that Kubernetes does not have": Wrong(
         schemas, lambda d: d["Service/gateway"].update(kind="Listener"), "there is no v1 Listener"
     ),
+    "a field that the oldest Kubernetes does not have": Wrong(
+        schemas, lambda d: gateway(d)["lifecycle"].update(stopSignal="SIGTERM"),
+        "('stopSignal' was unexpected) (Kubernetes 1.30)",
+    ),
     "a field that the Gateway API does not have": Wrong(
         schemas, lambda d: d["HTTPRoute/gateway"]["spec"].update(hostname="a.example"),
         "HTTPRoute/gateway: spec:",
@@ -258,9 +294,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_told_and_nothing_was_before(name: str, built: list[Document]) -> None:
+def test_what_is_wrong_is_told_and_nothing_was_before(
+    name: str, build: Callable[[str], list[Document]]
+) -> None:
     wrong = WRONG[name]
-    documents = copy.deepcopy(built)
+    documents = build(wrong.combination)
     assert list(wrong.checked_by.faults(documents)) == []
     wrong.change(named(documents))
     found = list(wrong.checked_by.faults(documents))

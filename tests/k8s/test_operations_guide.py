@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from k8s.tools import check, manifests
+from k8s.tools import check, manifests, schemas
 from serving import capacity
 
 REPOSITORY = check.K8S.parent
@@ -27,6 +27,10 @@ def test_every_folder_and_file_is_there() -> None:
         assert (REPOSITORY / path).exists(), path
     for component in re.findall(r"`components/([\w-]+)`", GUIDE):
         assert (check.K8S / "components" / component).is_dir(), component
+
+
+def test_the_oldest_kubernetes_that_is_promised_is_checked() -> None:
+    assert f"a cluster of Kubernetes {schemas.KUBERNETES_VERSIONS[0]} or newer" in GUIDE
 
 
 def test_every_component_is_told_of() -> None:

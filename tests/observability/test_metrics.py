@@ -230,6 +230,8 @@ def test_a_shift_shows_and_chance_does_not() -> None:
     assert (shifted.index() or 0) > 0.25
     # By hand: (0.4 - 0.5) ln(0.4 / 0.5) + (0.6 - 0.5) ln(0.6 / 0.5), with half a prediction in each group.
     assert stability_index([0.5, 0.5], [400_000, 600_000]) == pytest.approx(0.040547, abs=1e-4)
+    # (0.25 - 0.5) ln(0.25 / 0.5) + (0.75 - 0.5) ln(0.75 / 0.5): half a prediction tells where there are few.
+    assert stability_index([0.5, 0.5], [0, 1]) == pytest.approx(0.27465, abs=1e-4)
 
 
 def test_nothing_is_said_of_too_few_predictions_or_without_a_card() -> None:
@@ -289,6 +291,7 @@ def test_the_series_of_a_version_end_a_while_after_it_left() -> None:
 def logged(log: AccessLog, failures: int, answers: int) -> list[Any]:
     context = RequestContext("id-1", "http", 0.0, credential="sluice_secret", trace=child_of("", 1.0))
     context.stages_s["decode"] = 0.002
+    context.route = Route(2, "candidate", None)
     with structlog.testing.capture_logs() as lines:
         for _ in range(failures):
             log.ended(context, "digits", "1", Overloaded("full", stage="admission"), 0.1)
@@ -303,6 +306,9 @@ def test_the_log_takes_a_share_of_answers_and_bounds_failures() -> None:
     lines = logged(log, failures=50, answers=1000)
     failed = [line for line in lines if line["outcome"] == "overloaded"]
     assert len(failed) == MAX_FAILURES_PER_S
+    assert {(line["stage"], line["arm"], "suppressed" in line) for line in failed} == {
+        ("admission", "candidate", False)
+    }
     assert 70 <= len(lines) - len(failed) <= 130
     now = 101.0
     (later,) = logged(log, failures=1, answers=0)

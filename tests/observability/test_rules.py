@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from k8s.dashboards.__main__ import FOLDER, texts
 from k8s.tools import manifests, metric_names
 from k8s.tools.check import K8S, folder_of
+from serving.observed import exposition
+from serving.telemetry import Metrics
 from tests.observability.scene import RULES, have_prometheus, write_rules
 
 RUNBOOK = (K8S.parent / "docs" / "runbook.md").read_text()
@@ -91,6 +94,24 @@ def test_every_alert_has_a_section_in_the_runbook_and_no_section_is_left_over() 
         assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
         assert alert["labels"]["severity"] in {"critical", "warning"}
         assert alert["annotations"]["summary"]
+
+
+def test_every_limit_of_a_latency_is_one_that_is_counted() -> None:
+    """Without its bucket a rule would have no data, and an alert on it would be silent."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.request_seconds.labels("http", "digits", "1").observe(0.1)
+    page, _ = exposition(metrics.registry, "")
+    documents = manifests.build(K8S / "components/monitoring")
+    asked = {
+        (selector.name, matcher.value)
+        for _, expression in metric_names.expressions(documents)
+        for selector in metric_names.selectors(expression)
+        for matcher in selector.matchers.matchers
+        if matcher.name == "le"
+    }
+    assert asked
+    for name, limit in asked:
+        assert re.search(rf'^{name}{{.*le="{re.escape(limit)}"', page.decode(), re.MULTILINE), (name, limit)
 
 
 def test_a_dashboard_shows_the_chosen_installations_only() -> None:
