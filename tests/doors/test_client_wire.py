@@ -230,3 +230,7 @@ async def test_no_pause_outlasts_the_deadline(monkeypatch: pytest.MonkeyPatch) -
             await repeated_async(Retries(), 2.5, refuse_async)
     assert 0 < blocking < len(pauses)
     assert 2.0 <= min(pauses) <= max(pauses) < 2.5
+
+
+def test_a_deadline_that_has_passed_gives_one_attempt_all_the_same() -> None:
+    assert 0 < repeated(Retries(), -1.0, lambda left_s: left_s) < 0.01
