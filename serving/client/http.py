@@ -131,7 +131,8 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
 def _bound(request: httpx.Request, latest: float) -> None:
     """Have a request end by `latest` (monotonic clock): each of its steps gets what those before have left.
 
-    httpx bounds each step by itself, and of a step each call to the system.
+    httpx bounds each step by itself, and of a step each call to the system. It tells `trace` of a step before
+    it looks at the step's time-out.
     """
     timeouts = request.extensions["timeout"]
 

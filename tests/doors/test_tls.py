@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from serving.certificates import WATCH_INTERVAL_S
-from serving.client import AsyncClient, AsyncGrpcClient, Retries
+from serving.client import AsyncClient, AsyncGrpcClient, Client, GrpcClient, Retries
 from serving.errors import InvalidInput, Unavailable
 from serving.main import gateway_up, new_metrics
 from serving.settings import Settings, load
@@ -131,6 +131,13 @@ async def test_both_ports_speak_tls(replica: ScriptedReplica, papers: Papers, mu
         ):
             for client in (http, rpc):
                 assert (await client.classify(grey_png(200))).results[0].classes[0].label == "class-7"
+        with (
+            Client(running.http_url, verify=context(papers, own)) as blocking_http,
+            GrpcClient(target, credentials=credentials(papers, own)) as blocking_rpc,
+        ):
+            for blocking in (blocking_http, blocking_rpc):
+                found = await asyncio.to_thread(blocking.classify, grey_png(200))
+                assert found.results[0].classes[0].label == "class-7"
         wrong: list[tuple[Any, Any]] = [(True, grpc.ssl_channel_credentials()), (context(papers), None)]
         if mutual:
             wrong.append((context(papers, papers.stranger), credentials(papers, papers.stranger)))

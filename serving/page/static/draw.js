@@ -39,6 +39,7 @@ export class Drawing {
   }
 
   begin(event) {
+    if (event.button !== 0) return; // the others open menus
     this.canvas.setPointerCapture(event.pointerId);
     clearTimeout(this.timer);
     Object.assign(this.pen, this.place(event), { down: true });
