@@ -245,6 +245,14 @@ def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> N
     assert late.reason.code != "latency.undecided", "what ran out of its time is known to be slow"
 
 
+def test_an_interval_of_one_arm_is_no_measure_of_what_is_usual() -> None:
+    alone = seen(Interval({"errors": Arms(5, 5, 0, 0)}), Interval({"errors": Arms(0, 0, 5, 5)})).criteria[
+        "errors"
+    ]
+    assert (float(alone.intervals), float(alone.counted)) == (0.0, 0.0)
+    assert (float(alone.candidate_bad), float(alone.stable_bad)) == (5.0, 5.0)
+
+
 def test_a_step_counts_its_requests_whatever_the_plan_judges_by() -> None:
     only = {"errors": None, "latency": None, "accuracy": {"required": True}}
     plan = Plan.model_validate({"criteria": only})
