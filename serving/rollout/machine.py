@@ -53,7 +53,7 @@ class State:
         phase: The phase.
         step: Which of the plan's canary steps; 0 before the canary.
         entered_at: On the rollout's clock, when the phase or step began.
-        canary_at: When the canary began, on the same clock; None before.
+        canary_at: When the canary began, or was resumed, on the same clock; None before.
         blind_since: Since when nothing could be said, or None.
         quiet_s: How long it has been quiet hours since its time limit began: that long the limit waits.
         resume_to: What a paused rollout goes back to, or None.
@@ -185,7 +185,7 @@ def _limit_at(plan: Plan, state: State) -> float:
 
 
 def _to(state: State, phase: Phase, now: float, reason: Reason) -> State:
-    canary_at = now if phase is Phase.CANARY and state.canary_at is None else state.canary_at
+    canary_at = now if phase is Phase.CANARY else state.canary_at
     return replace(
         state,
         phase=phase,
@@ -253,14 +253,10 @@ def command(state: State, what: Command, now: float, *, by: str) -> State:
         if phase is not Phase.PAUSED or state.resume_to is None:
             raise FailedPrecondition(f"the rollout is {phase.value}, not paused")
         # Time limits start anew: whoever resumes wants it to go on, not to run into the same limit.
-        return replace(_to(state, state.resume_to, now, reason), canary_at=_restarted(state, now))
+        return _to(state, state.resume_to, now, reason)
     if judged_phase(state) is None:
         raise FailedPrecondition(f"the rollout is {phase.value}: promoting by hand takes a passed preflight")
     return _to(state, Phase.PROMOTING, now, reason)
-
-
-def _restarted(state: State, now: float) -> float | None:
-    return now if state.resume_to is Phase.CANARY else state.canary_at
 
 
 def next_look(plan: Plan, state: State, outcome: Outcome) -> float:

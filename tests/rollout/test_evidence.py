@@ -116,25 +116,28 @@ def test_an_incident_counts_for_no_more_than_the_events_it_may() -> None:
 
 @pytest.mark.parametrize("rate", [0.001, 0.05, 0.3])
 @pytest.mark.parametrize("n", [1, 7])
-def test_rate_tests_are_fair_at_their_limit(rate: float, n: int) -> None:
-    def expectation(log_e: list[float]) -> float:
+def test_rate_tests_are_fair_at_their_limit_and_beyond_it(rate: float, n: int) -> None:
+    def expectation(log_e: list[float], true: float = rate) -> float:
         return sum(
-            math.comb(n, bad) * rate**bad * (1 - rate) ** (n - bad) * math.exp(value)
+            math.comb(n, bad) * true**bad * (1 - true) ** (n - bad) * math.exp(value)
             for bad, value in enumerate(log_e)
         )
 
     below = [float(evidence.log_rate_below(bad, n, rate)) for bad in range(n + 1)]
     assert expectation(below) == pytest.approx(1.0)
+    assert expectation(below, 2 * rate) < 1.0
     alarm = [float(evidence.log_rate_alarm(np.zeros(()), bad, n, rate)) for bad in range(n + 1)]
     assert expectation(alarm) == pytest.approx(1.0)
+    assert expectation(alarm, rate / 2) < 1.0
 
 
-def test_the_alarm_forgets_good_service() -> None:
+@pytest.mark.parametrize(("rate", "bad"), [(0.25, 40), (0.5, 45)])
+def test_the_alarm_forgets_good_service(rate: float, bad: int) -> None:
     log_alarm = np.zeros(())
     for _ in range(1000):
-        log_alarm = evidence.log_rate_alarm(log_alarm, 0, 50, 0.25)
+        log_alarm = evidence.log_rate_alarm(log_alarm, 0, 50, rate)
     for _ in range(2):
-        log_alarm = evidence.log_rate_alarm(log_alarm, 40, 50, 0.25)
+        log_alarm = evidence.log_rate_alarm(log_alarm, bad, 50, rate)
     assert log_alarm > math.log(1e6)
 
 

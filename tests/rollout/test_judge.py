@@ -69,6 +69,17 @@ def test_the_first_class_has_a_quarter_of_agreement_s_part(copies: int, differs:
     assert found.class_differs.tolist() == [differs]
 
 
+def test_all_classes_together_have_half_of_agreement_s_part() -> None:
+    for copies in range(1, 13):
+        for agreed in range(copies):
+            ledger = seen(Interval(agreement=([copies], [agreed])), classes=("3",))
+            found = signals(PLAN, ledger, shadow=True).agreement
+            assert found is not None
+            wealth = evidence.log_betting_wealth(agreed, copies, PLAN.shadow.min_agreement)
+            enough = wealth >= -math.log(alphas(PLAN)["agreement"] / 2)
+            assert bool(found.differs) == (enough and agreed < PLAN.shadow.min_agreement * copies)
+
+
 def test_every_wealth_is_one_at_the_start() -> None:
     for each in signals(PLAN, seen(), shadow=False).criteria.values():
         assert (float(each.log_worse), float(each.log_good)) == pytest.approx((0.0, 0.0))
@@ -78,6 +89,7 @@ def test_more_errors_than_stable_fail_with_the_counts_in_the_reason() -> None:
     verdict = judge(PLAN, seen(*[errors(50, 2, 950, 5)] * 20), shadow=False)
     assert verdict.outcome is Outcome.FAIL
     assert verdict.reason.code == "errors.worse"
+    assert "errors.suspicious" not in {each.code for each in verdict.reasons}, "it is more than that"
     assert "candidate 40 of 1000, stable 100 of 19000" in verdict.reason.text
     assert verdict.reason.values["log_e"] >= verdict.reason.values["log_limit"]
     assert verdict.reason.values["log_limit"] == pytest.approx(-math.log(alphas(PLAN)["errors"]))
@@ -243,6 +255,14 @@ def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> N
     assert ["latency.good" in each for each in codes] == [False, True]
     late = verdict(rollout, counts | {"slow/2": 500.0, "slow/1": 1.0})
     assert late.reason.code != "latency.undecided", "what ran out of its time is known to be slow"
+
+
+def test_an_interval_of_one_arm_is_no_measure_of_what_is_usual() -> None:
+    alone = seen(Interval({"errors": Arms(5, 5, 0, 0)}), Interval({"errors": Arms(0, 0, 5, 5)})).criteria[
+        "errors"
+    ]
+    assert (float(alone.intervals), float(alone.counted)) == (0.0, 0.0)
+    assert (float(alone.candidate_bad), float(alone.stable_bad)) == (5.0, 5.0)
 
 
 def test_a_step_counts_its_requests_whatever_the_plan_judges_by() -> None:

@@ -124,11 +124,19 @@ def test_a_good_version_walks_through_every_phase() -> None:
     assert walk((passed, 33, 4), state=state).step == 0, "too few requests"
     state = walk((Outcome.WAIT, 33, 5), state=state)
     assert (state.step, weight_of(PLAN, state)) == (1, 0.5)
+    assert walk((passed, 62, 5), state=state).phase is Phase.CANARY, "each step has a least time of its own"
     assert walk((Outcome.WAIT, 63, 5), state=state).phase is Phase.CANARY, "nothing is shown yet"
     state = walk((passed, 63, 5), state=state)
     assert (state.phase, weight_of(PLAN, state)) == (Phase.PROMOTING, 1.0)
     state = walk((passed, 64, 0), state=state)
     assert (state.phase, weight_of(PLAN, state)) == (Phase.PROMOTED, 1.0)
+
+
+def test_a_step_is_a_move_and_a_pause_of_the_shadow_copies_nothing() -> None:
+    shadow, first = State(Phase.SHADOW), State(Phase.CANARY)
+    assert moved(first, replace(first, step=1))
+    assert not moved(first, replace(first, blind_since=1.0))
+    assert shadow_of(PLAN, command(shadow, "pause", 1.0, by="somebody")) == 0.0
 
 
 def test_suspicion_holds_the_weight() -> None:
@@ -143,11 +151,13 @@ def test_without_a_shadow_share_the_canary_follows_the_preflight() -> None:
     assert (state.phase, state.canary_at) == (Phase.CANARY, 5)
 
 
-@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.PREFLIGHT])
-def test_replicas_that_do_not_get_ready_in_time_roll_back(phase: Phase) -> None:
+@pytest.mark.parametrize(
+    ("phase", "limit_s"), [(Phase.LOADING, 100), (Phase.PREFLIGHT, 100), (Phase.PROMOTING, 900)]
+)
+def test_replicas_that_do_not_get_ready_in_time_roll_back(phase: Phase, limit_s: float) -> None:
     state = State(phase, entered_at=10.0)
-    assert walk((Outcome.WAIT, 109, 0), state=state) == state
-    after = walk((Outcome.WAIT, 110, 0), state=state)
+    assert walk((Outcome.WAIT, 9 + limit_s, 0), state=state) == state
+    after = walk((Outcome.WAIT, 10 + limit_s, 0), state=state)
     assert (after.phase, after.reason.code) == (Phase.ROLLING_BACK, f"{phase.value}.timeout")
 
 
@@ -179,12 +189,18 @@ def test_a_time_limit_waits_as_long_as_quiet_hours_do(state: State, limit_s: flo
     assert after.quiet_s == 0.0, "what comes next has limits of its own"
 
 
-@pytest.mark.parametrize("state", [State(Phase.SHADOW), State(Phase.CANARY, step=1, canary_at=0.0)])
-def test_what_is_held_back_is_not_promoted_for_want_of_evidence(state: State) -> None:
+@pytest.mark.parametrize(
+    ("state", "following"),
+    [
+        (State(Phase.SHADOW), Phase.CANARY),
+        (State(Phase.CANARY, step=1, canary_at=0.0), Phase.PROMOTING),
+    ],
+)
+def test_what_is_held_back_is_not_promoted_for_want_of_evidence(state: State, following: Phase) -> None:
     plan = PLAN.model_copy(update={"on_inconclusive": "promote"})
     held = walk((Outcome.HOLD, 300, 50), state=state, plan=plan)
     assert (held.phase, held.resume_to) == (Phase.PAUSED, state.phase)
-    assert walk((Outcome.WAIT, 300, 0), state=state, plan=plan).phase in (Phase.CANARY, Phase.PROMOTING)
+    assert walk((Outcome.WAIT, 300, 0), state=state, plan=plan).phase is following
 
 
 def test_blindness_pauses_after_its_time_and_sight_starts_it_anew() -> None:
@@ -207,6 +223,9 @@ def test_commands() -> None:
     assert walk((Outcome.FAIL, 500, 99), state=paused).phase is Phase.ROLLING_BACK
     resumed = command(paused, "resume", 600.0, by="somebody")
     assert (resumed.phase, resumed.step, resumed.canary_at) == (Phase.CANARY, 1, 600.0)
+    shadow = command(State(Phase.SHADOW, entered_at=5.0), "pause", 9.0, by="somebody")
+    assert command(shadow, "resume", 600.0, by="somebody").entered_at == 600.0
+    assert command(shadow, "resume", 600.0, by="somebody").canary_at is None
     assert command(canary, "promote", 9.0, by="somebody").phase is Phase.PROMOTING
     aborted = command(canary, "abort", 9.0, by="somebody")
     assert (aborted.phase, aborted.reason.text) == (Phase.ROLLING_BACK, "abort was asked for by somebody")
@@ -219,6 +238,7 @@ def test_commands() -> None:
         (Phase.ROLLING_BACK, "promote", "there is nothing to promote"),
         (Phase.CANARY, "resume", "is canary, not paused"),
         (Phase.PAUSED, "pause", "cannot be paused"),
+        (Phase.PROMOTING, "pause", "is promoting and cannot be paused"),
         (Phase.LOADING, "promote", "takes a passed preflight"),
     ],
 )

@@ -42,6 +42,14 @@ def test_a_walk_ends_as_it_should(good: Rollout, bad: Rollout) -> None:
     assert (bad.state.phase, bad.state.reason.code) == (Phase.ROLLING_BACK, "errors.worse")
 
 
+def test_each_step_counts_its_requests_anew(good: Rollout) -> None:
+    steps = [event for event in good.events if event.before.phase is Phase.CANARY]
+    assert [event.step_requests > 0.0 for event in steps] == [True, True]
+    assert float(good.evidence.step_requests) == 0.0
+    total = float(good.evidence.criteria["errors"].candidate_n)
+    assert sum(event.step_requests for event in steps) == total
+
+
 def test_a_rollout_survives_storing(good: Rollout) -> None:
     values = json.loads(json.dumps(to_json(good), allow_nan=False))
     back = from_json(values)
