@@ -137,9 +137,9 @@ ZEROS = np.zeros((4, 1), np.float32)
 
 def test_huber_by_hand_and_three_ways() -> None:
     by_hand = [0.0, 0.5, 2.5, 3.5]  # e^2 / 2 up to the threshold of 1, |e| - 1/2 past it
-    as_function = np.array(losses.huber(TRUTH, ZEROS))
+    as_function = np.array(losses.huber(TRUTH + 1, ZEROS + 1))
     as_wrapped = np.array(losses.huber_with(1.0)(TRUTH, ZEROS))
-    as_class = float(losses.HuberLoss(1.0)(TRUTH, ZEROS))
+    as_class = float(losses.HuberLoss()(TRUTH, ZEROS))
     assert as_function.tolist() == by_hand
     assert as_wrapped.tolist() == by_hand
     assert as_class == pytest.approx(np.mean(by_hand), abs=1e-6)
@@ -151,6 +151,7 @@ def test_contrastive_by_hand() -> None:
     same = np.array([[1.0], [1.0], [0.0], [0.0]], np.float32)
     distance = np.array([[0.0], [2.0], [0.25], [5.0]], np.float32)
     assert np.array(losses.contrastive(same, distance)).tolist() == [0.0, 4.0, 0.5625, 0.0]
+    assert float(losses.ContrastiveLoss()(same, distance)) == pytest.approx((4.0 + 0.5625) / 4)
     assert float(losses.ContrastiveLoss(2.0)(same, distance)) == pytest.approx((4.0 + 1.75**2) / 4)
 
 

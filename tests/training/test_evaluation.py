@@ -42,6 +42,13 @@ def test_calibration_by_hand() -> None:
     assert evaluation.expected_calibration_error(TRUTH, perfect) == 0.0
 
 
+def test_the_last_of_fifteen_bins_holds_what_is_certain() -> None:
+    """0.935 is past 14/15, and so in one bin with 1.0; the one is right and the other wrong."""
+    scores = np.array([[0.935, 0.065], [1.0, 0.0]])
+    error = evaluation.expected_calibration_error(np.array([0, 1]), scores)
+    assert error == pytest.approx((0.935 + 1.0) / 2 - 0.5)
+
+
 def test_calibration_finds_what_is_calibrated() -> None:
     random = np.random.default_rng(0)
     confidence = random.uniform(0.5, 1.0, 40_000)
@@ -53,7 +60,7 @@ def test_calibration_finds_what_is_calibrated() -> None:
 
 
 def test_only_probabilities_have_a_calibration() -> None:
-    for scores in (np.log(SCORES + 0.01), 3 * SCORES, SCORES - SCORES[:, :1]):
+    for scores in (np.log(SCORES + 0.01), SCORES + 0.1, SCORES - SCORES[:, :1]):
         metrics = evaluation.classification(TRUTH, scores, LABELS)
         assert metrics["ece"] is None
         assert len(metrics["per_class"]) == 3
@@ -61,11 +68,12 @@ def test_only_probabilities_have_a_calibration() -> None:
     assert evaluation.classification(TRUTH, half, LABELS)["ece"] is not None
 
 
-def test_many_classes_leave_the_matrix_out() -> None:
-    labels = tuple(str(index) for index in range(60))
-    metrics = evaluation.classification(np.arange(60), np.eye(60), labels)
+@pytest.mark.parametrize(("classes", "drawn"), [(50, True), (51, False)])
+def test_many_classes_leave_the_matrix_out(classes: int, drawn: bool) -> None:
+    labels = tuple(str(index) for index in range(classes))
+    metrics = evaluation.classification(np.arange(classes), np.eye(classes), labels)
     assert metrics["held_out_accuracy"] == 1.0
-    assert "confusion" not in metrics
+    assert ("confusion" in metrics) == drawn
 
 
 def test_regression_by_hand() -> None:

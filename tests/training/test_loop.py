@@ -13,9 +13,10 @@ import tensorflow as tf
 from training import recipes
 from training.checkpoint import Checkpoint
 from training.config import AUGMENTATIONS, Hyperparameters, Options
+from training.distribution import Distribution
 from training.errors import BadInput, TrainingError
 from training.history import History
-from training.loop import Run, fit, predict, schedule
+from training.loop import Run, _divisible, compiled, fit, predict, schedule
 from training.pipeline import Examples, flip, shift, training_batches
 from training.recipes.base import Plan
 
@@ -63,6 +64,36 @@ def test_a_run_of_one_step_learns_in_it() -> None:
     keras.utils.set_random_seed(plan.hyperparameters.seed)
     untrained = plan.problem.interface.built(plan.variants[plan.recipe].build())
     assert np.abs(model.get_weights()[0] - untrained.get_weights()[0]).max() > 0
+
+
+def test_a_model_is_compiled_as_its_plan_says() -> None:
+    plan = small_plan("branches", epochs=1)
+    for decay in (0.0, 0.1):
+        values = dataclasses.replace(plan.hyperparameters, weight_decay=decay)
+        model = compiled(plan.problem.interface, plan.variants["branches"], values, steps_per_epoch=5)
+        assert model.optimizer.weight_decay == decay
+    _, history, _ = run_of(plan)
+    (epoch,) = history.epochs
+    both = epoch["val_scores_loss"] + 0.3 * epoch["val_parity_loss"]  # of one batch
+    assert epoch["val_loss"] == pytest.approx(both, rel=1e-4)
+    assert epoch["val_parity_loss"] > 0.1
+
+
+class TwoReplicas(Distribution):
+    """Two devices, as far as one looks before anything is computed."""
+
+    @property
+    def replicas(self) -> int:
+        return 2
+
+
+def test_what_replicas_cannot_share_is_left_out_or_refused() -> None:
+    examples = Examples({"x": np.arange(7)}, {"y": np.arange(7) * 2})
+    shared = _divisible(examples, 2)
+    assert (shared.inputs["x"].tolist(), shared.targets["y"].tolist()) == ([*range(6)], [*range(0, 12, 2)])
+    assert len(_divisible(examples, 1)) == 7
+    with pytest.raises(BadInput, match="a batch of 33 cannot be shared by 2 replicas"):
+        run_of(small_plan(batch_size=33), distribution=TwoReplicas())
 
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not() -> None:

@@ -13,8 +13,10 @@ from rich.console import Console
 from tests.training.conftest import Published
 from tests.training.recipes import OPTIONS
 from training import job, recipes
+from training.card import training_section
 from training.config import PRESETS, Hyperparameters, Options, preset
 from training.errors import BadInput
+from training.history import History
 from training.models import dense, wide_deep
 from training.published import compare, examine, read_card
 from training.recipes.pairs import pairs
@@ -239,6 +241,27 @@ def test_pairs_are_judged_at_the_size_they_were_made_for(tmp_path: Path) -> None
         BadInput, match=r"the model takes images \(9, 9, 1\), and those of digits are \(8, 8, 1\)"
     ):
         examine(published.folder, "digits")
+
+
+def test_every_hyperparameter_that_the_user_chose_counts() -> None:
+    chosen: dict[str, Any] = {"epochs": 3, "batch_size": 5, "learning_rate": 0.5, "augment": "shift"}
+    chosen |= {"mixed_precision": "float16", "seed": 9, "patience": 2}
+    values = Options(**chosen).applied_to(Hyperparameters())
+    assert {name: getattr(values, name) for name in chosen} == chosen
+    assert Options().applied_to(values) == values
+
+
+def test_the_card_tells_what_was_trained_on_and_how() -> None:
+    plan = recipes.plan("sequential", Options(examples=300, seed=9))
+    history = History([{"val_loss": loss} for loss in (3.0, 1.0, 2.0)], best_epoch=1, seconds=1.26)
+    section = training_section(plan, history)
+    classes = plan.problem.train.targets["scores"]
+    assert section["class_distribution"] == [round((classes == one).mean(), 6) for one in range(10)]
+    expected = {"data": "digits", "examples": len(classes), "epochs": 3, "best_epoch": 2, "seconds": 1.3}
+    expected |= {"seed": 9, "batch_size": 64, "learning_rate": 2e-3, "augment": "none", "notes": []}
+    expected["validation_examples"] = len(plan.problem.validation)
+    assert {name: section[name] for name in expected} == expected
+    assert set(section) == {*expected, "class_distribution"}
 
 
 @pytest.mark.parametrize(
