@@ -242,6 +242,21 @@ def test_a_version_that_is_removed_between_two_tries_is_given_up_at_once() -> No
     assert manager.close(10)
 
 
+def test_the_end_waits_for_a_load_under_way() -> None:
+    may_go_on = threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        assert may_go_on.wait(30)
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert not manager.close(0.0)
+    may_go_on.set()
+    assert manager.close(30)
+    assert manager.states("m") == {1: AVAILABLE}
+
+
 def test_nothing_begins_to_load_after_the_end() -> None:
     manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
     assert manager.close(10)
