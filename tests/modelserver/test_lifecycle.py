@@ -264,6 +264,34 @@ def test_nothing_begins_to_load_after_the_end() -> None:
     assert manager.states("m") == {}
 
 
+@pytest.mark.parametrize(("fails", "most_tries"), [(False, 1), (True, 2)])
+def test_a_load_during_which_its_version_goes_and_comes_back(fails: bool, most_tries: int) -> None:
+    """If it succeeds, it is not made twice; if not, it is made once more, and not for ever."""
+    tries: list[int] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        tries.append(version)
+        has_begun.set()
+        assert may_end.wait(30)
+        if fails:
+            raise OSError("disk on fire")
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert has_begun.wait(30)
+    manager.want("m", {})
+    since = manager.sequence()
+    manager.want("m", wanted(1))
+    may_end.set()
+    reached = manager.wait_for_models({"m"}, since, lambda: False)
+    assert reached is not None
+    assert (reached["m", 1] == AVAILABLE) is not fails
+    assert manager.close(10)
+    assert len(tries) == most_tries
+
+
 def test_a_version_that_lies_elsewhere_when_it_is_wanted_again_is_loaded_from_there() -> None:
     """As when a model is taken out, and added anew with another base path, while it loads."""
     has_begun, may_go_on = threading.Event(), threading.Event()
