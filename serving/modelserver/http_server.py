@@ -149,7 +149,7 @@ class HttpServer:
         self._socket = _listen(port)
         config = uvicorn.Config(
             app,
-            http="h11",  # httptools drops the body of a request that offers HTTP/2, as those of Java do
+            http="h11",  # httptools drops a body behind an offer of HTTP/2, which Java's client makes
             ws="none",
             log_config=None,
             log_level="error",  # else each such offer is logged

@@ -148,15 +148,17 @@ class Session:
         try:
             feed_types = self._types(feeds)
             call = self._session._make_callable_from_options(options)
+            return _Callable(call, feed_types, self._types(fetches))
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
         except (KeyError, ValueError) as error:
             raise not_found(f"FeedInputs: unable to find feed output: {error}") from error
-        return _Callable(call, feed_types, self._types(fetches))
 
     def _types(self, names: Sequence[str]) -> list[np.dtype[Any]]:
         """The types of tensors of the graph, as numpy has them; raises KeyError or ValueError."""
-        return [np.dtype(self._graph.get_tensor_by_name(name).dtype.as_numpy_dtype) for name in names]
+        # To the runtime the name of an op is that of its first output, too.
+        full_names = [name if ":" in name else f"{name}:0" for name in names]
+        return [np.dtype(self._graph.get_tensor_by_name(name).dtype.as_numpy_dtype) for name in full_names]
 
     def close(self) -> None:
         """Free the session and its graph."""

@@ -51,8 +51,12 @@ def half_plus_two_tf1(folder: Path) -> None:
         make = tf1.saved_model.signature_def_utils.build_signature_def
         methods = "tensorflow/serving/"
         examples = {"inputs": info(serialized)}
+        ops = info(x), info(y)
+        for op in ops:
+            op.name = op.name.removesuffix(":0")
         signatures = {
             "serving_default": make({"x": info(x)}, {"y": info(y)}, methods + "predict"),
+            "named_by_ops": make({"x": ops[0]}, {"y": ops[1]}, methods + "predict"),
             "regress_x_to_y": make(examples, {"outputs": info(y)}, methods + "regress"),
             "classify_x_to_y": make(
                 examples, {"scores": info(y), "classes": info(label)}, methods + "classify"

@@ -65,8 +65,9 @@ def test_the_latest_available_version_answers_and_labels_choose(server: ServerPr
         ]
 
 
-def test_a_tf1_model_answers_predict(server: ServerProcess) -> None:
-    response = server.predict(request("half_plus_two_tf1", x=np.array([[2.0]], np.float32)))
+@pytest.mark.parametrize("signature", ["serving_default", "named_by_ops"])
+def test_a_tf1_model_answers_predict(server: ServerProcess, signature: str) -> None:
+    response = server.predict(request("half_plus_two_tf1", signature, x=np.array([[2.0]], np.float32)))
     assert list(response.outputs["y"].float_val) == [3.0]
     assert response.model_spec.version.value == 123
 

@@ -207,6 +207,91 @@ def test_a_version_that_was_removed_while_its_load_was_to_be_retried_starts_afre
     assert manager.close(10)
 
 
+def test_looking_again_does_not_begin_a_load_anew() -> None:
+    tries: list[int] = []
+    has_begun, may_fail = threading.Event(), threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        tries.append(version)
+        has_begun.set()
+        assert may_fail.wait(30)
+        raise OSError("disk on fire")
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert has_begun.wait(30)
+    manager.want("m", wanted(1))
+    may_fail.set()
+    until(lambda: manager.states("m")[1].error is not None, "it has failed")
+    assert manager.close(10)
+    assert tries == [1]
+
+
+def test_a_version_that_is_removed_between_two_tries_is_given_up_at_once() -> None:
+    tries: list[int] = []
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        tries.append(version)
+        raise OSError("disk on fire")
+
+    manager = ModelManager(load, RetryPolicy(5, 3600.0), 1)
+    manager.want("m", wanted(1, 2, 3))
+    until(lambda: len(tries) == 3, "all have failed once")
+    manager.want("m", {})
+    until(lambda: {at.state for at in manager.states("m").values()} == {State.END}, "they are given up")
+    assert manager.close(10)
+
+
+def test_the_end_waits_for_a_load_under_way() -> None:
+    may_go_on = threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        assert may_go_on.wait(30)
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert not manager.close(0.0)
+    may_go_on.set()
+    assert manager.close(30)
+    assert manager.states("m") == {1: AVAILABLE}
+
+
+def test_nothing_begins_to_load_after_the_end() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    assert manager.close(10)
+    manager.want("m", wanted(1))
+    assert manager.states("m") == {}
+
+
+@pytest.mark.parametrize(("fails", "most_tries"), [(False, 1), (True, 2)])
+def test_a_load_during_which_its_version_goes_and_comes_back(fails: bool, most_tries: int) -> None:
+    """If it succeeds, it is not made twice; if not, it is made once more, and not for ever."""
+    tries: list[int] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        tries.append(version)
+        has_begun.set()
+        assert may_end.wait(30)
+        if fails:
+            raise OSError("disk on fire")
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert has_begun.wait(30)
+    manager.want("m", {})
+    since = manager.sequence()
+    manager.want("m", wanted(1))
+    may_end.set()
+    reached = manager.wait_for_models({"m"}, since, lambda: False)
+    assert reached is not None
+    assert (reached["m", 1] == AVAILABLE) is not fails
+    assert manager.close(10)
+    assert len(tries) == most_tries
+
+
 def test_a_version_that_lies_elsewhere_when_it_is_wanted_again_is_loaded_from_there() -> None:
     """As when a model is taken out, and added anew with another base path, while it loads."""
     has_begun, may_go_on = threading.Event(), threading.Event()
