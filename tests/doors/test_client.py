@@ -7,6 +7,7 @@ import contextlib
 import io
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -399,6 +400,8 @@ async def test_the_blocking_client_keeps_its_connection(together: bool) -> None:
             for _ in range(3):
                 assert (await asyncio.to_thread(client.classify, image)).version == 1
     assert connections == 1
+    watches = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+    assert all(each.finished.is_set() for each in watches), "one would hang up on a later answer"
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -433,6 +436,9 @@ async def test_what_no_gateway_answers_is_told_as_that(kind: Any, content: bytes
         (403, PermissionDenied),
         (413, TooLarge),
         (429, RateLimited),
+        (500, Internal),
+        (502, Unavailable),
+        (503, Unavailable),
         (504, Unavailable),
     ],
 )
