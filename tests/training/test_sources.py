@@ -4,6 +4,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_digits_are_pixels_and_always_split_alike() -> None:
     values = set(np.unique(data.train_images).tolist())
     assert values == {int(np.rint(value * 255 / 16)) for value in range(17)}
     assert np.array_equal(data.test_images, again.test_images)
+    # the split of every version so far: with another, none could be compared with them
+    assert zlib.crc32(data.test_images.tobytes()) == 3220458447
     assert len(data.limited(200).train_classes) == pytest.approx(200, abs=10)
 
 
@@ -152,6 +155,8 @@ def test_a_share_of_every_class_is_trained_on() -> None:
     classes = np.array([0] * 100 + [1] * 10 + [2])
     data = ImageData("d", ("a", "b", "c"), images, classes, images, classes)
     assert np.bincount(data.limited(22).train_classes).tolist() == [20, 2, 1]
+    for all_of_them in (None, 111, 1000):
+        assert data.limited(all_of_them) is data
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -194,6 +199,27 @@ def test_folders_of_splits_by_their_usual_names(train: str, test: str, tmp_path:
     data = sources.load(f"folder={written(tmp_path / 'd', files)}")
     assert data.labels == ("blue", "red")
     assert (len(data.train_classes), len(data.test_classes)) == (6, 4)
+
+
+def test_one_image_of_a_class_will_do_where_others_are_held_out(tmp_path: Path) -> None:
+    files = of_two_classes("train/", 1) | of_two_classes("test/", 2)
+    folder = written(tmp_path / "d", files)
+    data = sources.load(f"folder={folder}")
+    assert (len(data.train_classes), len(data.test_classes)) == (2, 4)
+    for name in of_two_classes("test/", 2):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(BadInput, match="none of the images held out in it can be read"):
+        sources.load(f"folder={folder}")
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((224, 10), (10, 224, 3)), ((225, 10), (64, 64, 3)), ((10, 225), (64, 64, 3))]
+)
+def test_large_images_are_made_smaller(
+    size: tuple[int, int], shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    files = {f"{label}/{number}.png": image(0, size) for label in "ab" for number in range(2)}
+    assert sources.load(f"folder={written(tmp_path / 'd', files)}").image_shape == shape
 
 
 def test_images_in_no_class_are_noted(tmp_path: Path) -> None:
