@@ -17,7 +17,7 @@ from serving.journal import Journal
 from serving.model_version import ModelVersion
 from serving.prediction import ImageResult, Prediction, RequestContext
 from serving.rollout.steering import Steering
-from serving.scores import best, checked_top_k
+from serving.scores import best_of_each, checked_top_k
 from serving.settings import Settings
 from serving.telemetry import Metrics
 
@@ -91,10 +91,11 @@ class Classifier:
             # Again: in a sudden rush many pass the first check together, before any of them is queued.
             self._batcher.check(lane, context.deadline, context.caller)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
-            rows = iter(await self._score(model, pixels_of, context))
+            rows = await self._score(model, pixels_of, context)
         self._metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))
+        classes = iter(await best_of_each(rows, model.labels, count))
         results = tuple(
-            receipted(desk, model, best(next(rows), model.labels, count), context)
+            receipted(desk, model, next(classes), context)
             if isinstance(pixels, np.ndarray)
             else ImageResult(error=pixels)
             for pixels in decoded

@@ -11,6 +11,8 @@ from serving.errors import InvalidInput, SluiceError
 from serving.routing import Arm, Route
 from serving.tracing import Trace
 
+_MANY_CLASSES = 2_000
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
@@ -60,6 +62,11 @@ class Prediction:
     model: str
     version: int
     results: tuple[ImageResult, ...]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes so long to write down that it is to be done beside the event loop."""
+        return sum(len(each.classes) for each in self.results) > _MANY_CLASSES
 
 
 @dataclass(slots=True)

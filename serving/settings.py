@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -24,6 +25,7 @@ from pydantic_settings import (
 )
 
 from serving import faults
+from serving.cores import usable_cores
 from serving.errors import InvalidInput
 
 CONFIG_FILE = "sluice.toml"
@@ -55,7 +57,11 @@ def _not_empty(path: Any) -> Any:
 
 
 def _is_url(text: str) -> str:
-    if not _URL.fullmatch(text):
+    try:
+        is_one = _URL.fullmatch(text) is not None and urlsplit(text).port != 0
+    except ValueError:  # the port is no number, or the host's brackets do not match
+        is_one = False
+    if not is_one:
         raise ValueError("it is no URL; one is http://HOST:PORT or https://HOST:PORT")
     return text
 
@@ -197,8 +203,9 @@ class Settings(BaseSettings):
     """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one
     has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of
     retries, and helps where single replicas are slow now and then, not where all are busy."""
-    decode_threads: Parallel = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))))
-    """Threads that decode images. The decoders release the interpreter lock: one a core."""
+    decode_threads: Parallel = Field(default_factory=usable_cores)
+    """Threads that decode images. The decoders release the interpreter lock: one a core, of those that the
+    process may use and its container's limit has time for."""
 
     access_log_share: Share = 0.01
     """How many answered requests get a line in the log; the others get one each, up to 20 a second."""

@@ -23,11 +23,6 @@ class FlagError(ValueError):
     """The command line is not one that the original would take."""
 
 
-def cores() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _flag(default: Any, text: str) -> Any:
     return field(default=default, metadata={"text": text})
 

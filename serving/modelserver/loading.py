@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from serving.cores import usable_cores
 from serving.modelserver.batching import BatchingOptions, BatchScheduler
 from serving.modelserver.batching_servable import BatchingServable
-from serving.modelserver.flags import Flags, cores
+from serving.modelserver.flags import Flags
 from serving.modelserver.manager import Model, Servable
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
@@ -47,7 +48,7 @@ class Loading:
     @classmethod
     def from_flags(cls, flags: Flags, batching: BatchingOptions | None, metrics: Metrics) -> Loading:
         """As the command line says; raises StatusError for flags that contradict each other."""
-        count = cores()
+        count = usable_cores()
         return cls(
             LoadOptions(tuple(flags.saved_model_tags.split(",")), *_parallelism(flags)),
             metrics,

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import protos
+from serving.cores import usable_cores
 from serving.memory import share_arenas
 from serving.modelserver import config as configs
 from serving.modelserver import flags as flagging
 from serving.modelserver.batching import BatchingOptions, options_from
-from serving.modelserver.flags import FlagError, Flags, cores
+from serving.modelserver.flags import FlagError, Flags
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.status import StatusError, failed_precondition, invalid_argument
 
@@ -165,7 +166,7 @@ class Server:
         flags = self._flags
         retry = RetryPolicy(flags.max_num_load_retries, max(flags.load_retry_interval_micros, 0) / 1e6)
         loading = Loading.from_flags(flags, batching, self._metrics)
-        self._manager = ModelManager(loading.load, retry, flags.num_load_threads or cores())
+        self._manager = ModelManager(loading.load, retry, flags.num_load_threads or usable_cores())
         return ServerCore(
             self._manager,
             allow_labels_for_unavailable=flags.allow_version_labels_for_unavailable_models,
@@ -189,7 +190,7 @@ class Server:
         from serving.modelserver.rpc import Listening, RpcServer, credentials_from
 
         flags = self._flags
-        threads = flags.grpc_max_threads or THREADS_PER_CORE * cores()
+        threads = flags.grpc_max_threads or THREADS_PER_CORE * usable_cores()
         rpc = RpcServer(self._services(core), threads, arguments)
         if flags.enable_grpc_healthcheck_service:
             rpc.add_health()
@@ -227,7 +228,7 @@ class Server:
         prometheus = monitoring.prometheus_config
         options = HttpOptions(
             timeout_s=flags.rest_api_timeout_in_ms / 1000 if flags.rest_api_timeout_in_ms > 0 else None,
-            threads=flags.rest_api_num_threads or THREADS_PER_CORE * cores(),
+            threads=flags.rest_api_num_threads or THREADS_PER_CORE * usable_cores(),
             has_cors=flags.rest_api_enable_cors_support,
             metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
         )
@@ -297,7 +298,7 @@ def _batching_options(flags: Flags) -> BatchingOptions | None:
         configs.read_text_proto(flags.batching_parameters_file, parameters)
     else:
         parameters.thread_pool_name.value = "model_server_batch_threads"
-    return options_from(parameters, default_threads=cores())
+    return options_from(parameters, default_threads=usable_cores())
 
 
 def _ssl_config(flags: Flags) -> Any | None:

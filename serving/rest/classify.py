@@ -91,7 +91,10 @@ class ClassifyEndpoint:
         first = results[0].error
         if first is not None and all(result.error for result in results):
             raise first
-        body = orjson.dumps(_body(prediction, results, found.images))
+        if prediction.is_large:
+            body = await self._gateway.in_thread(_body, prediction, results, found.images)
+        else:
+            body = _body(prediction, results, found.images)
         return Response(
             body, headers={"server-timing": server_timing(context)}, media_type="application/json"
         )
@@ -179,12 +182,14 @@ def _merged(results: Iterable[ImageResult], images: Iterable[Upload]) -> Iterato
         yield next(of_whole) if upload.error is None else ImageResult(error=upload.error)
 
 
-def _body(prediction: Prediction, results: Iterable[ImageResult], images: Iterable[Upload]) -> dict[str, Any]:
-    return {
-        "model": prediction.model,
-        "version": prediction.version,
-        "results": [_result(result, upload) for result, upload in zip(results, images, strict=True)],
-    }
+def _body(prediction: Prediction, results: Iterable[ImageResult], images: Iterable[Upload]) -> bytes:
+    return orjson.dumps(
+        {
+            "model": prediction.model,
+            "version": prediction.version,
+            "results": [_result(result, upload) for result, upload in zip(results, images, strict=True)],
+        }
+    )
 
 
 def _result(result: ImageResult, upload: Upload) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class ImageClassification:
                 raise InvalidInput("the request has a version and a label; give one of them")
             ticket.hold(request.ByteSize())
             prediction = await self._gateway.classify(ref, request.images, top_k, context)
+            if prediction.is_large:
+                return await self._gateway.in_thread(_to_response, prediction, request.id)
             return _to_response(prediction, request.id)
 
     async def classify_stream(

@@ -72,6 +72,8 @@ def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http_host", "", "at least 1 character"),  # it would be every interface
         ("traces_endpoint", "collector:4317", "it is no URL; one is http://HOST:PORT"),
         ("prometheus_url", "prometheus:9090", "it is no URL; one is http://HOST:PORT"),
+        ("prometheus_url", "http://prometheus:nine", "it is no URL; one is http://HOST:PORT"),
+        ("prometheus_url", "http://prometheus:99999", "it is no URL; one is http://HOST:PORT"),
     ],
 )
 def test_nonsense_is_refused_with_what_would_be_right(

@@ -1,0 +1,39 @@
+"""How many processors this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Those that it may run on, or fewer where its control group has less time, as a container with a limit.
+
+    A thread for each core of a large machine would use up a small limit in the first part of each period, and
+    the process would stand still for the rest (cgroups(7), "CPU bandwidth control").
+
+    Args:
+        cgroup: where the control group's files are, of version 2 or 1.
+    """
+    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(affine, _quota(cgroup))))
+
+
+def _quota(cgroup: Path) -> float:
+    """Processors' worth of time that the control group has; infinite where it does not say."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return math.inf
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max", say
+        return math.inf
+    return share if share > 0 else math.inf  # version 1 says -1 for none
