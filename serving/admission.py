@@ -16,13 +16,13 @@ from typing import Self
 
 from limits import RateLimitItem
 
-from serving.callers import Callers
+from serving.access.callers import Callers
+from serving.access.keys import Caller, Scope
+from serving.access.rates import SlidingWindow
+from serving.access.shares import Shares
 from serving.concurrency import ConcurrencyLimit
 from serving.errors import DeadlineExceeded, Overloaded, RateLimited, SluiceError, TooLarge
-from serving.keys import Caller, Scope
-from serving.rates import SlidingWindow
-from serving.shares import Shares
-from serving.telemetry import Metrics
+from serving.telemetry.metrics import Metrics
 
 # Long enough for a queue of requests to empty, short enough that capacity is not left idle.
 RETRY_AFTER_S = 1.0

@@ -20,7 +20,7 @@ from serving.errors import FailedPrecondition, InvalidInput, NotFound, Unavailab
 from serving.learning import Learner, VersionName
 from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
-from serving.telemetry import Metrics
+from serving.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
 

@@ -19,7 +19,7 @@ from serving.prediction import ImageResult, Prediction, RequestContext
 from serving.rollout.steering import Steering
 from serving.scores import best_of_each, checked_top_k
 from serving.settings import Settings
-from serving.telemetry import Metrics
+from serving.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.desk import Desk

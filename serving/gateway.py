@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from serving.access.callers import Callers
+from serving.access.keys import Scope
 from serving.admission import Admission, Ticket
 from serving.arms import choose_version
 from serving.backends.pool import Pool
 from serving.batching import Batcher, LaneKey
-from serving.callers import Callers
 from serving.catalog import Catalog
 from serving.classifier import Classifier
 from serving.concurrency import ConcurrencyLimit
@@ -31,7 +32,6 @@ from serving.decoding import Decoders
 from serving.dispatch import Dispatcher
 from serving.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Unavailable, out_of_memory
 from serving.journal import Journal
-from serving.keys import Scope
 from serving.memory import Usage, fitting
 from serving.model_version import ModelVersion
 from serving.parts import Part, in_parts
@@ -40,7 +40,7 @@ from serving.pressure import Pressure
 from serving.rollout.steering import Steering
 from serving.scores import model_specs
 from serving.settings import Settings
-from serving.telemetry import Metrics
+from serving.telemetry.metrics import Metrics
 from serving.tensorflow_api import check_shapes
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need

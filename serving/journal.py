@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from serving.errors import Cancelled, Internal, InvalidInput, SluiceError, shortened
-from serving.logs import AccessLog
 from serving.prediction import RequestContext
 from serving.settings import Settings
-from serving.telemetry import Metrics
-from serving.tracing import Trace
+from serving.telemetry.logs import AccessLog
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import Trace
 
 if TYPE_CHECKING:  # OpenTelemetry is there only where traces are wanted
-    from serving.spans import Spans
+    from serving.telemetry.spans import Spans
 
 # What a page can show at a glance.
 _MOST_REFUSALS = 30
@@ -77,7 +77,7 @@ class Journal:
         spans = None
         if settings.traces_endpoint is not None:
             try:
-                from serving.spans import Spans
+                from serving.telemetry.spans import Spans
             except ModuleNotFoundError as error:
                 raise InvalidInput(
                     f"traces_endpoint is set, and {error.name} is not installed; the extra `traces` brings "

@@ -20,12 +20,12 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from serving import models_folder, observed, stacks, supervisor, workers
+from serving import models_folder, observed
+from serving.access.callers import Callers
 from serving.backends import discovery
 from serving.backends.pool import Pool
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing
-from serving.callers import Callers
 from serving.catalog import Catalog
 from serving.certificates import Certificates
 from serving.errors import InvalidInput
@@ -33,15 +33,17 @@ from serving.gateway import Gateway
 from serving.memory import give_back_memory, start_threads, trim_steadily
 from serving.page.curves import Curves
 from serving.page.state import of_one_worker
-from serving.peers import Peers, samples
+from serving.processes import supervisor, workers
+from serving.processes.peers import Peers, samples
+from serving.processes.supervisor import ModelServerProcess
+from serving.processes.upstream import ConfigFile, Upstream
 from serving.rest import app
 from serving.rest.server import HttpServer, listen
 from serving.rpc.server import RpcServer
 from serving.settings import Settings
-from serving.supervisor import ModelServerProcess
-from serving.telemetry import Metrics
-from serving.upstream import ConfigFile, Upstream
-from serving.watchdog import Watchdog
+from serving.telemetry import stacks
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.watchdog import Watchdog
 
 _log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 from serving.rollout.events import Announcer
 from serving.rollout.prometheus import SteeringCollector
 from serving.rollout.steering import Steering
-from serving.telemetry import Metrics
+from serving.telemetry.metrics import Metrics
 
 TARGET = Path(__file__).parents[1] / "docs" / "metrics.md"
 _SUFFIX = {"counter": "_total", "info": "_info"}

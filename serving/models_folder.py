@@ -12,8 +12,8 @@ import structlog
 from serving.backends.pool import Pool
 from serving.catalog import Catalog
 from serving.errors import InvalidInput, SluiceError
+from serving.processes.upstream import ConfigFile, Upstream, model_config
 from serving.settings import Settings
-from serving.upstream import ConfigFile, Upstream, model_config
 
 _log = structlog.get_logger()
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from serving import logs
 from serving.backends.pool import Pool
 from serving.certificates import Certificates
 from serving.gateway import Gateway
-from serving.snapshot import Readings
+from serving.telemetry import logs
+from serving.telemetry.snapshot import Readings
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.record import Rollout

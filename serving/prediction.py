@@ -9,7 +9,7 @@ from typing import Literal
 
 from serving.errors import InvalidInput, SluiceError
 from serving.routing import Arm, Route
-from serving.tracing import Trace
+from serving.telemetry.tracing import Trace
 
 _MANY_CLASSES = 2_000
 

@@ -1,4 +1,4 @@
-"""One of several workers: `python -m serving.worker`, run by `serving.workers` and by nobody else.
+"""One of several workers: `python -m serving.worker`, run by `serving.processes.workers` and by nobody else.
 
 Reads a line of JSON on stdin that says what to do, and writes a line on stdout once it can answer, or when it
 cannot start. When stdin ends its parent has died, and it drains as on SIGTERM.
@@ -15,10 +15,10 @@ from typing import Any
 
 from serving import main
 from serving.errors import SluiceError, innermost
-from serving.logs import configure_logging
-from serving.peers import Peers
+from serving.processes.peers import Peers
+from serving.processes.upstream import Upstream
 from serving.settings import Settings
-from serving.upstream import Upstream
+from serving.telemetry.logs import configure_logging
 
 
 async def run(about: dict[str, Any]) -> None:

@@ -23,11 +23,12 @@ from k8s.tools.manifests import (
     name_of,
     of_kind,
 )
-from serving import cli, protos, settings, workers
+from serving import cli, protos, settings
 from serving.backends import discovery
 from serving.errors import InvalidInput
 from serving.modelserver import config, flags
 from serving.modelserver.status import StatusError
+from serving.processes import workers
 from serving.rollout.plan_file import parse_plan
 
 # Settings that name a file which must be there when the gateway starts.

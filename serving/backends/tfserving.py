@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from serving import errors, protos
-from serving.tracing import Trace
+from serving.telemetry.tracing import Trace
 
 # A path that is cut without a word is found out by the kernel: gRPC sets TCP_USER_TIMEOUT (RFC 5482) to the
 # keepalive's time-out wherever keepalive is on, and the replica is asked for its versions about once a

@@ -15,7 +15,7 @@ from serving.observed import Rollouts
 from serving.page import assets
 from serving.page.curves import Curves
 from serving.page.state import add_worker, state
-from serving.peers import Peers
+from serving.processes.peers import Peers
 from serving.rest.context import authorized
 
 

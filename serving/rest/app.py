@@ -13,19 +13,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
-from serving import faults, stacks
+from serving import faults
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.observed import exposition
 from serving.page import routes
 from serving.page.curves import Curves
-from serving.peers import Peers
+from serving.processes.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
 from serving.rest.context import authorized
 from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, nothing_at, problem
+from serving.telemetry import stacks
 
 _TEXT = {"schema": {"type": "string"}}
 

@@ -14,7 +14,7 @@ from serving.errors import Internal, SluiceError, Unavailable
 from serving.rest.context import headers_of
 from serving.rest.errors import problem
 from serving.rest.leaving import client_of
-from serving.tracing import child_of, request_id_from
+from serving.telemetry.tracing import child_of, request_id_from
 
 _log = structlog.get_logger()
 

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 from starlette.types import Scope
 
-from serving.callers import Callers
+from serving.access.callers import Callers
+from serving.access.keys import Caller
+from serving.access.keys import Scope as CallerScope
 from serving.errors import InvalidInput
-from serving.keys import Caller
-from serving.keys import Scope as CallerScope
 from serving.prediction import ModelRef, RequestContext, version_number
 from serving.rest.leaving import cancel_if_left
 from serving.settings import Settings

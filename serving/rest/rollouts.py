@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
+from serving.access.keys import Caller, Scope
 from serving.arms import require_desk
 from serving.errors import SluiceError
 from serving.gateway import Gateway
-from serving.keys import Caller, Scope
 from serving.rest.context import authorized
 
 _MOST_FEEDBACK = 1000

@@ -15,6 +15,7 @@ from typing import Any
 from serving.backends.pool import Pool
 from serving.catalog import Catalog
 from serving.errors import InvalidInput
+from serving.processes.upstream import absolute
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
 from serving.rollout.events import Announcer
@@ -27,8 +28,7 @@ from serving.rollout.reconcile import Reconciler
 from serving.rollout.steering import Steering
 from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
-from serving.telemetry import Metrics
-from serving.upstream import absolute
+from serving.telemetry.metrics import Metrics
 
 Published = Callable[[str], list[int]]
 """The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be seen."""

@@ -18,7 +18,7 @@ from serving.prediction import RequestContext
 from serving.rest.context import credential
 from serving.rpc.errors import rich_status
 from serving.settings import Settings
-from serving.tracing import child_of, request_id_from
+from serving.telemetry.tracing import child_of, request_id_from
 
 _log = structlog.get_logger()
 

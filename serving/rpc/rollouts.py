@@ -9,10 +9,10 @@ import grpc
 import orjson
 
 from serving import protos
+from serving.access.keys import Caller, Scope
 from serving.arms import require_desk
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
-from serving.keys import Caller, Scope
 from serving.prediction import RequestContext
 from serving.rpc.call import service
 

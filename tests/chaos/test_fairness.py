@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.keys import new_key
+from serving.access.keys import new_key
 from tests.chaos.flood import Flood, Seen, flood
 from tests.chaos.replica_process import busy_for
 from tests.support.fake_replica import FakeReplica, running, until

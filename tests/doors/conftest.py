@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from serving.main import Running
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import running

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.classify_command import find
+from serving.commands.classify import find
 from serving.errors import InvalidInput
 from tests.doors.conftest import Live
 from tests.support.processes import COMMAND

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from tests.doors.conftest import Live
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")

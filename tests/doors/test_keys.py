@@ -23,15 +23,15 @@ from joserfc.jwk import ECKey, KeySet, OctKey
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from serving import keys_command as keys_command_module
 from serving import protos
-from serving.callers import WATCH_INTERVAL_S, Callers, WatchedFile
+from serving.access.callers import WATCH_INTERVAL_S, Callers, WatchedFile
+from serving.access.keys import Keys, hash_of, new_key, read_keys
+from serving.access.tokens import Tokens
 from serving.cli import build
+from serving.commands import keys as keys_command_module
 from serving.errors import InvalidInput, Unauthenticated
-from serving.keys import Keys, hash_of, new_key, read_keys
 from serving.main import Running
 from serving.settings import Settings
-from serving.tokens import Tokens
 from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import grey_png

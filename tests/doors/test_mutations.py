@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import httpx
 import psutil
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from tests.doors.conftest import Live
 from tests.doors.mutations import mutations, originals
 from tests.doors.neighbour import neighbour

@@ -14,8 +14,8 @@ import httpx
 import jsonschema
 import pytest
 
-from serving.keys import new_key
-from serving.keys_command import _write
+from serving.access.keys import new_key
+from serving.commands.keys import _write
 from tests.doors.conftest import Live
 from tests.doors.replica import ScriptedReplica
 from tests.support.processes import started

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import structlog
 
-from serving.keys import new_key
-from serving.keys_command import _write
-from serving.logs import configure_logging
+from serving.access.keys import new_key
+from serving.commands.keys import _write
 from serving.rest.boundary import Boundary
+from serving.telemetry.logs import configure_logging
 from tests.doors.replica import ScriptedReplica
 from tests.support.http import grey_png
 from tests.support.processes import started

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from tests.support.processes import LiveProcess, started
 
 CLASSIFY = "/v1/models/digits:classify"

@@ -7,8 +7,8 @@ from collections import Counter, deque
 
 import pytest
 
-from serving.rates import SlidingWindow
-from serving.shares import Shares
+from serving.access.rates import SlidingWindow
+from serving.access.shares import Shares
 
 
 def test_one_who_is_alone_gets_all_but_what_is_kept_and_the_next_one_finds_that() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from serving import children
+from serving.processes import children
 
 NO_MEMORY = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 

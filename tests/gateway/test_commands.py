@@ -17,24 +17,26 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from serving import commands, supervisor
 from serving.cli import build
+from serving.commands import asking, serve
+from serving.commands.terminal import user_errors
+from serving.commands.top import Scrape, parse, rows, view
 from serving.errors import FailedPrecondition, InvalidInput, SluiceError
 from serving.modelserver import server
+from serving.processes import supervisor
 from serving.rest.server import listen
 from serving.rollout import access
-from serving.top_command import Scrape, parse, rows, view
 
 
 def test_an_error_of_the_system_is_a_line_that_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as ended, commands.user_errors():
+    with pytest.raises(typer.Exit) as ended, user_errors():
         Path("/nowhere/plan.yaml").read_text()
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "error: /nowhere/plan.yaml: No such file or directory\n"
 
 
 def test_a_port_that_is_taken_comes_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:
-    with listen("127.0.0.1", 0) as taken, pytest.raises(typer.Exit) as ended, commands.user_errors():
+    with listen("127.0.0.1", 0) as taken, pytest.raises(typer.Exit) as ended, user_errors():
         listen("127.0.0.1", taken.getsockname()[1])
     assert ended.value.exit_code == 2
     assert capsys.readouterr().err.endswith("in use; --http-port names another, 0 any free one\n")
@@ -52,14 +54,14 @@ class NeverReady:
 
 
 async def test_the_demo_gives_up_on_models_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_DEMO_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(serve, "_DEMO_TIMEOUT_S", 0.05)
     with pytest.raises(SluiceError, match="no version of every model could be loaded within"):
-        await commands._post_sample(NeverReady())
+        await serve._post_sample(NeverReady())
 
 
 @pytest.mark.parametrize("key", ["s3cret\n", "two s3cret", "s3crét"])
 def test_what_cannot_be_a_key_is_said_without_it(key: str) -> None:
-    for connect in (commands.connection, access.GatewayAccess):
+    for connect in (asking.connection, access.GatewayAccess):
         with pytest.raises(InvalidInput, match="the API key has a character that none has") as refused:
             connect("http://127.0.0.1:9", key)
         assert "s3cr" not in refused.value.message
@@ -69,7 +71,7 @@ def test_what_cannot_be_a_key_is_said_without_it(key: str) -> None:
 async def answering(content: bytes | None, status: str = "200 OK") -> AsyncIterator[str]:
     """A server that answers this to every request, or nothing at all; its address."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
             if content is not None:
@@ -79,7 +81,7 @@ async def answering(content: bytes | None, status: str = "200 OK") -> AsyncItera
             await reader.read()  # until the client leaves
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         yield "http://{}:{}".format(*server.sockets[0].getsockname())
 
@@ -111,7 +113,7 @@ async def test_what_no_gateway_answers_is_told_as_that(ask: list[str], content: 
 async def test_a_gateway_that_is_slow_is_told_from_one_that_is_away(
     ask: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (commands, access):
+    for module in (asking, access):
         monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     async with answering(None) as url:
         told = await sluice(*ask, url, code=1)

@@ -17,7 +17,7 @@ MAX_RSS_BYTES = 110 * 2**20
 def test_importing_the_gateway_imports_no_tensorflow_and_no_training() -> None:
     program = """
 import json, sys
-import serving.cli, serving.commands, serving.main
+import serving.cli, serving.commands.serve, serving.main
 serving.cli.build()
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from serving import models_folder
 from serving.errors import InvalidInput
 from serving.main import Up, new_metrics, run_one, run_serve
+from serving.processes.upstream import ConfigFile, Upstream
 from serving.settings import Settings
-from serving.upstream import ConfigFile, Upstream
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.http import PATH, PNG, grey_png
 

@@ -7,7 +7,7 @@ import time
 
 from structlog.testing import capture_logs
 
-from serving.watchdog import Watchdog
+from serving.telemetry.watchdog import Watchdog
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 

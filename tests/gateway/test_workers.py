@@ -19,9 +19,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from serving import workers
+from serving.processes import workers
+from serving.processes.upstream import Upstream
 from serving.settings import Settings
-from serving.upstream import Upstream
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import COMMAND, LiveProcess, started

@@ -11,9 +11,9 @@ from bisect import bisect_right
 
 import pytest
 
-from serving import capacity
-from serving.capacity import Measured, Need
-from serving.capacity_command import parse_latencies
+from serving.commands import capacity
+from serving.commands.capacity import Measured, Need
+from serving.commands.plan_capacity import parse_latencies
 from serving.errors import InvalidInput
 
 GPU = Measured({1: 0.0021, 8: 0.003, 32: 0.0062, 128: 0.018})
@@ -162,7 +162,7 @@ def test_latencies_are_read_with_their_units() -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "import typer; from serving.capacity_command import plan_capacity as p; typer.run(p)"
+    program = "import typer; from serving.commands.plan_capacity import plan_capacity as p; typer.run(p)"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
     )

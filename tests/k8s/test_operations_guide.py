@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from k8s.tools import check, manifests, schemas
-from serving import capacity
+from serving.commands import capacity
 
 REPOSITORY = check.K8S.parent
 GUIDE = (REPOSITORY / "docs/operations.md").read_text()

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from k8s.dashboards.__main__ import FOLDER
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from tests.conftest import REPOSITORY
 from tests.observability import browser as browsers
 from tests.observability import scene as scenes

@@ -29,7 +29,7 @@ from PIL import Image
 
 from k8s.tools import check
 from serving import protos
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from tests.support.ports import free_port
 from tests.support.processes import COMMAND
 

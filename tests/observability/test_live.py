@@ -13,7 +13,7 @@ import pytest
 
 from k8s.dashboards.__main__ import FOLDER, texts
 from k8s.tools import metric_names
-from serving.top_command import parse, rows
+from serving.commands.top import parse, rows
 from tests.observability.scene import Scene, until
 from tests.support.processes import COMMAND
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from serving.logs import MAX_FAILURES_PER_S
+from serving.telemetry.logs import MAX_FAILURES_PER_S
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.processes import started
 
@@ -18,7 +18,7 @@ from tests.support.processes import started
 def written_by(program: str) -> list[dict[str, Any]]:
     """The lines of a program that logs as a gateway does."""
     done = subprocess.run(
-        [sys.executable, "-c", f"from serving.logs import configure_logging\nconfigure_logging()\n{program}"],
+        [sys.executable, "-c", f"from serving.telemetry import logs\nlogs.configure_logging()\n{program}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [json.loads(line) for line in done.stderr.splitlines()]

@@ -22,18 +22,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from serving import metrics_page
-from serving.commands import SAMPLE
-from serving.drift import (
-    LEAST_PREDICTIONS,
-    MOST_GROUPS,
-    OTHER,
-    PredictedClasses,
-    group_classes,
-    stability_index,
-)
+from serving.commands.serve import SAMPLE
 from serving.errors import InvalidInput, Overloaded, Unavailable, all_kinds
 from serving.journal import Journal
-from serving.logs import MAX_FAILURES_PER_S, AccessLog
 from serving.observed import exposition
 from serving.prediction import RequestContext
 from serving.rollout.desk import Desk
@@ -42,8 +33,17 @@ from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.store import FileStore
 from serving.routing import Route, Split
-from serving.telemetry import GRACE_S, Metrics
-from serving.tracing import child_of
+from serving.telemetry.drift import (
+    LEAST_PREDICTIONS,
+    MOST_GROUPS,
+    OTHER,
+    PredictedClasses,
+    group_classes,
+    stability_index,
+)
+from serving.telemetry.logs import MAX_FAILURES_PER_S, AccessLog
+from serving.telemetry.metrics import GRACE_S, Metrics
+from serving.telemetry.tracing import child_of
 from tests.rollout.stored import new_rollout
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over

@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, Route
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from serving.page.assets import ASSETS
 from tests.observability import browser as browsers
 from tests.observability.browser import NARROW, ONE, PHONE, SEVEN, ZERO, answer, draw, keep, opened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from serving.series import Counter, Histogram
+from serving.telemetry.series import Counter, Histogram
 
 
 def test_a_series_is_found_again_and_by_name_it_is_the_same() -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serving import protos
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from tests.observability.scene import have_prometheus, query, start_prometheus, until
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.processes import LiveProcess, started_gateway

@@ -14,9 +14,9 @@ import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from serving.errors import InvalidInput
-from serving.tracing import child_of
+from serving.telemetry.tracing import child_of
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 
@@ -167,7 +167,7 @@ def test_a_share_of_new_traces_is_recorded(share: float) -> None:
 async def test_traces_without_their_packages_are_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "serving.spans", raising=False)
+    monkeypatch.delitem(sys.modules, "serving.telemetry.spans", raising=False)
     async with running(FakeReplica()) as replica:
         with pytest.raises(InvalidInput, match=f"{missing} is not installed; the extra `traces` brings it"):
             async with gateway_over(replica, wait=False, traces_endpoint="http://127.0.0.1:9"):

@@ -15,10 +15,10 @@ import sys
 import time
 from typing import Any
 
-from serving.commands import SAMPLE
+from serving.commands.serve import SAMPLE
 from serving.gateway import Gateway
 from serving.prediction import ModelRef, RequestContext
-from serving.tracing import child_of
+from serving.telemetry.tracing import child_of
 from tests.observability.test_traces import collecting
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.gateways import gateway_over

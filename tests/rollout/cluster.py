@@ -23,11 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.samples import Sample
 
 from serving.main import _rollouts_of
+from serving.processes.upstream import Upstream
 from serving.rollout.kubernetes import KubernetesStore
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
 from serving.settings import Settings
-from serving.upstream import Upstream
 from tests.rollout.api_server import ApiServer
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, ask_for_ever
 from tests.support.fake_replica import FakeReplica, running, until

@@ -18,13 +18,13 @@ import numpy as np
 from serving import protos, tensors
 from serving.errors import Conflict
 from serving.main import Running, _rollouts_of
+from serving.processes.upstream import Upstream
 from serving.rollout.machine import Command, Phase
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.start import order, start
 from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
-from serving.upstream import Upstream
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running
 from tests.support.gateways import gateway_over
 

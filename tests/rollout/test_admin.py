@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from serving import protos
-from serving.keys import KeyEntry, new_key
+from serving.access.keys import KeyEntry, new_key
 from serving.rollout.machine import Phase
 from tests.rollout.replicas import FAST, PICTURES, VersionedReplica, scene_over
 from tests.support.fake_replica import FakeReplica, running

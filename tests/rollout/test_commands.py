@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from serving.rollout_commands import rollout
+from serving.commands.rollout import rollout
 
 QUICK = """\
 shadow: {min_time_s: 20, min_samples: 100}

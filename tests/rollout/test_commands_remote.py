@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from serving.commands.rollout import rollout
 from serving.errors import InvalidInput
 from serving.rollout.access import open_store
 from serving.rollout.machine import Phase
-from serving.rollout_commands import rollout
 from tests.rollout.api_server import api_server
 from tests.rollout.cluster import cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over

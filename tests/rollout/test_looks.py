@@ -24,7 +24,7 @@ from serving.rollout.start import order
 from serving.rollout.steering import Steering
 from serving.rollout.store import Files, FileStore, Store
 from serving.routing import Route, Split
-from serving.telemetry import Metrics
+from serving.telemetry.metrics import Metrics
 from tests.rollout.stored import new_rollout
 
 

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_me
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from serving.drift import OTHER, PredictedClasses
-from serving.series import Counter, Histogram
-from serving.snapshot import Snapshot
+from serving.telemetry.drift import OTHER, PredictedClasses
+from serving.telemetry.series import Counter, Histogram
+from serving.telemetry.snapshot import Snapshot
 
 # When each series began: Prometheus 2 stores it as a series of its own, which doubles the counters.
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from serving.commands import console, user_errors
+from serving.access.keys import KeyEntry, KeyFile, new_key, parse
+from serving.commands.terminal import console, user_errors
 from serving.errors import Conflict, InvalidInput, NotFound
-from serving.keys import KeyEntry, KeyFile, new_key, parse
 
 File = Annotated[Path, typer.Option(envvar="SLUICE_KEYS_FILE", help="The file of keys.")]
 DEFAULT_FILE = Path("keys.toml")

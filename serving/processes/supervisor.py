@@ -19,11 +19,11 @@ from pathlib import Path
 
 import structlog
 
-from serving import children
 from serving.errors import FailedPrecondition
-from serving.logs import Lossy
-from serving.telemetry import Metrics
-from serving.upstream import ConfigFile
+from serving.processes import children
+from serving.processes.upstream import ConfigFile
+from serving.telemetry.logs import Lossy
+from serving.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
 

@@ -17,7 +17,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from serving.prediction import RequestContext
-from serving.tracing import Trace
+from serving.telemetry.tracing import Trace
 
 # The stages in the order of a request's path.
 _STAGES = ("admission", "read", "decode", "queue", "backend")

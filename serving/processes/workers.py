@@ -1,7 +1,8 @@
 """Several gateway processes on the same two ports, for more cores than one interpreter can use.
 
 The kernel spreads connections over them (SO_REUSEPORT). Each is a whole gateway; what must be one is kept
-where all can see it: rollouts in their store, metrics and refusals by asking each other (`serving.peers`).
+where all can see it: rollouts in their store, metrics and refusals by asking each other
+(`serving.processes.peers`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any, NoReturn
 
 import structlog
 
-from serving import children
 from serving.errors import InvalidInput
+from serving.processes import children
+from serving.processes.upstream import Upstream
 from serving.settings import Settings
-from serving.upstream import Upstream
 
 _log = structlog.get_logger()
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.commands import ApiKey, Url, ask, connection, console, read_as_a_gateways, user_errors
+from serving.commands.asking import ApiKey, Url, ask, connection, read_as_a_gateways
+from serving.commands.terminal import console, user_errors
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
     from rich.console import RenderableType

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from serving.commands import START_ONE, ApiKey, Url, printable, user_errors
+from serving.commands.asking import START_ONE, ApiKey, Url
+from serving.commands.terminal import printable, user_errors
 from serving.errors import InvalidInput, SluiceError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast

@@ -12,8 +12,8 @@ from typing import Generic, Self, TypeVar
 
 import structlog
 
+from serving.access.keys import REFUSAL, Caller, Keys, Scope, read_keys
 from serving.errors import InvalidInput, PermissionDenied, Unauthenticated
-from serving.keys import REFUSAL, Caller, Keys, Scope, read_keys
 from serving.settings import Settings
 
 _log = structlog.get_logger()
@@ -146,7 +146,7 @@ TokenCheck = Callable[[str], Caller]
 
 def _token_reader(settings: Settings) -> Callable[[bytes], TokenCheck]:
     # Cryptography costs a tenth of a second and 10 MB: only who uses tokens pays.
-    from serving.tokens import Tokens
+    from serving.access.tokens import Tokens
 
     def read(content: bytes) -> TokenCheck:
         return Tokens(

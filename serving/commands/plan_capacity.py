@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.commands import user_errors
+from serving.commands.terminal import user_errors
 from serving.errors import InvalidInput
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
-    from serving.capacity import Measured, Need, Option
+    from serving.commands.capacity import Measured, Need, Option
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _LATENCY = re.compile(r"(?P<batch>\d+):(?P<value>\d+(\.\d+)?)(?P<unit>ms|us|s)")
@@ -65,7 +65,7 @@ def plan_capacity(
     replicas keeps the latency.
     """
     with user_errors():
-        from serving import capacity
+        from serving.commands import capacity
 
         if (latency is None) == (measure is None):
             raise InvalidInput("pass either --latency BATCH:LATENCY for some sizes, or --measure HOST:PORT")
@@ -94,7 +94,7 @@ def plan_capacity(
 
 
 def _as_json(measured: Measured, need: Need, found: list[Option], chosen: Option | None) -> dict[str, Any]:
-    from serving import capacity
+    from serving.commands import capacity
 
     return {
         "measured_s": {str(batch): seconds for batch, seconds in sorted(measured.seconds.items())},
@@ -109,7 +109,7 @@ def _print(measured: Measured, need: Need, found: list[Option], chosen: Option |
     from rich.console import Console
     from rich.table import Table
 
-    from serving import capacity
+    from serving.commands import capacity
 
     table = Table(
         "largest batch", "L ms", "img/s a replica", "replicas", "mean batch", "p99 ms ≤", "a million"
@@ -141,7 +141,7 @@ def _print(measured: Measured, need: Need, found: list[Option], chosen: Option |
 def _measure(address: str, model: str | None) -> dict[int, float]:
     import asyncio
 
-    from serving.capacity_measure import measure
+    from serving.commands.capacity_measure import measure
 
     if model is None:
         raise InvalidInput("--measure needs --model")

@@ -13,8 +13,8 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from serving.access.keys import REFUSAL, Caller, Scope
 from serving.errors import InvalidInput, Unauthenticated
-from serving.keys import REFUSAL, Caller, Scope
 
 ALGORITHMS = [
     "RS256",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.commands import user_errors
+from serving.commands.terminal import user_errors
 from serving.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast

@@ -1,0 +1,70 @@
+"""How commands ask a gateway over HTTP: where it is, with which key, and what to say if nobody answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.errors import InvalidInput, SluiceError
+
+if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
+    import httpx
+
+_TIMEOUT_S = 10.0
+
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
+]
+Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
+
+START_ONE = "start one: sluice serve, or pass --url"
+
+
+def connection(url: str, api_key: str | None) -> httpx.Client:
+    """A connection to a gateway; raises InvalidInput if the address is none, or the key."""
+    import httpx
+
+    from serving.gateway_url import authorization, checked
+
+    return httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(api_key))
+
+
+def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
+    """The gateway's answer.
+
+    Raises:
+        InvalidInput: nobody answers there, or a key is missing or wrong; the text says what to do.
+        DeadlineExceeded: the answer takes too long.
+        SluiceError: the gateway refuses.
+    """
+    import httpx
+
+    from serving.gateway_url import for_command, key_refused, unanswered
+
+    try:
+        answer = client.request(method, path)
+    except httpx.RequestError as error:
+        raise for_command(unanswered(client.base_url, error, _TIMEOUT_S), START_ONE) from error
+    if answer.is_success:
+        return answer
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise InvalidInput(f"{client.base_url} refused: {key_refused('authorization' in client.headers)}")
+    try:
+        refused = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        refused = "not what a gateway of Sluice answers"
+    raise SluiceError(f"{client.base_url} answered {answer.status_code}: {refused}")
+
+
+@contextmanager
+def read_as_a_gateways(client: httpx.Client) -> Iterator[None]:
+    """What is read out of an answer in the block is a gateway's; raises SluiceError where it is not."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SluiceError(
+            f"{client.base_url} answers, but not as a gateway of Sluice does; is it the right address?"
+        ) from error
