@@ -45,6 +45,7 @@ def test_defaults() -> None:
         ("batch_timeout_micros { value: -1 }", "must be non-negative"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "last entry was 4; expected 8"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4]", "monotonically increasing"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } max_execution_batch_size { value: 9 }", "at most max_batch_size"),
         (
