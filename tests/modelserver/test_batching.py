@@ -109,6 +109,15 @@ def test_a_queue_that_is_always_full_leaves_the_others_their_turn() -> None:
     assert ran[:4] == ["busy", "other", "busy", "other"]
 
 
+def test_what_still_waits_as_its_queue_goes_fails() -> None:
+    scheduler = BatchScheduler(options("batch_timeout_micros { value: 600000000 }"))
+    queue = scheduler.register(lambda _: None)
+    (waiting,) = scheduler.submit(queue, lambda _: [task(1)])
+    scheduler.unregister(queue)
+    with pytest.raises(StatusError, match="The model was unloaded"):
+        waiting.done.result(30)
+
+
 @given(size=st.integers(1, 100), room=st.integers(0, 8), limit=st.integers(1, 8))
 def test_splitting_keeps_every_row(size: int, room: int, limit: int) -> None:
     sizes = split_sizes(size, min(room, limit), limit)
