@@ -45,6 +45,7 @@ def test_defaults() -> None:
         ("batch_timeout_micros { value: -1 }", "must be non-negative"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "last entry was 4; expected 8"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4]", "monotonically increasing"),
+        ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } max_execution_batch_size { value: 9 }", "at most max_batch_size"),
         (
@@ -106,6 +107,15 @@ def test_a_queue_that_is_always_full_leaves_the_others_their_turn() -> None:
     scheduler.submit(busy, lambda _: [task(1), task(1)])
     assert has_ended.wait(30)
     assert ran[:4] == ["busy", "other", "busy", "other"]
+
+
+def test_what_still_waits_as_its_queue_goes_fails() -> None:
+    scheduler = BatchScheduler(options("batch_timeout_micros { value: 600000000 }"))
+    queue = scheduler.register(lambda _: None)
+    (waiting,) = scheduler.submit(queue, lambda _: [task(1)])
+    scheduler.unregister(queue)
+    with pytest.raises(StatusError, match="The model was unloaded"):
+        waiting.done.result(30)
 
 
 @given(size=st.integers(1, 100), room=st.integers(0, 8), limit=st.integers(1, 8))

@@ -147,7 +147,7 @@ def test_a_version_in_use_is_not_let_go() -> None:
         until(lambda: manager.states("m")[1] == UNLOADING, "it is on its way out")
         with pytest.raises(StatusError):
             manager.lease("m", 1).__enter__()
-        assert not servable.is_closed.is_set()
+        assert not servable.is_closed.wait(0.2)
     assert servable.is_closed.wait(30)
     until(lambda: manager.states("m")[1] == END, "it is gone")
     assert manager.close(10)
