@@ -126,13 +126,13 @@ def test_splitting_keeps_every_row(size: int, room: int, limit: int) -> None:
 
 
 def test_merge_pads_rows_and_split_undoes_it() -> None:
-    found = options("max_batch_size { value: 8 } allowed_batch_sizes: [4, 8]")
+    found = options("max_batch_size { value: 8 } allowed_batch_sizes: [1, 4, 8]")
     parts = [{"x": np.array([[1.0], [2.0]])}, {"x": np.array([[3.0]])}]
     merged = merge(parts, padded_size(3, found), found)
     assert merged["x"].tolist() == [[1.0], [2.0], [3.0], [3.0]]
     shares = split([merged["x"] * 2], [2, 1], 4)
     assert [share[0].tolist() for share in shares] == [[[2.0], [4.0]], [[6.0]]]
-    assert padded_size(5, found) == 8
+    assert [padded_size(size, found) for size in (1, 2, 5, 8)] == [1, 4, 8, 8]
 
 
 @pytest.mark.parametrize("kind", ["number", "text"])
