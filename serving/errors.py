@@ -26,6 +26,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# gRPC bounds all headers of an answer at 8 kB, and an error's text is one, with its details another.
+_MOST_HEADER_BYTES = 1024
+
 
 class SluiceError(Exception):
     """Base of everything that Sluice raises on purpose.
@@ -179,6 +182,14 @@ def shortened(text: str, most: int) -> str:
     """A text that may quote what a caller sent, cut to a length that does no harm; always valid Unicode."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= most else text[:most] + "…"
+
+
+def for_a_header(message: str) -> str:
+    """A text as it may go into a header of gRPC's: valid Unicode, cut where TensorFlow Serving cuts it."""
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _MOST_HEADER_BYTES:
+        return encoded.decode()
+    return encoded[:_MOST_HEADER_BYTES].decode(errors="ignore") + "...TRUNCATED"
 
 
 def innermost(error: BaseException) -> BaseException:

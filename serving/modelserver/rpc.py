@@ -18,13 +18,13 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving import protos
+from serving.errors import for_a_header
 from serving.modelserver.services import Services
 from serving.modelserver.status import (
     StatusError,
     failed_precondition,
     from_exception,
     invalid_argument,
-    truncated,
 )
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class RpcServer:
                 return response
             finally:
                 self._calls.end()
-            context.abort(GRPC_CODES[error.code], truncated(error.message))
+            context.abort(GRPC_CODES[error.code], for_a_header(error.message))
             raise error
 
         return handle

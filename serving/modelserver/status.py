@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import enum
 
-MAX_MESSAGE_BYTES = 1024  # gRPC puts the text in a header; the original cuts it there
-TRUNCATED = "...TRUNCATED"
-
 
 class Code(enum.IntEnum):
     """The canonical codes (`google.rpc.Code`), which gRPC and TensorFlow share."""
@@ -64,14 +61,6 @@ def not_found(message: str) -> StatusError:
 def failed_precondition(message: str) -> StatusError:
     """The thing exists but cannot do this."""
     return StatusError(Code.FAILED_PRECONDITION, message)
-
-
-def truncated(message: str) -> str:
-    """`message` cut to what the original sends over gRPC, and no character cut in two."""
-    encoded = message.encode(errors="replace")
-    if len(encoded) <= MAX_MESSAGE_BYTES:
-        return encoded.decode()
-    return encoded[:MAX_MESSAGE_BYTES].decode(errors="ignore") + TRUNCATED
 
 
 def from_exception(error: BaseException) -> StatusError:

@@ -32,11 +32,6 @@ CODE_OF_KIND: dict[type[errors.SluiceError], grpc.StatusCode] = {
 }
 
 
-# Both the text and the details travel in headers, which gRPC bounds at 8 kB. TensorFlow Serving cuts alike.
-MAX_MESSAGE_CHARS = 1024
-TRUNCATED = "...TRUNCATED"
-
-
 def rich_status(error: errors.SluiceError, trailing: Sequence[tuple[str, str]] = ()) -> Any:
     """The `grpc.Status` of an error, with `ErrorInfo` and, where it says when to come back, `RetryInfo`.
 
@@ -52,17 +47,9 @@ def rich_status(error: errors.SluiceError, trailing: Sequence[tuple[str, str]] =
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     code = code_pb2.Code.Value(CODE_OF_KIND[type(error)].name)
-    message = cut(error.message)
+    message = errors.for_a_header(error.message)
     found = rpc_status.to_status(status_pb2.Status(code=code, message=message, details=packed))
     return found._replace(trailing_metadata=(*found.trailing_metadata, *trailing))
-
-
-def cut(message: str) -> str:
-    """A text as it may go into a header: of bounded length, in bytes as in characters, and valid Unicode."""
-    raw = message.encode("utf-8", "replace")
-    if len(raw) <= MAX_MESSAGE_CHARS:
-        return raw.decode()
-    return raw[:MAX_MESSAGE_CHARS].decode("utf-8", "ignore") + TRUNCATED
 
 
 def _pack(detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
