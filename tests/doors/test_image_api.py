@@ -425,7 +425,8 @@ async def test_a_deadline_is_kept_and_passed_on(
     replica.before_predict = at_once
     await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": "9000"})
     assert left_s[-1] is not None
-    assert left_s[-1] <= Settings().request_timeout_s, "a caller cannot ask for more than the default"
+    slack_s = 1.0  # gRPC rounds deadlines up on their way
+    assert left_s[-1] <= Settings().request_timeout_s + slack_s, "a caller gets no more than the default"
     for bad in ("0", "-1", "soon", "nan", "inf"):
         answer = await client.post(PATH, content=grey_png(9), headers={**PNG, "x-request-timeout": bad})
         assert answer.status_code == 400
