@@ -28,7 +28,8 @@ from serving.rest.leaving import Client
 MAX_HEAD_BYTES = 64 * 2**10
 # Of a head, of trailers, or of what else frames a chunk, that come without any of a body between them.
 MAX_FRAMING_BYTES = MAX_HEAD_BYTES
-# What is parsed at once. A request without a body takes some 2 kB, seventy times what it has on the wire.
+# What is parsed at once, beside the rest of a body. A request without one takes some 2 kB, seventy times what
+# it has on the wire.
 STEP_BYTES = 16 * 2**10
 # How long a client may take to read why it was refused: so long after it has sent something, and all in all.
 LINGER_S = 1.0
@@ -75,6 +76,7 @@ class Connection(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_body = False
+        self._body_left_bytes = 0
         self._framing_bytes = 0
         self._refused = False
         self._still_sends = False
@@ -133,9 +135,10 @@ class Connection(HttpToolsProtocol):
         may ignore offers (RFC 9110, 7.8), and Java's client makes one each time, of HTTP/2: then the head is
         parsed once more without it.
         """
+        step_bytes = max(STEP_BYTES, self._body_left_bytes)
         try:
-            self.parser.feed_data(data[:STEP_BYTES])
-            return data[STEP_BYTES:]
+            self.parser.feed_data(data[:step_bytes])
+            return data[step_bytes:]
         except httptools.HttpParserUpgrade as upgrade:
             end = upgrade.args[0]
         if not self._offers_another_protocol():
@@ -169,6 +172,8 @@ class Connection(HttpToolsProtocol):
         if size > MAX_HEAD_BYTES:
             raise HeadTooLarge
         self._in_body = True
+        lengths = (int(value) for name, value in self.headers if name == b"content-length")
+        self._body_left_bytes = next(lengths, 0)
         self._framing_bytes = 0
         super().on_headers_complete()
         if self.loop.time() > self._old_at:
@@ -185,6 +190,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take some of the body."""
         self._framing_bytes = 0
+        self._body_left_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -192,6 +198,7 @@ class Connection(HttpToolsProtocol):
         if self._offers_another_protocol():
             return
         self._in_body = False
+        self._body_left_bytes = 0
         self.scope["state"]["body_here"] = True
         super().on_message_complete()
 
