@@ -84,22 +84,8 @@ def publish_file(
         )
     chosen, interface = image or (model, Interface(model.inputs, model.outputs, own=True))
     golden = _golden(interface.inputs)
-    with _refusing_to_run(path):
-        outputs, again = (
-            chosen.call({key: tf.constant(array) for key, array in golden.items()}) for _ in range(2)
-        )
+    outputs = _answers(chosen.call, golden, path)
     precision = _precision(chosen.call, interface.inputs)
-    for key, output in outputs.items():
-        if output.shape[:1] != (GOLDEN_EXAMPLES,):
-            raise BadInput(
-                f"{path} answers {key} {output.shape} to {GOLDEN_EXAMPLES} examples; only an answer to each,"
-                " numbers [N, ...], can be published"
-            )
-        if np.abs(output - again[key]).max(initial=0.0) > HALF_TOLERANCE * np.abs(output).max(initial=1.0):
-            raise BadInput(
-                f"{path} answers {key} otherwise when it is asked again, as with dropout or augmentation that"
-                " is not only for training; publish the .keras file, or a model without those layers"
-            )
     names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
     exported = Exported(
         chosen.call, chosen.tracked, interface, golden, model.archive, names, precision, freeze
@@ -114,6 +100,24 @@ def publish_file(
     )
     published = release(out / name, exported, described)
     return replace(published, notes=_notes(outputs["scores"].numpy()) if image else ())
+
+
+def _answers(call: Call, golden: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What a model answers to the golden examples: one answer to each, the same when it is asked again."""
+    with _refusing_to_run(path):
+        outputs, again = (call({key: tf.constant(array) for key, array in golden.items()}) for _ in range(2))
+    for key, output in outputs.items():
+        if output.shape[:1] != (GOLDEN_EXAMPLES,):
+            raise BadInput(
+                f"{path} answers {key} {output.shape} to {GOLDEN_EXAMPLES} examples; only an answer to each,"
+                " numbers [N, ...], can be published"
+            )
+        if np.abs(output - again[key]).max(initial=0.0) > HALF_TOLERANCE * np.abs(output).max(initial=1.0):
+            raise BadInput(
+                f"{path} answers {key} otherwise when it is asked again, as with dropout or augmentation that"
+                " is not only for training; publish the .keras file, or a model without those layers"
+            )
+    return outputs
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
 from tests.support.http import grey_png
+from tests.support.turns import somebody_else
 
 PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}
@@ -189,13 +190,6 @@ async def test_bad_compression_is_refused(
 
 async def test_others_have_their_turn_while_a_body_is_unpacked() -> None:
     """30 kB that unpack to 30 MB took the event loop a tenth of a second."""
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": gzip.compress(bytes(30_000_000)), "more_body": False}
@@ -204,11 +198,10 @@ async def test_others_have_their_turn_while_a_body_is_unpacked() -> None:
     room = Admission(max_in_flight=1, max_in_flight_bytes=10**9, metrics=new_metrics())
     context = RequestContext("id", "http", time.monotonic() + 60)
     with room.admit() as ticket:
-        beside = asyncio.create_task(other())
-        whole = await Body(scope, receive, ticket, context, Settings()).whole()
-        beside.cancel()
+        async with somebody_else() as turns:
+            whole = await Body(scope, receive, ticket, context, Settings()).whole()
     assert whole == bytes(30_000_000)
-    assert turns > 100
+    assert turns.taken > 100
 
 
 async def test_feedback_is_not_taken_compressed_and_told_so(client: httpx.AsyncClient) -> None:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
 
 from serving.prediction import ClassScore
 from serving.scores import best_of_each
+from tests.support.turns import somebody_else
 
 LABELS = tuple(f"class-{index}" for index in range(1_000))
 
 
 async def test_others_have_their_turn_while_the_classes_of_many_images_are_named() -> None:
     """256 images of which each gets all of a thousand classes took the event loop more than a second."""
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    beside = asyncio.create_task(other())
     rows = list(np.random.default_rng(0).random([64, 1_000], np.float32))
-    named = await best_of_each(rows, LABELS, 1_000)
-    beside.cancel()
-    assert turns > 20
+    async with somebody_else() as turns:
+        named = await best_of_each(rows, LABELS, 1_000)
+    assert turns.taken > 20
     for row, classes in zip(rows, named, strict=True):
         assert [each.index for each in classes] == np.argsort(-row, kind="stable").tolist()
     assert named[3][0] == ClassScore(
