@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import httpx
 
 from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, Unavailable
@@ -56,12 +58,13 @@ def key_refused(sent: bool) -> str:
 
 def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceError:
     """What to raise when a request did not get through to the gateway, or its answer not back in time."""
-    # Who does not even take a connection is away; of the others it is known that they were too slow.
-    if isinstance(error, httpx.TimeoutException | TimeoutError) and not isinstance(
-        error, httpx.ConnectTimeout
-    ):
-        return DeadlineExceeded(f"{url} did not answer within {timeout_s:.3g} s")
     reason = str(error) or type(error).__name__
+    # Who does not even take a connection is away, as is one whose path the kernel found to be cut, for which
+    # Python has the class of time-outs, too; of the others it is known that they were too slow.
+    is_late = isinstance(error, httpx.TimeoutException | TimeoutError)
+    is_cut = isinstance(error, httpx.ConnectTimeout) or f"[Errno {errno.ETIMEDOUT}]" in reason
+    if is_late and not is_cut:
+        return DeadlineExceeded(f"{url} did not answer within {timeout_s:.3g} s")
     hung_up = "disconnected" in reason or "closed" in reason
     if isinstance(error, httpx.RemoteProtocolError) and not hung_up:
         return Unavailable(f"what answers at {url} does not speak HTTP ({reason}); is it a gRPC port?")

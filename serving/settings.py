@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from serving import faults
 from serving.cores import usable_cores
+from serving.durations import LONGEST_S
 from serving.errors import InvalidInput
 
 CONFIG_FILE = "sluice.toml"
@@ -44,8 +45,6 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z*]+")
 # What OpenTelemetry and httpx take; without the scheme the one would try TLS, and the other nothing.
 _URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
 
-# A year. gRPC takes a deadline that is centuries away for one that has passed.
-_LONGEST_S = 31_536_000.0
 # Processes, and threads, beyond which no machine has cores for them.
 _MOST_PARALLEL = 1024
 
@@ -70,8 +69,8 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Host = Annotated[str, Field(min_length=1)]
 NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
 Url = Annotated[str, AfterValidator(_is_url)]
-Duration = Annotated[float, Field(gt=0, le=_LONGEST_S)]
-Interval = Annotated[float, Field(ge=0.01, le=_LONGEST_S)]
+Duration = Annotated[float, Field(gt=0, le=LONGEST_S)]
+Interval = Annotated[float, Field(ge=0.01, le=LONGEST_S)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Parallel = Annotated[int, Field(ge=1, le=_MOST_PARALLEL)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from serving.client.retries import Retries, repeated, repeated_async
 from serving.client.wire import DEFAULT_TIMEOUT_S, Image, Question
+from serving.errors import InvalidInput
 from serving.prediction import Prediction
 
 Request = TypeVar("Request")
@@ -85,6 +86,7 @@ class AsyncioClient(ABC, Generic[Request]):
 
     def __init__(self, retries: Retries | None) -> None:
         self._retries = retries or Retries()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @abstractmethod
     def _request(self, question: Question) -> Request:
@@ -108,7 +110,18 @@ class AsyncioClient(ABC, Generic[Request]):
         top_k: int | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Prediction:
-        """Classify images; see `BlockingClient.classify`."""
+        """Classify images; see `BlockingClient.classify`.
+
+        Raises:
+            InvalidInput: the client was used in another event loop before.
+        """
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise InvalidInput(
+                "this client was used in another event loop, to which its connections belong; "
+                "make one in each, or use a blocking client"
+            )
 
         def prepare() -> Request:  # it may read files
             return self._request(Question.of(images, model, version, label, top_k))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
 import socket
 import ssl
 import threading
@@ -31,6 +33,11 @@ _GRACE_S = 0.5
 # Who does not take a connection within that time is away, and another attempt may reach another gateway: TCP
 # has asked four times by then.
 _CONNECT_S = 10.0
+# A gateway's node that is gone says nothing. On Linux the kernel ends a connection on which something is not
+# acknowledged, or not taken, for so long (TCP_USER_TIMEOUT, RFC 5482), and asks where nothing is under way;
+# the next attempt gets another. Without that one would wait for what is left of the deadline.
+_SILENT_MS = 10_000
+_ASK_AFTER_S = 5
 # What is written at a time: the deadline is looked at in between.
 _PIECE_BYTES = 65_536
 # For a step that begins when the time is up: 0 would mean not to wait for the system at all.
@@ -128,6 +135,20 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
         return as_error(kind, text, retry_after_s=retry_after_s)
 
 
+def _watch(event: str, info: Mapping[str, Any]) -> None:
+    """Have the kernel find out that the path of a connection, which has just been made, is cut."""
+    if event == "connection.connect_tcp.complete" and hasattr(socket, "TCP_USER_TIMEOUT"):
+        made = info["return_value"].get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _ASK_AFTER_S)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASK_AFTER_S)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_MS)
+
+
+async def _watch_async(event: str, info: Mapping[str, Any]) -> None:
+    _watch(event, info)
+
+
 def _bound(request: httpx.Request, latest: float) -> None:
     """Have a request end by `latest` (monotonic clock): each of its steps gets what those before have left.
 
@@ -136,12 +157,13 @@ def _bound(request: httpx.Request, latest: float) -> None:
     """
     timeouts = request.extensions["timeout"]
 
-    def begin(event: str, _info: object) -> None:
+    def trace(event: str, info: Mapping[str, Any]) -> None:
+        _watch(event, info)
         if event.endswith(".started"):
             left_s = max(latest - time.monotonic(), _LEAST_S)
             timeouts.update({step: min(most_s, left_s) for step, most_s in timeouts.items()})
 
-    request.extensions["trace"] = begin
+    request.extensions["trace"] = trace
     assert isinstance(request.stream, httpx.SyncByteStream)
     request.stream = _Body(request.stream, latest)
 
@@ -201,7 +223,7 @@ def _hung_up_at(latest: float, answer: httpx.Response) -> Iterator[None]:
 
 
 class Client(BlockingClient[_Request]):
-    """A client over HTTP.
+    """A client over HTTP. Threads may share it; a process that is forked makes connections of its own.
 
     Args:
         url: where the gateway is.
@@ -222,13 +244,18 @@ class Client(BlockingClient[_Request]):
         retries: Retries | None = None,
     ) -> None:
         super().__init__(retries)
-        self._http = httpx.Client(base_url=checked(url), headers=authorization(api_key), verify=verify)
+        self._connect = functools.partial(
+            httpx.Client, base_url=checked(url), headers=authorization(api_key), verify=verify
+        )
+        self._http, self._process = self._connect(), os.getpid()
 
     def _request(self, question: Question) -> _Request:
         return _classify_request(question)
 
     def _send(self, request: _Request, timeout_s: float) -> Prediction:
         latest = time.monotonic() + timeout_s + _GRACE_S
+        if os.getpid() != self._process:  # on one connection, two processes read each other's answers
+            self._http, self._process = self._connect(), os.getpid()
         sent = self._http.build_request(**request.arguments(timeout_s))
         _bound(sent, latest)
         try:
@@ -263,7 +290,9 @@ class AsyncClient(AsyncioClient[_Request]):
     async def _send(self, request: _Request, timeout_s: float) -> Prediction:
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):
-                answer = await self._http.request(**request.arguments(timeout_s))
+                answer = await self._http.request(
+                    **request.arguments(timeout_s), extensions={"trace": _watch_async}
+                )
         except (httpx.RequestError, TimeoutError) as error:
             raise unanswered(self._http.base_url, error, timeout_s) from error
         return _prediction(answer, answer.content)

@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from serving.durations import LONGEST_S
 from serving.errors import InvalidInput, SluiceError
 
 Answer = TypeVar("Answer")
 
 # A deadline that has passed still gives the first attempt something to be refused with.
 _LEAST_S = 0.001
-# A year: beyond it gRPC takes a deadline for one that has passed, and sockets refuse it.
-_MOST_S = 31_536_000.0
 # More would be no number any more, and no pause that anybody waits for.
 _MOST_DOUBLINGS = 60
 # Pauses are up to so many times as long: clients that were refused together must not come back together.
@@ -67,9 +66,9 @@ class _Attempts:
     """The attempts at one request: how long each may take, and what follows its failure."""
 
     def __init__(self, retries: Retries, timeout_s: float) -> None:
-        if not timeout_s <= _MOST_S:
+        if not timeout_s <= LONGEST_S:
             raise InvalidInput(
-                f"timeout_s is {timeout_s}; it is a number of seconds, a year ({_MOST_S:.0f}) at most"
+                f"timeout_s is {timeout_s}; it is a number of seconds, a year ({LONGEST_S:.0f}) at most"
             )
         self._retries = retries
         self._deadline = time.monotonic() + timeout_s
