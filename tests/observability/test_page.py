@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +132,71 @@ def test_a_picture_is_known_by_its_content(page: Page) -> None:
     assert answer(page) == "7"
 
 
-def test_a_dropped_folder_is_told_from_a_gateway_that_is_away(page: Page, tmp_path: Path) -> None:
+def drop(page: Page, *files: Path, items: Sequence[dict[str, str]] = ()) -> None:
+    """Drag files, or what another page gives, to the page and let go."""
     box = page.locator("#choose").bounding_box()
     assert box is not None
-    dragged = {"items": [], "files": [str(tmp_path)], "dragOperationsMask": 1}
+    dragged = {"items": [*items], "files": [str(each) for each in files], "dragOperationsMask": 1}
     devtools = page.context.new_cdp_session(page)
     for step in ("dragEnter", "dragOver", "drop"):
         place = {"x": box["x"] + 20, "y": box["y"] + 20}
         devtools.send("Input.dispatchDragEvent", {"type": step, "data": dragged, **place})
+
+
+def test_a_dropped_folder_is_told_from_a_gateway_that_is_away(page: Page, tmp_path: Path) -> None:
+    drop(page, tmp_path)
     page.wait_for_selector("#answer .error:has-text('Is it a folder')")
+
+
+def test_what_is_not_one_picture_is_told_rather_than_passed_over(page: Page) -> None:
+    page.set_input_files("#file", SAMPLE)
+    assert answer(page) == "7"
+    drop(page, SAMPLE, SAMPLE)
+    page.wait_for_selector("#answer .error:text-is('These are 2 files; one picture at a time.')")
+    assert not page.is_visible("#preview"), "it is not what the text is about"
+    drop(page, items=[{"mimeType": "text/uri-list", "data": "https://example.org/seven.png"}])
+    page.wait_for_selector("#answer .error:has-text('No file came with that')")
+    drop(page, SAMPLE)
+    assert answer(page) == "7"
+
+
+def test_another_model_is_asked_about_the_same_picture(page: Page) -> None:
+    asked: list[bytes | None] = []
+
+    def with_another(route: Route) -> None:
+        answered = route.fetch()
+        state = answered.json()
+        (known,) = state["models"]
+        lost = {**known, "name": "lost", "input": None, "serving": None, "versions": []}
+        route.fulfill(response=answered, json=state | {"models": [known, {**known, "name": "other"}, lost]})
+
+    def answer_eight(route: Route) -> None:
+        asked.append(route.request.post_data_buffer)
+        classes = [{"label": "eight", "index": 8, "score": 0.75}]
+        route.fulfill(json={"model": "other", "version": 5, "results": [{"classes": classes}]})
+
+    page.route("**/page/state", with_another)
+    page.route("**/v1/models/other:classify", answer_eight)
+    page.wait_for_selector("#model-choice:not([hidden])")
+    page.select_option("#model", "other")
+    assert asked == [], "there is no picture yet"
+    page.select_option("#model", "digits")
+    page.set_input_files("#file", SAMPLE)
+    assert answer(page) == "7"
+    page.select_option("#model", "other")
+    page.wait_for_selector("#answer .first:text-is('eight')")
+    assert asked == [SAMPLE.read_bytes()]
+    assert "lost no version available" in page.inner_text("#models")
+    assert "lost: no version available" in page.inner_text("#health")
+
+
+def test_while_an_answer_is_waited_for_the_one_before_is_not_taken_for_it(page: Page) -> None:
+    page.set_input_files("#file", SAMPLE)
+    assert answer(page) == "7"
+    page.route("**/v1/models/digits:classify", answer_nothing)
+    page.set_input_files("#file", SAMPLE)
+    opacity = "getComputedStyle(document.querySelector('#answer .first').parentElement).opacity"
+    until(lambda: float(page.evaluate(opacity)) < 0.5, "it is dimmed")
 
 
 def test_what_is_no_picture_is_refused_in_words_and_listed(page: Page) -> None:

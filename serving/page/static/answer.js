@@ -36,7 +36,7 @@ export function showAnswer(prediction, timing, elapsed) {
     element(
       "div",
       {},
-      element("p", { class: "first", "data-label": first.label }, first.label),
+      element("p", { class: first.label.length > 24 ? "first long" : "first", title: first.label }, first.label),
       element("p", { class: "quiet" }, `${percent(first.score, 1)}, says ${prediction.model} version `, element("span", { id: "by-version" }, String(prediction.version))),
     ),
     element("ol", { class: "classes" }, ...result.classes.map(classRow)),

@@ -25,6 +25,7 @@ export function wide(made, share) {
 }
 
 export const percent = (share, digits = 0) => `${(share * 100).toFixed(digits)} %`;
+export const count = (number) => number.toLocaleString("en");
 export const milliseconds = (number) => `${number < 10 ? number.toFixed(1) : number.toFixed(0)} ms`;
 
 // Replaces what `place` holds only if it is to show something else, so that focus and selections stay.

@@ -4,21 +4,29 @@ import { showAnswer, showDone, showProblem, showWaiting } from "./answer.js";
 import { call, hasKey, serverTiming, useKey } from "./api.js";
 import { byId, element, show } from "./dom.js";
 import { Drawing } from "./draw.js";
-import { showModels, showRefusals } from "./models.js";
+import { answers, showModels, showRefusals } from "./models.js";
 import { showRollouts } from "./rollouts.js";
 
 const LOOK_EVERY_MS = 1000;
 const LOOK_WAIT_MS = 5000;
 let models = null; // until the gateway tells
+let picture = null; // the file that was chosen, as long as it is shown
 let shownPicture = "";
 let latest = 0;
 
 const chosen = () => models?.find((model) => model.name === byId("model").value);
 
-async function classify(picture) {
+// What is still being asked is not to be answered any more.
+function refuse(text) {
+  latest += 1;
+  showDone();
+  showProblem(text);
+}
+
+async function classify(image) {
   const model = chosen();
   if (!model) {
-    showProblem(models ? "There is no model that takes images yet." : byId("health").textContent);
+    refuse(models ? "There is no model that takes images yet." : byId("health").textContent);
     return;
   }
   latest += 1;
@@ -26,12 +34,12 @@ async function classify(picture) {
   showWaiting();
   const began = performance.now();
   try {
-    if (!(await readable(picture))) throw new Error("This cannot be read. Is it a folder, or was it moved?");
+    if (!(await readable(image))) throw new Error("This cannot be read. Is it a folder, or was it moved?");
     // What a browser takes a file for hangs on the file's name; the gateway looks at what is in it.
     const { body, headers } = await call(`v1/models/${encodeURIComponent(model.name)}:classify`, {
       method: "POST",
       headers: { "content-type": "application/octet-stream" },
-      body: picture,
+      body: image,
     });
     // Of two pictures in quick succession the first answer may come last.
     if (mine === latest) showAnswer(body, serverTiming(headers.get("server-timing")), performance.now() - began);
@@ -44,23 +52,29 @@ async function classify(picture) {
 }
 
 // Asked beforehand: to send what cannot be read fails as if the gateway were away.
-const readable = (picture) => picture.slice(0, 1).arrayBuffer().then(() => true, () => false);
+const readable = (image) => image.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
-function take(file) {
-  if (!file) return;
+function take(files) {
+  if (files.length !== 1) {
+    hidePreview();
+    refuse(files.length ? `These are ${files.length} files; one picture at a time.` : "No file came with that. Save the picture, and choose it here.");
+    return;
+  }
   const preview = byId("preview");
+  [picture] = files;
   URL.revokeObjectURL(shownPicture);
-  shownPicture = URL.createObjectURL(file);
+  shownPicture = URL.createObjectURL(picture);
   preview.onload = () => preview.classList.toggle("small", preview.naturalWidth < 64);
-  preview.onerror = () => hidePreview();
+  preview.onerror = hidePreview;
   preview.src = shownPicture;
   preview.alt = "The picture that was sent; choose another";
   preview.hidden = false;
   byId("invite").hidden = true;
-  classify(file);
+  classify(picture);
 }
 
 function hidePreview() {
+  picture = null;
   byId("preview").hidden = true;
   byId("invite").hidden = false;
 }
@@ -68,7 +82,7 @@ function hidePreview() {
 function listen() {
   const choose = byId("choose");
   byId("file").addEventListener("change", (event) => {
-    take(event.target.files[0]);
+    if (event.target.files.length) take([...event.target.files]);
     event.target.value = "";
   });
   for (const name of ["dragenter", "dragover"]) {
@@ -83,11 +97,11 @@ function listen() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     choose.classList.remove("over");
-    take(event.dataTransfer.files[0]);
+    take([...event.dataTransfer.files]);
   });
   document.addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (file) take(file);
+    const pictures = [...event.clipboardData.files].filter((each) => each.type.startsWith("image/"));
+    if (pictures.length) take(pictures);
   });
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -97,12 +111,15 @@ function listen() {
     asked = false;
     look();
   });
-  byId("model").addEventListener("change", fitDrawing);
+  byId("model").addEventListener("change", () => {
+    fitDrawing();
+    if (picture) classify(picture);
+  });
 }
 
-const drawing = new Drawing(byId("canvas"), (picture) => {
+const drawing = new Drawing(byId("canvas"), (drawn) => {
   hidePreview();
-  classify(picture);
+  classify(drawn);
 });
 byId("clear").addEventListener("click", () => drawing.clear());
 for (const name of ["pointerdown", "keydown"]) {
@@ -117,11 +134,16 @@ function fitDrawing() {
   if (input) drawing.fit(input);
 }
 
+function tellHealth(text, isGood) {
+  byId("health").textContent = text;
+  byId("health").dataset.state = isGood ? "good" : "bad";
+}
+
 let asked = false;
 
 // The box is opened once: who closes it again has seen it.
 function askForKey() {
-  byId("health").textContent = hasKey() ? "The gateway does not take this key." : "This gateway asks for a key.";
+  tellHealth(hasKey() ? "The gateway does not take this key." : "This gateway asks for a key.", false);
   if (!asked) byId("key-box").open = true;
   asked = true;
 }
@@ -139,10 +161,10 @@ function showChoice(state) {
 }
 
 function showHealth(state) {
-  const missing = state.models.filter((model) => !model.versions.some((each) => each.state === "AVAILABLE"));
+  const missing = state.models.filter((model) => !answers(model));
   const words = missing.length ? `${missing.map((model) => model.name).join(", ")}: no version available` : "All models answer";
   const load = `${state.in_flight} of ${state.in_flight_limit} requests in flight`;
-  byId("health").textContent = `${state.draining ? "Shutting down" : words} · ${load}`;
+  tellHealth(`${state.draining ? "Shutting down" : words} · ${load}`, !state.draining && !missing.length);
   byId("release").textContent = `Sluice ${state.release}`;
 }
 
@@ -161,7 +183,7 @@ async function look() {
     showRollouts(body.rollouts, body.rollouts_gap);
   } catch (error) {
     if (error.status === 401) askForKey();
-    else byId("health").textContent = error.message;
+    else tellHealth(error.message, false);
   } finally {
     looking = false;
   }

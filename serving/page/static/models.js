@@ -1,6 +1,6 @@
 // Models with their versions, and the requests that were not answered.
 
-import { byId, element, percent, show } from "./dom.js";
+import { byId, count, element, percent, show } from "./dom.js";
 
 function versionRow(each, serving) {
   return element(
@@ -9,28 +9,34 @@ function versionRow(each, serving) {
     element("td", { class: "number" }, String(each.version), each.version === serving ? element("span", { class: "quiet" }, " serves") : null),
     element("td", { class: `state-${each.state}` }, each.state.toLowerCase()),
     element("td", { class: "number" }, String(each.available_on)),
-    element("td", { class: each.error ? "error" : "number" }, each.error || (each.accuracy === null ? "" : percent(each.accuracy, 1))),
+    element("td", { class: "number" }, each.accuracy === null ? "" : percent(each.accuracy, 1)),
   );
 }
 
-function modelTable(model) {
-  const input = model.input ? `${model.input.width} × ${model.input.height}, ${model.input.channels === 1 ? "grey" : "colour"}, ${model.classes} classes` : "takes no images";
-  const head = ["version", "state", "replicas", "accuracy"].map((text) => element("th", { scope: "col" }, text));
+const errorRow = (each) => element("tr", {}, element("td", { class: "error", colspan: 4 }, `${each.version}: ${each.error}`));
+
+export const answers = (model) => model.versions.some((each) => each.state === "AVAILABLE");
+
+function about(model) {
+  if (!answers(model)) return "no version available";
+  const { input, classes } = model;
+  return input ? `${input.width} × ${input.height}, ${input.channels === 1 ? "grey" : "colour"}, ${count(classes)} classes` : "takes no images";
+}
+
+function modelRows(model) {
   return element(
-    "div",
-    { class: "scroll" },
-    element(
-      "table",
-      {},
-      element("caption", {}, `${model.name} `, element("span", { class: "quiet" }, input)),
-      element("thead", {}, element("tr", {}, ...head)),
-      element("tbody", {}, ...model.versions.map((each) => versionRow(each, model.serving))),
-    ),
+    "tbody",
+    {},
+    element("tr", {}, element("th", { colspan: 4, scope: "rowgroup" }, `${model.name} `, element("span", { class: "quiet" }, about(model)))),
+    ...model.versions.flatMap((each) => [versionRow(each, model.serving), ...(each.error ? [errorRow(each)] : [])]),
   );
 }
 
 export function showModels(models) {
-  show(byId("models"), models, () => models.map(modelTable));
+  const head = ["version", "state", "replicas", "accuracy"].map((text) => element("th", { scope: "col" }, text));
+  show(byId("models"), models, () => [
+    element("table", { "aria-labelledby": "models-title" }, element("thead", {}, element("tr", {}, ...head)), ...models.map(modelRows)),
+  ]);
 }
 
 function refusal(each) {

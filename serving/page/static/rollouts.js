@@ -1,7 +1,7 @@
 // Rollouts as they go: the traffic, the evidence against its limits, the counts, and what an admin may do.
 
 import { call, hasKey } from "./api.js";
-import { byId, element, percent, show, svg, wide } from "./dom.js";
+import { byId, count, element, percent, show, svg, wide } from "./dom.js";
 
 const COMMANDS = { pause: "Pause", resume: "Resume", promote: "Promote now", abort: "Roll back" };
 
@@ -69,8 +69,8 @@ function counts(rollout) {
       "tr",
       {},
       element("td", {}, each.criterion),
-      element("td", { class: "number" }, `${each.candidate_bad} of ${each.candidate_all}`),
-      element("td", { class: "number" }, `${each.stable_bad} of ${each.stable_all}`),
+      element("td", { class: "number" }, `${count(each.candidate_bad)} of ${count(each.candidate_all)}`),
+      element("td", { class: "number" }, `${count(each.stable_bad)} of ${count(each.stable_all)}`),
     ),
   );
   const table = element(
@@ -79,7 +79,7 @@ function counts(rollout) {
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows),
   );
-  const agreement = rollout.compared ? `Of ${rollout.compared} copies both named ${percent(rollout.agreed / rollout.compared, 1)} alike.` : null;
+  const agreement = rollout.compared ? `Of ${count(rollout.compared)} copies both named ${percent(rollout.agreed / rollout.compared, 1)} alike.` : null;
   return element("div", { class: "scroll" }, table, agreement ? element("p", { class: "quiet number" }, agreement) : null);
 }
 
