@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -73,7 +74,15 @@ def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceErro
             f"the certificate that {url} shows is not trusted ({reason}); SSL_CERT_FILE may name a PEM file "
             "of the authorities that are"
         )
-    return Unavailable(f"{_NOBODY} {url}: {reason}")
+    return Unavailable(f"{_NOBODY} {url}: {reason}{_by_proxy(url)}")
+
+
+def _by_proxy(url: httpx.URL) -> str:
+    """That a gateway was not asked itself, if so: from a machine with proxies not even one on it is."""
+    proxies = getproxies()
+    if not ({url.scheme, "all"} & proxies.keys()) or proxy_bypass(url.host):
+        return ""
+    return " (asked through the proxy that the environment names; NO_PROXY lists hosts to ask directly)"
 
 
 def for_command(error: SluiceError, hint: str) -> SluiceError:

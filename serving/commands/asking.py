@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,8 @@ import typer
 from serving.errors import InvalidInput, SluiceError
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
+    import ssl
+
     import httpx
 
 _TIMEOUT_S = 10.0
@@ -19,17 +22,37 @@ ApiKey = Annotated[
     str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
 ]
 Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SSL_CERT_FILE", help="PEM file of the authorities that the gateway's certificate is of."
+    ),
+]
 
 START_ONE = "start one: sluice serve, or pass --url"
 
 
-def connection(url: str, api_key: str | None) -> httpx.Client:
-    """A connection to a gateway; raises InvalidInput if the address is none, or the key."""
+def connection(url: str, api_key: str | None, ca: Path | None = None) -> httpx.Client:
+    """A connection to a gateway; raises InvalidInput if its address, the key or the authorities are none."""
     import httpx
 
     from serving.gateway_url import authorization, checked
 
-    return httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(api_key))
+    return httpx.Client(
+        base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(api_key), verify=trusting(ca)
+    )
+
+
+def trusting(ca: Path | None) -> ssl.SSLContext | bool:
+    """What httpx takes as `verify` to trust these; raises InvalidInput if the file holds none."""
+    import ssl
+
+    if ca is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except (ssl.SSLError, OSError) as error:
+        raise InvalidInput(f"--ca (SSL_CERT_FILE) {ca} cannot be used: {error.strerror or error}") from error
 
 
 def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from serving.commands.asking import START_ONE, ApiKey, Url
+from serving.commands.asking import START_ONE, ApiKey, Ca, Url, trusting
 from serving.commands.terminal import printable, user_errors
 from serving.errors import InvalidInput, SluiceError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
-    from ssl import SSLContext
-
     from serving.client import AsyncClient
     from serving.prediction import Prediction
 
@@ -82,9 +80,7 @@ def classify(
     output: Annotated[Format, typer.Option("--format", help="How to print the answers.")] = Format.TABLE,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     api_key: ApiKey = None,
-    ca: Annotated[
-        Path | None, typer.Option(help="PEM authorities that the gateway's certificate is of.")
-    ] = None,
+    ca: Ca = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, max=86_400, help="Seconds for each image, retries included.")
     ] = 60,
@@ -97,22 +93,11 @@ def classify(
             raise InvalidInput("--version and --label need --model")
         names = list(find(paths))
         options = Options(model, version, label, top_k, timeout)
-        verify = True if ca is None else _trusting(ca)
         # Here and not in a thread, which Ctrl-C could not end before whoever writes there ends.
         stdin = sys.stdin.buffer.read() if STDIN in names else b""
         printer = _printer(Format.JSON if as_json else output, names, top_k)
-        failed = asyncio.run(_classify_all(names, stdin, url, api_key, verify, options, printer))
+        failed = asyncio.run(_classify_all(names, stdin, url, api_key, trusting(ca), options, printer))
         raise typer.Exit(1 if failed else 0)
-
-
-def _trusting(ca: Path) -> SSLContext:
-    """TLS that trusts these authorities; raises InvalidInput if the file holds none."""
-    import ssl
-
-    try:
-        return ssl.create_default_context(cafile=str(ca))
-    except (ssl.SSLError, OSError) as error:
-        raise InvalidInput(f"--ca {ca} cannot be used: {error.strerror or error}") from error
 
 
 def find(paths: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.commands.asking import Ca, trusting
 from serving.commands.terminal import user_errors
 from serving.errors import InvalidInput, NotFound
 
@@ -134,11 +135,12 @@ def start(
     store: Where = None,
     gateway: GatewayUrl = None,
     key: Key = None,
+    ca: Ca = None,
 ) -> None:
     """Start to let a version in. The gateways that share the store take it from here."""
     with user_errors():
         read = None if plan is None else read_plan(plan)
-        started = _open(store, gateway, key).start(model, to, read)
+        started = _open(store, gateway, key, ca).start(model, to, read)
         where = "" if store is None else f" --store {shlex.quote(store)}"
         where = where if gateway is None else f" --gateway {shlex.quote(gateway)}"
         print(f"{started}: {model} → {to}; follow it: sluice rollout watch {shlex.quote(model)}{where}")
@@ -150,6 +152,7 @@ def status(
     store: Where = None,
     gateway: GatewayUrl = None,
     key: Key = None,
+    ca: Ca = None,
     as_json: AsJson = False,
 ) -> None:
     """Say where rollouts are, and why."""
@@ -159,7 +162,7 @@ def status(
         from serving.rollout.console import view
         from serving.rollout.record import to_json
 
-        opened = _open(store, gateway, key)
+        opened = _open(store, gateway, key, ca)
         found = [_load(opened, name) for name in ([model] if model else opened.models())]
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
@@ -171,7 +174,9 @@ def status(
 
 
 @rollout.command()
-def watch(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
+def watch(
+    model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
+) -> None:
     """Watch a rollout until it ends. Exits with 1 if the version was rolled back."""
     with user_errors():
         from rich.live import Live
@@ -179,7 +184,7 @@ def watch(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Ke
         from serving.rollout.console import view
         from serving.rollout.machine import Phase
 
-        opened = _open(store, gateway, key)
+        opened = _open(store, gateway, key, ca)
         current = _load(opened, model)
         with Live(view(current), auto_refresh=False) as live:
             while not current.finished:
@@ -190,27 +195,35 @@ def watch(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Ke
 
 
 @rollout.command()
-def pause(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
+def pause(
+    model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
+) -> None:
     """Keep the weight where it is. Harm still rolls back."""
-    _command(lambda: _open(store, gateway, key), model, "pause")
+    _command(lambda: _open(store, gateway, key, ca), model, "pause")
 
 
 @rollout.command()
-def resume(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
+def resume(
+    model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
+) -> None:
     """Go on after a pause; time limits start anew."""
-    _command(lambda: _open(store, gateway, key), model, "resume")
+    _command(lambda: _open(store, gateway, key, ca), model, "resume")
 
 
 @rollout.command()
-def promote(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
+def promote(
+    model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
+) -> None:
     """Promote now, without waiting for more evidence."""
-    _command(lambda: _open(store, gateway, key), model, "promote")
+    _command(lambda: _open(store, gateway, key, ca), model, "promote")
 
 
 @rollout.command()
-def abort(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None) -> None:
+def abort(
+    model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
+) -> None:
     """Roll back now."""
-    _command(lambda: _open(store, gateway, key), model, "abort")
+    _command(lambda: _open(store, gateway, key, ca), model, "abort")
 
 
 @rollout.command()
@@ -219,13 +232,14 @@ def history(
     store: Where = None,
     gateway: GatewayUrl = None,
     key: Key = None,
+    ca: Ca = None,
     as_json: AsJson = False,
 ) -> None:
     """List a model's rollouts, oldest first."""
     with user_errors():
         from serving.rollout.record import to_json
 
-        found = _open(store, gateway, key).history(model)
+        found = _open(store, gateway, key, ca).history(model)
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
             return
@@ -241,12 +255,13 @@ def explain(
     store: Where = None,
     gateway: GatewayUrl = None,
     key: Key = None,
+    ca: Ca = None,
 ) -> None:
     """Tell every decision of a rollout, with the evidence that it rests on."""
     with user_errors():
         from serving.rollout.explain import explain as explain_rollout
 
-        for line in explain_rollout(_find(_open(store, gateway, key), model, id_)):
+        for line in explain_rollout(_find(_open(store, gateway, key, ca), model, id_)):
             print(line)
 
 
@@ -257,13 +272,14 @@ def replay(
     store: Where = None,
     gateway: GatewayUrl = None,
     key: Key = None,
+    ca: Ca = None,
     as_json: AsJson = False,
 ) -> None:
     """Derive every decision again from what is stored. Exits with 1 if one comes out otherwise."""
     with user_errors():
         from serving.rollout.explain import replay as replay_rollout
 
-        replayed = replay_rollout(_find(_open(store, gateway, key), model, id_))
+        replayed = replay_rollout(_find(_open(store, gateway, key, ca), model, id_))
         lines = [
             {
                 "before": each.event.before.phase.value,
@@ -284,7 +300,7 @@ def replay(
         raise typer.Exit(0 if all(each.same for each in replayed) else 1)
 
 
-def _open(store: str | None, gateway: str | None, key: str | None) -> Access:
+def _open(store: str | None, gateway: str | None, key: str | None, ca: Path | None) -> Access:
     """The rollouts in a store or at a gateway; without either those of the settings."""
     from serving import settings
     from serving.rollout.access import CLUSTER, GatewayAccess, open_store
@@ -292,7 +308,7 @@ def _open(store: str | None, gateway: str | None, key: str | None) -> Access:
     if store is not None and gateway is not None:
         raise InvalidInput("--store and --gateway are two places; pass one of them")
     if gateway is not None:
-        return GatewayAccess(gateway, key)
+        return GatewayAccess(gateway, key, trusting(ca))
     if store is not None:
         return open_store(store)
     loaded = settings.load()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.commands.asking import ApiKey, Url, ask, connection, read_as_a_gateways
+from serving.commands.asking import ApiKey, Ca, Url, ask, connection, read_as_a_gateways
 from serving.commands.terminal import console, user_errors
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
@@ -145,12 +145,13 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds between looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print one interval and stop.")] = False,
     api_key: ApiKey = None,
+    ca: Ca = None,
 ) -> None:
     """Watch a running gateway: requests a second, latencies, versions, replicas. Ends on Ctrl-C."""
     with user_errors():
         from rich.live import Live
 
-        with connection(url, api_key) as client:
+        with connection(url, api_key, ca) as client:
 
             def look() -> Scrape:
                 with read_as_a_gateways(client):

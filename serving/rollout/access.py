@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,13 +165,16 @@ class GatewayAccess:
     Args:
         url: Where the gateway is.
         key: An API key or token with the scope `admin`; None where none is asked for.
+        verify: How the gateway's certificate is checked: httpx's `verify`.
 
     Raises:
         InvalidInput: The URL is none, or the key.
     """
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._client = httpx.Client(base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(key))
+    def __init__(self, url: str, key: str | None, verify: ssl.SSLContext | bool = True) -> None:
+        self._client = httpx.Client(
+            base_url=checked(url), timeout=_TIMEOUT_S, headers=authorization(key), verify=verify
+        )
         self._url = url
 
     def start(self, model: str, to: int, plan: Plan | None) -> str:

@@ -92,7 +92,9 @@ def test_what_cannot_be_is_said(live: Live, folder: Path, tmp_path: Path) -> Non
     assert "cannot be read: No such file" in run(live, str(folder / "none.png"), code=1)
     assert "error: --version and --label need --model" in run(live, "-", "--version=1", code=2)
     assert "has no image file" in run(live, str(tmp_path / "*.webp"), code=2)
-    assert "error: --ca none.pem cannot be used: No such file" in run(live, "-", "--ca=none.pem", code=2)
+    assert "error: --ca (SSL_CERT_FILE) none.pem cannot be used: No such file" in run(
+        live, "-", "--ca=none.pem", code=2
+    )
 
 
 def test_that_nobody_answers_is_said_once_for_all_files(folder: Path) -> None:

@@ -89,3 +89,18 @@ def test_a_grpc_port_is_told_from_nobody(live: Live, photograph: bytes) -> None:
         pytest.raises(Unavailable, match=r"does not speak HTTP .*; is it a gRPC port\?"),
     ):
         client.classify(photograph)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_proxy_in_between_is_not_taken_for_the_gateway(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://user:secret@127.0.0.1:1")
+    for direct in ("", "127.0.0.1"):
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, direct)
+        with pytest.raises(Unavailable, match=r"no gateway answers at http://127\.0\.0\.1:2: ") as refused:
+            await asked(kind, "http://127.0.0.1:2")
+        assert ("asked through the proxy that the environment names" in str(refused.value)) == (not direct)
+        assert "secret" not in str(refused.value)

@@ -187,8 +187,13 @@ async def test_commands_trust_whom_they_are_told_to(replica: ScriptedReplica, pa
             assert b"start one" not in refused.stderr
             trusting = await ran(*arguments, f"--url={running.http_url}", SSL_CERT_FILE=authority)
             assert (trusting.returncode, trusting.stderr) == (0, b"")
-        told = await ran("classify", "-", f"--url={running.http_url}", f"--ca={authority}")
-        assert (told.returncode, b"class-7" in told.stdout) == (0, True)
+            told = await ran(*arguments, f"--url={running.http_url}", f"--ca={authority}")
+            assert (told.returncode, told.stderr) == (0, b"")
+        at_gateway = ("rollout", "status", f"--gateway={running.http_url}")
+        assert b"is not trusted" in (await ran(*at_gateway)).stderr
+        assert b"is not trusted" not in (await ran(*at_gateway, f"--ca={authority}")).stderr
+        lost = await ran("models", f"--url={running.http_url}", SSL_CERT_FILE="nowhere.pem")
+        assert (lost.returncode, b"nowhere.pem cannot be used: No such file" in lost.stderr) == (2, True)
 
 
 async def test_new_papers_are_taken_without_a_restart(
