@@ -84,6 +84,9 @@ def test_a_picture_dropped_or_pasted_is_named(page: Page, event: str, kind: str,
     page.evaluate(script, [base64.b64encode(SAMPLE.read_bytes()).decode()])
     assert answer(page) == "7"
     assert page.inner_text("#by-version") in ("1", "2")
+    assert page.locator("#answer [role=status] :is(ol, .legend)").count() == 0, (
+        "a screen reader says the verdict alone"
+    )
     stages = page.inner_text("#answer .legend")
     assert all(stage in stages for stage in ("admission", "read", "decode", "queue", "backend"))
     assert page.locator("ol.classes li").count() == 5

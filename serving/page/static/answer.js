@@ -32,20 +32,17 @@ function stages(timing, elapsed) {
 export function showAnswer(prediction, timing, elapsed) {
   const result = prediction.results[0];
   const [first] = result.classes;
-  byId("answer").replaceChildren(
-    element(
-      "div",
-      {},
-      element("p", { class: first.label.length > 24 ? "first long" : "first", title: first.label }, first.label),
-      element("p", { class: "quiet" }, `${percent(first.score, 1)}, says ${prediction.model} version `, element("span", { id: "by-version" }, String(prediction.version))),
-    ),
-    element("ol", { class: "classes" }, ...result.classes.map(classRow)),
-    stages(timing, elapsed),
+  // A screen reader says the verdict by itself; the rest is there to be read.
+  byId("verdict").replaceChildren(
+    element("p", { class: first.label.length > 24 ? "first long" : "first", title: first.label }, first.label),
+    element("p", { class: "quiet" }, `${percent(first.score, 1)}, says ${prediction.model} version `, element("span", { id: "by-version" }, String(prediction.version))),
   );
+  byId("details").replaceChildren(element("ol", { class: "classes" }, ...result.classes.map(classRow)), stages(timing, elapsed));
 }
 
 export function showProblem(text) {
-  byId("answer").replaceChildren(element("p", { class: "error" }, text));
+  byId("verdict").replaceChildren(element("p", { class: "error" }, text));
+  byId("details").replaceChildren();
 }
 
 export const showWaiting = () => byId("answer").setAttribute("aria-busy", "true");
