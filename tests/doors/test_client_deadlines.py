@@ -7,6 +7,7 @@ import contextlib
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +148,29 @@ async def test_who_takes_nothing_more_on_a_connection_does_not_use_up_the_deadli
         with pytest.raises(Unavailable, match=f"no gateway answers at {url}"):
             await asked(kind, url, timeout_s=60.0, images=[bytes(30_000_000)])
         assert time.monotonic() - started < 30.0
+
+
+def timer_of(port: int) -> int:
+    """Which timer runs for the connection from this port, as proc(5) has it: 2 where the kernel is to ask."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (timer,) = [row[5] for row in rows if row[1].endswith(f":{port:04X}")]
+    return int(timer.partition(":")[0], 16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/net/tcp tells it")
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_while_an_answer_is_waited_for_the_kernel_asks_whether_the_path_is_there(kind: Any) -> None:
+    content = b'{"model": "digits", "version": 1, "results": []}'
+
+    async def answer_once_asked(writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(10):
+            while timer_of(writer.get_extra_info("peername")[1]) != 2:
+                await asyncio.sleep(0.01)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        await writer.drain()
+
+    async with answering(answer_once_asked) as url:
+        assert (await asked(kind, url)).version == 1
 
 
 async def test_nobody_there_is_said_in_time() -> None:
