@@ -132,6 +132,8 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         kind = _KIND_OF_STATUS.get(answer.status_code, "internal")
         text = f"{answer.url} answered {answer.status_code} {answer.reason_phrase}"
+        if answer.has_redirect_location:  # not followed: a key would go where nobody sent it
+            text += f"; it points to {answer.headers['location']}"
         return as_error(kind, text, retry_after_s=retry_after_s)
 
 

@@ -73,6 +73,21 @@ async def test_what_a_proxy_answers_is_told_by_its_status(
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_where_a_redirect_points_to_is_told_and_not_followed(kind: Any) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 308 Moved\r\nLocation: https://127.0.0.1:1/v1/classify\r\nContent-Length: 0\r\n\r\n"
+        )
+        await writer.drain()
+
+    async with answering(answer) as url:
+        with pytest.raises(
+            Internal, match=r"answered 308 Moved; it points to https://127\.0\.0\.1:1/v1/classify$"
+        ):
+            await asked(kind, url)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 async def test_a_gateway_that_hangs_up_is_not_taken_for_a_grpc_port(kind: Any) -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0)
