@@ -82,8 +82,8 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
     """Trains one variant; the model comes back with the weights of its best epoch.
 
     Every epoch ends with validation, a report and a checkpoint; only the chief of several workers does the
-    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, and
-    when there is no memory.
+    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, when
+    there is no memory, and when another worker has gone.
     """
     replicas = run.distribution.replicas
     if values.batch_size % replicas:
@@ -105,6 +105,11 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
         state = _State()
         if run.resume and run.checkpoint:
             state = _State.restored(run.checkpoint, model) or state
+        if not run.distribution.all_at(len(state.history.epochs)):
+            raise BadInput(
+                f"this worker goes on after epoch {len(state.history.epochs)}, and another does not; --resume"
+                " needs a folder in --out that all the workers share"
+            )
         try:
             if not state.finished:
                 _epochs(model, state, problem, values, steps_per_epoch, run)

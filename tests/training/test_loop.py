@@ -79,6 +79,20 @@ def test_a_model_is_compiled_as_its_plan_says() -> None:
     assert epoch["val_parity_loss"] > 0.1
 
 
+class Ahead(Distribution):
+    """Beside a worker that has found a checkpoint of three epochs."""
+
+    def all_at(self, number: int) -> bool:
+        return number == 3
+
+
+def test_workers_go_on_from_one_epoch_or_not_at_all() -> None:
+    with pytest.raises(
+        BadInput, match=r"goes on after epoch 0, and another does not; --resume needs a folder"
+    ):
+        run_of(small_plan(epochs=1), distribution=Ahead())
+
+
 class TwoReplicas(Distribution):
     """Two devices, as far as one looks before anything is computed."""
 

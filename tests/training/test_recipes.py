@@ -259,6 +259,7 @@ def test_the_card_tells_what_was_trained_on_and_how() -> None:
     assert section["class_distribution"] == [round((classes == one).mean(), 6) for one in range(10)]
     expected = {"data": "digits", "examples": len(classes), "epochs": 3, "best_epoch": 2, "seconds": 1.3}
     expected |= {"seed": 9, "batch_size": 64, "learning_rate": 2e-3, "augment": "none", "notes": []}
+    expected["run"] = history.run
     expected["validation_examples"] = len(plan.problem.validation)
     assert {name: section[name] for name in expected} == expected
     assert set(section) == {*expected, "class_distribution"}
