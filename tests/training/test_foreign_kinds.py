@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.training.foreign import IMAGES
 from training.errors import BadInput
 from training.foreign import publish_file
 from training.precision import computing_in
@@ -65,6 +66,22 @@ def test_a_model_in_half_precision_is_published_as_that(precision: str, kind: st
         model.export(tmp_path / "m", verbose=False)
     published = publish_file(tmp_path / ("m.keras" if kind == "archive" else "m"), tmp_path / "models")
     assert published.card["precision"] == precision
+
+
+@pytest.mark.parametrize("kind", ["swish", "int8"])
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_a_model_with_gradients_of_its_own(kind: str, tmp_path: Path) -> None:
+    """As every EfficientNet and every quantized layer has; they read variables, and freezing folds those."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(4, activation="swish")]
+    model = keras.Sequential([keras.Input((6, 6, 3)), *layers, keras.layers.Dense(3, activation="softmax")])
+    if kind == "int8":
+        model.quantize("int8")
+    model.save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models")
+    with served(published.folder) as loaded:
+        scores = loaded.run("serving_default", {"images": IMAGES})["scores"]
+    np.testing.assert_allclose(scores, model(IMAGES), atol=1e-5)
 
 
 def test_a_recurrent_layer_with_dropout_keeps_a_state_of_its_own(tmp_path: Path) -> None:
