@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,14 +224,24 @@ class _TensorBoard:
     )
 
     def __init__(self, folder: Path) -> None:
-        self._writer = tf.summary.create_file_writer(str(folder))
+        self._folder = folder
+        with self._saying_where():
+            self._writer = tf.summary.create_file_writer(str(folder))
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """One epoch's metrics, on the disk when this returns."""
-        with self._writer.as_default():
+        """One epoch's metrics, on the disk when this returns; raises `TrainingError` if there is no room."""
+        with self._saying_where(), self._writer.as_default():
             for name, value in metrics.items():
                 tf.summary.write(name, tf.constant(value), step=epoch, metadata=self._SCALAR)
-        self._writer.flush()
+            self._writer.flush()
+
+    @contextmanager
+    def _saying_where(self) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:  # a full disk is RESOURCE_EXHAUSTED, as is want of memory
+            reason = error.message.splitlines()[0].rpartition("}} ")[2]
+            raise TrainingError(f"--tensorboard {self._folder} cannot be written to: {reason}") from error
 
 
 def _divisible(examples: Examples, replicas: int) -> Examples:

@@ -212,6 +212,15 @@ def test_a_validation_loss_that_is_no_number_ends_the_run() -> None:
         run_of(dataclasses.replace(plan, problem=problem))
 
 
+def test_logs_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
+    """Not as if there were no memory, which is what TensorFlow calls a full disk."""
+    plan, logs = small_plan("simple-dense", examples=None), tmp_path / "logs"
+    logs.write_text("no folder")
+    run = Run(report=lambda epoch, _: None, tensorboard=logs)
+    with pytest.raises(TrainingError, match=r"--tensorboard .*logs cannot be written to: Not a directory"):
+        fit(plan.problem, plan.variants["simple-dense"], plan.hyperparameters, run)
+
+
 class Hungry(keras.Model):  # type: ignore[misc]
     """Fails in a step of training as TensorFlow does when there is no memory."""
 
