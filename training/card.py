@@ -68,6 +68,7 @@ def training_section(plan: Plan, history: History) -> dict[str, Any]:
         "epochs": len(history.epochs),
         "best_epoch": history.best_epoch + 1,
         "seconds": round(history.seconds, 1),
+        "run": history.run,
         "seed": values.seed,
         "batch_size": values.batch_size,
         "learning_rate": values.learning_rate,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from training.errors import BadInput, TrainingError
 from training.history import History
+from training.publish import is_at
 
 Weights = list[NDArray[Any]]
 
@@ -43,7 +46,7 @@ class Checkpoint:
         ):
             arrays |= {f"{name}/{index}": value for index, value in enumerate(values)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = self.path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)
@@ -87,6 +90,45 @@ class Checkpoint:
                 variable.assign(arrays[f"{name}/{index}"])
         best = [arrays[f"best/{index}"] for index in range(len(model.get_weights()))]
         return History(**state["history"]), best, bool(state["finished"])
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds the lock in the file `path`, so that no other run keeps its state in the same files.
+
+    Raises `BadInput` if another run holds it. The file goes afterwards, as do its folder, if it is empty, and
+    the one around that if it was made here.
+    """
+    made = not path.parent.parent.exists()
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+        with suppress(OSError):
+            path.parent.rmdir()
+            if made:
+                path.parent.parent.rmdir()
+
+
+def _locked(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # a run that ended has just removed the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise BadInput(
+                f"{path}: another run of this name is training; wait for it, or choose another --name"
+            ) from None
+        if is_at(lock, path):
+            return lock
+        os.close(lock)  # of a file that a run which ended has just removed
 
 
 def _values(holder: Any) -> Weights:

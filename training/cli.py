@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training import flags
-from training.config import PRESETS, Options, check_model_file, check_place, preset
+from training.config import PRESETS, Options, check_file, check_model_file, check_place, preset
 from training.errors import BadInput, TrainingError
 from training.publish import version_folder
 
@@ -138,6 +138,8 @@ def evaluate(
     with _user_errors():
         version_folder(model)
         _check_data(data)
+        if png is not None:
+            check_file("--png", png)
     with _user_errors(), _quiet_tensorflow():
         from training.curves import draw_confusion
         from training.published import examine

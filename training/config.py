@@ -286,3 +286,11 @@ def check_folder(flag: str, folder: Path) -> None:
         raise BadInput(f"{flag} {folder}: {there} is no folder")
     if not os.access(there, os.W_OK):
         raise BadInput(f"{flag} {folder}: {there} may not be written to")
+
+
+def check_file(flag: str, file: Path) -> None:
+    """Raises BadInput if no file can be written where a flag says."""
+    if file.is_dir():
+        raise BadInput(f"{flag} {file}: it is a folder")
+    if not file.parent.is_dir():
+        raise BadInput(f"{flag} {file}: there is no folder {file.parent}")

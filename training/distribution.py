@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from training.errors import BadInput, TrainingError
+
+# what a collective operation raises where one of those that take part has gone
+_GONE = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
 
 
 @dataclass(frozen=True)
@@ -32,20 +42,44 @@ class Distribution:
         """The batches, each divided among the replicas."""
         return batches if self.strategy is None else self.strategy.experimental_distribute_dataset(batches)
 
-    def scope(self) -> AbstractContextManager[Any]:
-        """The context in which variables are made and training runs."""
-        return nullcontext() if self.strategy is None else self.strategy.scope()
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """The context in which variables are made and training runs.
+
+        Raises `TrainingError` if another worker has gone.
+        """
+        with self._telling_of_others(), nullcontext() if self.strategy is None else self.strategy.scope():
+            yield
 
     def wait_for_all(self) -> None:
         """Returns when each of several workers has come here; raises `TrainingError` if one has gone."""
-        if not isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            return
+        self.all_at(0)
+
+    def all_at(self, number: int) -> bool:
+        """Whether each of several workers has come here with this number; waits until they have.
+
+        Raises `TrainingError` if one has gone.
+        """
+        if self.strategy is None or not self._is_of_workers:
+            return True
+        here = self.strategy.run(lambda: tf.constant(number))
+        with self._telling_of_others():
+            return int(self.strategy.reduce("SUM", here, axis=None)) == number * self.replicas
+
+    @contextmanager
+    def _telling_of_others(self) -> Iterator[None]:
         try:
-            self.strategy.reduce("SUM", self.strategy.run(lambda: tf.ones(())), axis=None)
-        except tf.errors.OpError as error:
+            yield
+        except _GONE as error:
+            if not self._is_of_workers:
+                raise
             raise TrainingError(
                 "another worker ended first; start all of them again, with --resume"
             ) from error
+
+    @property
+    def _is_of_workers(self) -> bool:
+        return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def distribution(name: str) -> Distribution:

@@ -87,7 +87,9 @@ def write(exported: Exported, folder: Path, name: str, card: dict[str, Any]) -> 
     }
     if exported.interface.image_shape:
         functions["serving_bytes"] = signatures.serving_bytes(call, exported.interface)
-    tf.saved_model.save(module, str(folder), signatures=functions)
+    # those of swish, say, read variables that a frozen model does not have; who serves asks for no gradients
+    without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(folder), functions, without_gradients)
     extra = folder / "assets.extra"
     extra.mkdir(exist_ok=True)
     write_warmup(extra / WARMUP_FILE, name, warmup_inputs(exported))

@@ -1,7 +1,7 @@
 """Images in a folder or a zip: one sub-folder a class, or `train/` and `test/` with them.
 
 The sub-folders' names become the labels, in sorted order. Files that cannot be decoded, that lie in no
-class's folder, or that are images of other kinds are counted, named and left out.
+class's folder, or that are images of other kinds are counted, named and left out; so are empty folders.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class _Survey:
     unreadable: list[str] = field(default_factory=list)
     stray: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
     def size(self) -> tuple[int, int]:
         """Height and width that suit all the images."""
@@ -68,12 +69,13 @@ def image_folder(
             most 224 pixels, and else 64x64.
         channels: 1 or 3; None takes 3 if any image has colour.
     """
-    files, closed, read = _listing(path)
-    files, closed = ([name for name in names if not _is_hidden(name)] for names in (files, closed))
-    images = [name for name in files if name.lower().endswith(decoding.SUFFIXES)]
+    names, closed, read = _listing(path)
+    names, closed = ([name for name in found if not _is_hidden(name)] for found in (names, closed))
+    images = [name for name in names if name.lower().endswith(decoding.SUFFIXES)]
     splits, labels, stray = _classes(images, path)
-    other = [name for name in files if name.lower().endswith(decoding.OTHER_SUFFIXES)]
-    survey = _Survey(unreadable=closed, stray=stray, other=other)
+    other = [name for name in names if name.lower().endswith(decoding.OTHER_SUFFIXES)]
+    empty = [name for name in _empty(names) if name not in closed]
+    survey = _Survey(unreadable=closed, stray=stray, other=other, empty=empty)
     splits = {split: _surveyed(members, read, survey) for split, members in splits.items()}
     shape = (*(size or survey.size()), channels or (3 if survey.colour else 1))
     arrays = {split: _decode(members, labels, read, shape, survey) for split, members in splits.items()}
@@ -84,9 +86,9 @@ def image_folder(
 
 
 def _listing(path: Path) -> tuple[list[str], list[str], Read]:
-    """All the files, sorted, the folders that may not be read, and how to read a file."""
+    """All names, sorted, folders with a `/` behind; folders that may not be read; how to read a file."""
     if path.is_dir():
-        return *_files(path), partial(_read, path)
+        return *_names(path), partial(_read, path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
@@ -100,18 +102,18 @@ def _listing(path: Path) -> tuple[list[str], list[str], Read]:
         except Exception as error:  # each way of compression has its own errors for damaged data
             raise decoding.Undecodable(str(error)) from error
 
-    return sorted(name for name in archive.namelist() if not name.endswith("/")), [], read
+    return sorted(archive.namelist()), [], read
 
 
 def _read(path: Path, member: str) -> bytes:
     try:
         return (path / member).read_bytes()
-    except FileNotFoundError as error:  # a link to what is not there
+    except OSError as error:  # a link to what is not there, or to itself; a file that may not be read
         raise decoding.Undecodable(str(error)) from error
 
 
-def _files(path: Path) -> tuple[list[str], list[str]]:
-    """All the files below, sorted, with links to nothing; and the folders that may not be read.
+def _names(path: Path) -> tuple[list[str], list[str]]:
+    """All names below, sorted, those of folders with a `/` behind; and the folders that may not be read.
 
     A class's folder may be a link to one elsewhere.
     """
@@ -122,9 +124,20 @@ def _files(path: Path) -> tuple[list[str], list[str]]:
         real = here.resolve()
         # a link to a folder that it lies in would lead around for ever
         below[:] = [name for name in below if not real.is_relative_to((here / name).resolve())]
+        found += [f"{(here / name).relative_to(path).as_posix()}/" for name in below]
         files = [here / name for name in names]
         found += [file.relative_to(path).as_posix() for file in files if file.is_file() or not file.exists()]
     return sorted(found), [f"{Path(error.filename).relative_to(path).as_posix()}/" for error in closed]
+
+
+def _empty(names: list[str]) -> list[str]:
+    """The folders with nothing in them: such as a class's whose images are still to come."""
+    behind = [*names[1:], ""]  # in sorted order what is in a folder comes next
+    return [
+        name
+        for name, following in zip(names, behind, strict=False)
+        if name.endswith("/") and not following.startswith(name)
+    ]
 
 
 def _is_hidden(file: str) -> bool:
@@ -261,6 +274,7 @@ def _notes(survey: _Survey, shape: tuple[int, int, int]) -> tuple[str, ...]:
         ("images in no class's folder", survey.stray),
         ("unreadable files", survey.unreadable),
         ("images of other kinds", survey.other),
+        ("empty folders", survey.empty),
     )
     for what, files in left_out:
         if files:

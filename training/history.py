@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import uuid
 from dataclasses import dataclass, field
 
 
 @dataclass
 class History:
-    """`epochs[i]` holds the means of epoch i, with `val_` in front those of validation."""
+    """`epochs[i]` holds the means of epoch i, with `val_` in front those of validation.
+
+    `run` tells a run from all others, and stays when it is resumed.
+    """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     best_loss: float = math.inf
     seconds: float = 0.0
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def add(self, metrics: dict[str, float]) -> bool:
         """Notes an epoch, and says whether it is the best so far."""

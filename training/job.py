@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from training import recipes
 from training.card import card, training_section
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, alone
 from training.config import Options, check_place
 from training.distribution import Distribution, distribution
 from training.errors import PublishFailed, TrainingError
@@ -21,9 +21,10 @@ from training.loop import Run, fit, predict
 from training.precision import computing_in
 from training.progress import reporting
 from training.recipes.base import Metrics, Plan, Variant
-from training.releases import Published, golden_inputs, release
+from training.releases import Published, golden_inputs, release, released_by
 
 LOST_BY_PRECISION = 0.002  # the share of held-out examples that computing in half precision may cost
+_STATE = ".training"  # below the folder of models; hidden from those who look for models
 
 
 def train(recipe: str, options: Options, console: Console) -> Published | None:
@@ -35,8 +36,14 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
     spread = distribution(options.strategy)
     plan = recipes.plan(recipe, options)
     check_place(options.out, plan.model_name)
+    lock = options.out / _STATE / f"{plan.model_name}-{plan.recipe}.lock"
+    with alone(lock) if spread.chief else nullcontext():
+        return _run(plan, options, spread, console)
+
+
+def _run(plan: Plan, options: Options, spread: Distribution, console: Console) -> Published | None:
     for note in plan.problem.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        _note(console, note)
     results = {
         title: _trained(plan, title, variant, options, spread, console)
         for title, variant in plan.variants.items()
@@ -49,16 +56,26 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
     model, history, metrics = results[first]
     if len(results) > 1:
         metrics["variants"] = {title: result[2].get(plan.headline) for title, result in results.items()}
-    published = _published(plan, model, history, metrics, options)
-    for title in plan.variants:
-        _checkpoint(plan, title, options).remove()
-    with suppress(TrainingError):  # what is published stays so, whatever became of the others
+    published = released_by(options.out / plan.model_name, history.run)
+    if published is None:
+        published = _published(plan, model, history, metrics, options)
+    else:
+        _note(console, f"{published.folder} was published before this run was interrupted")
+    try:
         spread.wait_for_all()
+    except TrainingError as error:  # they come back, and would wait for ever for a chief that is done
+        raise TrainingError(f"{published.folder} is published, but {error}") from error
+    for title in reversed(plan.variants):  # that of what is published at last: it tells that it is
+        _checkpoint(plan, title, options).remove()
     return published
 
 
+def _note(console: Console, text: str) -> None:
+    console.print(f"note: {text}", highlight=False, soft_wrap=True)
+
+
 def _checkpoint(plan: Plan, title: str, options: Options) -> Checkpoint:
-    """Where a run keeps its state until its model is published; hidden from those who look for models."""
+    """Where a run keeps its state until its model is published."""
     problem = plan.problem
     settings = {
         **dataclasses.asdict(plan.hyperparameters),
@@ -69,7 +86,7 @@ def _checkpoint(plan: Plan, title: str, options: Options) -> Checkpoint:
         "validation examples": len(problem.validation),
     }
     run = f"{plan.model_name}-{plan.recipe}-{title}".replace(" ", "-")
-    return Checkpoint(options.out / ".training" / f"{run}.npz", settings)
+    return Checkpoint(options.out / _STATE / f"{run}.npz", settings)
 
 
 def _trained(
@@ -78,11 +95,7 @@ def _trained(
     """One variant, fitted: a copy that computes in float32, and its metrics on the held-out examples."""
     checkpoint = _checkpoint(plan, title, options)
     if options.resume and not checkpoint.path.exists():
-        console.print(
-            f"note: there is no {checkpoint.path} to resume; {title} is trained from the beginning",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _note(console, f"there is no {checkpoint.path} to resume; {title} is trained from the beginning")
     with reporting(console, title, plan.hyperparameters.epochs) as report:
         run = Run(
             report=report,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,8 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
     """Trains one variant; the model comes back with the weights of its best epoch.
 
     Every epoch ends with validation, a report and a checkpoint; only the chief of several workers does the
-    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, and
-    when there is no memory.
+    last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, when
+    there is no memory, and when another worker has gone.
     """
     replicas = run.distribution.replicas
     if values.batch_size % replicas:
@@ -105,6 +106,11 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
         state = _State()
         if run.resume and run.checkpoint:
             state = _State.restored(run.checkpoint, model) or state
+        if not run.distribution.all_at(len(state.history.epochs)):
+            raise BadInput(
+                f"this worker goes on after epoch {len(state.history.epochs)}, and another does not; --resume"
+                " needs a folder in --out that all the workers share"
+            )
         try:
             if not state.finished:
                 _epochs(model, state, problem, values, steps_per_epoch, run)
@@ -218,14 +224,24 @@ class _TensorBoard:
     )
 
     def __init__(self, folder: Path) -> None:
-        self._writer = tf.summary.create_file_writer(str(folder))
+        self._folder = folder
+        with self._saying_where():
+            self._writer = tf.summary.create_file_writer(str(folder))
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """One epoch's metrics, on the disk when this returns."""
-        with self._writer.as_default():
+        """One epoch's metrics, on the disk when this returns; raises `TrainingError` if there is no room."""
+        with self._saying_where(), self._writer.as_default():
             for name, value in metrics.items():
                 tf.summary.write(name, tf.constant(value), step=epoch, metadata=self._SCALAR)
-        self._writer.flush()
+            self._writer.flush()
+
+    @contextmanager
+    def _saying_where(self) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:  # a full disk is RESOURCE_EXHAUSTED, as is want of memory
+            reason = error.message.splitlines()[0].rpartition("}} ")[2]
+            raise TrainingError(f"--tensorboard {self._folder} cannot be written to: {reason}") from error
 
 
 def _divisible(examples: Examples, replicas: int) -> Examples:

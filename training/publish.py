@@ -78,7 +78,7 @@ def _claimed(model_folder: Path) -> Iterator[tuple[Path, int]]:
     try:
         yield folder, version
     finally:
-        if _is_at(lock, folder):
+        if is_at(lock, folder):
             shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
@@ -95,16 +95,16 @@ def _make_locked(folder: Path) -> int | None:
         return None
     with suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(lock, folder):
+        if is_at(lock, folder):
             return lock
     os.close(lock)
     return None
 
 
-def _is_at(lock: int, folder: Path) -> bool:
-    """Whether the locked folder is still the one at this path."""
+def is_at(lock: int, path: Path) -> bool:
+    """Whether the locked file or folder is still the one at this path."""
     try:
-        found = folder.stat()
+        found = path.stat()
     except FileNotFoundError:
         return False
     return os.path.samestat(found, os.fstat(lock))

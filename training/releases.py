@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from training.curves import draw_confusion, draw_curves
 from training.errors import PublishFailed
 from training.export import Exported, prove, write
 from training.history import History
-from training.publish import publish
+from training.publish import publish, versions
 from training.recipes.base import Problem
 
 GOLDEN_EXAMPLES = 16
@@ -52,6 +54,18 @@ def release(
 
     folder, version = publish(model_folder, write_version)
     return Published(folder, version, card)
+
+
+def released_by(model_folder: Path, run: str) -> Published | None:
+    """The version of a model that this run has published; None if it has not."""
+    for version in reversed(versions(model_folder)):
+        folder = model_folder / str(version)
+        # somebody else's version may have no card, or one of its own kind
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            card = json.loads((folder / "assets.extra" / "card.json").read_text())
+            if card["training"]["run"] == run:
+                return Published(folder, version, card)
+    return None
 
 
 def golden_inputs(problem: Problem) -> Mapping[str, NDArray[Any]]:

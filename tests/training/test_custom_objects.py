@@ -219,3 +219,31 @@ def test_the_depth_table_is_the_papers(depth: str, weights: int) -> None:
     model = resnet.ResNet(1000 if large else 10, depth)
     model(np.zeros((1, 64, 64, 3), np.uint8))
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == weights
+
+
+@pytest.mark.parametrize(
+    ("depth", "side", "expected"),
+    [
+        # He et al., section 4.2: maps of 32, 16 and 8; table 1: of 56, 28, 14 and 7
+        ("resnet8", 32, [(32, 16), (32, 16), (16, 32), (8, 64)]),
+        ("resnet18", 224, [(56, 64), (56, 64), (28, 128), (14, 256), (7, 512)]),
+        ("resnet50", 224, [(56, 64), (56, 256), (28, 512), (14, 1024), (7, 2048)]),
+    ],
+)
+def test_the_stages_have_the_papers_maps(depth: str, side: int, expected: list[tuple[int, int]]) -> None:
+    model = resnet.ResNet(10, depth)
+    shape: layers.Shape = (1, side, side, 3)
+    found = []
+    for part in (model.stem, *model.stages):
+        for layer in part:
+            shape = layer.compute_output_shape(shape)
+        found.append(shape)
+    assert found == [(1, height, height, filters) for height, filters in expected]
+
+
+def test_a_bottleneck_halves_the_sides_in_its_middle() -> None:
+    """Where ResNet v1 lost three of four pixels in its first 1x1 convolution."""
+    block = layers.BottleneckBlock(2, strides=2)
+    block.build((1, 8, 8, 3))
+    sides = [layers.chain(block.branch[:count], IMAGES).shape[1] for count in (1, 4, 7)]
+    assert sides == [8, 4, 4]

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,61 +78,88 @@ def test_two_workers_and_two_devices_compute_what_one_does() -> None:
         assert weights == pytest.approx(alone[3], abs=1e-3)
 
 
-MEETING = """
+OBEYING = """
 import os, sys
 from training.distribution import distribution
 from training.errors import TrainingError
 spread = distribution("multiworker")
+from training import recipes
+from training.config import Options
+from training.loop import Run, fit
+plan = recipes.plan("simple-dense", Options())
 print("here", flush=True)
-if sys.stdin.readline() == "end\\n":
-    os._exit(3)
-try:
-    spread.wait_for_all()
-    print("all are here", flush=True)
-except TrainingError as error:
-    print(error, flush=True)
-sys.stdin.readline()
-os._exit(0)
+for line in sys.stdin:
+    command, *numbers = line.split()
+    if command == "end":
+        os._exit(0)
+    try:
+        if command == "train":
+            run = Run(report=lambda epoch, metrics: None, distribution=spread)
+            fit(plan.problem, plan.variants["simple-dense"], plan.hyperparameters, run)
+        print(spread.all_at(int(numbers[0])) if command == "at" else "done", flush=True)
+    except TrainingError as error:
+        print(error, flush=True)
 """
+GONE = "another worker ended first; start all of them again, with --resume\n"
 
 
-@pytest.mark.parametrize(
-    ("chief", "expected"),
-    [
-        ("meet", "all are here\n"),
-        ("end", "another worker ended first; start all of them again, with --resume\n"),
-    ],
-)
-def test_workers_wait_until_the_chief_has_published(chief: str, expected: str) -> None:
+class Workers:
+    """Two processes of one cluster that obey, the chief first."""
+
+    def __init__(self) -> None:
+        addresses = [f"127.0.0.1:{port}" for port in (free_port(), free_port())]
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", OBEYING],
+                env=os.environ
+                | {
+                    "TF_CPP_MIN_LOG_LEVEL": "3",
+                    "TF_CONFIG": json.dumps(
+                        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+                    ),
+                },
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for index in (0, 1)
+        ]
+
+    def obey(self, *commands: str) -> list[str]:
+        """A line from each, which is empty of one that has ended."""
+        for process, command in zip(self.processes, commands, strict=True):
+            assert process.stdin is not None
+            process.stdin.write(f"{command}\n")
+            process.stdin.flush()
+        return self.read()
+
+    def read(self) -> list[str]:
+        return [process.stdout.readline() for process in self.processes if process.stdout is not None]
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    started = Workers()
+    try:
+        assert started.read() == ["here\n", "here\n"]
+        yield started
+    finally:
+        for process in started.processes:
+            process.kill()
+            process.communicate()
+
+
+def test_workers_know_whether_all_are_at_one_epoch_and_whether_all_are_there(workers: Workers) -> None:
+    """One that found no checkpoint beside others that did would learn another model than they."""
+    assert workers.obey("at 3", "at 3") == ["True\n", "True\n"]
+    assert workers.obey("at 3", "at 0") == ["False\n", "False\n"]
+    assert workers.obey("train", "end") == [GONE, ""]
+
+
+def test_workers_wait_until_the_chief_has_published(workers: Workers) -> None:
     """One that comes back alone, after it failed in that, would wait for ever for those that are done."""
-    workers = [f"127.0.0.1:{port}" for port in (free_port(), free_port())]
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEETING],
-            env=os.environ
-            | {
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-                "TF_CONFIG": json.dumps(
-                    {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-                ),
-            },
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in (0, 1)
-    ]
-    for process, command in zip(both, (chief, "meet"), strict=True):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here\n"
-        process.stdin.write(f"{command}\n")
-        process.stdin.flush()
-    assert both[1].stdout is not None
-    assert both[1].stdout.readline() == expected
-    for process in both:
-        process.communicate("\n", timeout=60)
+    assert workers.obey("end", "at 0") == ["", GONE]
 
 
 @pytest.mark.parametrize(

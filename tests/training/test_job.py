@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from training import job, recipes
+from training.checkpoint import alone
 from training.config import Options
 from training.errors import BadInput, PublishFailed
+from training.publish import versions
 
 
 def test_a_bfloat16_model_carries_both_accuracies(tmp_path: Path) -> None:
@@ -34,6 +37,53 @@ def test_where_there_is_nothing_to_resume_that_is_said(tmp_path: Path) -> None:
         f"note: there is no {tmp_path}/.training/simple-dense-simple-dense-simple-dense.npz to resume;"
         " simple-dense is trained from the beginning\n"
     )
+
+
+class Keeper(io.StringIO):
+    """A terminal that, at each line, puts a copy of the state of the runs below a folder aside."""
+
+    def __init__(self, folder: Path, kept: Path) -> None:
+        super().__init__()
+        self.folder, self.kept = folder, kept
+
+    def write(self, text: str) -> int:
+        if (self.folder / ".training").exists():
+            shutil.copytree(self.folder / ".training", self.kept, dirs_exist_ok=True)
+        return super().write(text)
+
+
+def test_what_is_published_is_not_published_again(tmp_path: Path) -> None:
+    """Where a run was killed after its version had got its name, and before its state was removed."""
+    models, kept = tmp_path / "models", tmp_path / "kept"
+    options = Options(out=models, epochs=1, name="line", resume=True)
+    first = job.train("huber", options, Console(file=Keeper(models, kept)))
+    assert first is not None
+    assert [entry.name for entry in models.iterdir()] == ["line"]
+    (models / "line" / "2" / "assets.extra").mkdir(parents=True)
+    (models / "line" / "2" / "assets.extra" / "card.json").write_text('{"training": null}')  # somebody else's
+    kept.rename(models / ".training")
+    said = io.StringIO()
+    again = job.train("huber", options, Console(file=said, width=1000))
+    assert again is not None
+    assert (again.folder, again.version, again.card) == (first.folder, 1, first.card)
+    assert said.getvalue() == f"note: {first.folder} was published before this run was interrupted\n"
+    assert versions(models / "line") == [1, 2]
+    assert [entry.name for entry in models.iterdir()] == ["line"]
+    job.train("huber", options, Console(quiet=True))
+    assert versions(models / "line") == [1, 2, 3]  # another run's is another version
+
+
+def test_two_runs_of_one_name_do_not_share_their_state(tmp_path: Path) -> None:
+    options = Options(out=tmp_path / "models", epochs=1, name="line")
+    lock = tmp_path / "models" / ".training" / "line-simple-dense.lock"
+    with alone(lock):
+        with pytest.raises(BadInput, match=r"line-simple-dense\.lock: another run of this name is training;"):
+            job.train("simple-dense", options, Console(quiet=True))
+        with alone(lock.with_name("other.lock")):
+            pass
+        assert lock.exists()
+    assert not (tmp_path / "models").exists()
+    assert job.train("simple-dense", options, Console(quiet=True)) is not None
 
 
 def test_a_place_where_no_version_can_be_put_is_told_before_training(tmp_path: Path) -> None:

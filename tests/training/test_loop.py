@@ -79,6 +79,20 @@ def test_a_model_is_compiled_as_its_plan_says() -> None:
     assert epoch["val_parity_loss"] > 0.1
 
 
+class Ahead(Distribution):
+    """Beside a worker that has found a checkpoint of three epochs."""
+
+    def all_at(self, number: int) -> bool:
+        return number == 3
+
+
+def test_workers_go_on_from_one_epoch_or_not_at_all() -> None:
+    with pytest.raises(
+        BadInput, match=r"goes on after epoch 0, and another does not; --resume needs a folder"
+    ):
+        run_of(small_plan(epochs=1), distribution=Ahead())
+
+
 class TwoReplicas(Distribution):
     """Two devices, as far as one looks before anything is computed."""
 
@@ -196,6 +210,15 @@ def test_a_validation_loss_that_is_no_number_ends_the_run() -> None:
     problem = dataclasses.replace(plan.problem, validation=Examples(broken, validation.targets))
     with pytest.raises(TrainingError, match="val_loss is nan in epoch 1; lower --learning-rate"):
         run_of(dataclasses.replace(plan, problem=problem))
+
+
+def test_logs_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
+    """Not as if there were no memory, which is what TensorFlow calls a full disk."""
+    plan, logs = small_plan("simple-dense", examples=None), tmp_path / "logs"
+    logs.write_text("no folder")
+    run = Run(report=lambda epoch, _: None, tensorboard=logs)
+    with pytest.raises(TrainingError, match=r"--tensorboard .*logs cannot be written to: Not a directory"):
+        fit(plan.problem, plan.variants["simple-dense"], plan.hyperparameters, run)
 
 
 class Hungry(keras.Model):  # type: ignore[misc]

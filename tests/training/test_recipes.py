@@ -1,5 +1,6 @@
 """Every recipe from data to a published model that answers as its Keras model does."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from training.history import History
 from training.models import dense, wide_deep
 from training.published import compare, examine, read_card
 from training.recipes.pairs import pairs
+from training.releases import golden_inputs
 from training.served import served
 
 pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
@@ -100,6 +102,13 @@ def test_evaluating_needs_no_folder_of_models(
 def test_models_of_different_data_are_not_compared_unasked(published: Published) -> None:
     with pytest.raises(BadInput, match="were made for digits and for diabetes; name the data with --data"):
         compare(published("sequential"), published("wide-deep"), None)
+
+
+def test_only_the_same_examples_judged_right_or_wrong_are_compared(published: Published) -> None:
+    with pytest.raises(BadInput, match="only models whose answers are right or wrong can be compared"):
+        compare(published("simple-dense"), published("simple-dense"), None)
+    with pytest.raises(BadInput, match="are judged on 359 and 718 examples; a paired comparison needs the"):
+        compare(published("sequential"), published("siamese"), "digits")
 
 
 def test_lambda_recipes_compare_three_activations(published: Published) -> None:
@@ -259,6 +268,7 @@ def test_the_card_tells_what_was_trained_on_and_how() -> None:
     assert section["class_distribution"] == [round((classes == one).mean(), 6) for one in range(10)]
     expected = {"data": "digits", "examples": len(classes), "epochs": 3, "best_epoch": 2, "seconds": 1.3}
     expected |= {"seed": 9, "batch_size": 64, "learning_rate": 2e-3, "augment": "none", "notes": []}
+    expected["run"] = history.run
     expected["validation_examples"] = len(plan.problem.validation)
     assert {name: section[name] for name in expected} == expected
     assert set(section) == {*expected, "class_distribution"}
@@ -274,3 +284,14 @@ def test_large_data_gets_fewer_epochs_unless_the_user_chose(
     options = Options(epochs=chosen)
     values = options.applied_to(Hyperparameters(epochs=30, batch_size=64))
     assert options.within_steps(values, examples).epochs == expected
+
+
+def test_the_golden_examples_are_of_as_many_classes_as_there_is_room_for() -> None:
+    plan = recipes.plan("sequential", Options(examples=300))
+    order = np.argsort(plan.problem.test.targets["scores"], kind="stable")  # a class after the other
+    problem = dataclasses.replace(plan.problem, test=plan.problem.test.take(order))
+    golden = golden_inputs(problem)["images"]
+    assert len(golden) == 16
+    firsts = [int(np.flatnonzero(problem.test.targets["scores"] == digit)[0]) for digit in range(10)]
+    np.testing.assert_array_equal(golden[:10], problem.test.inputs["images"][firsts])
+    assert len(np.unique(golden, axis=0)) == 16

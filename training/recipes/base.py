@@ -95,7 +95,7 @@ class Plan:
     task: str
     problem: Problem
     hyperparameters: Hyperparameters
-    variants: Mapping[str, Variant]
+    variants: dict[str, Variant]
     model_name: str
     headline: str
     judge: Judge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -54,7 +53,7 @@ def plan(chosen: Preset, options: Options) -> Plan:
     )
 
 
-def _variants(recipe: str) -> Mapping[str, Variant]:
+def _variants(recipe: str) -> dict[str, Variant]:
     if recipe == "simple-dense":
         return {recipe: Variant(line.simple_dense, "mean_squared_error")}
     if recipe == "huber":
