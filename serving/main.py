@@ -9,7 +9,6 @@ import ipaddress
 import resource
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from serving.processes import supervisor, workers
 from serving.processes.peers import Peers, samples
 from serving.processes.supervisor import ModelServerProcess
 from serving.processes.upstream import ConfigFile, Upstream
+from serving.processes.work_folder import work_folder
 from serving.rest import app
 from serving.rest.server import HttpServer, listen
 from serving.rpc.server import RpcServer
@@ -122,8 +122,7 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
             f"sluice train resnet --data digits --out {settings.models_dir}"
         )
     metrics = new_metrics()
-    with tempfile.TemporaryDirectory(prefix="sluice-") as name:
-        work_dir = Path(name)
+    with work_folder() as work_dir:
         config = ConfigFile(work_dir / "models.config", settings.models_dir)
         config.write(models_folder.first_config(settings, models))
         child = ModelServerProcess(command, work_dir=work_dir, config=config, metrics=metrics)
@@ -137,8 +136,7 @@ async def _run(settings: Settings, upstream: Upstream, metrics: Metrics, while_u
     if settings.workers == 1:
         await run_one(settings, upstream, metrics, while_up)
         return
-    with tempfile.TemporaryDirectory(prefix="sluice-workers-") as name:
-        folder = Path(name)
+    with work_folder() as folder:
         async with (
             Peers(folder, "parent").answering({"metrics": lambda: samples(metrics.registry)}),
             workers.up(settings, upstream, folder) as running,

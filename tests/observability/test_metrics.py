@@ -91,6 +91,21 @@ async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> Non
         assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 1
 
 
+async def test_what_is_not_known_yet_is_left_out_and_what_never_happened_is_zero() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        up.pool.replicas[0].latency_s = 0.0  # as before its first call
+        up.gateway.steering.set_split("digits", Split(1, 2, 0.5, 1.0, "salt"), 0.1)
+        up.gateway.steering._add(up.gateway.steering._models["digits"], "compared/1/class-3")
+        before = (await client.get("/metrics")).text
+        assert (await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)).status_code == 200
+        after = (await client.get("/metrics")).text
+    of_class = '{class="class-3",model="digits",version="1"}'
+    assert f"\nsluice_shadow_compared_total{of_class} 1.0\n" in before
+    assert f"\nsluice_shadow_agreed_total{of_class} 0.0\n" in before
+    assert "\nsluice_replica_latency_seconds{" not in before
+    assert "\nsluice_replica_latency_seconds{" in after
+
+
 async def test_what_is_refused_by_its_headers_or_path_is_counted_once() -> None:
     async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
         for headers in ({"x-request-timeout": "soon"}, {"x-request-timeout": "-1"}):
