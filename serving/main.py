@@ -94,7 +94,7 @@ WhileUp = Callable[[Up], Awaitable[None]]
 
 
 async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
-    """Run a gateway in front of `settings.replicas` until `while_up` returns, or SIGTERM or SIGINT comes.
+    """Run a gateway in front of `settings.replicas` until `while_up` returns, or a signal ends it.
 
     Raises:
         InvalidInput: a port is taken, or the settings name no replica or no model.
@@ -147,7 +147,7 @@ async def _run(settings: Settings, upstream: Upstream, metrics: Metrics, while_u
 async def run_one(
     settings: Settings, upstream: Upstream, metrics: Metrics, while_up: WhileUp, peers: Peers | None = None
 ) -> None:
-    """Run a gateway in this process until `while_up` returns, or SIGTERM or SIGINT comes.
+    """Run a gateway in this process until `while_up` returns, or a signal ends it.
 
     Args:
         settings: its settings.
@@ -313,14 +313,18 @@ async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None
 
 
 async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> None:
-    """Run `work` to its end, or until SIGTERM or SIGINT, which cancel it and count as a regular end.
+    """Run `work` to its end, or until SIGTERM, SIGINT or SIGHUP, which cancel it and count as a regular end.
 
-    What is drained after it is drained to its end: another SIGTERM changes nothing, another SIGINT cuts it
-    short. SIGUSR1 calls `dump`.
+    What is drained after it is drained to its end: another SIGTERM or SIGHUP changes nothing, another SIGINT
+    cuts it short. SIGHUP, which comes when a terminal closes, is left ignored where it is (nohup). SIGUSR1
+    calls `dump`.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    ending = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    for number in (*ending, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel, f"{number.name} came")
     loop.add_signal_handler(signal.SIGUSR1, dump)
     try:
@@ -329,7 +333,8 @@ async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> N
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a coroutine runs in a task
             raise
     finally:
-        loop.add_signal_handler(signal.SIGTERM, _log.info, "SIGTERM came; shutting down already")
+        for number in ending:
+            loop.add_signal_handler(number, _log.info, f"{number.name} came; shutting down already")
         loop.remove_signal_handler(signal.SIGINT)
 
 

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from serving.processes import workers
+from serving.processes import children, workers
 from serving.processes.upstream import Upstream
 from serving.settings import Settings
 from tests.support.fake_replica import FakeReplica, running
@@ -257,17 +257,31 @@ async def test_what_a_worker_finds_wrong_is_said_once_and_ends_it(tmp_path: Path
     assert "cannot use" in errors
 
 
-async def test_a_worker_may_have_thousands_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "worker"
-    program.write_text(
-        "#!/bin/sh\nread -r job\n"
-        """printf '{"listening": true}\n{"models": {"%0200000d": [1]}}\n' 7\n"""
-        "exec cat > /dev/null\n"
-    )
+async def models_told_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """What the parent of a worker that is this shell script takes for its models."""
+    program = folder / "worker"
+    program.write_text(f"#!/bin/sh\nread -r job\n{script}\nexec cat > /dev/null\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     settings = Settings(workers=1, http_port=0, grpc_port=0)
-    async with workers.up(settings, Upstream((), (), tmp_path), tmp_path) as running_workers:
+    async with workers.up(settings, Upstream((), (), folder), folder) as running_workers:
         async with asyncio.timeout(WAIT_S):
-            models = await running_workers.ready()
-    assert models == {"7".zfill(200_000): [1]}
+            return await running_workers.ready()
+
+
+async def test_a_worker_may_have_thousands_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """printf '{"listening": true}\\n{"models": {"%0200000d": [1]}}\\n' 7"""
+    assert await models_told_by(script, tmp_path, monkeypatch) == {"7".zfill(200_000): [1]}
+
+
+async def test_a_worker_that_is_killed_as_it_speaks_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.001)
+    script = (
+        f"if mkdir {tmp_path / 'once'}; then\n"
+        """  printf '{"listening": true}\\n{"models": {"dig'; kill -KILL $$\n"""
+        "fi\n"
+        """printf '{"listening": true}\\n{"models": {"digits": [1]}}\\n'"""
+    )
+    assert await models_told_by(script, tmp_path, monkeypatch) == {"digits": [1]}
