@@ -116,13 +116,16 @@ async def test_a_worker_that_is_killed_comes_back() -> None:
         before = workers_of(live)
         assert len(before) == 2
         before[0].send_signal(signal.SIGKILL)
-        async with asyncio.timeout(WAIT_S):
-            while len([each for each in workers_of(live) if each.status() != psutil.STATUS_ZOMBIE]) < 2 or {
-                each.pid for each in before
-            } == {each.pid for each in workers_of(live)}:
-                await asyncio.sleep(0.05)
-            await until_both_ready(live)
-            await until_both_count(live)
+        await until_back(live, before[0].pid)
+        await until_both_count(live)
+
+
+async def until_back(live: LiveProcess, killed: int) -> None:
+    """Wait until another worker has taken the place of the one that was killed, and both serve the model."""
+    async with asyncio.timeout(WAIT_S):
+        while len({each.pid for each in workers_of(live)} - {killed}) < 2:
+            await asyncio.sleep(0.05)
+    await until_both_ready(live)
 
 
 async def until_refused(live: LiveProcess) -> None:
@@ -211,6 +214,18 @@ async def test_why_a_worker_cannot_be_started_again_is_said(tmp_path: Path) -> N
                 await asyncio.sleep(0.05)
     (told, *_) = [json.loads(line) for line in live.errors if "cannot start again" in line]
     assert f"{keys} is not TOML" in told["error"]
+
+
+async def test_a_worker_comes_back_though_the_file_of_settings_is_being_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there by now is for the parent's next start."""
+    monkeypatch.chdir(tmp_path)
+    async with two_workers(environment={"PYTHONPATH": str(Path(workers.__file__).parents[2])}) as live:
+        (tmp_path / "sluice.toml").write_text("http_prot = ")
+        (killed, _) = workers_of(live)
+        killed.kill()
+        await until_back(live, killed.pid)
 
 
 async def run_to_its_end(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
