@@ -95,13 +95,18 @@ async def test_what_is_not_known_yet_is_left_out_and_what_never_happened_is_zero
     async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
         up.pool.replicas[0].latency_s = 0.0  # as before its first call
         up.gateway.steering.set_split("digits", Split(1, 2, 0.5, 1.0, "salt"), 0.1)
-        up.gateway.steering._add(up.gateway.steering._models["digits"], "compared/1/class-3")
+        for kind, times in (("compared/1/class-3", 1), ("candidate-failed/1", 2), ("stable-failed/1", 3)):
+            for _ in range(times):
+                up.gateway.steering._add(up.gateway.steering._models["digits"], kind)
         before = (await client.get("/metrics")).text
         assert (await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)).status_code == 200
         after = (await client.get("/metrics")).text
     of_class = '{class="class-3",model="digits",version="1"}'
     assert f"\nsluice_shadow_compared_total{of_class} 1.0\n" in before
     assert f"\nsluice_shadow_agreed_total{of_class} 0.0\n" in before
+    for arm, times in (("candidate", 2), ("stable", 3)):
+        of_arm = f'{{arm="{arm}",model="digits",version="1"}}'
+        assert f"\nsluice_shadow_failures_total{of_arm} {times}.0\n" in before
     assert "\nsluice_replica_latency_seconds{" not in before
     assert "\nsluice_replica_latency_seconds{" in after
 
