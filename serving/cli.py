@@ -57,8 +57,22 @@ def _root(
     """Hold the options of `sluice` itself."""
 
 
+def _open_standard_streams() -> None:
+    """Have the null device for those that the parent closed, as some supervisors do.
+
+    Their numbers would go to the next files and connections, where whatever writes to stderr would write;
+    and the event loop's library ends the process rather than close one of them.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
 def main() -> None:
     """The entry point of the console command."""
+    _open_standard_streams()
     # gRPC reads these as it is imported. It need not survive fork: children are started by exec at once.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -9,7 +9,6 @@ import ipaddress
 import resource
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from serving.processes import supervisor, workers
 from serving.processes.peers import Peers, samples
 from serving.processes.supervisor import ModelServerProcess
 from serving.processes.upstream import ConfigFile, Upstream
+from serving.processes.work_folder import work_folder
 from serving.rest import app
 from serving.rest.server import HttpServer, listen
 from serving.rpc.server import RpcServer
@@ -94,7 +94,7 @@ WhileUp = Callable[[Up], Awaitable[None]]
 
 
 async def run_gateway(settings: Settings, while_up: WhileUp) -> None:
-    """Run a gateway in front of `settings.replicas` until `while_up` returns, or SIGTERM or SIGINT comes.
+    """Run a gateway in front of `settings.replicas` until `while_up` returns, or a signal ends it.
 
     Raises:
         InvalidInput: a port is taken, or the settings name no replica or no model.
@@ -122,8 +122,7 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
             f"sluice train resnet --data digits --out {settings.models_dir}"
         )
     metrics = new_metrics()
-    with tempfile.TemporaryDirectory(prefix="sluice-") as name:
-        work_dir = Path(name)
+    with work_folder() as work_dir:
         config = ConfigFile(work_dir / "models.config", settings.models_dir)
         config.write(models_folder.first_config(settings, models))
         child = ModelServerProcess(command, work_dir=work_dir, config=config, metrics=metrics)
@@ -137,8 +136,7 @@ async def _run(settings: Settings, upstream: Upstream, metrics: Metrics, while_u
     if settings.workers == 1:
         await run_one(settings, upstream, metrics, while_up)
         return
-    with tempfile.TemporaryDirectory(prefix="sluice-workers-") as name:
-        folder = Path(name)
+    with work_folder() as folder:
         async with (
             Peers(folder, "parent").answering({"metrics": lambda: samples(metrics.registry)}),
             workers.up(settings, upstream, folder) as running,
@@ -149,7 +147,7 @@ async def _run(settings: Settings, upstream: Upstream, metrics: Metrics, while_u
 async def run_one(
     settings: Settings, upstream: Upstream, metrics: Metrics, while_up: WhileUp, peers: Peers | None = None
 ) -> None:
-    """Run a gateway in this process until `while_up` returns, or SIGTERM or SIGINT comes.
+    """Run a gateway in this process until `while_up` returns, or a signal ends it.
 
     Args:
         settings: its settings.
@@ -315,14 +313,18 @@ async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None
 
 
 async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> None:
-    """Run `work` to its end, or until SIGTERM or SIGINT, which cancel it and count as a regular end.
+    """Run `work` to its end, or until SIGTERM, SIGINT or SIGHUP, which cancel it and count as a regular end.
 
-    What is drained after it is drained to its end: another SIGTERM changes nothing, another SIGINT cuts it
-    short. SIGUSR1 calls `dump`.
+    What is drained after it is drained to its end: another SIGTERM or SIGHUP changes nothing, another SIGINT
+    cuts it short. SIGHUP, which comes when a terminal closes, is left ignored where it is (nohup). SIGUSR1
+    calls `dump`.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    ending = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    for number in (*ending, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel, f"{number.name} came")
     loop.add_signal_handler(signal.SIGUSR1, dump)
     try:
@@ -331,7 +333,8 @@ async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> N
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # a coroutine runs in a task
             raise
     finally:
-        loop.add_signal_handler(signal.SIGTERM, _log.info, "SIGTERM came; shutting down already")
+        for number in ending:
+            loop.add_signal_handler(number, _log.info, f"{number.name} came; shutting down already")
         loop.remove_signal_handler(signal.SIGINT)
 
 

@@ -31,7 +31,7 @@ _COUNTS = {
     "wrong": "sluice_feedback_wrong",
     "copies": "sluice_shadow_copies",
 }
-_OF_WHICH = {"calls": "failed", "requests": "slow", "labelled": "wrong"}
+_OF_WHICH = {"calls": "failed", "requests": "slow", "labelled": "wrong", "compared": "agreed"}
 _BY_CLASS = {"compared": "sluice_shadow_compared", "agreed": "sluice_shadow_agreed"}
 _FAILED_ALONE = {"candidate-failed": "candidate", "stable-failed": "stable"}
 
@@ -79,7 +79,8 @@ def _read_replicas(readings: Readings, pool: Pool, now: float) -> None:
     readings.add("sluice_replica_calls_hedged", pool.hedges)
     for replica in pool.replicas:
         readings.add("sluice_replica_calls_in_flight", replica.in_flight, replica.address)
-        readings.add("sluice_replica_latency_seconds", replica.latency_s, replica.address)
+        if replica.latency_s > 0.0:  # 0 is no latency, and would halve the mean over two gateways
+            readings.add("sluice_replica_latency_seconds", replica.latency_s, replica.address)
         readings.add("sluice_replica_breaker_open", replica.left_alone(now), replica.address)
 
 
@@ -115,12 +116,12 @@ def _read_counts(readings: Readings, gateway: Gateway) -> None:
 
 
 def _from_zero(counts: Mapping[str, float]) -> dict[str, float]:
-    """The counts, with a zero for what a version has not done badly yet: a rate needs a beginning."""
+    """The counts, with a zero for what never came of one yet: a rate needs a beginning."""
     found = dict(counts)
     for key in counts:
-        kind, _, version = key.partition("/")
+        kind, _, of = key.partition("/")
         if kind in _OF_WHICH:
-            found.setdefault(f"{_OF_WHICH[kind]}/{version}", 0.0)
+            found.setdefault(f"{_OF_WHICH[kind]}/{of}", 0.0)
     return found
 
 

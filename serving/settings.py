@@ -49,10 +49,10 @@ _URL = re.compile(r"https?://[^\s/]+(?:/\S*)?")
 _MOST_PARALLEL = 1024
 
 
-def _not_empty(path: Any) -> Any:
-    if path == "":  # it would be the working folder
-        raise ValueError("it is empty; name a path, or leave the setting out")
-    return path
+def _not_empty(value: Any) -> Any:
+    if value == "":  # a path would be the working folder, and a name nobody's
+        raise ValueError("it is empty; give it a value, or leave the setting out")
+    return value
 
 
 def _is_url(text: str) -> str:
@@ -68,6 +68,7 @@ def _is_url(text: str) -> str:
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Host = Annotated[str, Field(min_length=1)]
 NamedPath = Annotated[Path, BeforeValidator(_not_empty)]
+Name = Annotated[str, BeforeValidator(_not_empty)]
 Url = Annotated[str, AfterValidator(_is_url)]
 Duration = Annotated[float, Field(gt=0, le=LONGEST_S)]
 Interval = Annotated[float, Field(ge=0.01, le=LONGEST_S)]
@@ -95,16 +96,16 @@ class Settings(BaseSettings):
     address that a name has at the moment, such as a headless Service of Kubernetes."""
     models: CommaSeparated = ()
     """Names of the models to serve. TensorFlow Serving cannot be asked which it has."""
-    default_model: str | None = None
+    default_model: Name | None = None
     """Which model `/v1/classify` uses. None: the only one, if there is one only."""
 
     keys_file: NamedPath | None = None
     """API keys (`sluice keys` writes it); watched. None: no key is asked for."""
     jwks_file: NamedPath | None = None
     """Public keys (JWKS) that sign tokens which are taken instead of an API key; watched. None: no tokens."""
-    jwt_issuer: str | None = None
+    jwt_issuer: Name | None = None
     """The `iss` that a token must have. None: any."""
-    jwt_audience: str | None = None
+    jwt_audience: Name | None = None
     """The `aud` that a token must have. None: any."""
 
     tls_certificate: NamedPath | None = None
@@ -116,7 +117,7 @@ class Settings(BaseSettings):
 
     models_dir: NamedPath = Path("models")
     """`sluice serve` only: the folder with a folder for each model."""
-    model_server: str | None = None
+    model_server: Name | None = None
     """`sluice serve` only: a program that takes `tensorflow_model_server`'s flags. None: Sluice's own."""
 
     rollout_store: NamedPath | None = None
@@ -126,7 +127,7 @@ class Settings(BaseSettings):
     """Plan, YAML or TOML, of rollouts that start by themselves (`on_new_version: rollout`)."""
     rollout_interval_s: Interval = 1.0
     """How often rollouts are looked at: a bad version is gone within this of enough evidence."""
-    rollout_namespace: str | None = None
+    rollout_namespace: Name | None = None
     """In a Kubernetes cluster: the namespace whose ModelRollouts are followed, in place of a folder. It needs
     `prometheus_url`, since one gateway sees only its own requests."""
     prometheus_url: Url | None = None
@@ -140,7 +141,7 @@ class Settings(BaseSettings):
     routing_header: str = "x-routing-key"
     """Header of HTTP, and key of gRPC's metadata, whose value keeps a caller on one version while a new one
     is let in, such as `x-user-id`; without it each request is on its own."""
-    replica_models_dir: str = "/models"
+    replica_models_dir: Name = "/models"
     """`sluice gateway` with rollouts only: where the replicas find the models' folders. TensorFlow Serving
     takes a bucket, too, such as `gs://models`."""
 

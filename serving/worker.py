@@ -21,6 +21,17 @@ from serving.settings import Settings
 from serving.telemetry.logs import configure_logging
 
 
+class _Given(Settings):
+    """The parent's settings as they are: what the file has by now is for the parent's next start."""
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, _settings_cls: Any, *, init_settings: Any, **_others: Any
+    ) -> tuple[Any, ...]:
+        """What is given, and neither the environment nor the file."""
+        return (init_settings,)
+
+
 async def run(about: dict[str, Any]) -> None:
     """Be the worker that `about` describes, until the parent ends."""
 
@@ -32,7 +43,7 @@ async def run(about: dict[str, Any]) -> None:
             telling.cancel()
 
     await main.run_one(
-        Settings(**about["settings"]),
+        _Given(**about["settings"]),
         Upstream.from_json(about["upstream"]),
         main.new_metrics(),
         while_up,

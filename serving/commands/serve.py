@@ -175,20 +175,26 @@ async def _announce(running: Up, *, asks_for_a_key: bool) -> None:
     """Say where to look, and when the models are there; then run until a signal comes."""
     import asyncio
 
-    print(f"HTTP   {running.http_url}   (API: {running.http_url}/openapi.json)")
-    print(f"gRPC   {running.grpc_address}   (sluice.v1.ImageClassification, with reflection)", flush=True)
+    _say(
+        f"HTTP   {running.http_url}   (API: {running.http_url}/openapi.json)",
+        f"gRPC   {running.grpc_address}   (sluice.v1.ImageClassification, with reflection)",
+    )
     models = await running.ready()
-    for name, versions in models.items():
-        print(f"model  {name}, version {', '.join(map(str, versions))}")
-    first = next(iter(models))
     key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if asks_for_a_key else ""
-    print("\nTry it:")
-    print(
+    _say(
+        *(f"model  {name}, version {', '.join(map(str, versions))}" for name, versions in models.items()),
+        "\nTry it:",
         f"  curl --data-binary @{shlex.quote(str(_from_here(SAMPLE)))} -H 'Content-Type: image/png' {key}"
-        f"{running.http_url}/v1/models/{first}:classify",
-        flush=True,
+        f"{running.http_url}/v1/models/{next(iter(models))}:classify",
     )
     await asyncio.Event().wait()
+
+
+def _say(*lines: str) -> None:
+    """Print lines, if they can be: a gateway is not ended by a full disk, nor by a reader that has left."""
+    from serving.telemetry.logs import STDOUT
+
+    print(*lines, sep="\n", file=STDOUT, flush=True)
 
 
 def _from_here(path: Path) -> Path:

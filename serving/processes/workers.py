@@ -92,7 +92,8 @@ class Workers:
         try:
             child.stdin.write(_job(self._settings, self._upstream, self._folder, name))
             async for line in child.stdout:
-                self._hear(name, json.loads(line))
+                if line.endswith(b"\n"):  # of one that is killed as it speaks the last may be cut off
+                    self._hear(name, json.loads(line))
             return await child.wait()
         finally:
             timeout_s = self._settings.drain_timeout_s + END_GRACE_S

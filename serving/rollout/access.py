@@ -246,17 +246,9 @@ def open_store(where: str) -> Access:
                 f"{folder} is no folder of rollouts; pass the one that a gateway has as --rollouts"
             )
         return StoreAccess(FileStore(folder))
-    from lightkube import Client
-    from lightkube.core.exceptions import ConfigError
-
-    from serving.rollout.kubernetes import KubernetesStore
+    from serving.rollout.kubernetes import KubernetesStore, cluster_client
 
     namespace = where.removeprefix(CLUSTER).rstrip("/")
     if not _NAMESPACE.fullmatch(namespace):
         raise InvalidInput(f'"{where}" names no namespace; write {CLUSTER}NAMESPACE, such as {CLUSTER}sluice')
-    try:
-        return ClusterAccess(KubernetesStore(Client(namespace=namespace)))
-    except ConfigError as error:
-        raise InvalidInput(
-            f"no cluster can be found ({error}); set KUBECONFIG, or run it in a pod"
-        ) from error
+    return ClusterAccess(KubernetesStore(cluster_client(namespace)))

@@ -126,15 +126,14 @@ def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Itera
 def _in_cluster(
     settings: Settings, steering: Steering, metrics: Metrics, plan: Plan, identity: str
 ) -> Iterator[Shared]:
-    from lightkube import Client
-
-    from serving.rollout.kubernetes import KubernetesStore
+    from serving.rollout.kubernetes import KubernetesStore, cluster_client
     from serving.rollout.lease import LeaseLeadership
     from serving.rollout.prometheus import PrometheusCounts, SteeringCollector
 
     if settings.prometheus_url is None:
         raise InvalidInput("rollout_namespace needs prometheus_url: one gateway sees only its own requests")
-    client = Client(namespace=settings.rollout_namespace)
+    assert settings.rollout_namespace is not None
+    client = cluster_client(settings.rollout_namespace)
     store = KubernetesStore(client)
     metrics.registry.register(SteeringCollector(steering, metrics.class_group))
     secret = _feedback_key(settings.feedback_key_file)

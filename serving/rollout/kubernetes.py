@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import httpx2
 import structlog
 from lightkube import Client
-from lightkube.core.exceptions import ApiError
+from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.types import PatchType
@@ -40,6 +40,21 @@ _WATCH_S = 240
 _PAUSE_S = 1.0
 # What the API server answers when it cannot be reached or is not well.
 _FAILURES = (httpx2.HTTPError, OSError)
+
+
+def cluster_client(namespace: str) -> Client:
+    """The client of the cluster that KUBECONFIG names or the pod is in.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    try:
+        return Client(namespace=namespace)
+    except ConfigError as error:
+        raise InvalidInput(
+            f"no cluster can be found ({error}); set KUBECONFIG, or run it in a pod that has its "
+            "ServiceAccount's token"
+        ) from error
 
 
 class KubernetesStore:

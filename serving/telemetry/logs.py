@@ -55,6 +55,7 @@ class Lossy:
 
 
 STDERR = Lossy(lambda: sys.stderr)
+STDOUT = Lossy(lambda: sys.stdout)
 
 
 class Bounded:
@@ -102,13 +103,26 @@ def configure_logging() -> None:
         *([] if terminal else [for_programs]),
     ]
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, *shared, renderer],
+        processors=[structlog.contextvars.merge_contextvars, _bounded_faults(Bounded()), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]
     )
     _log_what_libraries_say([structlog.stdlib.add_logger_name, *shared], renderer)
     # It warns of every malformed form, in plain text and with what it found there; the access log has a line.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def _bounded_faults(bounded: Bounded) -> Callable[[Any, str, Any], Any]:
+    """Bounds the lines that have a traceback: one for each request is several kilobytes for each."""
+
+    def bound(_logger: Any, _method: str, event: Any) -> Any:
+        if not event.get("exc_info"):
+            return event
+        if not bounded.passes():
+            raise structlog.DropEvent
+        return {**event, **bounded.suppressed()}
+
+    return bound
 
 
 def _log_what_libraries_say(processors: Sequence[Any], renderer: Any) -> None:

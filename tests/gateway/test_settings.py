@@ -68,7 +68,9 @@ def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ("status_interval_s", "1e-9", "greater than or equal to 0.01"),
         ("workers", "99999", "less than or equal to 1024"),
         ("max_body_bytes", str(2**32), "less than or equal to 2000000000"),  # gRPC counts in 31 bits
-        ("rollout_store", "", "it is empty; name a path, or leave the setting out"),
+        ("rollout_store", "", "it is empty; give it a value, or leave the setting out"),
+        ("rollout_namespace", "", "it is empty"),  # it would be every namespace
+        ("jwt_issuer", "", "it is empty"),  # no token would have it
         ("http_host", "", "at least 1 character"),  # it would be every interface
         ("traces_endpoint", "collector:4317", "it is no URL; one is http://HOST:PORT"),
         ("prometheus_url", "prometheus:9090", "it is no URL; one is http://HOST:PORT"),

@@ -22,8 +22,10 @@ WAIT_S = 60.0
 
 
 @asynccontextmanager
-async def draining(*arguments: str) -> AsyncIterator[tuple[LiveProcess, asyncio.Event, asyncio.Task[Any]]]:
-    """A gateway that got SIGTERM as it answered a request; what lets its replica go on, and the request."""
+async def draining(
+    *arguments: str, number: signal.Signals = signal.SIGTERM
+) -> AsyncIterator[tuple[LiveProcess, asyncio.Event, asyncio.Task[Any]]]:
+    """A gateway that got a signal as it answered a request; what lets its replica go on, and the request."""
     release, entered = asyncio.Event(), asyncio.Event()
 
     async def held(_request: Any) -> None:
@@ -38,7 +40,7 @@ async def draining(*arguments: str) -> AsyncIterator[tuple[LiveProcess, asyncio.
         ):
             asked = asyncio.create_task(client.post(PATH, content=grey_png(200), headers=PNG))
             await entered.wait()
-            live.process.send_signal(signal.SIGTERM)
+            live.process.send_signal(number)
             await until(lambda: any("shutting down" in line for line in live.errors))
             yield live, release, asked
 
@@ -51,6 +53,27 @@ async def test_what_was_accepted_is_answered_however_often_sigterm_comes(argumen
         release.set()
         assert (await asked).status_code == 200
         assert await asyncio.wait_for(live.process.wait(), WAIT_S) == 0
+
+
+async def test_what_was_accepted_is_answered_when_the_terminal_closes() -> None:
+    """The shell tells its jobs of that, and the kernel then tells them again."""
+    async with draining(number=signal.SIGHUP) as (live, release, asked):
+        live.process.send_signal(signal.SIGHUP)
+        await until(lambda: any("SIGHUP came; shutting down already" in line for line in live.errors))
+        release.set()
+        assert (await asked).status_code == 200
+        assert await asyncio.wait_for(live.process.wait(), WAIT_S) == 0
+
+
+async def test_under_nohup_a_gateway_outlives_its_terminal() -> None:
+    ignoring = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    async with running(FakeReplica()) as replica:
+        command = ["gateway", f"--replica={replica.address}", "--model=digits"]
+        async with started(command, under=ignoring) as live:
+            for number in (signal.SIGHUP, signal.SIGUSR1):
+                live.process.send_signal(number)
+            await until(lambda: any("Thread MainThread" in line for line in live.errors))
+            assert not any("shutting down" in line for line in live.errors)
 
 
 async def test_the_stacks_of_a_gateway_that_drains_can_be_had() -> None:

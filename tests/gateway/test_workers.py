@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from serving.processes import workers
+from serving.processes import children, workers
 from serving.processes.upstream import Upstream
 from serving.settings import Settings
 from tests.support.fake_replica import FakeReplica, running
@@ -116,13 +116,16 @@ async def test_a_worker_that_is_killed_comes_back() -> None:
         before = workers_of(live)
         assert len(before) == 2
         before[0].send_signal(signal.SIGKILL)
-        async with asyncio.timeout(WAIT_S):
-            while len([each for each in workers_of(live) if each.status() != psutil.STATUS_ZOMBIE]) < 2 or {
-                each.pid for each in before
-            } == {each.pid for each in workers_of(live)}:
-                await asyncio.sleep(0.05)
-            await until_both_ready(live)
-            await until_both_count(live)
+        await until_back(live, before[0].pid)
+        await until_both_count(live)
+
+
+async def until_back(live: LiveProcess, killed: int) -> None:
+    """Wait until another worker has taken the place of the one that was killed, and both serve the model."""
+    async with asyncio.timeout(WAIT_S):
+        while len({each.pid for each in workers_of(live)} - {killed}) < 2:
+            await asyncio.sleep(0.05)
+    await until_both_ready(live)
 
 
 async def until_refused(live: LiveProcess) -> None:
@@ -213,6 +216,18 @@ async def test_why_a_worker_cannot_be_started_again_is_said(tmp_path: Path) -> N
     assert f"{keys} is not TOML" in told["error"]
 
 
+async def test_a_worker_comes_back_though_the_file_of_settings_is_being_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there by now is for the parent's next start."""
+    monkeypatch.chdir(tmp_path)
+    async with two_workers(environment={"PYTHONPATH": str(Path(workers.__file__).parents[2])}) as live:
+        (tmp_path / "sluice.toml").write_text("http_prot = ")
+        (killed, _) = workers_of(live)
+        killed.kill()
+        await until_back(live, killed.pid)
+
+
 async def run_to_its_end(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
     child = await asyncio.create_subprocess_exec(
         *COMMAND,
@@ -257,17 +272,31 @@ async def test_what_a_worker_finds_wrong_is_said_once_and_ends_it(tmp_path: Path
     assert "cannot use" in errors
 
 
-async def test_a_worker_may_have_thousands_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "worker"
-    program.write_text(
-        "#!/bin/sh\nread -r job\n"
-        """printf '{"listening": true}\n{"models": {"%0200000d": [1]}}\n' 7\n"""
-        "exec cat > /dev/null\n"
-    )
+async def models_told_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """What the parent of a worker that is this shell script takes for its models."""
+    program = folder / "worker"
+    program.write_text(f"#!/bin/sh\nread -r job\n{script}\nexec cat > /dev/null\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     settings = Settings(workers=1, http_port=0, grpc_port=0)
-    async with workers.up(settings, Upstream((), (), tmp_path), tmp_path) as running_workers:
+    async with workers.up(settings, Upstream((), (), folder), folder) as running_workers:
         async with asyncio.timeout(WAIT_S):
-            models = await running_workers.ready()
-    assert models == {"7".zfill(200_000): [1]}
+            return await running_workers.ready()
+
+
+async def test_a_worker_may_have_thousands_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """printf '{"listening": true}\\n{"models": {"%0200000d": [1]}}\\n' 7"""
+    assert await models_told_by(script, tmp_path, monkeypatch) == {"7".zfill(200_000): [1]}
+
+
+async def test_a_worker_that_is_killed_as_it_speaks_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.001)
+    script = (
+        f"if mkdir {tmp_path / 'once'}; then\n"
+        """  printf '{"listening": true}\\n{"models": {"dig'; kill -KILL $$\n"""
+        "fi\n"
+        """printf '{"listening": true}\\n{"models": {"digits": [1]}}\\n'"""
+    )
+    assert await models_told_by(script, tmp_path, monkeypatch) == {"digits": [1]}

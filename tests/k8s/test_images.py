@@ -1,4 +1,4 @@
-"""The images: the Dockerfile and the tree that is built without an engine take the same steps."""
+"""The images: the Dockerfile takes the steps of the tree that is built without an engine; pinned bases."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from k8s.tools import check, image_tree
+from k8s.tools import check, image_tree, pin_bases
 from tests.doors.test_tls import issue
 from tests.support.gateways import gateway_over
 
 REPOSITORY = check.K8S.parent
-DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
+FILE = REPOSITORY / "Dockerfile"
+DOCKERFILE = FILE.read_text()
 
 
 def stage(name: str) -> str:
@@ -103,3 +104,56 @@ async def test_the_health_check_asks_as_the_gateway_speaks(encrypted: bool, tmp_
         variables = {f"SLUICE_{name.upper()}": str(value) for name, value in tls.items()}
         assert await fault(SLUICE_HTTP_PORT=port, **variables) == ""
     assert "Connection refused" in await fault(SLUICE_HTTP_PORT=port, **variables)
+
+
+def test_the_dockerfile_has_no_fault_that_hadolint_knows() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, FILE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_hadolint_would_say_so_if_a_base_were_not_pinned(tmp_path: Path) -> None:
+    careless = tmp_path / "Dockerfile"
+    careless.write_text("FROM python:latest\nRUN cd /tmp && pip install numpy\n")
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, careless], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "DL3007" in done.stdout
+
+
+def test_digests_of_bases_are_filled_in(tmp_path: Path) -> None:
+    copy = tmp_path / "Dockerfile"
+    copy.write_text(DOCKERFILE)
+    pinned = pin_bases.bases(copy.read_text())
+    assert len(pinned) == 2
+    program = [sys.executable, "-m", "k8s.tools.pin_bases", "--file", str(copy)]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*program, *arguments], capture_output=True, text=True, check=False, cwd=check.K8S.parent
+        )
+
+    given = {image: f"sha256:{number:064x}" for number, image in enumerate(pinned, start=1)}
+    refused = run("nginx:1=sha256:" + "1" * 64)
+    assert refused.returncode == 1
+    assert "is no digest of one of: python:3.11-bookworm" in refused.stderr
+    assert run(*(f"{image}={digest}" for image, digest in given.items())).returncode == 0
+    assert pin_bases.bases(copy.read_text()) == given
+    assert run("--check").returncode == 0
+    assert copy.read_text().count("FROM") == DOCKERFILE.count("FROM")
+
+
+def test_without_a_tool_it_is_said_how_to_pin_the_bases(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"  # as it is without buildx
+    docker.write_text('#!/bin/sh\necho "unknown flag: $*" >&2\nexit 125\n')
+    docker.chmod(0o755)
+    copy = tmp_path / "Dockerfile"
+    copy.write_text(DOCKERFILE)
+    done = subprocess.run(
+        [sys.executable, Path(pin_bases.__file__), "--file", str(copy)],
+        capture_output=True, text=True, check=False, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "none of crane, skopeo and docker buildx is installed" in done.stderr
+    assert "python:3.11-bookworm=sha256:" in done.stderr
+    assert copy.read_text() == DOCKERFILE

@@ -1,4 +1,4 @@
-"""What the checks say of documents in which one thing is wrong; mistakes in files: test_manifests.py."""
+"""What the checks say of documents in which one thing is wrong; in files: test_mistakes_in_files.py."""
 
 from __future__ import annotations
 
@@ -311,3 +311,23 @@ def test_a_file_of_somebodys_own_is_checked_like_ours(tmp_path: Path) -> None:
         "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {selector: {a: b}, ports: [{port: 80}]}\n"
     )
     assert list(check.faults(str(tmp_path))) == ["Service/s: no pod has the labels {'a': 'b'}"]
+
+
+def test_recorded_series_and_those_of_others_may_be_named() -> None:
+    recorded = {"sluice:requests:rate5m"}
+    for expression in (
+        "sluice:requests:rate5m / 2",
+        "rate(:tensorflow:serving:request_count[5m])",
+        "rate(sluice_requests_total{outcome='ok',pod=~'$pod'}[$__rate_interval])",
+        "sluice_build_info",
+        "sum by (model) (sluice_queue_depth{model='digits'})",
+        "rate(sluice_shadow_compared_total{class='7'}[5m])",
+        "sluice_rollout_events_total",
+    ):
+        assert list(metric_names.check_expression(expression, recorded)) == []
+    assert list(metric_names.check_expression("sluice:other", recorded)) == [
+        "the gateway has no metric sluice:other"
+    ]
+    assert list(metric_names.check_expression("sluice_requests", set())) == [
+        "the gateway has no metric sluice_requests"
+    ]

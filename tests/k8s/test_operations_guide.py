@@ -107,7 +107,7 @@ def fenced(language: str) -> list[str]:
 # Why a command is not run by the test below, by how it begins.
 NOT_RUN = {
     "make manifests": "it is what test_manifests.py checks, and it installs packages",
-    "python3 k8s/tools/pin_bases.py": "asks registries; test_manifests.py runs it with given digests",
+    "python3 k8s/tools/pin_bases.py": "asks registries; test_images.py runs it with given digests",
     "docker build": "needs an engine; test_images.py holds the Dockerfile against what image_tree.py builds",
     "kubectl apply": "needs a cluster",
     "rm feedback.key": "the command before it needs a cluster",

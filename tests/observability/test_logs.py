@@ -53,6 +53,29 @@ def test_a_flood_of_a_librarys_lines_is_bounded_and_counted() -> None:
     assert max(line.get("suppressed", 0) for line in lines) > MAX_FAILURES_PER_S
 
 
+def test_tracebacks_are_bounded_and_counted_and_other_lines_are_not() -> None:
+    faults = MAX_FAILURES_PER_S + 30
+    lines = written_by(
+        "import structlog, time\n"
+        "log = structlog.get_logger()\n"
+        "def fail():\n"
+        "    try:\n"
+        "        1 / 0\n"
+        "    except ZeroDivisionError as error:\n"
+        "        log.error('a fault', exc_info=error)\n"
+        "time.sleep(1.0 - time.monotonic() % 1.0)\n"  # all of them in one second
+        f"for _ in range({faults}): fail()\n"
+        f"for _ in range({faults}): log.warning('a word')\n"
+        "time.sleep(1.0 - time.monotonic() % 1.0)\n"
+        "fail()\n"
+    )
+    told = [line for line in lines if line["event"] == "a fault"]
+    assert len(lines) - len(told) == faults
+    assert len(told) == MAX_FAILURES_PER_S + 1
+    assert {line["exception"][0]["exc_type"] for line in told} == {"ZeroDivisionError"}
+    assert [line.get("suppressed") for line in told] == [*[None] * MAX_FAILURES_PER_S, 30]
+
+
 async def test_bytes_that_are_no_http_leave_no_line_of_plain_text() -> None:
     async with (
         running(FakeReplica()) as replica,

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner, Result
 
+from serving import settings
 from serving.commands.rollout import rollout
 from serving.errors import InvalidInput
+from serving.rollout import assembly
 from serving.rollout.access import open_store
 from serving.rollout.machine import Phase
+from serving.rollout.steering import Steering
+from serving.telemetry.metrics import Metrics
 from tests.rollout.api_server import api_server
 from tests.rollout.cluster import cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
@@ -119,6 +124,18 @@ def test_a_place_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     for bad in ("kubernetes://", "kubernetes://A_b", "kubernetes://a/b"):
         with pytest.raises(InvalidInput, match="names no namespace"):
             open_store(bad)
+
+
+def test_a_gateway_that_finds_no_cluster_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    found = settings.load(rollout_namespace="sluice", prometheus_url="http://127.0.0.1:9")
+    with (
+        pytest.raises(
+            InvalidInput, match=r"no cluster can be found \(.*none not found\); set KUBECONFIG, or"
+        ),
+        assembly.shared_by(found, Steering(), Metrics(CollectorRegistry())),
+    ):
+        pass
 
 
 async def test_commands_work_on_a_folder(tmp_path: Path, plan: Path) -> None:

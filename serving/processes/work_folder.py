@@ -1,0 +1,56 @@
+"""The folder of a running installation, for its sockets and its model server's config.
+
+A process that is killed leaves its folder behind, so whoever starts next in the same place clears it away.
+Which folders have no owner any more is told by a lock, which the kernel takes back however its holder ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+_PREFIX = "sluice-"  # short, since the path of a unix socket is
+_LOCK = "owner.lock"
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A new folder that only this user may enter; removed at the end of the block.
+
+    Raises:
+        OSError: there is no room for one, or no place where one may be made.
+    """
+    _clear_away(Path(tempfile.gettempdir()))
+    folder, lock = _locked_folder()
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder() -> tuple[Path, IO[str]]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = (folder / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():
+            return folder, lock
+        lock.close()  # between the two lines above another start took it for one that was left
+
+
+def _clear_away(parent: Path) -> None:
+    """Remove this user's folders that nobody holds; those without a lock are not of this program."""
+    for path in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        with suppress(OSError):
+            if path.parent.lstat().st_uid != os.geteuid():
+                continue
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent, ignore_errors=True)
