@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.modelserver.loading import Loading
+from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
 from serving.modelserver.status import Code, StatusError
 
@@ -26,3 +28,11 @@ def test_what_no_array_holds_is_told_as_that(zoo: Path) -> None:
         session.run({}, [f"{variable.name}:0"])
     assert caught.value.code is Code.INVALID_ARGUMENT
     session.close()
+
+
+def test_a_load_that_fails_is_counted_as_the_original_counts_it(tmp_path: Path) -> None:
+    metrics = Metrics()
+    with pytest.raises(StatusError, match="Could not find SavedModel"):
+        Loading(LoadOptions(), metrics, 1, True, None).load("m", 1, tmp_path)
+    counted = f':tensorflow:cc:saved_model:load_attempt_count{{model_path="{tmp_path}",status="fail"}} 1\n'
+    assert counted in metrics.page()
