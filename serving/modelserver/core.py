@@ -70,6 +70,7 @@ class ServerCore:
                 logger.info("Taking no action for empty config.")
                 return
             configs.validate(new, self._config)
+            entries = configs.entries(new)
             is_first = self._config is None
             self._config = new
             names = [model.name for model in new.model_config_list.config]
@@ -77,7 +78,6 @@ class ServerCore:
             self._labels = configs.labels_after(
                 new, states, self._labels, allow_unavailable=self._allow_unavailable
             )
-            entries = configs.entries(new)
             since = self._manager.sequence()
             added = entries.keys() - self._entries.keys()
             removed = self._entries.keys() - entries.keys()

@@ -61,13 +61,13 @@ class Loading:
     def load(self, name: str, version: int, path: Path) -> Servable:
         """Load version `version` of model `name` from `path`; raises StatusError."""
         started = time.perf_counter()
+        status = "fail"
         try:
             sessions = self._sessions(path)
-        except StatusError as error:
-            self.metrics.load_attempt_count.add(str(path), error.code.name)
-            raise
-        self.metrics.load_attempt_count.add(str(path), "OK")
-        self.metrics.load_latency.add(str(path), by=_microseconds_since(started))
+            status = "success"
+        finally:
+            self.metrics.load_attempt_count.add(str(path), status)
+            self.metrics.load_latency.add(str(path), by=_microseconds_since(started))
         try:
             if self.warmup_iterations:
                 self._warm_up(name, version, sessions, path)

@@ -155,10 +155,19 @@ class Session:
             raise not_found(f"FeedInputs: unable to find feed output: {error}") from error
 
     def _types(self, names: Sequence[str]) -> list[np.dtype[Any]]:
-        """The types of tensors of the graph, as numpy has them; raises KeyError or ValueError."""
+        """The types of tensors of the graph, as numpy has them.
+
+        Raises:
+            KeyError, ValueError: one is not there.
+            StatusError: one holds what no array does: a resource, such as a table, or a variant.
+        """
         # To the runtime the name of an op is that of its first output, too.
         full_names = [name if ":" in name else f"{name}:0" for name in names]
-        return [np.dtype(self._graph.get_tensor_by_name(name).dtype.as_numpy_dtype) for name in full_names]
+        tensors = [self._graph.get_tensor_by_name(name) for name in full_names]
+        for tensor in tensors:
+            if tensor.dtype in (tf.resource, tf.variant):
+                raise invalid_argument(f"Tensor {tensor.name} is a {tensor.dtype.name}, which no array holds")
+        return [np.dtype(tensor.dtype.as_numpy_dtype) for tensor in tensors]
 
     def close(self) -> None:
         """Free the session and its graph."""

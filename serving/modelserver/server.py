@@ -348,7 +348,8 @@ def _reread_config(flags: Flags, core: ServerCore) -> None:
         logger.error("Failed to read ModelServerConfig file: %s", error)  # noqa: TRY400 - the text says it all
         return
     try:
-        core.reload(config)
+        # Without waiting: a model that never comes, its path misspelt, would hold up all later configs.
+        core.reload(config, is_waiting=False)
     except StatusError as error:
         logger.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)  # noqa: TRY400 - as above
 

@@ -15,7 +15,7 @@ from tests.modelserver.process import ENDED, ServerProcess
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models: half_plus_two, half_plus_two_frozen (both: versions 1–3), half_plus_two_tf1, kinds,
-    keras_in_a_module.
+    odd_examples, keras_in_a_module.
     """
     from tests.modelserver import models
 
@@ -25,6 +25,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models.frozen_half_plus_two(root / "half_plus_two_frozen" / str(version), addend)
     models.half_plus_two_tf1(root / "half_plus_two_tf1" / "123")
     models.kinds(root / "kinds" / "1")
+    models.odd_examples(root / "odd_examples" / "1")
     models.keras_in_a_module(root / "keras_in_a_module" / "1")
     return root
 
@@ -39,6 +40,7 @@ model_config_list {{
   }}
   config {{ name: "half_plus_two_tf1" base_path: "{zoo}/half_plus_two_tf1" model_platform: "tensorflow" }}
   config {{ name: "kinds" base_path: "{zoo}/kinds" model_platform: "tensorflow" }}
+  config {{ name: "odd_examples" base_path: "{zoo}/odd_examples" model_platform: "tensorflow" }}
   config {{ name: "keras_in_a_module" base_path: "{zoo}/keras_in_a_module" model_platform: "tensorflow" }}
 }}
 """

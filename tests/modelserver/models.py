@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,53 @@ def half_plus_two_tf1(folder: Path) -> None:
             ),
         }
         session.run(tf1.global_variables_initializer())
+        builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
+        builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
+        builder.save()
+
+
+def odd_examples(folder: Path) -> None:
+    """Signatures made for Classify and Regress that these cannot use, each for one reason."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        info = tf1.saved_model.utils.build_tensor_info
+        make = tf1.saved_model.signature_def_utils.build_signature_def
+        serialized, other = (info(tf1.placeholder(tf.string, [None], name=name)) for name in ("a", "b"))
+        rows = tf.shape(session.graph.get_tensor_by_name("a:0"))[:1]
+        one, two = (tf.ones(tf.concat([rows, [width]], 0)) for width in (1, 2))
+        scores, labels = info(two), info(tf.as_string(two))
+        single = info(tf.ones([1, 2]))
+        only = {"inputs": serialized}
+        classify: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "good": (only, {"scores": scores, "classes": labels}),
+            "labels_only": (only, {"classes": labels}),
+            "other_inputs": ({"inputs": other}, {"scores": scores}),
+            "two_inputs": ({"inputs": serialized, "more": other}, {"scores": scores}),
+            "named_input": ({"x": serialized}, {"scores": scores}),
+            "three_outputs": (only, {"scores": scores, "classes": labels, "more": scores}),
+            "named_output": (only, {"y": scores}),
+            "flat": (only, {"scores": info(two[:, 0])}),
+            "flat_labels": (only, {"classes": info(tf.as_string(two[:, 0]))}),
+            "numbers_for_labels": (only, {"classes": scores}),
+            "doubles": (only, {"scores": info(tf.cast(two, tf.float64))}),
+            "one_row": (only, {"scores": single}),
+            "one_row_of_labels": (only, {"classes": info(tf.as_string(tf.ones([1, 2])))}),
+            "unlike_widths": (only, {"scores": scores, "classes": info(tf.as_string(one))}),
+        }
+        regress: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "values": (only, {"outputs": info(two[:, 0])}),
+            "values_two_inputs": ({"inputs": serialized, "more": other}, {"outputs": scores}),
+            "values_two_outputs": (only, {"outputs": scores, "more": scores}),
+            "values_named_input": ({"x": serialized}, {"outputs": scores}),
+            "values_named_output": (only, {"y": scores}),
+            "one_value": (only, {"outputs": info(tf.ones([1]))}),
+            "scalar": (only, {"outputs": info(tf.ones([]))}),
+            "cube": (only, {"outputs": info(one[:, :, tf.newaxis])}),
+        }
+        signatures = {
+            name: make(inputs, outputs, f"tensorflow/serving/{kind}")
+            for kind, found in (("classify", classify), ("regress", regress))
+            for name, (inputs, outputs) in found.items()
+        }
         builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
         builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
         builder.save()
@@ -149,6 +196,34 @@ def slow_to_load(folder: Path, steps: int) -> None:
             session, ["serve"], signature_def_map={"serving_default": signature}, main_op=init
         )
         builder.save()
+
+
+def counter(folder: Path) -> None:
+    """How many runs there have been, this one among them."""
+    module = tf.Module()
+    module.runs = tf.Variable(0)
+    module.serve = function(
+        lambda x: {"y": tf.fill(tf.shape(x), module.runs.assign_add(1))}, spec([None], tf.float32, "x")
+    )
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+
+
+def tagged(folder: Path, addends: Mapping[tuple[str, ...], float]) -> None:
+    """A graph for each set of tags: y = x + addend."""
+    builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
+    for index, (tags, addend) in enumerate(addends.items()):
+        with tf.Graph().as_default(), tf1.Session() as session:
+            x = tf1.placeholder(tf.float32, [None])
+            info = tf1.saved_model.utils.build_tensor_info
+            signature = tf1.saved_model.signature_def_utils.build_signature_def(
+                {"x": info(x)}, {"y": info(x + addend)}, "tensorflow/serving/predict"
+            )
+            signatures = {"serving_default": signature}
+            if index:
+                builder.add_meta_graph(list(tags), signature_def_map=signatures)
+            else:
+                builder.add_meta_graph_and_variables(session, list(tags), signature_def_map=signatures)
+    builder.save()
 
 
 def corrupt(folder: Path) -> None:

@@ -35,6 +35,12 @@ def test_defaults() -> None:
     assert (found.threads, found.run_size, found.split_large) == (2, 1000, False)
 
 
+@pytest.mark.parametrize(("is_split", "most_rows"), [("false", 8), ("true", 4)])
+def test_runs_are_smaller_than_requests_only_where_these_are_split(is_split: str, most_rows: int) -> None:
+    sizes = "max_batch_size { value: 8 } max_execution_batch_size { value: 4 }"
+    assert options(f"{sizes} enable_large_batch_splitting {{ value: {is_split} }}").run_size == most_rows
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -43,7 +49,10 @@ def test_defaults() -> None:
         ("max_enqueued_batches { value: 0 }", "max_enqueued_batches must be positive; was 0"),
         ("max_execution_batch_size { value: 0 }", "max_execution_batch_size must be positive; was 0"),
         ("batch_timeout_micros { value: -1 }", "must be non-negative"),
-        ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "last entry was 4; expected 8"),
+        (
+            "max_batch_size { value: 8 } allowed_batch_sizes: 4",
+            "match max_batch_size; last entry was 4; expected 8",
+        ),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 4]", "monotonically increasing"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [8, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "monotonically increasing"),

@@ -18,7 +18,7 @@ import pytest
 
 from serving import protos
 from tests.modelserver.conftest import StartServer, config_of
-from tests.modelserver.process import ENDED, ServerProcess, until
+from tests.modelserver.process import ENDED, IS_OURS, ServerProcess, until
 from tests.modelserver.test_conformance_predict import Code, request
 
 X = np.array([2.0], np.float32)
@@ -267,6 +267,28 @@ def test_the_config_file_is_read_again_by_period(start: StartServer, zoo: Path, 
     write(text("n"))
     server.wait_states("n", {3: "AVAILABLE"})
     server.wait_states("m", {2: "END", 3: "END"})
+
+
+@pytest.mark.skipif(not IS_OURS, reason="the original waits for a new model for ever, and reads no more")
+def test_a_config_file_with_a_folder_that_is_not_there_can_be_corrected(
+    start: StartServer, zoo: Path, tmp_path: Path
+) -> None:
+    config, base = tmp_path / "models.config", str(zoo / "half_plus_two")
+
+    def write(*models: dict[str, Any]) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(str(config_of(*models)))
+        fresh.rename(config)
+
+    write({"name": "m", "base_path": base})
+    server = start(
+        f"--model_config_file={config}", "--model_config_file_poll_wait_seconds=1", *FAST
+    ).wait_ready()
+    write({"name": "m", "base_path": base}, {"name": "n", "base_path": f"{base}_misspelt"})
+    until(lambda: "half_plus_two_misspelt" in server.log_text(), "it looks there")
+    write({"name": "m", "base_path": base}, {"name": "n", "base_path": base})
+    server.wait_states("n", {3: "AVAILABLE"})
+    server.reload(config_of({"name": "m", "base_path": base}))
 
 
 def test_warm_up_runs_before_available_and_a_bad_one_fails_the_load(

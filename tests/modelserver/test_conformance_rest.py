@@ -6,7 +6,9 @@ import base64
 import errno
 import gzip
 import json
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,7 +255,7 @@ def test_a_body_may_be_gzipped(server: ServerProcess) -> None:
         assert json.loads(answer)["error"]
 
 
-def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:
+def test_the_metrics_have_the_originals_names(server: ServerProcess, zoo: Path) -> None:
     assert server.rest("POST", f"{HALF}:predict", {"instances": [1.0]})[0] == 200
     assert server.rest("POST", f"{HALF}/versions/77:predict", {"instances": [1.0]})[0] == 404
     assert server.rest("POST", f"{HALF}:predict", {"instances": []})[0] == 400
@@ -273,7 +275,15 @@ def test_the_metrics_have_the_originals_names(server: ServerProcess) -> None:
     assert "# TYPE :tensorflow:serving:request_latency histogram" in text
     latency = ':tensorflow:serving:request_latency_count{model_name="half_plus_two",'
     assert f'{latency}API="predict",entrypoint="REST"}}' in text
-    assert 'le="+Inf"' in text
+    limits = re.findall(
+        ':request_latency_bucket{model_name="half_plus_two",API="predict",entrypoint="REST",le="(.*)"}', text
+    )
+    assert limits[:3] == ["10", "18", "32.4"]  # microseconds
+    assert limits[-2:] == ["1.47476e+09", "+Inf"]
+    assert ':serving:runtime_latency_count{model_name="half_plus_two",API="Predict",runtime="TF1"}' in text
+    path = zoo / "half_plus_two" / "1"
+    assert f':tensorflow:cc:saved_model:load_attempt_count{{model_path="{path}",status="success"}} 1' in text
+    assert f':tensorflow:cc:saved_model:load_latency{{model_path="{path}"}}' in text
     assert server.http("GET", "/monitoring/metrics?x=1")[0] == 400
 
 

@@ -384,6 +384,29 @@ def test_a_folder_that_is_not_there_holds_up_other_models_unless_that_is_tolerat
     assert manager.close(10)
 
 
+def test_a_model_that_is_left_out_goes_and_so_do_its_labels(tmp_path: Path) -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager)
+    for name in ("m", "n"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    config = versions_of(tmp_path, "m")
+    core.reload(config)
+    labels = config.model_config_list.config[0].version_labels
+    labels["stable"] = 1
+    core.reload(config)
+    stable = protos.ModelSpec(name="m", version_label="stable")
+    with core.model(stable) as model:
+        assert model.version == 1
+    labels["next"] = 2
+    with pytest.raises(StatusError, match="which is not currently available for inference"):
+        core.reload(config)
+    core.reload(versions_of(tmp_path, "n"))
+    until(lambda: manager.states("m") == {1: END}, "it is gone")
+    with pytest.raises(StatusError, match="Unrecognized servable version label: stable"):
+        core.model(stable)
+    assert manager.close(10)
+
+
 def test_a_reload_behind_another_is_not_made_once_its_caller_is_gone(tmp_path: Path) -> None:
     manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
     core = ServerCore(manager)

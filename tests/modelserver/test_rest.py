@@ -20,7 +20,7 @@ from serving.modelserver.predict import PREDICT_METHOD, PredictOptions
 from serving.modelserver.rest import RestApi
 from serving.modelserver.services import Services
 from serving.modelserver.signature import Signature
-from serving.modelserver.status import StatusError
+from serving.modelserver.status import Code, StatusError
 from tests.modelserver.process import until
 
 
@@ -78,6 +78,53 @@ def test_the_version_that_a_body_was_read_for_answers_it_whatever_comes_in_betwe
     status, answer = api.answer("POST", "/v1/models/m:predict", body)
     assert status == 400
     assert "does not have named input: old" in json.loads(answer)["error"]
+    assert manager.close(10)
+
+
+class Failing(Echo):
+    """A servable whose runs fail."""
+
+    def __init__(self, error: StatusError) -> None:
+        super().__init__("x")
+        self._error = error
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (Code.CANCELLED, 499),
+        (Code.UNKNOWN, 500),
+        (Code.INVALID_ARGUMENT, 400),
+        (Code.DEADLINE_EXCEEDED, 504),
+        (Code.NOT_FOUND, 404),
+        (Code.ALREADY_EXISTS, 409),
+        (Code.PERMISSION_DENIED, 403),
+        (Code.RESOURCE_EXHAUSTED, 429),
+        (Code.FAILED_PRECONDITION, 400),
+        (Code.ABORTED, 409),
+        (Code.OUT_OF_RANGE, 400),
+        (Code.UNIMPLEMENTED, 501),
+        (Code.INTERNAL, 500),
+        (Code.UNAVAILABLE, 503),
+        (Code.DATA_LOSS, 500),
+        (Code.UNAUTHENTICATED, 401),
+    ],
+)
+def test_each_code_has_the_originals_status(code: Code, status: int) -> None:
+    manager = ModelManager(lambda *_: Failing(StatusError(code, "no\nluck")), RetryPolicy(0, 0.0), 1)
+    manager.want("m", {1: Path("/m/1")})
+    until(lambda: state_of(manager, 1) is State.AVAILABLE, "it serves")
+    metrics = Metrics()
+    api = RestApi(Services(ServerCore(manager), PredictOptions(), metrics))
+    answered, body = api.answer("POST", "/v1/models/m:predict", b'{"instances": [1.0]}')
+    assert answered == status
+    assert json.loads(body) == {"error": "no\nluck"}
+    counted = metrics.request_count.lines()[1:]
+    assert counted == [f':tensorflow:serving:request_count{{model_name="m",status="{code.name}"}} 1']
+    assert metrics.request_latency.lines() == []  # of calls that succeed only
     assert manager.close(10)
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import weakref
 from pathlib import Path
 
+import pytest
+
+from serving.modelserver.loading import Loading
+from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
+from serving.modelserver.status import Code, StatusError
 
 
 def test_a_closed_session_has_freed_its_graph(zoo: Path) -> None:
@@ -13,3 +18,21 @@ def test_a_closed_session_has_freed_its_graph(zoo: Path) -> None:
     graph = weakref.ref(session._graph)
     session.close()
     assert graph() is None
+
+
+def test_what_no_array_holds_is_told_as_that(zoo: Path) -> None:
+    """A signature made in TensorFlow 1 may name a table, or a variable itself."""
+    session = Session(zoo / "half_plus_two" / "1", LoadOptions())
+    variable = next(op for op in session._graph.get_operations() if op.type == "VarHandleOp")
+    with pytest.raises(StatusError, match=f"Tensor {variable.name}:0 is a resource") as caught:
+        session.run({}, [f"{variable.name}:0"])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    session.close()
+
+
+def test_a_load_that_fails_is_counted_as_the_original_counts_it(tmp_path: Path) -> None:
+    metrics = Metrics()
+    with pytest.raises(StatusError, match="Could not find SavedModel"):
+        Loading(LoadOptions(), metrics, 1, True, None).load("m", 1, tmp_path)
+    counted = f':tensorflow:cc:saved_model:load_attempt_count{{model_path="{tmp_path}",status="fail"}} 1\n'
+    assert counted in metrics.page()
