@@ -156,10 +156,11 @@ async def test_a_form_in_another_charset_is_refused(client: httpx.AsyncClient, c
     )
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "identity"])
 async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: str) -> None:
     packers: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.compress,
+        "x-gzip": gzip.compress,
         "deflate": zlib.compress,
         "identity": bytes,
     }
@@ -175,7 +176,7 @@ async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encodin
         (gzip.compress(grey_png(9))[:-9], "gzip", 400, "ends before its end"),
         (gzip.compress(grey_png(9)) + b"more", "gzip", 400, "goes on behind its end"),
         (b"", "gzip", 400, "ends before its end"),
-        (b"x", "br", 415, "taken are gzip, deflate, identity"),
+        (b"x", "br", 415, "taken are gzip, x-gzip, deflate, identity"),
         (b"x", "gzip, gzip", 415, 'the content encoding is "gzip, gzip"'),
     ],
     ids=("no-gzip", "cut", "goes-on", "empty", "brotli", "twice"),  # gzip writes the time into its bytes
