@@ -20,7 +20,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from serving import protos, tensors
+from serving import catalog, protos, tensors
 from serving.admission import Admission
 from serving.errors import InvalidInput
 from serving.main import Running, new_metrics
@@ -328,6 +328,21 @@ async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
         async with asyncio.timeout(60):
             while await version(client, "canary") != 2 or await version(client, "stable") != 1:
                 await asyncio.sleep(0.05)
+
+
+async def test_a_replica_is_not_asked_for_a_label_with_each_request(
+    replica: ScriptedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "LABEL_TTL_S", 3600.0)
+    replica.versions, replica.labels = {"digits": {1, 2}}, {"canary": 1, "next": 2}
+
+    async with gateway_over(replica) as (_, client):
+        for label, version in (("canary", 1), ("next", 2)):
+            path = f"/v1/models/digits/labels/{label}:classify"
+            for _request in range(2):
+                answer = await client.post(path, content=grey_png(9), headers=PNG)
+                assert answer.json()["version"] == version
+                replica.labels[label] = 3 - version  # which nobody asks for
 
 
 @pytest.mark.parametrize("label", ["canary", "latest", "stable"])
