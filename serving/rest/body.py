@@ -15,7 +15,7 @@ from serving.prediction import RequestContext
 from serving.rest.context import headers_of
 from serving.settings import Settings
 
-ENCODINGS = ("gzip", "deflate", "identity")
+ENCODINGS = ("gzip", "x-gzip", "deflate", "identity")  # x-gzip is gzip (RFC 9110, 8.4.1.3)
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _STEP_BYTES = 256 * 2**10
 # What routes take that read their bodies before they know whose they are: a thousand labels for feedback come

@@ -115,11 +115,34 @@ class ClassifyEndpoint:
         )
         async with aclosing(parts):  # type: ignore[type-var]  # an async generator, typed as an iterator
             first = await anext(parts)
-            lines = _lines(first, parts, places, found.images)
+            lines = self._lines(first, parts, places, found.images)
             response: Response = StreamingResponse(lines, media_type=NDJSON)
             if scope["http_version"] == "1.0":  # it knows no chunks (RFC 9112, 6.1)
                 response = Response(b"".join([line async for line in lines]), media_type=NDJSON)
             await response(scope, receive, send)
+
+    async def _lines(
+        self,
+        first: Part,
+        rest: AsyncIterator[Part],
+        places: Sequence[int],
+        images: Sequence[Upload],
+    ) -> AsyncIterator[bytes]:
+        """The lines of a stream. `places` are where the images that were sent on stand among all images."""
+        for index, upload in enumerate(images):
+            if upload.error is not None:
+                yield _line({"index": index, **_result(ImageResult(error=upload.error), upload)})
+        yield await self._lines_of(first, places, images)
+        try:
+            async for part in rest:
+                yield await self._lines_of(part, places, images)
+        except SluiceError as error:
+            yield _line({"error": {"type": error.kind, "detail": error.message}})
+
+    async def _lines_of(self, part: Part, places: Sequence[int], images: Sequence[Upload]) -> bytes:
+        if part[1].is_large:
+            return await self._gateway.in_thread(_part_lines, part, places, images)
+        return _part_lines(part, places, images)
 
 
 def _places_of_whole(images: Sequence[Upload]) -> list[int]:
@@ -129,24 +152,6 @@ def _places_of_whole(images: Sequence[Upload]) -> list[int]:
     if first_error is not None and not places:
         raise first_error
     return places
-
-
-async def _lines(
-    first: Part,
-    rest: AsyncIterator[Part],
-    places: Sequence[int],
-    images: Sequence[Upload],
-) -> AsyncIterator[bytes]:
-    """The lines of a stream. `places` are where the images that were sent on stand among all images."""
-    for index, upload in enumerate(images):
-        if upload.error is not None:
-            yield _line({"index": index, **_result(ImageResult(error=upload.error), upload)})
-    yield _part_lines(first, places, images)
-    try:
-        async for part in rest:
-            yield _part_lines(part, places, images)
-    except SluiceError as error:
-        yield _line({"error": {"type": error.kind, "detail": error.message}})
 
 
 def _part_lines(part: Part, places: Sequence[int], images: Sequence[Upload]) -> bytes:

@@ -175,6 +175,8 @@ class Connection(HttpToolsProtocol):
         lengths = (int(value) for name, value in self.headers if name == b"content-length")
         self._body_left_bytes = next(lengths, 0)
         self._framing_bytes = 0
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # it takes the 100 for the answer (RFC 9110, 10.1.1)
         super().on_headers_complete()
         if self.loop.time() > self._old_at:
             self.cycle.keep_alive = False

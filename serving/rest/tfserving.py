@@ -68,13 +68,11 @@ class TensorFlowServingRest:
 
     async def _classify(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
         response = await self._with_examples("Classify", protos.ClassificationRequest, ref, body, context)
-        return tensor_json_writing.render_classifications(
-            [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
-        )
+        return await self._gateway.in_thread(_render_classifications, response)
 
     async def _regress(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
         response = await self._with_examples("Regress", protos.RegressionRequest, ref, body, context)
-        return tensor_json_writing.render_regressions([each.value for each in response.result.regressions])
+        return await self._gateway.in_thread(_render_regressions, response)
 
     async def _with_examples(
         self, method: str, request_class: Any, ref: ModelRef, body: bytes, context: RequestContext
@@ -120,6 +118,16 @@ def _predict_request(parsed: tensor_json.PredictBody, types: dict[str, int]) -> 
 def _render_predict(response: Any, form: tensor_json.Form) -> bytes:
     outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
     return tensor_json_writing.render_predict(outputs, form)
+
+
+def _render_classifications(response: Any) -> bytes:
+    return tensor_json_writing.render_classifications(
+        [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
+    )
+
+
+def _render_regressions(response: Any) -> bytes:
+    return tensor_json_writing.render_regressions([each.value for each in response.result.regressions])
 
 
 def _json(body: bytes) -> Response:

@@ -119,14 +119,7 @@ class OpenInferenceRpc:
 
             response = await self._gateway.ask("Predict", ref, prepare, context)
             assert answering is not None
-            outputs = await self._gateway.in_thread(open_inference.outputs_of, response, asked, answering)
-        made = protos.ModelInferResponse(
-            model_name=answering.name, model_version=str(answering.version), id=request.id
-        )
-        for tensor in outputs:
-            made.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
-            made.raw_output_contents.append(open_inference.to_raw(tensor))
-        return made
+            return await self._gateway.in_thread(_to_response, response, asked, answering, request.id)
 
     async def model_stream_infer(
         self, requests: AsyncIterator[Any], context: RequestContext
@@ -146,6 +139,15 @@ class OpenInferenceRpc:
         async with aclosing(answered_in_order(requests, answer)) as answers:  # type: ignore[type-var]
             async for response in answers:
                 yield response
+
+
+def _to_response(response: Any, asked: InferRequest, model: ModelVersion, id_: str) -> Any:
+    """The ModelInferResponse of a PredictResponse."""
+    made = protos.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=id_)
+    for tensor in open_inference.outputs_of(response, asked, model):
+        made.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
+        made.raw_output_contents.append(open_inference.to_raw(tensor))
+    return made
 
 
 def _parse(request: Any) -> InferRequest:

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from serving import protos, tensors
+from serving import catalog, protos, tensors
 from serving.admission import Admission
 from serving.errors import InvalidInput
 from serving.main import Running, new_metrics
@@ -156,10 +156,11 @@ async def test_a_form_in_another_charset_is_refused(client: httpx.AsyncClient, c
     )
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "identity"])
 async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: str) -> None:
     packers: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.compress,
+        "x-gzip": gzip.compress,
         "deflate": zlib.compress,
         "identity": bytes,
     }
@@ -175,7 +176,7 @@ async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encodin
         (gzip.compress(grey_png(9))[:-9], "gzip", 400, "ends before its end"),
         (gzip.compress(grey_png(9)) + b"more", "gzip", 400, "goes on behind its end"),
         (b"", "gzip", 400, "ends before its end"),
-        (b"x", "br", 415, "taken are gzip, deflate, identity"),
+        (b"x", "br", 415, "taken are gzip, x-gzip, deflate, identity"),
         (b"x", "gzip, gzip", 415, 'the content encoding is "gzip, gzip"'),
     ],
     ids=("no-gzip", "cut", "goes-on", "empty", "brotli", "twice"),  # gzip writes the time into its bytes
@@ -327,6 +328,21 @@ async def test_labels_stand_for_versions(replica: ScriptedReplica) -> None:
         async with asyncio.timeout(60):
             while await version(client, "canary") != 2 or await version(client, "stable") != 1:
                 await asyncio.sleep(0.05)
+
+
+async def test_a_replica_is_not_asked_for_a_label_with_each_request(
+    replica: ScriptedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "LABEL_TTL_S", 3600.0)
+    replica.versions, replica.labels = {"digits": {1, 2}}, {"canary": 1, "next": 2}
+
+    async with gateway_over(replica) as (_, client):
+        for label, version in (("canary", 1), ("next", 2)):
+            path = f"/v1/models/digits/labels/{label}:classify"
+            for _request in range(2):
+                answer = await client.post(path, content=grey_png(9), headers=PNG)
+                assert answer.json()["version"] == version
+                replica.labels[label] = 3 - version  # which nobody asks for
 
 
 @pytest.mark.parametrize("label", ["canary", "latest", "stable"])

@@ -361,19 +361,23 @@ async def test_a_revoked_key_is_soon_refused(replica: ScriptedReplica, key_file:
         assert (await post(client, bearer(again))).status_code == 200
 
 
-async def test_a_file_that_is_away_is_told_of_once_each_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [(b"first", b"first"), (b"second", b"third")], ids=["as-it-was", "changed"])
+async def test_a_file_that_is_away_is_told_of_once_each_time(
+    tmp_path: Path, later: tuple[bytes, bytes]
+) -> None:
     path = tmp_path / "keys.toml"
     path.write_bytes(b"first")
     watched = WatchedFile(path, bytes.decode)
     with capture_logs() as lines:
-        for _ in range(2):
+        for content in later:
             path.unlink()
             for _ in range(3):
                 await watched.refresh()
-            path.write_bytes(b"first")
+            path.write_bytes(content)
             await watched.refresh()
-    assert watched.value == "first"
-    assert [line["error"] for line in lines] == [f"cannot read {path}: No such file or directory"] * 2
+    assert watched.value == path.read_text()
+    errors = [line["error"] for line in lines if line["log_level"] == "error"]
+    assert errors == [f"cannot read {path}: No such file or directory"] * 2
 
 
 async def test_each_key_has_its_own_rate_and_concurrency(replica: ScriptedReplica, key_file: Path) -> None:

@@ -194,3 +194,13 @@ async def test_lines_for_http_1_0_are_not_chunked(gateway: tuple[Running, httpx.
     assert b"transfer-encoding" not in head
     assert b"content-type: application/x-ndjson" in head
     assert json.loads(body)["classes"][0]["label"] == "class-7"
+
+
+@pytest.mark.parametrize(("version", "first"), [(b"1.0", b"HTTP/1.1 200"), (b"1.1", b"HTTP/1.1 100")])
+async def test_a_client_of_http_1_0_is_not_told_to_continue(
+    gateway: tuple[Running, httpx.AsyncClient], version: bytes, first: bytes
+) -> None:
+    """It would take that for its answer."""
+    running, _ = gateway
+    sent = post(grey_png(200), b"Expect: 100-continue\r\n" + CLOSE).replace(b"HTTP/1.1", b"HTTP/" + version)
+    assert (await exchange(port_of(running), sent)).startswith(first)
