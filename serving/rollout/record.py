@@ -275,7 +275,8 @@ def _ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         for name, criterion in ledger.criteria.items()
     }
     arrays = {name: _numbers_to_json(getattr(ledger, name)) for name in _LEDGER_ARRAYS}
-    return {"criteria": criteria, "classes": list(ledger.classes), **arrays}
+    waiting = {place: _numbers_to_json(counts) for place, counts in ledger.waiting.items()}
+    return {"criteria": criteria, "classes": list(ledger.classes), **arrays, "waiting": waiting}
 
 
 def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | None:
@@ -293,7 +294,11 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
         for name, like in model.criteria.items()
     }
     arrays = {name: _numbers_from_json(values[name], getattr(model, name).shape) for name in _LEDGER_ARRAYS}
-    return Ledger(criteria=criteria, classes=model.classes, **arrays)
+    # Absent where a gateway wrote it that took no notice of what one arm alone was asked.
+    waiting = {
+        str(place): _numbers_from_json(counts, (4,)) for place, counts in values.get("waiting", {}).items()
+    }
+    return Ledger(criteria=criteria, classes=model.classes, **arrays, waiting=waiting)
 
 
 def _numbers_to_json(numbers: FloatArray) -> Any:

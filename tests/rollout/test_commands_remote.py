@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from serving.commands.rollout import rollout
-from serving.errors import InvalidInput
-from serving.rollout.access import open_store
-from serving.rollout.machine import Phase
+from serving.commands.rollout import _followed, rollout
+from serving.errors import InvalidInput, SluiceError
+from serving.rollout.access import GatewayAccess, StoreAccess, open_store
+from serving.rollout.machine import Phase, State
+from serving.rollout.store import FileStore
 from tests.rollout.api_server import api_server
 from tests.rollout.cluster import cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
+from tests.rollout.stored import new_rollout
 from tests.rollout.test_admin import keys_file
 from tests.support.processes import COMMAND
 
@@ -79,6 +82,25 @@ async def told_afterwards(where: list[str], id_: str) -> None:
     assert (missing.exit_code, f"there are: {id_}" in missing.stderr) == (1, True)
     unknown = await sluice(where, "status", "flowers")
     assert (unknown.exit_code, "there are: digits" in unknown.stderr) == (1, True)
+
+
+def test_a_watched_rollout_is_followed_to_its_own_end(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    first = store.save(new_rollout())
+    last = store.save(replace(first, state=State(Phase.ROLLED_BACK)))
+    store.save(replace(new_rollout(), id="the-next", candidate=3))
+    assert _followed(StoreAccess(store), first).state == last.state
+
+
+def test_a_rollout_that_nobody_can_tell_of_is_not_taken_for_one_rolled_back(tmp_path: Path) -> None:
+    FileStore(tmp_path)
+    never = CliRunner().invoke(rollout, ["watch", "digits", "--store", str(tmp_path)])
+    assert (never.exit_code, "had no rollout yet" in never.stderr) == (3, True)
+    with pytest.raises(SluiceError, match="cannot be followed any more: no gateway answers") as lost:
+        _followed(GatewayAccess("http://127.0.0.1:9", None), new_rollout())
+    assert not isinstance(lost.value, InvalidInput), "the command is as good as it was before"
+    with pytest.raises(SluiceError, match=r"cannot be followed any more: .* had no rollout digits-2"):
+        _followed(StoreAccess(FileStore(tmp_path)), replace(new_rollout(), id="digits-2"))
 
 
 @pytest.fixture
