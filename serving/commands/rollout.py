@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.commands.terminal import user_errors
+from serving.commands.terminal import printable, user_errors
 from serving.errors import InvalidInput, NotFound, SluiceError
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
@@ -108,8 +108,8 @@ def simulate(
     Argo Rollouts and Flagger as their documentation gives them, and a test that knows the true rates.
     """
     with user_errors():
+        from serving.commands.rollout_console import print_report
         from serving.rollout.comparison import compare
-        from serving.rollout.console import print_report
         from serving.rollout.traffic import Traffic
 
         traffic = Traffic(
@@ -159,7 +159,7 @@ def status(
     with user_errors():
         from rich.console import Console
 
-        from serving.rollout.console import view
+        from serving.commands.rollout_console import view
         from serving.rollout.record import to_json
 
         opened = _open(store, gateway, key)
@@ -180,7 +180,7 @@ def watch(model: Model, store: Where = None, gateway: GatewayUrl = None, key: Ke
         from rich.console import Console
         from rich.live import Live
 
-        from serving.rollout.console import view
+        from serving.commands.rollout_console import view
         from serving.rollout.machine import Phase
 
         opened = _open(store, gateway, key)
@@ -236,9 +236,11 @@ def history(
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
             return
+        if not found:
+            print("there was no rollout yet")
         for each in found:
-            state = each.state
-            print(f"{each.id}  {each.stable} → {each.candidate}  {state.phase.value}: {state.reason.text}")
+            phase, why = each.state.phase.value, printable(each.state.reason.text)
+            print(f"{each.id}  {each.stable} → {each.candidate}  {phase}: {why}")
 
 
 @rollout.command()
@@ -254,7 +256,7 @@ def explain(
         from serving.rollout.explain import explain as explain_rollout
 
         for line in explain_rollout(_find(_open(store, gateway, key), model, id_)):
-            print(line)
+            print(printable(line))
 
 
 @rollout.command()

@@ -16,6 +16,7 @@ from serving.errors import InvalidInput, SluiceError
 from serving.rollout.access import GatewayAccess, StoreAccess, open_store
 from serving.rollout.machine import Phase, State
 from serving.rollout.store import FileStore
+from serving.rollout.verdict import Outcome, Reason, Verdict
 from tests.rollout.api_server import api_server
 from tests.rollout.cluster import cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
@@ -90,6 +91,19 @@ def test_a_watched_rollout_is_followed_to_its_own_end(tmp_path: Path) -> None:
     last = store.save(replace(first, state=State(Phase.ROLLED_BACK)))
     store.save(replace(new_rollout(), id="the-next", candidate=3))
     assert _followed(StoreAccess(store), first).state == last.state
+
+
+def test_what_replicas_say_neither_drives_the_terminal_nor_breaks_its_lines(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    none = CliRunner().invoke(rollout, ["history", "digits", "--store", str(tmp_path)])
+    assert none.stdout == "there was no rollout yet\n"
+    why = Reason("replicas.cannot-load", "it cannot be loaded: \x1b[2J\nno such file")
+    state, verdict = State(Phase.ROLLED_BACK, reason=why), Verdict(Outcome.FAIL, (why,))
+    store.save(new_rollout().moved(state, verdict, 1e9))
+    for command in ("history", "explain", "status"):
+        arguments = [command, "digits", "--store", str(tmp_path)]
+        told = CliRunner(env={"COLUMNS": "200"}).invoke(rollout, arguments).stdout
+        assert "it cannot be loaded: \\x1b[2J\\nno such file\n" in told
 
 
 def test_a_rollout_that_nobody_can_tell_of_is_not_taken_for_one_rolled_back(tmp_path: Path) -> None:
