@@ -255,6 +255,25 @@ def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> N
     assert ["latency.good" in each for each in codes] == [False, True]
     late = verdict(rollout, counts | {"slow/2": 500.0, "slow/1": 1.0})
     assert late.reason.code != "latency.undecided", "what ran out of its time is known to be slow"
+    for version in (1, 2):
+        _, (interval, *_) = to_intervals(rollout, rollout.evidence, counts | {f"slow/{version}": 9.0})
+        assert interval.arms["latency"].candidate_n == 5_000.0, "whichever version it was"
+
+
+def test_a_class_is_one_however_often_it_is_named() -> None:
+    rollout = replace(new_rollout(), state=State(Phase.SHADOW))
+    ledger = rollout.evidence
+    for counts in ({"compared/2/seven": 3.0, "agreed/2/seven": 2.0}, {"compared/2/seven": 1.0}):
+        ledger, (interval, *_) = to_intervals(rollout, ledger, counts)
+        ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
+    assert (ledger.classes, ledger.compared.tolist(), ledger.agreed.tolist()) == (("seven",), [4.0], [2.0])
+
+
+def test_weights_that_are_called_alike_are_counted_once() -> None:
+    plan = Plan.model_validate({"canary": [{"weight": 0.5}, {"weight": 0.50000001}]})
+    rollout = replace(new_rollout(), plan=plan, state=State(Phase.CANARY))
+    _, (_, *feedback) = to_intervals(rollout, rollout.evidence, {"judged/1/0.5": 4.0, "judged/2/0.5": 3.0})
+    assert [each.arms["accuracy"].stable_n for each in feedback] == [4.0]
 
 
 def test_what_one_arm_alone_brought_is_evidence_once_the_other_was_asked() -> None:
