@@ -280,6 +280,17 @@ def test_a_second_try_does_not_fail_by_what_is_left_of_the_first(before: Phase, 
     assert (later.outcome is Outcome.FAIL) == (before is Phase.LOADING and bool(error))
 
 
+@pytest.mark.parametrize("state", ["AVAILABLE", "END"])
+def test_what_a_replica_that_cannot_be_reached_last_said_counts_for_nothing(state: str) -> None:
+    there = {1: VersionStatus("AVAILABLE"), 2: VersionStatus("AVAILABLE")}
+    gone = replace(replicas({1, 2})[0], reachable=False, states=there | {2: VersionStatus(state, "")})
+    alone = replicas_verdict(in_phase(Phase.CANARY), [gone])
+    assert alone is not None
+    assert (alone.outcome, alone.reason.code) == (Outcome.INCONCLUSIVE, "replicas.gone")
+    beside = replicas_verdict(in_phase(Phase.CANARY), [gone, *replicas({1, 2})])
+    assert beside is None
+
+
 def test_a_rollout_to_the_version_that_serves_ends_at_once() -> None:
     seen = replicas({1})
     rollout = replace(in_phase(Phase.PENDING), candidate=1)
