@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serving.commands.asking import Ca, trusting
-from serving.commands.terminal import user_errors
-from serving.errors import InvalidInput, NotFound
+from serving.commands.terminal import printable, user_errors
+from serving.errors import InvalidInput, NotFound, SluiceError
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
     from serving.rollout.access import Access
     from serving.rollout.machine import Command
     from serving.rollout.plan import Plan
     from serving.rollout.record import Rollout
+
+# Of `watch`: neither promoted (0) nor rolled back (1), nor a fault of the command (2).
+_UNTOLD = 3
 
 rollout = typer.Typer(
     help="Let a new version in by evidence: start, watch, explain, simulate.", no_args_is_help=True
@@ -106,8 +109,8 @@ def simulate(
     Argo Rollouts and Flagger as their documentation gives them, and a test that knows the true rates.
     """
     with user_errors():
+        from serving.commands.rollout_console import print_report
         from serving.rollout.comparison import compare
-        from serving.rollout.console import print_report
         from serving.rollout.traffic import Traffic
 
         traffic = Traffic(
@@ -159,7 +162,7 @@ def status(
     with user_errors():
         from rich.console import Console
 
-        from serving.rollout.console import view
+        from serving.commands.rollout_console import view
         from serving.rollout.record import to_json
 
         opened = _open(store, gateway, key, ca)
@@ -177,20 +180,24 @@ def status(
 def watch(
     model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
 ) -> None:
-    """Watch a rollout until it ends. Exits with 1 if the version was rolled back."""
-    with user_errors():
+    """Watch a rollout until it ends. Exits with 1 if the version was rolled back, 3 if nobody can tell."""
+    with user_errors(otherwise=_UNTOLD):
+        from rich.console import Console
         from rich.live import Live
 
-        from serving.rollout.console import view
+        from serving.commands.rollout_console import view
         from serving.rollout.machine import Phase
 
         opened = _open(store, gateway, key, ca)
         current = _load(opened, model)
-        with Live(view(current), auto_refresh=False) as live:
+        shown = Console()
+        with Live(view(current), console=shown, auto_refresh=False) as live:
             while not current.finished:
                 time.sleep(0.5)
-                current = _load(opened, model)
+                current = _followed(opened, current)
                 live.update(view(current), refresh=True)
+        if not shown.is_terminal:
+            print()  # there, Live ends its last picture without it
         raise typer.Exit(0 if current.state.phase is Phase.PROMOTED else 1)
 
 
@@ -243,9 +250,11 @@ def history(
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
             return
+        if not found:
+            print("there was no rollout yet")
         for each in found:
-            state = each.state
-            print(f"{each.id}  {each.stable} → {each.candidate}  {state.phase.value}: {state.reason.text}")
+            phase, why = each.state.phase.value, printable(each.state.reason.text)
+            print(f"{each.id}  {each.stable} → {each.candidate}  {phase}: {why}")
 
 
 @rollout.command()
@@ -262,7 +271,7 @@ def explain(
         from serving.rollout.explain import explain as explain_rollout
 
         for line in explain_rollout(_find(_open(store, gateway, key, ca), model, id_)):
-            print(line)
+            print(printable(line))
 
 
 @rollout.command()
@@ -329,6 +338,19 @@ def _load(access: Access, model: str) -> Rollout:
             f'model "{model}" had no rollout yet; there are: {", ".join(access.models()) or "none"}'
         )
     return found
+
+
+def _followed(access: Access, before: Rollout) -> Rollout:
+    """A rollout as it is now, though another one of its model may have begun since.
+
+    Raises:
+        SluiceError: It is gone, or cannot be asked about any more.
+    """
+    try:
+        newest = access.load(before.model)
+        return newest if newest and newest.id == before.id else _find(access, before.model, before.id)
+    except SluiceError as error:
+        raise SluiceError(f"the rollout cannot be followed any more: {error.message}") from error
 
 
 def _find(access: Access, model: str, id_: str | None) -> Rollout:

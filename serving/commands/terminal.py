@@ -28,8 +28,8 @@ def console() -> Console:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Errors as one line on stderr: exit 2 for what the user can mend in the command, 1 for the rest.
+def user_errors(otherwise: int = 1) -> Iterator[None]:
+    """Errors as one line on stderr: exit 2 for what the user can mend, `otherwise` for the rest.
 
     A reader of stdout that has seen enough (`| head`) is no error to tell of: BrokenPipeError goes on to
     typer, which ends with 1 and says nothing.
@@ -50,4 +50,4 @@ def user_errors() -> Iterator[None]:
         if isinstance(first, OSError) and first.strerror and first.filename:
             text = f"{first.filename}: {first.strerror}"
         print(f"error: {text}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(first, InvalidInput) else 1) from None
+        raise typer.Exit(2 if isinstance(first, InvalidInput) else otherwise) from None

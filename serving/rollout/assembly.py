@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from serving.backends.pool import Pool
 from serving.catalog import Catalog
 from serving.errors import InvalidInput
+from serving.prediction import version_number
 from serving.processes.upstream import absolute
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
@@ -175,8 +176,11 @@ def published_in(models_dir: Path) -> Published:
         folder = models_dir / model
         if not folder.is_dir():
             return []
-        return sorted(
-            int(child.name) for child in folder.iterdir() if child.name.isdecimal() and child.is_dir()
-        )
+        found = []
+        for child in folder.iterdir():
+            with suppress(InvalidInput):  # a folder that is called otherwise is none of a version
+                version = version_number(child.name)
+                found += [version] if child.is_dir() else []
+        return sorted(found)
 
     return versions

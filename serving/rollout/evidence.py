@@ -110,7 +110,8 @@ def two_arm_ratios(
     interval's requests and the number of bad ones, the candidate's part is hypergeometric under r = 1; the
     ratio is convex in it, and a hypergeometric variable is smaller in convex order than the binomial one with
     the same mean (Hoeffding 1963, theorem 4). So the expectation stays at or below 1 for intervals of any
-    length. An interval in which only one arm was asked says nothing.
+    length. An interval in which only one arm was asked says nothing; hence `ledger.record` joins it to the
+    next ones, up to the first request of the other arm. When that comes does not hang on which are bad.
 
     That takes bad events to fall on requests whoever sent them. A few callers who fail or wait far more often
     than others, and whose keys hold all of theirs to one arm, look like a fault of its version.

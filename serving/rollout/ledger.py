@@ -79,6 +79,7 @@ class Interval:
         unkeyed: Requests routed to the candidate and to stable by their own ids, [..., 2]: those that the
             split should hold for exactly, whoever the callers are.
         weight: The candidate's weight that these were routed by.
+        late: Which earlier answers `arms` is about, such as those of one weight; empty: the interval's own.
     """
 
     arms: Mapping[str, Arms] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class Interval:
     agreement: tuple[Numbers, Numbers] | None = None
     unkeyed: Numbers = (0, 0)
     weight: Numbers = 0.0
+    late: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Ledger:
         split_weight: That weight.
         log_split_before: The split test's log E over earlier weights.
         step_requests: The candidate's requests since the step began.
+        waiting: By criterion (and which earlier answers), the counts of one arm since both were last asked,
+            [..., 4] as in `Arms`: they are evidence once the other arm was asked, too.
     """
 
     criteria: dict[str, CriterionLedger]
@@ -127,6 +131,7 @@ class Ledger:
     split_weight: FloatArray
     log_split_before: FloatArray
     step_requests: FloatArray
+    waiting: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def empty(tests: Mapping[str, Tests], classes: tuple[str, ...] = (), runs: tuple[int, ...] = ()) -> Ledger:
@@ -166,13 +171,17 @@ def empty(tests: Mapping[str, Tests], classes: tuple[str, ...] = (), runs: tuple
 
 def record(tests: Mapping[str, Tests], ledger: Ledger, interval: Interval) -> Ledger:
     """The ledger after an interval; the agreement's last axis must be the ledger's classes."""
-    criteria = {}
+    criteria, waiting = {}, dict(ledger.waiting)
     for name, before in ledger.criteria.items():
         after = before
         if name in interval.pairs:
             after = _record_pairs(tests[name], after, interval.pairs[name])
         if name in interval.arms:
-            after = _record_arms(tests[name], after, interval.arms[name])
+            place = f"{name}/{interval.late}" if interval.late else name
+            asked = waiting.get(place, 0.0) + _as_array(interval.arms[name], before.intervals.shape)
+            after = _record_arms(tests[name], after, interval.arms[name], Arms(*np.moveaxis(asked, -1, 0)))
+            both = (asked[..., 0] > 0) & (asked[..., 2] > 0)
+            waiting[place] = np.where(both[..., None], 0.0, asked)
         criteria[name] = after
     compared, agreed = ledger.compared, ledger.agreed
     if interval.agreement is not None:
@@ -186,7 +195,14 @@ def record(tests: Mapping[str, Tests], ledger: Ledger, interval: Interval) -> Le
         compared=compared,
         agreed=agreed,
         step_requests=ledger.step_requests + requests,
+        waiting=waiting,
     )
+
+
+def _as_array(arms: Arms, shape: tuple[int, ...]) -> FloatArray:
+    """The four counts as one array [..., 4]."""
+    counts = arms.candidate_n, arms.candidate_bad, arms.stable_n, arms.stable_bad
+    return np.stack([np.broadcast_to(np.asarray(each, np.float64), shape) for each in counts], axis=-1)
 
 
 def _candidate_requests(interval: Interval) -> FloatArray:
@@ -207,8 +223,12 @@ def with_class(ledger: Ledger, name: str) -> Ledger:
 
 
 def next_step(ledger: Ledger) -> Ledger:
-    """The ledger when a step begins: its requests are counted from nothing."""
-    return dataclasses.replace(ledger, step_requests=np.zeros_like(ledger.step_requests))
+    """The ledger when a step begins: its requests are counted from nothing.
+
+    What waits for the other arm is dropped, since that one's share is another now; but for late answers.
+    """
+    waiting = {place: counts for place, counts in ledger.waiting.items() if place not in ledger.criteria}
+    return dataclasses.replace(ledger, step_requests=np.zeros_like(ledger.step_requests), waiting=waiting)
 
 
 def _record_pairs(tests: Tests, before: CriterionLedger, pairs: Pairs) -> CriterionLedger:
@@ -221,8 +241,9 @@ def _record_pairs(tests: Tests, before: CriterionLedger, pairs: Pairs) -> Criter
     )
 
 
-def _record_arms(tests: Tests, before: CriterionLedger, arms: Arms) -> CriterionLedger:
-    after = _record_events(tests, before, arms)
+def _record_arms(tests: Tests, before: CriterionLedger, arms: Arms, asked: Arms) -> CriterionLedger:
+    """Counts an interval's requests, and bets on what came since both arms were last asked."""
+    after = _record_events(tests, before, asked)
     candidate_n, candidate_bad, stable_n, stable_bad = (
         np.asarray(value, dtype=np.float64)
         for value in (arms.candidate_n, arms.candidate_bad, arms.stable_n, arms.stable_bad)
@@ -318,11 +339,15 @@ def select(ledger: Ledger, rows: IntArray) -> Ledger:
         split_weight=ledger.split_weight[rows],
         log_split_before=ledger.log_split_before[rows],
         step_requests=ledger.step_requests[rows],
+        waiting={place: counts[rows] for place, counts in ledger.waiting.items()},
     )
 
 
 def clear_steps(ledger: Ledger, rows: IntArray) -> Ledger:
-    """The ledger with the given runs' step requests counted from nothing."""
+    """The ledger with the given runs' step requests counted from nothing; see `next_step`."""
     requests = ledger.step_requests.copy()
     requests[rows] = 0.0
-    return dataclasses.replace(ledger, step_requests=requests)
+    waiting = {place: counts.copy() for place, counts in ledger.waiting.items()}
+    for counts in waiting.values():
+        counts[rows] = 0.0
+    return dataclasses.replace(ledger, step_requests=requests, waiting=waiting)

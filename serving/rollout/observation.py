@@ -56,7 +56,8 @@ def to_intervals(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledg
     # Weights that differ in the seventh digit only share a name.
     weights = dict.fromkeys(weight_name(step.weight) for step in rollout.plan.canary)
     feedback = [
-        Interval({"accuracy": arms("judged", "judged-wrong", each)}, weight=weight) for each in weights
+        Interval({"accuracy": arms("judged", "judged-wrong", each)}, weight=weight, late=each)
+        for each in weights
     ]
     return ledger, [Interval(found, both, (compared, agreed), unkeyed, weight), *feedback]
 

@@ -22,6 +22,9 @@ from serving.routing import Split
 
 FORMAT = 1
 
+# Versions are int64 in TensorFlow Serving's API: what is beyond could be told to no replica.
+MOST_VERSION = 2**63 - 1
+
 # A model's name, its version and a few characters more (`start`); with a suffix it is a file's name.
 _ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,239}$")
 
@@ -72,6 +75,9 @@ class Rollout:
         events: Every move so far, oldest first.
         told: How many of them the world was told of.
         revision: Grows with every save; 0 before the first.
+
+    Raises:
+        InvalidInput: One of the two is no version.
     """
 
     id: str
@@ -88,6 +94,11 @@ class Rollout:
     events: tuple[Event, ...] = ()
     told: int = 0
     revision: int = 0
+
+    def __post_init__(self) -> None:
+        for version in (self.stable, self.candidate):
+            if not 0 <= version <= MOST_VERSION:
+                raise InvalidInput(f"{version} is no version; versions are numbers up to {MOST_VERSION}")
 
     @property
     def finished(self) -> bool:
@@ -275,7 +286,8 @@ def _ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         for name, criterion in ledger.criteria.items()
     }
     arrays = {name: _numbers_to_json(getattr(ledger, name)) for name in _LEDGER_ARRAYS}
-    return {"criteria": criteria, "classes": list(ledger.classes), **arrays}
+    waiting = {place: _numbers_to_json(counts) for place, counts in ledger.waiting.items()}
+    return {"criteria": criteria, "classes": list(ledger.classes), **arrays, "waiting": waiting}
 
 
 def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | None:
@@ -293,7 +305,11 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
         for name, like in model.criteria.items()
     }
     arrays = {name: _numbers_from_json(values[name], getattr(model, name).shape) for name in _LEDGER_ARRAYS}
-    return Ledger(criteria=criteria, classes=model.classes, **arrays)
+    # Absent where a gateway wrote it that took no notice of what one arm alone was asked.
+    waiting = {
+        str(place): _numbers_from_json(counts, (4,)) for place, counts in values.get("waiting", {}).items()
+    }
+    return Ledger(criteria=criteria, classes=model.classes, **arrays, waiting=waiting)
 
 
 def _numbers_to_json(numbers: FloatArray) -> Any:

@@ -8,7 +8,7 @@ import secrets
 from serving.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
 from serving.rollout.machine import Command, Phase, command
 from serving.rollout.plan import Plan
-from serving.rollout.record import Rollout
+from serving.rollout.record import MOST_VERSION, Rollout
 from serving.rollout.store import Store
 
 
@@ -29,8 +29,8 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
         FailedPrecondition: Its record cannot be read: nobody knows which version is proven.
         InvalidInput: It is no version.
     """
-    if to < 1:
-        raise InvalidInput(f"{to} is no version; versions are numbers from 1")
+    if not 1 <= to <= MOST_VERSION:
+        raise InvalidInput(f"{to} is no version; versions are numbers from 1 to {MOST_VERSION}")
     _check_readable(store, model)
     stable = serving_version(store, model)
     if stable is None:

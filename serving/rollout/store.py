@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 import structlog
 
 from serving.errors import Conflict, InvalidInput
+from serving.prediction import version_number
 from serving.rollout.record import Rollout, from_json, to_json
 
 _log = structlog.get_logger()
@@ -208,10 +209,10 @@ class FileStore:
         """See `Store.pinned`."""
         path = self._pins / _file_name(model)
         try:
-            return int(path.read_text())
+            return version_number(path.read_text().strip())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (InvalidInput, UnicodeDecodeError) as error:
             # Not None: then the newest version would be pinned, which nobody has let in.
             raise InvalidInput(f"{path} holds no version; write the one that serves into it") from error
 

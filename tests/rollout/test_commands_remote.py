@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,19 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner, Result
 
 from serving import settings
-from serving.commands.rollout import rollout
-from serving.errors import InvalidInput
+from serving.commands.rollout import _followed, rollout
+from serving.errors import InvalidInput, SluiceError
 from serving.rollout import assembly
-from serving.rollout.access import open_store
-from serving.rollout.machine import Phase
+from serving.rollout.access import GatewayAccess, StoreAccess, open_store
+from serving.rollout.machine import Phase, State
 from serving.rollout.steering import Steering
+from serving.rollout.store import FileStore
+from serving.rollout.verdict import Outcome, Reason, Verdict
 from serving.telemetry.metrics import Metrics
 from tests.rollout.api_server import api_server
 from tests.rollout.cluster import cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
+from tests.rollout.stored import new_rollout
 from tests.rollout.test_admin import keys_file
 from tests.support.processes import COMMAND
 
@@ -84,6 +88,38 @@ async def told_afterwards(where: list[str], id_: str) -> None:
     assert (missing.exit_code, f"there are: {id_}" in missing.stderr) == (1, True)
     unknown = await sluice(where, "status", "flowers")
     assert (unknown.exit_code, "there are: digits" in unknown.stderr) == (1, True)
+
+
+def test_a_watched_rollout_is_followed_to_its_own_end(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    first = store.save(new_rollout())
+    last = store.save(replace(first, state=State(Phase.ROLLED_BACK)))
+    store.save(replace(new_rollout(), id="the-next", candidate=3))
+    assert _followed(StoreAccess(store), first).state == last.state
+
+
+def test_what_replicas_say_neither_drives_the_terminal_nor_breaks_its_lines(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    none = CliRunner().invoke(rollout, ["history", "digits", "--store", str(tmp_path)])
+    assert none.stdout == "there was no rollout yet\n"
+    why = Reason("replicas.cannot-load", "it cannot be loaded: \x1b[2J\nno such file")
+    state, verdict = State(Phase.ROLLED_BACK, reason=why), Verdict(Outcome.FAIL, (why,))
+    store.save(new_rollout().moved(state, verdict, 1e9))
+    for command in ("history", "explain", "status"):
+        arguments = [command, "digits", "--store", str(tmp_path)]
+        told = CliRunner(env={"COLUMNS": "200"}).invoke(rollout, arguments).stdout
+        assert "it cannot be loaded: \\x1b[2J\\nno such file\n" in told
+
+
+def test_a_rollout_that_nobody_can_tell_of_is_not_taken_for_one_rolled_back(tmp_path: Path) -> None:
+    FileStore(tmp_path)
+    never = CliRunner().invoke(rollout, ["watch", "digits", "--store", str(tmp_path)])
+    assert (never.exit_code, "had no rollout yet" in never.stderr) == (3, True)
+    with pytest.raises(SluiceError, match="cannot be followed any more: no gateway answers") as lost:
+        _followed(GatewayAccess("http://127.0.0.1:9", None), new_rollout())
+    assert not isinstance(lost.value, InvalidInput), "the command is as good as it was before"
+    with pytest.raises(SluiceError, match=r"cannot be followed any more: .* had no rollout digits-2"):
+        _followed(StoreAccess(FileStore(tmp_path)), replace(new_rollout(), id="digits-2"))
 
 
 @pytest.fixture

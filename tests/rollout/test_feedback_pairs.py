@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from scipy.special import bdtrc
 
+from serving.rollout import evidence
 from serving.rollout import ledger as ledgers
 from serving.rollout.evidence import BoolArray
 from serving.rollout.explain import explain, replay
 from serving.rollout.judge import alphas, judge, signals
-from serving.rollout.ledger import Arms, Interval, Pairs
+from serving.rollout.ledger import Arms, Interval, Ledger, Pairs
 from serving.rollout.machine import Phase
 from serving.rollout.observation import to_intervals
 from serving.rollout.plan import Plan
@@ -104,6 +106,38 @@ def test_images_that_grew_harder_between_two_weights_are_no_fault_of_the_candida
         ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
     codes = {each.code for each in judge(rollout.plan, ledger, shadow=False).reasons}
     assert not codes & {"accuracy.worse", "accuracy.suspicious"}
+
+
+def told_one_by_one(wrong: Callable[[int, float], float], labels: int, seed: int) -> Ledger:
+    """What a day brings on which labels come one at a time, by turns on answers of two weights.
+
+    `wrong` is how often a version's answers of a weight are.
+    """
+    rollout, random = new_rollout(), np.random.default_rng(seed)
+    tests = ledgers.tests_of(rollout.plan)
+    ledger = rollout.evidence
+    for turn in range(labels):
+        weight = (0.1, 0.5)[turn % 2]
+        version = 2 if random.random() < weight else 1
+        counts = {f"judged/{version}/{weight}": 1.0}
+        if random.random() < wrong(version, weight):
+            counts[f"judged-wrong/{version}/{weight}"] = 1.0
+        ledger, intervals = to_intervals(rollout, ledger, counts)
+        for interval in intervals:
+            ledger = ledgers.record(tests, ledger, interval)
+    return ledger
+
+
+def test_labels_that_come_one_by_one_show_a_version_that_is_always_wrong() -> None:
+    ledger = told_one_by_one(lambda version, _: {1: 0.02, 2: 1.0}[version], 120, seed=33)
+    assert judge(Plan(), ledger, shadow=False).reason.code == "accuracy.worse"
+
+
+def test_labels_that_come_one_by_one_are_held_apart_by_weight() -> None:
+    ledger = told_one_by_one(lambda _, weight: {0.1: 0.02, 0.5: 0.4}[weight], 4000, seed=34)
+    assert float(evidence.log_sum_exp(ledger.criteria["accuracy"].worse)) < 2.0
+    assert sum(float(counts.max()) > 0.0 for counts in ledger.waiting.values()) <= 2
+    assert set(ledger.waiting) >= {"accuracy/0.1", "accuracy/0.5"}
 
 
 async def tell_the_truth(scene: Scene) -> None:

@@ -255,14 +255,61 @@ def test_what_was_answered_before_anybody_knew_what_is_slow_shows_nothing() -> N
     assert ["latency.good" in each for each in codes] == [False, True]
     late = verdict(rollout, counts | {"slow/2": 500.0, "slow/1": 1.0})
     assert late.reason.code != "latency.undecided", "what ran out of its time is known to be slow"
+    for version in (1, 2):
+        _, (interval, *_) = to_intervals(rollout, rollout.evidence, counts | {f"slow/{version}": 9.0})
+        assert interval.arms["latency"].candidate_n == 5_000.0, "whichever version it was"
 
 
-def test_an_interval_of_one_arm_is_no_measure_of_what_is_usual() -> None:
-    alone = seen(Interval({"errors": Arms(5, 5, 0, 0)}), Interval({"errors": Arms(0, 0, 5, 5)})).criteria[
-        "errors"
+def test_a_class_is_one_however_often_it_is_named() -> None:
+    rollout = replace(new_rollout(), state=State(Phase.SHADOW))
+    ledger = rollout.evidence
+    for counts in ({"compared/2/seven": 3.0, "agreed/2/seven": 2.0}, {"compared/2/seven": 1.0}):
+        ledger, (interval, *_) = to_intervals(rollout, ledger, counts)
+        ledger = ledgers.record(ledgers.tests_of(rollout.plan), ledger, interval)
+    assert (ledger.classes, ledger.compared.tolist(), ledger.agreed.tolist()) == (("seven",), [4.0], [2.0])
+
+
+def test_weights_that_are_called_alike_are_counted_once() -> None:
+    plan = Plan.model_validate({"canary": [{"weight": 0.5}, {"weight": 0.50000001}]})
+    rollout = replace(new_rollout(), plan=plan, state=State(Phase.CANARY))
+    _, (_, *feedback) = to_intervals(rollout, rollout.evidence, {"judged/1/0.5": 4.0, "judged/2/0.5": 3.0})
+    assert [each.arms["accuracy"].stable_n for each in feedback] == [4.0]
+
+
+def test_what_one_arm_alone_brought_is_evidence_once_the_other_was_asked() -> None:
+    candidate, stable = Interval({"errors": Arms(5, 5, 0, 0)}), Interval({"errors": Arms(0, 0, 7, 1)})
+    alone = seen(candidate).criteria["errors"]
+    assert (float(alone.intervals), float(alone.counted), float(alone.candidate_bad)) == (0.0, 0.0, 5.0)
+    np.testing.assert_array_equal(alone.worse, TESTS["errors"].worse.log_start)
+    both, at_once = (
+        seen(*intervals).criteria["errors"]
+        for intervals in ((candidate, stable), (Interval({"errors": Arms(5, 5, 7, 1)}),))
+    )
+    for name in ("intervals", "counted", "candidate_bad", "stable_n", "worse", "within"):
+        np.testing.assert_array_equal(getattr(both, name), getattr(at_once, name), name)
+    again = seen(candidate, stable, stable).criteria["errors"]
+    assert float(again.intervals) == 1.0, "it counts once"
+
+
+def test_what_waits_for_the_other_arm_is_dropped_with_the_weight() -> None:
+    stable, candidate = Interval({"errors": Arms(0, 0, 500, 40)}), Interval({"errors": Arms(1, 0, 0, 0)})
+    kept, dropped = (
+        ledgers.record(TESTS, between, candidate).criteria["errors"]
+        for between in (seen(stable), ledgers.next_step(seen(stable)))
+    )
+    assert (float(kept.intervals), float(dropped.intervals)) == (1.0, 0.0)
+    runs = ledgers.empty(TESTS, runs=(2,))
+    runs = ledgers.clear_steps(ledgers.record(TESTS, runs, stable), np.array([1]))
+    runs = ledgers.record(TESTS, runs, candidate)
+    np.testing.assert_array_equal(runs.criteria["errors"].intervals, [1.0, 0.0])
+    np.testing.assert_array_equal(ledgers.select(runs, np.array([1])).waiting["errors"], [[1, 0, 0, 0]])
+
+
+def test_a_service_of_one_request_a_minute_finds_a_version_that_always_fails() -> None:
+    found = [
+        Interval({"errors": Arms(1, 1, 0, 0) if turn % 5 == 4 else Arms(0, 0, 1, 0)}) for turn in range(50)
     ]
-    assert (float(alone.intervals), float(alone.counted)) == (0.0, 0.0)
-    assert (float(alone.candidate_bad), float(alone.stable_bad)) == (5.0, 5.0)
+    assert judge(PLAN, seen(*found), shadow=False).reason.code == "errors.worse"
 
 
 def test_a_step_counts_its_requests_whatever_the_plan_judges_by() -> None:

@@ -220,6 +220,18 @@ async def test_a_command_that_cannot_be_carried_out_holds_up_no_rollout(tmp_path
     assert found.revision == 2
 
 
+async def test_a_rollout_ages_by_the_time_in_which_it_was_watched(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    in_canary(store)
+    looking, ages = Looking(store, Gateways()), []
+    for away_s in (0.0, 0.0, 3600.0, 0.0):
+        looking.now += away_s
+        await looking.look()
+        found = store.load("digits")
+        ages.append(None if found is None else found.clock_s)
+    assert ages == [0.0, 1.0, 11.0, 12.0]
+
+
 async def test_no_call_is_lost_while_the_counts_are_away(tmp_path: Path) -> None:
     in_canary(FileStore(tmp_path))
     gateways = Gateways()
@@ -300,6 +312,20 @@ async def test_a_record_that_cannot_be_read_holds_up_no_other_model(tmp_path: Pa
     started = Looking(FileStore(tmp_path), Gateways(), models=models)
     await started.look()
     assert started.reconciler.wanted == {}, "who knows nothing of one would have it unloaded"
+
+
+async def test_what_replicas_held_before_another_gateway_led_is_not_brought_back(tmp_path: Path) -> None:
+    store, gateways = FileStore(tmp_path), Gateways()
+    in_canary(store)
+    looking = Looking(store, gateways)
+    await looking.look()
+    assert set(looking.reconciler.wanted) == {"digits"}
+    gateways.leader = "b"
+    await looking.look()
+    spoilt(tmp_path)
+    gateways.leader = "a"
+    await looking.look()
+    assert looking.reconciler.wanted == {}, "the other one may have promoted it"
 
 
 async def test_a_move_is_told_of_though_the_gateway_that_made_it_ended(tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ from tests.support.processes import started
     ("at", "quiet"),
     [
         ("2026-11-20T21:59", False),  # a Friday, in Berlin an hour later
+        ("2026-11-20T22:00", True),
         ("2026-11-20T22:30", True),
         ("2026-11-21T04:59", True),  # the morning after still is Friday's night
-        ("2026-11-21T05:01", False),
+        ("2026-11-21T05:00", False),
         ("2026-11-21T22:30", False),  # Saturday's night is not named
     ],
 )
@@ -58,6 +59,19 @@ def test_quiet_hours_over_midnight(at: str, quiet: bool) -> None:
     hours = {"days": ["fri"], "start": "23:00", "end": "06:00", "timezone": "Europe/Berlin"}
     plan = Plan.model_validate({"quiet_hours": [hours]})
     assert is_quiet(plan, datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp()) == quiet
+
+
+def test_quiet_hours_of_a_day_end_before_their_end() -> None:
+    plan = Plan.model_validate({"quiet_hours": [{"days": ["fri"], "start": "09:00", "end": "17:00"}]})
+    times = (
+        "2026-11-20T08:59",
+        "2026-11-20T09:00",
+        "2026-11-20T16:59",
+        "2026-11-20T17:00",
+        "2026-11-21T12:00",
+    )
+    found = [is_quiet(plan, datetime.fromisoformat(f"{each}+00:00").timestamp()) for each in times]
+    assert found == [False, True, True, False, False]
 
 
 def test_the_same_start_and_end_are_a_whole_day() -> None:
@@ -264,6 +278,17 @@ def test_a_second_try_does_not_fail_by_what_is_left_of_the_first(before: Phase, 
     later = replicas_verdict(replace(soon, clock_s=10.0), left)
     assert later is not None
     assert (later.outcome is Outcome.FAIL) == (before is Phase.LOADING and bool(error))
+
+
+@pytest.mark.parametrize("state", ["AVAILABLE", "END"])
+def test_what_a_replica_that_cannot_be_reached_last_said_counts_for_nothing(state: str) -> None:
+    there = {1: VersionStatus("AVAILABLE"), 2: VersionStatus("AVAILABLE")}
+    gone = replace(replicas({1, 2})[0], reachable=False, states=there | {2: VersionStatus(state, "")})
+    alone = replicas_verdict(in_phase(Phase.CANARY), [gone])
+    assert alone is not None
+    assert (alone.outcome, alone.reason.code) == (Outcome.INCONCLUSIVE, "replicas.gone")
+    beside = replicas_verdict(in_phase(Phase.CANARY), [gone, *replicas({1, 2})])
+    assert beside is None
 
 
 def test_a_rollout_to_the_version_that_serves_ends_at_once() -> None:

@@ -11,6 +11,7 @@ from serving.errors import InvalidInput
 from serving.rollout import ledger as ledgers
 from serving.rollout.explain import explain, replay
 from serving.rollout.judge import judge
+from serving.rollout.ledger import Arms, Interval
 from serving.rollout.machine import Phase, State, advance, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json, to_json
@@ -58,6 +59,19 @@ def test_a_rollout_survives_storing(good: Rollout) -> None:
     np.testing.assert_array_equal(
         back.evidence.criteria["errors"].within, good.evidence.criteria["errors"].within
     )
+
+
+def test_what_waits_for_the_other_arm_survives_storing() -> None:
+    tests = ledgers.tests_of(new_rollout().plan)
+    alone = Interval({"errors": Arms(0, 0, 7, 1), "accuracy": Arms(2, 1, 0, 0)}, late="0.1")
+    values = to_json(replace(new_rollout(), ledger=ledgers.record(tests, new_rollout().evidence, alone)))
+    back = from_json(json.loads(json.dumps(values, allow_nan=False))).evidence.waiting
+    assert {place: counts.tolist() for place, counts in back.items()} == {
+        "errors/0.1": [0.0, 0.0, 7.0, 1.0],
+        "accuracy/0.1": [2.0, 1.0, 0.0, 0.0],
+    }
+    del values["ledger"]["waiting"]  # as a gateway of an earlier release wrote it
+    assert from_json(values).evidence.waiting == {}
 
 
 def test_a_reason_whose_number_is_none_is_stored_with_its_text() -> None:
@@ -147,6 +161,8 @@ def test_traffic_follows_the_state(state: State, split: Split) -> None:
         ({"plan": {"alpha": 7}}, "the stored plan is not valid"),
         ({"clock_s": "soon"}, "wrong value"),
         ({"stable": None}, "wrong value"),
+        ({"candidate": 2**63}, "9223372036854775808 is no version"),
+        ({"stable": -1}, "-1 is no version"),
         ({"events": [{}]}, "no field"),
     ],
 )

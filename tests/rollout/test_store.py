@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import Conflict, FailedPrecondition, InvalidInput
+from serving.rollout.assembly import published_in
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
@@ -173,11 +174,12 @@ def test_a_damaged_file_leaves_the_state_before_it(
     assert store.damage("digits") is None
 
 
-def test_a_damaged_pin_is_not_taken_for_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "three", "-1", str(2**63)])
+def test_a_damaged_pin_is_not_taken_for_none(tmp_path: Path, content: str) -> None:
     store = FileStore(tmp_path)
     assert store.pinned("digits") is None
     store.pin("digits", 3)
-    (tmp_path / "pinned" / "digits").write_text("")
+    (tmp_path / "pinned" / "digits").write_text(content)
     with pytest.raises(InvalidInput, match="pinned/digits holds no version"):
         store.pinned("digits")
 
@@ -200,6 +202,22 @@ def test_nothing_begins_over_a_record_that_cannot_be_read(tmp_path: Path) -> Non
     with pytest.raises(FailedPrecondition, match='of model "digits" cannot be read'):
         order(store, "digits", "abort", by="a test", at=1e9)
     assert {path.read_text() for path in tmp_path.glob("digits*.json")} == {"{"}
+
+
+@pytest.mark.parametrize("to", [-1, 0, 2**63])
+def test_a_rollout_to_what_is_no_version_does_not_begin(tmp_path: Path, to: int) -> None:
+    store = FileStore(tmp_path)
+    store.pin("digits", 1)
+    with pytest.raises(InvalidInput, match=f"{to} is no version; versions are numbers from 1 to"):
+        start(store, "digits", to, Plan(), 1e9)
+    assert start(store, "digits", 2**63 - 1, Plan(), 1e9).candidate == 2**63 - 1
+
+
+def test_folders_that_are_no_versions_are_not_let_in(tmp_path: Path) -> None:
+    for name in ("1", "12", "0003", str(2**63), "20261130120000000000", "٣", "4.old", "-5"):
+        (tmp_path / "digits" / name).mkdir(parents=True)
+    (tmp_path / "digits" / "7").write_text("a file")
+    assert published_in(tmp_path)("digits") == [1, 3, 12]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from serving.commands.terminal import printable
 from serving.rollout.comparison import Report, Row
 from serving.rollout.judge import alphas, signals
 from serving.rollout.machine import Phase, judged_phase
@@ -66,7 +67,8 @@ def view(rollout: Rollout) -> RenderableType:
     title = Text(f"{rollout.model}  {rollout.stable} → {rollout.candidate}   ", style="bold")
     title.append(_phase(rollout), style=_STYLES.get(state.phase, "cyan"))
     last = [
-        Text(f"  {event.after.phase.value:13s} {event.after.reason.text}") for event in rollout.events[-4:]
+        Text(f"  {event.after.phase.value:13s} {printable(event.after.reason.text)}")
+        for event in rollout.events[-4:]
     ]
     return Group(title, _traffic(rollout), _evidence(rollout), _agreement(rollout), *last)
 
