@@ -112,7 +112,8 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anythi
         raise out_of_memory("decode") from None
     except UnidentifiedImageError:
         raise BadImage(
-            f"these {len(data)} bytes are no image; taken are {', '.join(FORMATS)}", stage="decode"
+            f"these {len(data)} bytes are no image of a kind that is taken: {', '.join(FORMATS)}",
+            stage="decode",
         ) from None
     except Exception as error:  # hostile bytes make decoders raise almost anything
         raise BadImage(f"the image is damaged: {error}", stage="decode") from error

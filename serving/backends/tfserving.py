@@ -35,6 +35,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Each replica has its own connection: sharing one between two pools in a process would hide failures.
     ("grpc.use_local_subchannel_pool", 1),
+    # Replicas are the gateway's own back end. gRPC would ask them through `http_proxy`, even at 127.0.0.1.
+    ("grpc.enable_http_proxy", 0),
 )
 
 KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from typing import Any
 
@@ -257,6 +258,19 @@ async def test_a_replica_that_does_not_answer_is_not_reachable() -> None:
     await pool.refresh(["digits"])
     assert pool.availability("digits") == {}
     await pool.aclose()
+
+
+async def test_replicas_are_asked_past_a_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        for name in ("http_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        async with running(FakeReplica()) as fake:
+            pool = Pool([Replica(TensorFlowServing(fake.address))], calls_per_replica=2)
+            await pool.refresh(["digits"])
+            assert pool.reachable()
+            await pool.aclose()
 
 
 async def test_the_silence_of_a_replica_is_told_once_and_so_is_its_end() -> None:
