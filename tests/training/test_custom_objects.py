@@ -241,6 +241,14 @@ def test_the_stages_have_the_papers_maps(depth: str, side: int, expected: list[t
     assert found == [(1, height, height, filters) for height, filters in expected]
 
 
+@pytest.mark.parametrize("block", [layers.IdentityBlock, layers.BottleneckBlock])
+def test_a_residual_block_ends_in_a_relu(block: type[layers.IdentityBlock]) -> None:
+    keras.utils.set_random_seed(0)
+    answer = np.array(block(2)(IMAGES - 0.5))
+    assert answer.min() == 0.0
+    assert answer.max() > 0.0
+
+
 def test_a_bottleneck_halves_the_sides_in_its_middle() -> None:
     """Where ResNet v1 lost three of four pixels in its first 1x1 convolution."""
     block = layers.BottleneckBlock(2, strides=2)

@@ -83,6 +83,10 @@ def test_two_runs_of_one_name_do_not_share_their_state(tmp_path: Path) -> None:
             pass
         assert lock.exists()
     assert not (tmp_path / "models").exists()
+    (tmp_path / "models").mkdir()
+    with alone(lock):
+        pass
+    assert list((tmp_path / "models").iterdir()) == []  # whoever made the folder keeps it
     assert job.train("simple-dense", options, Console(quiet=True)) is not None
 
 
