@@ -84,6 +84,7 @@ def test_a_config_without_a_platform_that_is_served_does_not_stand_in_the_way_of
 def test_nothing_to_serve_yet_is_no_config_and_the_first_may_follow(tmp_path: Path) -> None:
     manager = ModelManager(no_saved_model, RetryPolicy(0, 0.0), 1)
     core = ServerCore(manager, poll_wait_s=0)
+    configs.validate(NOTHING, None)
     core.reload(NOTHING)
     (tmp_path / "1").mkdir()
     core.reload(config_of({"name": "m", "base_path": str(tmp_path)}), is_waiting=False)
