@@ -459,6 +459,18 @@ def test_a_token_is_of_its_issuer_names_its_caller_and_ends() -> None:
             tokens.caller(wrong)
 
 
+def test_a_token_is_taken_by_a_clock_that_is_half_a_minute_off() -> None:
+    key = ECKey.generate_key("P-256", {"kid": "1"}, auto_kid=True)
+    jwks = json.dumps(KeySet([key]).as_dict(private=False)).encode()
+    tokens = Tokens(jwks, "jwks.json", issuer=None, audience=None)
+    now = int(time.time())
+    for good in ({"exp": now - 5}, {"nbf": now + 25}):
+        assert tokens.caller(signed(key, **good)).name == "token:robot"
+    for wrong in ({"exp": now - 35}, {"nbf": now + 60}):
+        with pytest.raises(Unauthenticated):
+            tokens.caller(signed(key, **wrong))
+
+
 def test_a_jwks_file_of_secrets_is_refused() -> None:
     secret = json.dumps(KeySet([OctKey.import_key("0123456789abcdef0123")]).as_dict(private=True))
     with pytest.raises(InvalidInput, match="only public keys"):

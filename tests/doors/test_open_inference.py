@@ -297,6 +297,44 @@ async def test_grpc_takes_a_whole_number_of_classes(up: Running) -> None:
                 await call(request)
 
 
+async def test_a_stream_goes_on_behind_a_request_that_fails_and_says_which_it_was(up: Running) -> None:
+    async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+        stream: Any = channel.stream_stream(
+            f"/{protos.OPEN_INFERENCE}/ModelStreamInfer",
+            request_serializer=protos.ModelInferRequest.SerializeToString,
+            response_deserializer=protos.ModelStreamInferResponse.FromString,
+        )
+        requests = []
+        for id_, model in (("1", "digits"), ("2", "nope"), ("3", "digits")):
+            request = protos.ModelInferRequest(model_name=model, id=id_)
+            request.inputs.add(name="images", datatype="UINT8", shape=[1, 8, 8, 1])
+            request.raw_input_contents.append(bytes([200]) * 64)
+            requests.append(request)
+        answers = [each async for each in stream(iter(requests))]
+    assert [each.infer_response.id for each in answers] == ["1", "2", "3"]
+    nothing, failed = "", 'model "nope" is not configured; there are: digits'
+    assert [each.error_message for each in answers] == [nothing, failed, nothing]
+    assert [len(each.infer_response.outputs) for each in answers] == [1, 0, 1]
+
+
+async def test_a_gateway_that_shuts_down_is_live_but_not_ready(
+    up: Running, client: httpx.AsyncClient
+) -> None:
+    assert (await client.get("/v2/health/ready")).status_code == 200
+    up.gateway.draining = True
+    ready = await client.get("/v2/health/ready")
+    assert (ready.status_code, ready.json()) == (503, {"ready": False})
+    assert (await client.get("/v2/health/live")).json() == {"live": True}
+    request, response = protos.methods(protos.OPEN_INFERENCE)["ServerReady"]
+    async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+        call: Any = channel.unary_unary(
+            f"/{protos.OPEN_INFERENCE}/ServerReady",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        assert not (await call(request())).ready
+
+
 def test_a_model_without_batches_says_so() -> None:
     signature = protos.SignatureDef()
     signature.inputs["x"].dtype = 1
