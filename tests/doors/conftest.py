@@ -105,3 +105,18 @@ def client(gateway: tuple[Running, httpx.AsyncClient]) -> httpx.AsyncClient:
 def up(gateway: tuple[Running, httpx.AsyncClient]) -> Running:
     """The gateway."""
     return gateway[0]
+
+
+@pytest.fixture
+async def strict(replica: ScriptedReplica) -> AsyncIterator[tuple[Running, httpx.AsyncClient]]:
+    """A gateway with little patience and small limits."""
+    async with gateway_over(
+        replica, header_timeout_s=1, body_grace_s=1, max_body_bytes=2**20, min_body_bytes_per_s=2**16
+    ) as both:
+        yield both
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """Where a test keeps its API keys; there is no file yet."""
+    return tmp_path / "keys.toml"

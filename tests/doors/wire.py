@@ -5,7 +5,24 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
+import httpx
+
 from serving.main import Running
+from tests.support.http import grey_png
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+# A request's head up to where the length of its body is said.
+HEAD = b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+CLOSE = b"Connection: close\r\n"
+MIB = 2**20
+
+
+async def classified(client: httpx.AsyncClient) -> bool:
+    """Whether the gateway still answers an ordinary request."""
+    answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+    assert answer.status_code == 200, answer.text
+    return bool(answer.json()["results"][0]["classes"][0]["label"] == "class-7")
 
 
 def port_of(running: Running) -> int:
