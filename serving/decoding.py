@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,7 +26,8 @@ Decoded = np.ndarray | SluiceError
 _MOST_AT_ONCE = 4
 
 
-class _Job(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Job:
     data: bytes
     spec: ImageSpec
     max_pixels: int
@@ -69,8 +70,9 @@ class Decoders:
         try:
             return [await job.done for job in jobs]
         finally:
-            for job in jobs:  # if the caller leaves, the rest must not be decoded
+            for job in jobs:  # if the caller leaves, the rest must not be decoded, nor held until its turn
                 job.done.cancel()
+                job.data = b""
 
     def close(self) -> None:
         """End the threads; what has not begun is not decoded."""

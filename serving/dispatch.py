@@ -61,10 +61,11 @@ class Dispatcher:
         slot: Slot | None = None,
         patience_s: float | None = None,
         hedge_after_s: float | None = None,
+        is_sound: Callable[[Result], bool] = lambda _answer: True,
     ) -> Result:
         """Make a call on a replica, as `Pool.call` does.
 
-        If `faults` are given it is a rollout's evidence, bad if it meets one.
+        If `faults` are given it is a rollout's evidence, bad if it meets one or its answer is not sound.
         """
 
         def make(attempt: Call[Result]) -> Awaitable[Result]:
@@ -79,7 +80,7 @@ class Dispatcher:
 
         if faults is None:
             return await make(call)
-        return await self._steering.call(*lane, call, make, faults=faults)
+        return await self._steering.call(*lane, call, make, faults=faults, is_sound=is_sound)
 
     async def send(
         self, lane: LaneKey, batch: Sequence[Entry], slot: Slot, patience_s: float | None
@@ -111,6 +112,8 @@ class Dispatcher:
             slot=slot,
             patience_s=patience_s,
             hedge_after_s=None if self._hedges is None else self._hedges.after_s(kind),
+            # An image without a number costs only its own caller an answer, but is the version's fault.
+            is_sound=lambda scores: bool(np.isfinite(scores[: len(batch)]).all()),
         )
         took_s = self._clock() - started
         if self._hedges is not None:

@@ -112,7 +112,8 @@ class Members:
             replica.went()
             if self.reachable():
                 replica.give_up()
-            if self._silence.to_tell(replica.address, self._clock()):
+            # One that left while it was asked is none of ours, and its address may be another's soon.
+            if replica in self.replicas and self._silence.to_tell(replica.address, self._clock()):
                 _log.warning(
                     f"a replica has not said for {TELL_AFTER_S:.0f} s what it serves",
                     replica=replica.address,

@@ -155,11 +155,13 @@ class Steering:
         make: Callable[[Callable[[Api, float], Awaitable[Answer]]], Awaitable[Answer]],
         *,
         faults: tuple[type[errors.SluiceError], ...] = MODEL_FAULTS,
+        is_sound: Callable[[Answer], bool] = lambda _answer: True,
     ) -> Answer:
         """Makes a call through `make`, which may try it several times, and counts it as one event.
 
         It is bad if any attempt failed by a fault of the version's, or had no answer at the deadline after a
-        fair time, whoever's timer ended it; if nobody could be reached, it is no event at all.
+        fair time, whoever's timer ended it, or if the answer is not sound; if nobody could be reached, it is
+        no event at all.
         """
         failed = False
 
@@ -182,7 +184,7 @@ class Steering:
             if failed:
                 self._count_call(model, version, failed=True)
             raise
-        self._count_call(model, version, failed=failed)
+        self._count_call(model, version, failed=failed or not is_sound(answer))
         return answer
 
     def _count_call(self, model: str, version: int, *, failed: bool) -> None:

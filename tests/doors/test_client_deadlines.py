@@ -150,10 +150,11 @@ async def test_who_takes_nothing_more_on_a_connection_does_not_use_up_the_deadli
         assert time.monotonic() - started < 30.0
 
 
-def timer_of(port: int) -> int:
-    """Which timer runs for the connection from this port, as proc(5) has it: 2 where the kernel is to ask."""
+def timer_of(port: int, to: int) -> int:
+    """Which timer runs for the connection between these ports, as proc(5) has it: 2 where the kernel is to
+    ask."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (timer,) = [row[5] for row in rows if row[1].endswith(f":{port:04X}")]
+    (timer,) = [row[5] for row in rows if row[1].endswith(f":{port:04X}") and row[2].endswith(f":{to:04X}")]
     return int(timer.partition(":")[0], 16)
 
 
@@ -164,7 +165,8 @@ async def test_while_an_answer_is_waited_for_the_kernel_asks_whether_the_path_is
 
     async def answer_once_asked(writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(10):
-            while timer_of(writer.get_extra_info("peername")[1]) != 2:
+            ends = [writer.get_extra_info(each)[1] for each in ("peername", "sockname")]
+            while timer_of(*ends) != 2:
                 await asyncio.sleep(0.01)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
         await writer.drain()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,33 @@ async def test_of_several_that_are_taken_at_once_those_no_longer_wanted_are_not_
     await asyncio.gather(first, stays)
     decoders.close()
     assert gate.asked == 2
+
+
+class File(bytes):
+    """Bytes that tell when nobody holds them any more."""
+
+    freed = threading.Event()
+
+    def __del__(self) -> None:
+        self.freed.set()
+
+
+async def test_files_of_callers_who_left_are_not_held_until_a_thread_comes_to_them() -> None:
+    gate = Gate()
+    decoders = Decoders(1, gate)  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large = encoded(gradient(1100, 1000, "L"), "PNG")
+    first = asyncio.create_task(decoders.decode([large], SPEC, max_pixels=MAX_PIXELS))
+    await until(lambda: gate.asked == 1)
+    leaves = asyncio.create_task(decoders.decode([File(large)], SPEC, max_pixels=MAX_PIXELS))
+    await asyncio.sleep(0)  # it waits behind the first
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    del leaves
+    gc.collect()
+    assert File.freed.is_set()
+    gate.opened.set()
+    await first
+    decoders.close()
 
 
 class Together:

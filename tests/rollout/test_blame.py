@@ -9,8 +9,10 @@ from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 
+from serving import tensors
 from serving.main import Running
 from serving.routing import Split
 from tests.rollout.replicas import PICTURES, VersionedReplica
@@ -68,6 +70,38 @@ async def test_a_candidate_that_hangs_is_slow_though_its_callers_leave_before_th
         counts = gateway.gateway.steering.counts
         await until(lambda: counts("digits").get("slow/2") == 1.0)
         assert counts("digits")["requests/2"] == 1.0
+
+
+class WithoutNumbers(VersionedReplica):
+    """The last image of each batch of several gets no numbers."""
+
+    async def predict(self, request: Any) -> Any:
+        response = await super().predict(request)
+        if "scores" in response.outputs and self.batches[-1] > 1:
+            scores = np.array(tensors.from_proto(response.outputs["scores"]))
+            scores[-1] = np.nan
+            response.outputs["scores"].CopyFrom(tensors.to_proto(scores))
+        return response
+
+
+async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_batch() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> None:
+        asked.set()
+        await go_on.wait()
+
+    replica = WithoutNumbers(behaviour={2: waiting})
+    split = Split(1, 2, 1.0, salt="x")
+    async with split_over(replica, split, calls_per_replica=1, max_batch=4) as (gateway, client):
+        callers = [asyncio.create_task(ask(client))]
+        await asked.wait()
+        callers += [asyncio.create_task(ask(client)) for _ in range(4)]
+        await until(lambda: gateway.gateway.batcher.depth() == 4)
+        go_on.set()
+        assert sorted(await asyncio.gather(*callers)) == [200, 200, 200, 200, 500]
+        counts = gateway.gateway.steering.counts("digits")
+        assert (counts["calls/2"], counts["failed/2"]) == (2.0, 1.0)
 
 
 async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:
