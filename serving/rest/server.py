@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -84,12 +85,14 @@ class HttpServer(uvicorn.Server):
         """Leave signals alone: the composition root decides what they mean."""
         yield
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self, listener: socket.socket, timeout_s: float) -> None:
         """Stop accepting, wait for requests in flight and for clients that are about to send, then end.
 
         Args:
+            listener: the socket that it serves on.
             timeout_s: after this many seconds whatever is left is cut.
         """
+        await _take_in(listener)
         for server in self.servers:
             server.close()
         started = time.monotonic()
@@ -103,3 +106,18 @@ class HttpServer(uvicorn.Server):
         left_s = timeout_s - (time.monotonic() - started)
         self.config.timeout_graceful_shutdown = max(1, round(left_s))
         self.should_exit = True
+
+
+async def _take_in(listener: socket.socket) -> None:
+    """Have the event loop accept who has connected already, then refuse others.
+
+    To these clients the kernel has said that they are connected; as the listener closed, it would reset them.
+    """
+    pending = select.poll()
+    pending.register(listener, select.POLLIN)
+    latest = time.monotonic() + IDLE_GRACE_S
+    quiet = 0  # turns of the loop: asyncio's own takes one to accept, and another to make a connection of it
+    while quiet < 2 and time.monotonic() < latest:
+        await asyncio.sleep(0)
+        quiet = 0 if pending.poll(0) else quiet + 1
+    listener.shutdown(socket.SHUT_RDWR)  # at once, where closing takes a turn of the loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -48,6 +49,30 @@ def labels_in(answers: bytes) -> list[str]:
     """The best label of each answer in a connection's bytes."""
     bodies = [part.partition(b"\r\n\r\n")[2] for part in answers.split(b"HTTP/1.1 ")[1:]]
     return [json.loads(body)["results"][0]["classes"][0]["label"] for body in bodies]
+
+
+async def test_who_has_connected_as_the_server_shuts_down_is_answered_and_who_comes_later_refused() -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(app, Settings(), None)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await until(lambda: server.started)
+    address = listener.getsockname()
+    with socket.create_connection(address) as client:  # by the kernel alone: the event loop has no turn
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.setblocking(False)
+        ending = asyncio.create_task(server.drain(listener, 10.0))
+        async with asyncio.timeout(20):
+            answer = await asyncio.get_running_loop().sock_recv(client, 1000)
+    assert answer.startswith(b"HTTP/1.1 204")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    await ending
+    await serving
 
 
 async def test_an_offer_of_another_protocol_is_ignored_and_costs_no_body(
