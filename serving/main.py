@@ -234,8 +234,7 @@ async def gateway_up(
             finally:
                 _log.info("shutting down", in_flight=gateway.admission.in_flight)
                 gateway.draining = True
-                timeout_s = settings.drain_timeout_s
-                await asyncio.gather(rpc.stop(timeout_s), http.drain(listener, timeout_s))
+                await asyncio.gather(rpc.stop(settings.drain_timeout_s), http.drain(listener))
 
 
 def _warn_if_open(settings: Settings, callers: Callers) -> None:

@@ -79,18 +79,20 @@ class HttpServer(uvicorn.Server):
                 ssl_context_factory=None if certificates is None else lambda *_: certificates.for_http(),
             )
         )  # fmt: skip
+        self._drain_timeout_s = settings.drain_timeout_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: the composition root decides what they mean."""
         yield
 
-    async def drain(self, listener: socket.socket, timeout_s: float) -> None:
+    async def drain(self, listener: socket.socket) -> None:
         """Stop accepting, wait for requests in flight and for clients that are about to send, then end.
+
+        Whatever is left after `settings.drain_timeout_s` is cut.
 
         Args:
             listener: the socket that it serves on.
-            timeout_s: after this many seconds whatever is left is cut.
         """
         await _take_in(listener)
         for server in self.servers:
@@ -98,12 +100,12 @@ class HttpServer(uvicorn.Server):
         started = time.monotonic()
         busy = started
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._drain_timeout_s):
                 while self.server_state.connections and time.monotonic() - busy < IDLE_GRACE_S:
                     if self.server_state.tasks:
                         busy = time.monotonic()
                     await asyncio.sleep(_TICK_S)
-        left_s = timeout_s - (time.monotonic() - started)
+        left_s = self._drain_timeout_s - (time.monotonic() - started)
         self.config.timeout_graceful_shutdown = max(1, round(left_s))
         self.should_exit = True
 

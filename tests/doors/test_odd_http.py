@@ -65,7 +65,7 @@ async def test_who_has_connected_as_the_server_shuts_down_is_answered_and_who_co
     with socket.create_connection(address) as client:  # by the kernel alone: the event loop has no turn
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         client.setblocking(False)
-        ending = asyncio.create_task(server.drain(listener, 10.0))
+        ending = asyncio.create_task(server.drain(listener))
         async with asyncio.timeout(20):
             answer = await asyncio.get_running_loop().sock_recv(client, 1000)
     assert answer.startswith(b"HTTP/1.1 204")
