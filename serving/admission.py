@@ -2,15 +2,17 @@
 
 A refusal must stay cheap while the house is full, so nothing here waits, and nothing is read or decoded
 before a request is admitted. A caller that floods the gateway fills it for itself: a part of the room is
-kept for those who hold less than an equal share.
+kept for those who hold less than an equal share. A model that is asked for too much is so by itself
+(`serving.concurrency`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -20,8 +22,8 @@ from serving.access.callers import Callers
 from serving.access.keys import Caller, Scope
 from serving.access.rates import SlidingWindow
 from serving.access.shares import Shares
-from serving.concurrency import ConcurrencyLimit
-from serving.errors import DeadlineExceeded, Overloaded, RateLimited, SluiceError, TooLarge
+from serving.concurrency import Answering, ConcurrencyLimit, Progress
+from serving.errors import Overloaded, RateLimited, SluiceError, TooLarge
 from serving.telemetry.metrics import Metrics
 
 # Long enough for a queue of requests to empty, short enough that capacity is not left idle.
@@ -74,7 +76,8 @@ class Admission:
         max_in_flight_bytes: bytes of bodies held at once.
         metrics: where refusals and requests in flight are counted.
         callers: who may come in; None: anyone.
-        limit: how many requests may be in progress, with their bodies read; None: `max_in_flight`.
+        limit: makes the limit of how many requests for a model may be in progress, with their bodies read;
+            None: `max_in_flight`.
         clock: the monotonic clock, in seconds.
     """
 
@@ -85,19 +88,20 @@ class Admission:
         max_in_flight_bytes: int,
         metrics: Metrics,
         callers: Callers | None = None,
-        limit: ConcurrencyLimit | None = None,
+        limit: Callable[[], ConcurrencyLimit] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
         self._metrics = metrics
-        self._admitted, self._working, self._bytes = Shares(), Shares(), Shares()
+        self._admitted, self._bytes = Shares(), Shares()
         self._windows: dict[str, tuple[RateLimitItem, SlidingWindow]] = {}
         self.callers = callers or Callers()
         # Where nobody is told apart there is nobody to keep room for.
         self._reserve = 0 if self.callers.open else max_in_flight // _RESERVE
         self._reserve_bytes = 0 if self.callers.open else max_in_flight_bytes // _RESERVE
-        self.limit = limit or ConcurrencyLimit(math.inf, floor=lambda: 1, ceiling=max_in_flight)
+        no_target = functools.partial(ConcurrencyLimit, math.inf, floor=lambda: 1, ceiling=max_in_flight)
+        self._progress = Progress(limit or no_target, max_in_flight, clock)
         self._clock = clock
 
     @property
@@ -113,15 +117,26 @@ class Admission:
     @property
     def in_progress(self) -> int:
         """Requests whose body was read and which are not answered."""
-        return self._working.total
+        return self._progress.total
+
+    def progress_of(self, model: str) -> tuple[int, int]:
+        """Of those the ones for a model, and how many of it there may be at the moment."""
+        return self._progress.of(model), self._progress.limit_of(model)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of bodies that are held."""
         return self._bytes.total
 
-    def admit(self, credential: str | None = None, scope: Scope = "classify") -> Ticket:
+    def admit(
+        self, credential: str | None = None, scope: Scope = "classify", model: str | None = None
+    ) -> Ticket:
         """Room for one request, to be given back by the ticket.
+
+        Args:
+            credential: the caller's, as it was sent.
+            scope: what the credential must allow.
+            model: which model is asked for; None: none that there is, or that is known yet.
 
         Raises:
             Unauthenticated, PermissionDenied: the credential does not allow this.
@@ -130,6 +145,8 @@ class Admission:
         """
         caller = self._authorize(credential, scope)
         self._check_room(caller.name)
+        if model is not None:  # now, before the body is read; and again when its work begins
+            self._check_progress(caller.name, model)
         self._check_limits(caller)
         self._admitted.take(caller.name)
         self._metrics.in_flight.inc()
@@ -144,36 +161,27 @@ class Admission:
             self._bytes.give_back(name, ticket.held_bytes)
 
     @contextmanager
-    def progress(self, caller: str) -> Iterator[None]:
-        """Room for the work on one request of a caller, whose body has been read, while the block runs.
+    def progress(self, caller: str, model: str) -> Iterator[None]:
+        """Room for the work on a caller's request for a model, whose body was read, while the block runs.
 
         Raises:
-            Overloaded: requests take too long already.
+            Overloaded: requests for this model take too long already.
         """
-        self._check_progress(caller)
-        started = self._clock()
-        self._working.take(caller)
-        try:
+        self._check_progress(caller, model)
+        with self._progress.working(model, caller):
             yield
-            self._observe(started)
-        except DeadlineExceeded:
-            self._observe(started)
-            raise
-        finally:
-            self._working.give_back(caller)
 
-    def _observe(self, started: float) -> None:
-        now = self._clock()
-        self.limit.observe(now - started, now, self.in_progress)
+    def answering(self, model: str) -> AbstractContextManager[Answering]:
+        """The span in which a request for a model, or a part of it, is answered: `Progress.answering`."""
+        return self._progress.answering(model)
 
-    def _check_progress(self, caller: str) -> None:
-        # This limit is an estimate and may be passed: whoever holds less than an equal share is let in on top
-        # of it, and who holds more is not until there are fewer again.
-        if not self._working.fits(caller, 1, self.limit.limit, reserve=self._max_in_flight):
+    def _check_progress(self, caller: str, model: str) -> None:
+        if not self._progress.fits(model, caller):
             raise self._refused(
                 "progress",
                 Overloaded(
-                    f"{self.in_progress} requests are in progress, as many as get done in time",
+                    f'{self._progress.of(model)} requests for model "{model}" are in progress, '
+                    "as many as get done in time",
                     stage="admission",
                     retry_after_s=RETRY_AFTER_S,
                 ),
@@ -216,7 +224,6 @@ class Admission:
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
-        self._check_progress(caller)  # now, before the body is read; and again when its work begins
 
     def _check_limits(self, caller: Caller) -> None:
         most = caller.max_concurrent

@@ -1,4 +1,7 @@
-"""How much may be in progress at once, learned from how long it takes.
+"""How much may be in progress at once of each model, learned from how long it takes.
+
+Each model has a limit of its own: one that takes longer than the target however few ask, or that is asked for
+more than it can do, is no reason to refuse the others' callers.
 
 Additive increase and multiplicative decrease, after Netflix's concurrency-limits (its AIMDLimit) and
 TCP's congestion avoidance (RFC 5681). Latency below the target and a limit in use let the limit grow by
@@ -11,7 +14,12 @@ latency grows with every batch that fills, which is what is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from serving.access.shares import Shares
+from serving.errors import DeadlineExceeded
 
 _LEAST_CUT = 0.5
 _MOST_CUT = 0.9
@@ -19,7 +27,7 @@ _EVEN_IF_FAST_S = 0.05
 
 
 class ConcurrencyLimit:
-    """The limit of one gateway. Times are on the monotonic clock and given by the caller.
+    """The limit of one model. Times are on the monotonic clock and given by the caller.
 
     Args:
         target_s: how long a request may take before the limit falls.
@@ -40,17 +48,134 @@ class ConcurrencyLimit:
         """How much may be in progress now."""
         return min(self._ceiling, max(int(self._limit), self._floor()))
 
-    def observe(self, latency_s: float, now: float, in_progress: int) -> None:
-        """One of `in_progress` ended well after `latency_s`."""
+    def observe(self, latency_s: float, now: float, in_progress: int, alike: int | None = None) -> None:
+        """One request ended well after `latency_s`.
+
+        Args:
+            latency_s: how long it took.
+            now: the time.
+            in_progress: how many were in progress, itself among them.
+            alike: how many of those take about as long for what they ask; None: all.
+        """
         limit = min(float(self._ceiling), max(self._limit, float(self._floor())))
         if latency_s <= self._target_s:
             if 2 * in_progress >= limit:
                 self._limit = min(float(self._ceiling), limit + 1 / limit)
             return
-        # So few are let in however long they take: a first call that compiles must not shut out a later rush.
-        if in_progress <= self._floor() or now < self._next_cut:
+        # So few are let in however long they take: a first call that compiles must not shut out a later rush,
+        # nor a slow candidate that has a small share of the requests those of the stable version.
+        few = in_progress if alike is None else alike
+        if few <= self._floor() or now < self._next_cut:
             return
         self._next_cut = now + max(latency_s, _EVEN_IF_FAST_S)
         # What was in progress took so long; the same share of it takes as long as it may.
         fitting = self._target_s / latency_s
         self._limit = min(limit, float(in_progress)) * min(_MOST_CUT, max(_LEAST_CUT, fitting))
+
+
+class _Model:
+    """What is in progress of one model: by whose it is, and by which version answers."""
+
+    __slots__ = ("limit", "of_version", "working")
+
+    def __init__(self, limit: ConcurrencyLimit) -> None:
+        self.limit = limit
+        self.working = Shares()
+        self.of_version: Counter[int] = Counter()
+
+
+class Answering:
+    """One request while it is answered, which tells by which version once that is known."""
+
+    __slots__ = ("_of_version", "version")
+
+    def __init__(self, of_version: Counter[int]) -> None:
+        self._of_version = of_version
+        self.version: int | None = None
+
+    def by(self, version: int | None) -> None:
+        """This version answers, in place of any other; None: none does any longer."""
+        if self.version is not None:
+            self._of_version[self.version] -= 1
+            if not self._of_version[self.version]:
+                del self._of_version[self.version]
+        self.version = version
+        if version is not None:
+            self._of_version[version] += 1
+
+
+class Progress:
+    """What is in progress in one gateway, with a limit for each model.
+
+    Args:
+        limit: makes the limit of a model that is asked for the first time. Names are to be those of models
+            that there are: what is learned of each is kept.
+        most: what may be in progress of a model in any case, at most.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(self, limit: Callable[[], ConcurrencyLimit], most: int, clock: Callable[[], float]) -> None:
+        self._new_limit = limit
+        self._most = most
+        self._clock = clock
+        self._models: dict[str, _Model] = {}
+
+    def _of(self, model: str) -> _Model:
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = _Model(self._new_limit())
+        return found
+
+    @property
+    def total(self) -> int:
+        """How much is in progress of all models."""
+        return sum(each.working.total for each in self._models.values())
+
+    def of(self, model: str) -> int:
+        """How much is in progress of a model."""
+        return self._of(model).working.total
+
+    def limit_of(self, model: str) -> int:
+        """How much may be in progress of a model now."""
+        return self._of(model).limit.limit
+
+    def fits(self, model: str, caller: str) -> bool:
+        """Whether one more request of a caller may be in progress.
+
+        The limit is an estimate and may be passed: whoever holds less than an equal share is let in on top of
+        it, and who holds more is not until there are fewer again.
+        """
+        of = self._of(model)
+        return of.working.fits(caller, 1, of.limit.limit, reserve=self._most)
+
+    @contextmanager
+    def working(self, model: str, caller: str) -> Iterator[None]:
+        """A caller's request is in progress while the block runs."""
+        working = self._of(model).working
+        working.take(caller)
+        try:
+            yield
+        finally:
+            working.give_back(caller)
+
+    @contextmanager
+    def answering(self, model: str) -> Iterator[Answering]:
+        """The answer to a request, or to a part of one, is made while the block runs.
+
+        How long that takes is learned from if it ends well or at its deadline, and a version was found.
+        """
+        of, started = self._of(model), self._clock()
+        answering = Answering(of.of_version)
+        try:
+            yield answering
+            self._observe(of, answering, started)
+        except DeadlineExceeded:
+            self._observe(of, answering, started)
+            raise
+        finally:
+            answering.by(None)
+
+    def _observe(self, of: _Model, answering: Answering, started: float) -> None:
+        if answering.version is not None:
+            now, alike = self._clock(), of.of_version[answering.version]
+            of.limit.observe(now - started, now, of.working.total, alike)

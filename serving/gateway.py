@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -88,7 +88,7 @@ class Gateway:
             max_in_flight_bytes=fitting(settings.max_in_flight_bytes, usage.bounds()),
             metrics=metrics,
             callers=callers,
-            limit=ConcurrencyLimit(
+            limit=lambda: ConcurrencyLimit(
                 settings.target_latency_s,
                 floor=lambda: 2 * settings.max_batch * max(1, len(pool.replicas)),
                 ceiling=settings.max_in_flight,
@@ -154,7 +154,7 @@ class Gateway:
         """
         with (
             self.journal.recorded(context, lambda: ref.name if ref.name in self.catalog.names() else ""),
-            self._admit(context, scope) as ticket,
+            self._admit(context, scope, ref) as ticket,
         ):
             context.caller = ticket.caller.name
             self.journal.admitted(context)
@@ -163,11 +163,12 @@ class Gateway:
             except MemoryError:
                 raise out_of_memory() from None
 
-    def _admit(self, context: RequestContext, scope: Scope) -> Ticket:
+    def _admit(self, context: RequestContext, scope: Scope, ref: ModelRef) -> Ticket:
         # What comes over gRPC has been let in before its message was read.
         if self.pressure is not None and context.protocol == "http":
             self.pressure.check(time.monotonic())
-        return self.admission.admit(context.credential, scope)
+        name = ref.name or self.catalog.default_name()
+        return self.admission.admit(context.credential, scope, name if name in self.catalog.names() else None)
 
     async def classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -184,7 +185,7 @@ class Gateway:
         """
         self.check_number(len(images))
         self.journal.has_read(context)
-        with self.admission.progress(context.caller):
+        with self._progress(ref, context):
             return await self._classify(ref, images, top_k, context)
 
     def check_number(self, images: int) -> None:
@@ -200,7 +201,7 @@ class Gateway:
     async def _classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
     ) -> Prediction:
-        return await self._routed(
+        return await self._answered(
             ref,
             context,
             lambda model: self._classifier.classify(model, images, top_k, context, desk=self.desk),
@@ -219,9 +220,7 @@ class Gateway:
         async def classify(ref: ModelRef, images: Sequence[bytes]) -> Prediction:
             return await self._classify(ref, images, top_k, context)
 
-        return in_parts(
-            classify, ref, images, self.settings.max_batch, self.admission.progress(context.caller)
-        )
+        return in_parts(classify, ref, images, self.settings.max_batch, self._progress(ref, context))
 
     async def ask(
         self,
@@ -256,8 +255,8 @@ class Gateway:
                 check_shapes(model, request)
             return await self._ask(method, model, request, context)
 
-        with self.admission.progress(context.caller):
-            return await self._routed(ref, context, answer)
+        with self._progress(ref, context):
+            return await self._answered(ref, context, answer)
 
     async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
         for spec in model_specs(request):
@@ -299,6 +298,22 @@ class Gateway:
         """
         await self.pool.reload_config(config, context.deadline - self._clock())
         self.catalog.set_models(each.name for each in config.model_config_list.config)
+
+    def _progress(self, ref: ModelRef, context: RequestContext) -> AbstractContextManager[None]:
+        """Room for the work on a request; raises NotFound or InvalidInput if there is no such model."""
+        return self.admission.progress(context.caller, self.catalog.resolve_name(ref.name))
+
+    async def _answered(
+        self, ref: ModelRef, context: RequestContext, answer: Callable[[ModelVersion], Awaitable[Result]]
+    ) -> Result:
+        """Answer as `_routed` does; how long that takes decides how many of its kind are let in."""
+        with self.admission.answering(self.catalog.resolve_name(ref.name)) as answering:
+
+            async def by(model: ModelVersion) -> Result:
+                answering.by(model.version)
+                return await answer(model)
+
+            return await self._routed(ref, context, by)
 
     async def _routed(
         self, ref: ModelRef, context: RequestContext, answer: Callable[[ModelVersion], Awaitable[Result]]

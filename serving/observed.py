@@ -63,8 +63,6 @@ def watch(gateway: Gateway, certificates: Certificates | None, rollouts: Rollout
 def _read_room(readings: Readings, gateway: Gateway) -> None:
     most, most_bytes = gateway.admission.limits
     readings.add("sluice_requests_in_flight_limit", most)
-    readings.add("sluice_requests_in_progress", gateway.admission.in_progress)
-    readings.add("sluice_requests_in_progress_limit", gateway.admission.limit.limit)
     readings.add("sluice_request_body_bytes", gateway.admission.held_bytes)
     readings.add("sluice_request_body_limit_bytes", most_bytes)
     readings.add("sluice_log_lines_lost", logs.STDERR.lost)
@@ -72,6 +70,9 @@ def _read_room(readings: Readings, gateway: Gateway) -> None:
     depths = gateway.batcher.depths()
     for name in gateway.catalog.names():
         readings.add("sluice_queue_depth", depths.get(name, 0), name)
+        in_progress, limit = gateway.admission.progress_of(name)
+        readings.add("sluice_requests_in_progress", in_progress, name)
+        readings.add("sluice_requests_in_progress_limit", limit, name)
 
 
 def _read_replicas(readings: Readings, pool: Pool, now: float) -> None:

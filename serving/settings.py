@@ -188,8 +188,9 @@ class Settings(BaseSettings):
     refused before anything of them is read. None: what its container or RLIMIT_AS allows, if they do."""
 
     target_latency_s: Duration = 2.0
-    """Requests that take longer than this, their bodies read, make the gateway take fewer at once, down to
-    two full batches a replica: people give up after a few seconds, and a longer queue answers no more."""
+    """Requests that take longer than this, their bodies read, make the gateway take fewer at once for their
+    model, down to two full batches a replica: people give up after a few seconds, and a longer queue answers
+    no more."""
 
     max_batch: AtLeastOne = 32
     """Images in one call to a replica. Beyond 32 throughput hardly grows, and latency does."""

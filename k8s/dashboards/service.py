@@ -146,12 +146,14 @@ def _where_the_time_goes() -> Row:
             ),
             lines(
                 "Queue and room",
-                "Images that wait; requests in flight, and those in progress, whose limit is learned.",
+                "Images that wait; requests in flight, and in progress, with a limit learned for each model.",
                 query(f"sum by (model) (sluice_queue_depth{_M})", "{{model}} waiting"),
                 query("sum(sluice_requests_in_flight)", "in flight"),
                 query("sum(sluice_requests_in_flight_limit)", "in flight, limit"),
-                query("sum(sluice_requests_in_progress)", "in progress"),
-                query("sum(sluice_requests_in_progress_limit)", "in progress, limit"),
+                query(f"sum by (model) (sluice_requests_in_progress{_M})", "{{model}} in progress"),
+                query(
+                    f"sum by (model) (sluice_requests_in_progress_limit{_M})", "{{model}} in progress, limit"
+                ),
             ),
         ),
     )

@@ -17,10 +17,13 @@ Family = CounterMetricFamily | GaugeMetricFamily
 
 _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sluice_requests_in_flight_limit": ("Requests that are admitted at once at most.", ()),
-    "sluice_requests_in_progress": ("Requests whose body was read and which are not answered.", ()),
+    "sluice_requests_in_progress": (
+        "Requests for a model whose body was read and which are not answered.",
+        ("model",),
+    ),
     "sluice_requests_in_progress_limit": (
         "How many of them are taken at once: it falls while they take longer than the target.",
-        (),
+        ("model",),
     ),
     "sluice_request_body_bytes": ("Bytes of requests' bodies that are held.", ()),
     "sluice_request_body_limit_bytes": ("Bytes of requests' bodies that are held at most.", ()),

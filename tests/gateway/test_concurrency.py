@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
+import pytest
 
-from serving.concurrency import ConcurrencyLimit
+from serving.concurrency import ConcurrencyLimit, Progress
+from serving.errors import DeadlineExceeded
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.pictures import encoded, gradient
@@ -62,6 +66,112 @@ def test_a_limit_that_is_not_used_does_not_grow() -> None:
     for _ in range(10_000):
         found.observe(0.01, now=2.0, in_progress=1)
     assert found.limit == before
+
+
+class Clocked:
+    """What is in progress of some models, at times that the test sets."""
+
+    def __init__(self, floor: int = 8) -> None:
+        self.now = 100.0
+        self.progress = Progress(lambda: limit_of(floor=floor), 1000, lambda: self.now)
+
+    def answer(
+        self, model: str, versions: Sequence[int | None], took_s: float, error: Exception | None = None
+    ) -> None:
+        """One request by each of the versions, all at once; None: no version was found for it."""
+        with ExitStack() as stack:
+            for version in versions:
+                stack.enter_context(self.progress.working(model, "caller"))
+                stack.enter_context(self.progress.answering(model)).by(version)
+            self.now += took_s
+            if error is not None:
+                raise error
+
+
+def test_a_slow_model_lowers_no_other_models_limit() -> None:
+    found = Clocked()
+    before = found.progress.limit_of("quick")
+    for _ in range(20):
+        found.answer("slow", 20 * [1], took_s=3.0)
+    assert found.progress.limit_of("slow") == 8
+    assert found.progress.limit_of("quick") == before
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(found.progress.working("slow", "flood"))
+        assert not found.progress.fits("slow", "flood")
+        assert found.progress.fits("slow", "calm"), "who holds less than an equal share is let in on top"
+        assert found.progress.fits("quick", "flood")
+        assert (found.progress.total, found.progress.of("slow"), found.progress.of("quick")) == (8, 8, 0)
+    assert found.progress.total == 0
+
+
+def test_a_slow_candidate_with_few_requests_lowers_not_the_limit_of_the_stable_version() -> None:
+    found = Clocked()
+    before = found.progress.limit_of("digits")
+    found.answer("digits", 100 * [1] + 8 * [2], took_s=0.5)
+    with ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(found.progress.working("digits", "caller"))
+        found.answer("digits", 8 * [2], took_s=3.0)
+        assert found.progress.limit_of("digits") == before
+        found.answer("digits", 9 * [2], took_s=3.0)
+        assert found.progress.limit_of("digits") < before
+
+
+def test_a_deadline_lowers_the_limit_and_what_met_no_version_or_another_error_does_not() -> None:
+    found = Clocked()
+    before = found.progress.limit_of("digits")
+    with pytest.raises(ValueError, match="wrong"):
+        found.answer("digits", 20 * [1], took_s=30.0, error=ValueError("wrong"))
+    with pytest.raises(DeadlineExceeded):
+        found.answer("digits", 20 * [None], took_s=30.0, error=DeadlineExceeded("nobody was there"))
+    assert found.progress.limit_of("digits") == before
+    with pytest.raises(DeadlineExceeded):
+        found.answer("digits", 20 * [1], took_s=30.0, error=DeadlineExceeded("slow"))
+    assert found.progress.limit_of("digits") < before
+
+
+def test_a_request_that_another_version_answers_in_the_end_counts_as_that_ones() -> None:
+    found = Clocked(floor=1)
+    before = found.progress.limit_of("digits")
+    with found.progress.working("digits", "a"), found.progress.working("digits", "b"):
+        with found.progress.answering("digits") as moves, found.progress.answering("digits") as stays:
+            moves.by(1)
+            stays.by(1)
+            moves.by(2)
+            found.now += 5.0
+        assert found.progress.limit_of("digits") == before, "each was the only one of its version"
+
+
+async def test_a_model_that_is_slower_than_the_target_refuses_no_other_models_callers() -> None:
+    """Of both more are asked at once than two full batches, to which the slow one's limit falls."""
+
+    async def slow(request: Any) -> None:
+        if request.model_spec.name == "slow":
+            await asyncio.sleep(1.0)
+
+    picture = encoded(gradient(), "PNG")
+    fake = FakeReplica(versions={"quick": {1}, "slow": {1}}, before_predict=slow)
+    async with (
+        running(fake),
+        gateway_over(
+            fake, models=("quick", "slow"), max_batch=4, calls_per_replica=4, target_latency_s=0.5
+        ) as (up, client),
+    ):
+
+        async def post(model: str) -> int:
+            answer = await client.post(f"/v1/models/{model}:classify", content=picture, headers=PNG)
+            if answer.status_code == 503:
+                assert f'for model \\"{model}\\" are in progress' in answer.text
+            return answer.status_code
+
+        assert await asyncio.gather(*(post("slow") for _ in range(12))) == 12 * [200]
+        assert counted(up, "sluice_requests_in_progress_limit", model="slow") == 8
+        again = [asyncio.create_task(post("slow")) for _ in range(12)]
+        await until(lambda: counted(up, "sluice_requests_in_progress", model="slow") == 8)
+        assert await asyncio.gather(*(post("quick") for _ in range(24))) == 24 * [200]
+        assert sorted(await asyncio.gather(*again)) == 8 * [200] + 4 * [503]
+        assert counted(up, "sluice_requests_in_progress_limit", model="quick") > 24
 
 
 async def test_ten_times_overload_is_refused_and_what_is_admitted_is_answered_in_time() -> None:

@@ -130,7 +130,8 @@ async def test_what_a_gateway_holds_is_told_while_it_holds_it() -> None:
         most, most_bytes = up.gateway.admission.limits
         assert counted(up, "sluice_requests_in_flight_limit") == most
         assert counted(up, "sluice_request_body_limit_bytes") == most_bytes
-        assert counted(up, "sluice_requests_in_progress_limit") == up.gateway.admission.limit.limit
+        in_progress_limit = counted(up, "sluice_requests_in_progress_limit", model="digits")
+        assert (0, in_progress_limit) == up.gateway.admission.progress_of("digits")
 
 
 async def test_each_metric_that_has_no_labels_is_there_from_the_start() -> None:
