@@ -18,7 +18,7 @@ from serving import errors
 from serving.backends.budget import RetryBudget
 from serving.backends.hedging import first_good
 from serving.backends.members import SAME_REPLICA_PAUSE_S, Members
-from serving.backends.replica import Answer, Call, Replica
+from serving.backends.replica import Answer, Call, Patience, Replica
 from serving.backends.room import Waiting
 from serving.backends.tfserving import is_full
 
@@ -110,6 +110,7 @@ class Pool(Members):
     async def refresh(self, models: Iterable[str]) -> None:
         """Ask every replica which versions of `models` it has. One that does not answer is not reachable."""
         await super().refresh(models)
+        self._waiting.look_again()
         self.freed()  # by a replica that has come, or is warm by now, or may be tried again
 
     def capacity(self, model: str, version: int) -> int:
@@ -173,7 +174,8 @@ class Pool(Members):
             call: what to do; it may be done more than once.
             deadline: when its answer is of no more use.
             slot: the place that was booked for it; it moves along with retries.
-            patience_s: after how long another replica is asked if this one has not answered; None: never.
+            patience_s: after how long another replica is asked if this one has not answered; None: never. If
+                there is none then, one that joins later is.
             hedge_after_s: after how long another one is asked, too, if it has a free place; None: never.
 
         Raises:
@@ -216,7 +218,8 @@ class Pool(Members):
             if replica is not None:
                 return replica
             ahead = slot is not None or is_full(last)
-            replica = await self._waiting.place(usable, task.deadline - now, ahead=ahead)
+            find = functools.partial(self._candidates, task, tried, last)
+            replica = await self._waiting.place(find, task.deadline - now, ahead=ahead)
             if replica is None or replica in self._usable(task.model, task.version, self._clock()):
                 return replica
             self._waiting.leave(replica)  # it went, or left the pool, while this call waited for it
@@ -250,9 +253,8 @@ class Pool(Members):
             slot.move(replica)
         self.retries += bool(tried)
         tried.append(replica)
-        alone = not self._usable(task.model, task.version, self._clock(), tried)
-        first = self._attempt(task, replica, tried, None if alone else task.patience_s)
-        if alone or task.hedge_after_s is None:
+        first = self._attempt(task, replica, tried, task.patience_s)
+        if task.hedge_after_s is None:
             return await first
         hedge = functools.partial(self._hedge, task, tried)
         return await first_good(first, task.hedge_after_s, hedge, retryable=RETRYABLE)
@@ -264,9 +266,15 @@ class Pool(Members):
 
         One that was full has not been tried: it did not look at the call.
         """
+        tried_before = tuple(tried)
+
+        def others() -> bool:
+            return bool(self._usable(task.model, task.version, self._clock(), tried_before))
+
+        patience = None if patience_s is None else Patience(patience_s, others)
         try:
             answer = await replica.run(
-                task.model, task.version, task.call, task.deadline, self._clock, patience_s
+                task.model, task.version, task.call, task.deadline, self._clock, patience
             )
         except BaseException as error:  # a deadline tells of the replica, too, whoever's timer ends the call
             self._judge(replica, task.model, task.version)

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from serving import errors
 from serving.backends.breaker import Breaker
@@ -36,6 +36,17 @@ _TIMER_SLACK_S = 0.01
 # A timer that fires so much later than it should tells that this process stood still (its share of a
 # processor was used up, say), and nothing of the replica: what that answered has not been looked at yet.
 LATE_S = 0.1
+
+
+# Once a call is overdue, it is looked so often whether there is another replica by now.
+_LOOK_AGAIN_S = 1.0
+
+
+class Patience(NamedTuple):
+    """How long a call is waited for, in seconds; whether another replica could answer it instead, then."""
+
+    for_s: float
+    others: Callable[[], bool]
 
 
 class Replica:
@@ -151,7 +162,7 @@ class Replica:
         call: Call[Answer],
         deadline: float,
         clock: Callable[[], float],
-        patience_s: float | None = None,
+        patience: Patience | None = None,
     ) -> Answer:
         """Make a call for a version and learn from how it goes. Cancellation leaves the counters right.
 
@@ -164,7 +175,7 @@ class Replica:
             call: the call.
             deadline: when its answer is of no more use.
             clock: the monotonic clock.
-            patience_s: after how long the replica is given up; None: at the deadline.
+            patience: when the replica is given up before the deadline; None: never.
 
         Raises:
             Unavailable: the replica was given up.
@@ -176,7 +187,7 @@ class Replica:
         self.in_flight += 1
         started = clock()
         try:
-            answer = await self._limited(call, deadline - started, patience_s)
+            answer = await self._limited(call, deadline - started, patience)
         except errors.SluiceError as error:
             self._met(error, of, started, clock())
             raise
@@ -198,9 +209,9 @@ class Replica:
             for breaker in self._breakers(of):
                 breaker.abandon()
 
-    async def _limited(self, call: Call[Answer], left_s: float, patience_s: float | None) -> Answer:
+    async def _limited(self, call: Call[Answer], left_s: float, patience: Patience | None) -> Answer:
         limit = asyncio.timeout(None)
-        patience = None if patience_s is None else _Patience(limit, patience_s, self._limits)
+        watch = None if patience is None else _Watch(limit, patience, self._limits)
         try:
             async with limit:
                 self._limits[limit] = None
@@ -208,8 +219,8 @@ class Replica:
                     return await call(self.api, left_s)
                 finally:
                     self._limits.pop(limit, None)
-                    if patience is not None:
-                        patience.end()
+                    if watch is not None:
+                        watch.end()
         except TimeoutError:
             self.breaker.trip()
             raise errors.Unavailable(f"the replica {self.address} does not answer", stage="backend") from None
@@ -260,25 +271,26 @@ class Replica:
             self.latency_s += _LATENCY_WEIGHT * (latency_s - self.latency_s)
 
 
-class _Patience:
+class _Watch:
     """Ends a call that was not answered in a while, in which this process was there to hear an answer.
 
-    It waits on while an older call is in flight: that may be a heavy model's, and be computed first.
+    It waits on while an older call is in flight, which may be a heavy model's and be computed first, and
+    while there is no other replica that could answer.
 
     Args:
         limit: what the call is made in.
-        patience_s: the while, in seconds.
+        patience: the while, and whether there is another replica.
         in_flight: the limits of all calls on the replica, the oldest first; one that is ended leaves it.
     """
 
     def __init__(
-        self, limit: asyncio.Timeout, patience_s: float, in_flight: dict[asyncio.Timeout, None]
+        self, limit: asyncio.Timeout, patience: Patience, in_flight: dict[asyncio.Timeout, None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self._patience_s = patience_s
+        self._patience = patience
         self._in_flight = in_flight
-        self._wait(patience_s)
+        self._wait(patience.for_s)
 
     def _wait(self, wait_s: float) -> None:
         due = self._loop.time() + wait_s
@@ -289,7 +301,9 @@ class _Patience:
         if late_s > LATE_S:
             self._wait(late_s)
         elif next(iter(self._in_flight), self._limit) is not self._limit:
-            self._wait(self._patience_s)
+            self._wait(self._patience.for_s)
+        elif not self._patience.others():
+            self._wait(min(self._patience.for_s, _LOOK_AGAIN_S))
         elif not self._limit.expired():
             self._in_flight.pop(self._limit, None)
             self._limit.reschedule(0.0)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 FIRST = 64  # what a server of 16 cores takes; a smaller one says so at once
 MOST = 256
@@ -70,9 +71,11 @@ class HasRoom(Protocol):
 Host = TypeVar("Host", bound=HasRoom)
 
 
-class _Waiter(NamedTuple, Generic[Host]):
+@dataclass(eq=False, slots=True)
+class _Waiter(Generic[Host]):
+    find: Callable[[], Collection[Host]]
     hosts: Collection[Host]
-    place: asyncio.Future[Host]
+    place: asyncio.Future[Host | None]
 
 
 class Waiting(Generic[Host]):
@@ -84,26 +87,28 @@ class Waiting(Generic[Host]):
     def __len__(self) -> int:
         return len(self._waiters)
 
-    async def place(self, hosts: Collection[Host], left_s: float, *, ahead: bool = False) -> Host | None:
-        """Wait for a place at one of `hosts`, all of which are full; it is taken when this returns.
+    async def place(
+        self, find: Callable[[], Collection[Host]], left_s: float, *, ahead: bool = False
+    ) -> Host | None:
+        """Wait for a place at a replica while all that will do are full; it is taken when this returns.
 
         Args:
-            hosts: the replicas that will do.
+            find: finds those that will do, now and whenever that may have changed.
             left_s: how long to wait, in seconds.
             ahead: whether to go before those that wait already.
 
         Returns:
-            The replica; None if none had a place in time.
+            The replica; None if none had a place in time, or none is left that will do.
         """
-        waiter: _Waiter[Host] = _Waiter(hosts, asyncio.get_running_loop().create_future())
+        waiter: _Waiter[Host] = _Waiter(find, find(), asyncio.get_running_loop().create_future())
         (self._waiters.appendleft if ahead else self._waiters.append)(waiter)
         try:
             await asyncio.wait([waiter.place], timeout=max(left_s, 0.0))
         except asyncio.CancelledError:
-            if waiter.place.done():
-                self.leave(waiter.place.result())
-            else:
+            if not waiter.place.done():
                 self._waiters.remove(waiter)
+            elif (host := waiter.place.result()) is not None:
+                self.leave(host)
             raise
         if not waiter.place.done():
             self._waiters.remove(waiter)
@@ -117,6 +122,18 @@ class Waiting(Generic[Host]):
             waiter = next((each for each in self._waiters if host in each.hosts), None)
             if waiter is None:
                 return
-            self._waiters.remove(waiter)
+            self._give(waiter, host)
+
+    def look_again(self) -> None:
+        """Replicas may have come or gone: who waits gets a place at a new one, or hears that none is left."""
+        for waiter in list(self._waiters):
+            waiter.hosts = waiter.find()
+            free = next((host for host in waiter.hosts if host.room.free), None)
+            if free is not None or not waiter.hosts:
+                self._give(waiter, free)
+
+    def _give(self, waiter: _Waiter[Host], host: Host | None) -> None:
+        self._waiters.remove(waiter)
+        if host is not None:
             host.room.take()
-            waiter.place.set_result(host)
+        waiter.place.set_result(host)

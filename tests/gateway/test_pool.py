@@ -14,7 +14,7 @@ from serving.backends import budget, members
 from serving.backends.breaker import THRESHOLD, Breaker
 from serving.backends.budget import RetryBudget
 from serving.backends.pool import Pool, choose
-from serving.backends.replica import RAMP_S
+from serving.backends.replica import RAMP_S, Patience
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.replicas import replica
@@ -165,15 +165,13 @@ async def test_a_call_is_not_overdue_while_an_older_one_may_be_computed_before_i
 
         return until_it_ends
 
-    def run(index: int, patience_s: float | None) -> asyncio.Task[None]:
+    def run(index: int, patience: Patience | None) -> asyncio.Task[None]:
         deadline = time.monotonic() + 60
-        return asyncio.create_task(
-            busy.run("digits", 1, hang(index), deadline, time.monotonic, patience_s=patience_s)
-        )
+        return asyncio.create_task(busy.run("digits", 1, hang(index), deadline, time.monotonic, patience))
 
     older = run(0, None)
     await asked[0].wait()
-    younger = run(1, 0.02)
+    younger = run(1, Patience(0.02, lambda: True))
     await asked[1].wait()
     done, _ = await asyncio.wait([younger], timeout=0.2)
     assert not done
@@ -218,6 +216,34 @@ async def test_the_only_replica_gets_the_time_that_it_needs() -> None:
     await pool.aclose()
 
 
+@pytest.mark.parametrize("by", ["patience", "hedge"])
+async def test_who_waits_for_the_only_replica_is_answered_by_one_that_joins(by: str) -> None:
+    silent, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    pool = Pool([silent], calls_per_replica=2)
+    asked: list[str] = []
+
+    async def hang(api: TensorFlowServing, _timeout_s: float) -> str:
+        asked.append(api.address)
+        if api.address == silent.address:
+            await asyncio.Event().wait()
+        return "answer"
+
+    slot = pool.book("digits", 1)
+    assert slot is not None
+    options = {"patience": {"patience_s": 0.05}, "hedge": {"hedge_after_s": 0.2}}[by]
+    task = asyncio.create_task(call(pool, hang, slot=slot, **options))
+    done, _ = await asyncio.wait([task], timeout=0.15)
+    assert not done, "there is nobody else"
+    assert silent.breaker == Breaker()
+    pool.join(good)
+    async with asyncio.timeout(10):
+        assert await task == "answer"
+    assert asked == [silent.address, good.address]
+    assert (pool.retries, pool.hedges) == ((1, 0) if by == "patience" else (0, 1))
+    assert silent.breaker.allows(time.monotonic()) is (by == "hedge")
+    await pool.aclose()
+
+
 async def test_calls_on_a_replica_that_stopped_answering_are_made_elsewhere() -> None:
     silent, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
     pool = Pool([silent, good], calls_per_replica=2)
@@ -241,6 +267,7 @@ async def test_calls_on_a_replica_that_stopped_answering_are_made_elsewhere() ->
 async def test_a_call_that_is_given_up_may_take_a_while_to_end() -> None:
     """Its patience ends meanwhile, and has nothing to add."""
     only, entered, seen = replica(), asyncio.Event(), []
+    patience = Patience(0.05, lambda: True)
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: seen.append(context))
 
     async def slow_to_end(_api: Any, _timeout_s: float) -> None:
@@ -251,7 +278,7 @@ async def test_a_call_that_is_given_up_may_take_a_while_to_end() -> None:
             await asyncio.sleep(0.1)
 
     asked = asyncio.create_task(
-        only.run("digits", 1, slow_to_end, time.monotonic() + 20, time.monotonic, patience_s=0.05)
+        only.run("digits", 1, slow_to_end, time.monotonic() + 20, time.monotonic, patience)
     )
     await entered.wait()
     only.give_up()

@@ -17,7 +17,7 @@ from serving import errors, protos, tensors
 from serving.backends.pool import MAX_ATTEMPTS, Pool
 from serving.backends.replica import Replica
 from serving.backends.room import FIRST, MOST, Room, Waiting
-from serving.backends.tfserving import VersionStatus
+from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, Refusal, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.replicas import replica
@@ -107,7 +107,7 @@ async def test_places_go_to_the_first_that_waits_for_that_replica_unless_one_goe
     came: list[str] = []
 
     async def wait(name: str, *hosts: Replica, ahead: bool = False) -> None:
-        found = await waiting.place(hosts, 20.0, ahead=ahead)
+        found = await waiting.place(lambda: hosts, 20.0, ahead=ahead)
         came.append(f"{name} at {'nobody' if found is None else found.address[-1]}")
 
     tasks = [
@@ -127,9 +127,9 @@ async def test_a_place_is_lost_neither_by_one_who_leaves_nor_by_one_whose_time_i
     host = replica(limit=1.0)
     host.room.take()
     waiting: Waiting[Replica] = Waiting()
-    assert await waiting.place([host], 0.0) is None
-    leaving = [asyncio.create_task(waiting.place([host], 20.0)) for _ in range(2)]
-    staying = asyncio.create_task(waiting.place([host], 20.0))
+    assert await waiting.place(lambda: [host], 0.0) is None
+    leaving = [asyncio.create_task(waiting.place(lambda: [host], 20.0)) for _ in range(2)]
+    staying = asyncio.create_task(waiting.place(lambda: [host], 20.0))
     await until(lambda: len(waiting) == 3)
     leaving[0].cancel()  # while it waits
     await until(lambda: len(waiting) == 2)
@@ -204,6 +204,45 @@ async def test_who_waits_is_told_if_the_replica_goes_and_there_is_no_other() -> 
             await waits
         assert server.begun == ["first"]
         assert (dying.room.taken, len(pool._waiting)) == (0, 0)
+
+
+async def test_who_waits_gets_a_place_at_a_replica_that_joins() -> None:
+    """Also once its first one is there no longer, and in the order in which they wait."""
+    server = Server(threads=100)
+    async with running(FakeReplica()) as old, running(FakeReplica()) as new:
+        full = replica(old.address, limit=1.0)
+        async with pool_of(full) as pool:
+            first = asked(pool, server.call("first"))
+            await until(lambda: server.busy == 1)
+            waits = [asked(pool, server.call(number)) for number in range(3)]
+            await until(lambda: len(pool._waiting) == 3)
+            joining = Replica(TensorFlowServing(new.address))
+            joining.room.limit = 2.0
+            pool.join(joining)
+            await pool.refresh(["digits"])
+            await until(lambda: server.busy == 3)
+            assert server.begun == ["first", 0, 1]
+            assert (full.room.taken, joining.room.taken, len(pool._waiting)) == (1, 2, 1)
+            old.versions.clear()
+            await pool.refresh(["digits"])
+            assert len(pool._waiting) == 1
+            server.answer.set()
+            assert await gathered([first, *waits]) == ["first", 0, 1, 2]
+            assert (full.room.taken, joining.room.taken, joining.in_flight) == (0, 0, 0)
+
+
+async def test_who_waits_is_told_at_once_if_every_replica_goes_though_calls_there_hang() -> None:
+    server = Server(threads=100)
+    async with pool_of(replica("127.0.0.1:1", limit=1.0)) as pool:
+        first, waits = asked(pool, server.call("first")), asked(pool, server.call("second"))
+        await until(lambda: server.busy == 1 and len(pool._waiting) == 1)
+        await pool.refresh(["digits"])  # nobody is at that address
+        async with asyncio.timeout(10):
+            with pytest.raises(errors.Unavailable, match="no replica that has version 1"):
+                await waits
+        server.answer.set()
+        assert await first == "first"
+        assert pool.replicas[0].room.taken == 0
 
 
 async def test_waiting_ends_at_the_deadline() -> None:
