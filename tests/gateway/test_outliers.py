@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -59,6 +60,82 @@ def test_an_outlier_fails_much_more_often_than_the_others(
     assert is_outlier(outcomes(*counts), [outcomes(*each) for each in others], DIGITS, now=2.0) is found
 
 
+Counts = tuple[int, int]
+"""How many calls for a version were answered, and how many failed."""
+
+
+def of_models(counts: Mapping[int, Counts]) -> Outcomes:
+    """The outcomes of a replica with version 1 of numbered models."""
+    made = Outcomes()
+    for model, (good, bad) in counts.items():
+        for index in range(good + bad):
+            made.add((f"model-{model}", 1), failed=index < bad, now=1.0)
+    return made
+
+
+def judged(own: Mapping[int, Counts], *others: Mapping[int, Counts]) -> bool:
+    replica = of_models(own)
+    return is_outlier(replica, [of_models(each) for each in others], ("model-0", 1), now=2.0)
+
+
+def test_a_replica_is_judged_by_its_calls_for_many_little_used_models_together() -> None:
+    fifty = range(50)
+    well = dict.fromkeys(fifty, (5, 0))
+    assert judged(dict.fromkeys(fifty, (3, 2)), well, well)
+    assert not judged(dict.fromkeys(fifty, (5, 0)), well, well)
+    assert not judged(dict.fromkeys(range(6), (1, 2)), well, well), "eighteen calls say nothing"
+    assert not judged({0: (0, 200)}, {0: (5, 0)}), "nor do five of the others"
+    assert not judged(dict.fromkeys(fifty, (3, 2))), "nor does being alone"
+
+
+def test_of_a_handful_of_calls_for_each_model_the_next_may_fail_yet() -> None:
+    well = dict.fromkeys(range(20), (2, 0))
+    assert not judged(dict.fromkeys(range(4), (2, 0)) | dict.fromkeys(range(4, 20), (1, 1)), well)
+    assert judged(dict.fromkeys(range(20), (1, 1)), well)
+
+
+def test_models_that_fail_everywhere_make_no_replica_an_outlier_whatever_else_it_has() -> None:
+    """It has most of the calls for them, or is even the only one that has them."""
+    well, broken = dict.fromkeys(range(25), (5, 0)), range(25, 50)
+    shared = well | dict.fromkeys(broken, (2, 10))
+    assert not judged(shared, well | dict.fromkeys(broken, (1, 5)), well)
+    assert not judged(well | dict.fromkeys(broken, (0, 15)), well, well)
+    of_its_own = dict.fromkeys(range(25), (2, 3)) | dict.fromkeys(broken, (15, 0))
+    assert judged(of_its_own, well, well), "and models that it alone has well excuse nothing"
+
+
+def test_no_replica_is_an_outlier_by_chance() -> None:
+    rng = random.Random(7)
+    found = 0
+    for _ in range(300):
+        rates = [rng.choice([1.0, 0.99, 0.9, 0.5]) for _ in range(30)]
+        replicas = [
+            {
+                model: (good := sum(rng.random() < rate for _ in range(calls)), calls - good)
+                for model, rate in enumerate(rates)
+                if (calls := rng.randrange(12))
+            }
+            for _ in range(3)
+        ]
+        found += judged(*replicas)
+    assert found == 0
+
+
+def test_judging_many_models_together_is_not_done_at_each_failure() -> None:
+    replica, well = Outcomes(), of_models(dict.fromkeys(range(400), (1, 0)))
+    for model in range(400):
+        replica.add((f"model-{model}", 1), failed=True, now=1.0)
+        if is_outlier(replica, [well], ("another", 1), now=1.0):
+            break
+    assert outliers.LEAST_CALLS < model < 60
+    found = of_models(dict.fromkeys(range(80), (1, 0)))
+    due = 0
+    for _ in range(400):
+        due += found.is_due()
+        found.add(("model-0", 1), failed=True, now=1.0)
+    assert due == 400 // 10 - 1
+
+
 def test_most_of_a_fleet_stays_in_use_whatever_happens() -> None:
     ejected = outcomes(0, 100)
     ejected.eject(now=1.0)
@@ -71,6 +148,7 @@ def test_old_outcomes_are_forgotten_and_ejections_grow() -> None:
     found = outcomes(0, 100)
     assert found.success_rate(DIGITS, now=2.0) == (0.0, 100)
     assert found.success_rate(DIGITS, now=2.0 + outliers.WINDOW_S) == (0.0, 100)
+    assert found.versions(now=2.0 + outliers.WINDOW_S) == {DIGITS}
     assert found.success_rate(DIGITS, now=2.0 + 2 * outliers.WINDOW_S) is None
     until = []
     for _ in range(20):
@@ -105,6 +183,31 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
     assert pool.capacity("digits", 1) == 2
     now += outliers.FIRST_EJECTION_S + RAMP_S
     assert pool.capacity("digits", 1) == 4
+    await pool.aclose()
+
+
+async def test_a_replica_that_fails_every_other_call_of_fifty_models_is_left_alone() -> None:
+    now = 100.0
+    flaky, good = replica("127.0.0.1:1"), replica("127.0.0.1:2")
+    models = [f"model-{number}" for number in range(50)]
+    for each in (flaky, good):
+        each.versions = {model: {1: VersionStatus("AVAILABLE")} for model in models}
+    pool = Pool([flaky, good], calls_per_replica=2, clock=lambda: now, rng=random.Random(3))
+    turns, luck = 0, random.Random(5)
+
+    async def sometimes(api: TensorFlowServing, _timeout_s: float) -> None:
+        nonlocal turns
+        turns += api.address == flaky.address
+        if api.address == flaky.address and turns % 2:
+            raise errors.Internal("wrong")
+
+    for _ in range(15):
+        for model in models:
+            now += 0.01
+            await pool.call(model, 1, sometimes, deadline=now + 1)
+            flaky.latency_s, good.latency_s = luck.sample([0.001, 0.002], 2)
+    assert flaky.outcomes.ejections >= 1
+    assert good.outcomes.ejections == 0
     await pool.aclose()
 
 
