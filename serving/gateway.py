@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -42,6 +41,7 @@ from serving.scores import model_specs
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.tensorflow_api import check_shapes
+from serving.threads import Threads
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.desk import Desk
@@ -104,7 +104,7 @@ class Gateway:
         self.pool = pool
         self._clock = clock
         self._decoders = Decoders(settings.decode_threads, self.pressure)
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="parse")
+        self._threads = Threads(settings.decode_threads, "parse")
         self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal, clock)
         self.batcher = Batcher(
             self._dispatcher.send,
@@ -141,7 +141,7 @@ class Gateway:
         await self.steering.__aexit__(kind, error, traceback)
         await self.batcher.__aexit__(kind, error, traceback)
         self._decoders.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.close()
         await asyncio.to_thread(self.journal.close)
 
     @contextmanager
@@ -275,12 +275,8 @@ class Gateway:
         return response
 
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Do work that takes a while, such as parsing a large body, beside the event loop."""
-        try:
-            begun = asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-        except RuntimeError:  # there is no memory for a thread's stack
-            raise out_of_memory() from None
-        return await begun
+        """Do work that takes a while, such as parsing a large body, beside the event loop: `Threads.run`."""
+        return await self._threads.run(work, *args)
 
     async def resolve(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """What is known of the version that `ref` is routed to; raises as `ask` does."""

@@ -1,0 +1,52 @@
+"""Work that takes a while, such as parsing a large body, on threads beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from serving.errors import out_of_memory
+
+Result = TypeVar("Result")
+
+
+class Threads:
+    """Threads that work, first come, first served.
+
+    Args:
+        count: how many.
+        name: what their names begin with.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    async def run(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Do work on a thread. If the caller leaves, what has not begun is not done.
+
+        Raises:
+            Overloaded: there is no memory for a thread.
+            BaseException: what `work` raises.
+        """
+        # The executor's queue keeps what it was given until a thread comes to it, wanted or not: a body must
+        # not be held for so long by one who has left.
+        waiting = [functools.partial(work, *args)]
+        try:
+            begun = asyncio.get_running_loop().run_in_executor(self._pool, _do, waiting)
+        except RuntimeError:  # there is no memory for a thread's stack
+            raise out_of_memory() from None
+        try:
+            return await begun
+        finally:
+            waiting.clear()
+
+    def close(self) -> None:
+        """End the threads; what has not begun is not done."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _do(waiting: list[functools.partial[Result]]) -> Result:
+    return waiting.pop()()
