@@ -22,7 +22,7 @@ from serving.page.curves import Curves
 from serving.processes.peers import Peers
 from serving.rest import openapi, rollouts
 from serving.rest.boundary import Boundary
-from serving.rest.context import authorized
+from serving.rest.context import authorized, headers_of
 from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, nothing_at, problem
@@ -135,7 +135,7 @@ def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
     )
     async def metrics(request: Request) -> Response:
         source = gateway.metrics.registry if peers is None else await peers.metrics(gateway.metrics.registry)
-        page, content_type = exposition(source, request.headers.get("accept", ""))
+        page, content_type = exposition(source, headers_of(request.scope).get("accept", ""))
         return Response(page, media_type=content_type)
 
 

@@ -200,7 +200,13 @@ async def test_trailers_without_end_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("version", "headers"), [(b"1.1", b""), (b"1.1", b"Connection: x-hop, Close\r\n"), (b"1.0", b"")]
+    ("version", "headers"),
+    [
+        (b"1.1", b""),
+        (b"1.1", b"Connection: x-hop, Close\r\n"),
+        (b"1.1", b"Connection: x-hop\r\nConnection: Close\r\n"),
+        (b"1.0", b""),
+    ],
 )
 async def test_a_refusal_reaches_a_client_that_still_sends(
     gateway: tuple[Running, httpx.AsyncClient], version: bytes, headers: bytes
