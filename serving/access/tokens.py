@@ -9,12 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
+from joserfc.jwk import JWKRegistry, Key, KeySet
 
 from serving.access.keys import REFUSAL, Caller, Scope
 from serving.errors import InvalidInput, Unauthenticated
+
+_log = structlog.get_logger()
 
 ALGORITHMS = [
     "RS256",
@@ -29,12 +33,17 @@ ALGORITHMS = [
     "Ed25519",
     "EdDSA",
 ]
+# Those that these algorithms sign on; an RSA key has none.
+_CURVES = ("P-256", "P-384", "P-521", "Ed25519", "Ed448")
 CLOCK_SKEW_S = 30
 _SCOPES: tuple[Scope, ...] = ("classify", "admin")
 
 
 class Tokens:
     """Checks tokens against the keys of one JWKS document.
+
+    Keys that are of no use here are passed over, and told of in the log (RFC 7517, 5): an issuer may add one
+    of a new kind beside the others.
 
     Args:
         jwks: the document.
@@ -43,17 +52,11 @@ class Tokens:
         audience: the `aud` that a token must have; None: any.
 
     Raises:
-        InvalidInput: the document is not a JWKS of public keys.
+        InvalidInput: the document is no JWKS, holds a secret, or no key of use.
     """
 
     def __init__(self, jwks: bytes, source: str, *, issuer: str | None, audience: str | None) -> None:
-        try:
-            self._keys = KeySet.import_key_set(orjson.loads(jwks))
-        except (JoseError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidInput(f"{source} is no JWKS document: {error}") from None
-        for key in self._keys.keys:
-            if key.key_type == "oct":
-                raise InvalidInput(f"{source} holds a shared secret (kty oct); only public keys are taken")
+        self._keys = _usable_keys(jwks, source)
         required: dict[str, Any] = {"exp": {"essential": True}, "sub": {"essential": True}}
         if issuer is not None:
             required["iss"] = {"essential": True, "value": issuer}
@@ -71,3 +74,42 @@ class Tokens:
         given = str(decoded.claims.get("scope", "")).split()
         scopes = frozenset(scope for scope in _SCOPES if scope in given)
         return Caller(f"token:{decoded.claims['sub']}", scopes)
+
+
+def _usable_keys(jwks: bytes, source: str) -> KeySet:
+    """The keys of a document that a token can be checked with; raises InvalidInput as `Tokens` does."""
+    try:
+        document = orjson.loads(jwks)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"{source} is no JWKS document: {error}") from None
+    listed = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise InvalidInput(f'{source} is no JWKS document: it is an object with an array "keys"')
+    usable, reason = [], "there is none"
+    for number, each in enumerate(listed, 1):
+        if isinstance(each, dict) and each.get("kty") == "oct":
+            raise InvalidInput(f"{source} holds a shared secret (kty oct); only public keys are taken")
+        try:
+            usable.append(_usable_key(each))
+        except (JoseError, ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
+            kid = each.get("kid") if isinstance(each, dict) else None
+            reason = str(error) or "it is damaged"
+            _log.warning(
+                "a key for tokens is of no use here", file=source, number=number, kid=kid, why=reason
+            )
+    if not usable:
+        raise InvalidInput(f"{source} holds no key that a token could be checked with: {reason}")
+    return KeySet(usable)
+
+
+def _usable_key(given: Any) -> Key:
+    """The key; raises what says why it is of no use."""
+    if not isinstance(given, dict):
+        raise TypeError("it is not an object")
+    if "alg" in given and given["alg"] not in ALGORITHMS:
+        raise ValueError(f"its alg is {given['alg']}; taken are {', '.join(ALGORITHMS)}")
+    if given.get("use", "sig") != "sig" or "verify" not in given.get("key_ops", ["verify"]):
+        raise ValueError("it is not for signatures")
+    if given.get("kty") in ("EC", "OKP") and given.get("crv") not in _CURVES:
+        raise ValueError(f"its crv is {given.get('crv')}; taken are {', '.join(_CURVES)}")
+    return JWKRegistry.import_key(given)

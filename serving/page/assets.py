@@ -11,6 +11,8 @@ from typing import cast
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.rest.context import headers_of
+
 _FOLDER = Path(__file__).parent / "static"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -51,9 +53,15 @@ def answer(name: str, request: Request) -> Response:
     """The file `name`, or 304 if the browser has it; `name` is one of `ASSETS`."""
     asset = ASSETS[name]
     headers = {**SECURITY_HEADERS, "etag": asset.etag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == asset.etag:
+    if _is_among(asset.etag, headers_of(request.scope).get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
     return Response(asset.content, headers=headers, media_type=asset.media_type)
+
+
+def _is_among(etag: str, tags: str) -> bool:
+    """Whether a browser's list of tags has this one, which a proxy that compresses calls weak (`W/`)."""
+    given = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
+    return etag in given or "*" in given
 
 
 async def serve(request: Request) -> Response:

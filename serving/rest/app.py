@@ -1,4 +1,4 @@
-"""The HTTP API: its routes, and the layer around them."""
+"""The HTTP API as a whole: what has which paths, and the layer around it all."""
 
 from __future__ import annotations
 
@@ -7,64 +7,22 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from serving import faults
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
-from serving.observed import exposition
 from serving.page import routes
 from serving.page.curves import Curves
 from serving.processes.peers import Peers
-from serving.rest import openapi, rollouts
+from serving.rest import openapi, operate, rollouts
 from serving.rest.boundary import Boundary
-from serving.rest.context import authorized
 from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, nothing_at, problem
-from serving.telemetry import stacks
-
-_TEXT = {"schema": {"type": "string"}}
-
-
-class VersionState(BaseModel):
-    """One version: its state as TensorFlow Serving names it, and why it failed if it did."""
-
-    version: int
-    state: str
-    available_on: int
-    error: str | None
-
-
-class ModelState(BaseModel):
-    """One model with its versions."""
-
-    name: str
-    default: bool
-    versions: list[VersionState]
-
-
-class Models(BaseModel):
-    """The models of this gateway."""
-
-    models: list[ModelState]
-
-
-class Health(BaseModel):
-    """Whether the process lives."""
-
-    status: str
-
-
-class Readiness(BaseModel):
-    """Whether requests should be sent here; `missing` names the models that cannot be answered for."""
-
-    ready: bool
-    missing: list[str]
 
 
 def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIApp:
@@ -84,59 +42,12 @@ def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIA
         redirect_slashes=False,  # to `http://`, whatever a proxy in front speaks
     )
     _add_error_handlers(app)
-    _add_routes(app, gateway, peers)
+    operate.add(app.router, gateway, peers)
     rollouts.add(app.router, gateway)
     routes.add(app, gateway, curves, peers)
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]  # FastAPI's documented way
     whole = Boundary(Doors(gateway, app), lambda: gateway.draining, gateway.settings.recorded_share)
     return with_cors(whole, gateway.settings.cors_origins)
-
-
-def _add_routes(app: FastAPI, gateway: Gateway, peers: Peers | None) -> None:
-    @app.get("/healthz", tags=["operate"], summary="Does the process live?")
-    async def healthz() -> Health:
-        return Health(status="ok")
-
-    @app.get(
-        "/readyz",
-        tags=["operate"],
-        summary="Should requests be sent here?",
-        response_model=Readiness,
-        responses={503: {"description": "Not now", "model": Readiness}},
-    )
-    async def readyz() -> Response:
-        ready = gateway.catalog.can_serve() and not gateway.draining
-        found = {"ready": ready, "missing": gateway.catalog.missing()}
-        return JSONResponse(found, 200 if ready else 503)
-
-    @app.get("/v1/models", tags=["models"], summary="Which models and versions are there?")
-    async def models(request: Request) -> Models:
-        authorized(gateway.admission.callers, request.headers, "classify")
-        return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
-
-    @app.get(
-        "/v1/stacks",
-        tags=["operate"],
-        summary="What is every task and thread doing at the moment?",
-        response_class=PlainTextResponse,
-    )
-    async def tasks_and_threads(request: Request) -> PlainTextResponse:
-        authorized(gateway.admission.callers, request.headers, "admin")
-        found = {} if peers is None else {peers.name: stacks.dump(), **await peers.ask("stacks")}
-        told = "\n\n".join(f"Worker {name}: {dump}" for name, dump in sorted(found.items()))
-        return PlainTextResponse(told or stacks.dump())
-
-    @app.get(
-        "/metrics",
-        tags=["operate"],
-        summary="Metrics for Prometheus",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}}},
-    )
-    async def metrics(request: Request) -> Response:
-        source = gateway.metrics.registry if peers is None else await peers.metrics(gateway.metrics.registry)
-        page, content_type = exposition(source, request.headers.get("accept", ""))
-        return Response(page, media_type=content_type)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -17,7 +17,12 @@ from serving.settings import Settings
 
 ENCODINGS = ("gzip", "x-gzip", "deflate", "identity")  # x-gzip is gzip (RFC 9110, 8.4.1.3)
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_GZIP = 16 + zlib.MAX_WBITS
+_GZIP_ID = b"\x1f"
+# Who compresses in pieces puts 64 kB or more into each; one of nothing has 20 bytes, and takes time, too.
+MOST_MEMBERS = 4096
 _STEP_BYTES = 256 * 2**10
+_FED_BYTES = 16 * 2**10  # at once: what is behind a member's end is copied
 # What routes take that read their bodies before they know whose they are: a thousand labels for feedback come
 # to 200 kB, a plan to one or two.
 MOST_UNADMITTED_BYTES = 2**20
@@ -189,6 +194,8 @@ def _too_large(size: str, max_body_bytes: int) -> TooLarge:
 class Unpacker:
     """Undoes gzip (RFC 1952) or deflate (in HTTP: zlib, RFC 1950) in steps, so that its user can stop.
 
+    What was compressed piece by piece, as by pigz or `cat a.gz b.gz`, has several gzip members.
+
     Args:
         encoding: what it is called in errors.
     """
@@ -196,20 +203,31 @@ class Unpacker:
     def __init__(self, encoding: str) -> None:
         self._encoding = encoding
         self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._members = 1
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What `data` unpacks to; raises InvalidInput if it is damaged."""
-        if data and self._zlib.eof:
+        for start in range(0, len(data), _FED_BYTES):
+            rest = data[start : start + _FED_BYTES]
+            while rest:
+                if self._zlib.eof:
+                    self._begin_member(rest)
+                try:
+                    unpacked = self._zlib.decompress(rest, _STEP_BYTES)
+                except zlib.error as error:
+                    text = f"the body is not {self._encoding}: {error}"
+                    raise InvalidInput(text, stage="decode") from None
+                yield unpacked
+                rest = self._zlib.unused_data or self._zlib.unconsumed_tail
+
+    def _begin_member(self, data: bytes) -> None:
+        """Go on with the next one of gzip; raises InvalidInput if `data` begins none, or one too many."""
+        if self._encoding == "deflate" or not data.startswith(_GZIP_ID):
             raise InvalidInput(f"the {self._encoding} body goes on behind its end", stage="decode")
-        while data:
-            try:
-                unpacked = self._zlib.decompress(data, _STEP_BYTES)
-            except zlib.error as error:
-                raise InvalidInput(f"the body is not {self._encoding}: {error}", stage="decode") from None
-            yield unpacked
-            if self._zlib.unused_data:
-                raise InvalidInput(f"the {self._encoding} body goes on behind its end", stage="decode")
-            data = self._zlib.unconsumed_tail
+        if self._members == MOST_MEMBERS:
+            raise InvalidInput(f"the {self._encoding} body has over {MOST_MEMBERS:,} members", stage="decode")
+        self._members += 1
+        self._zlib = zlib.decompressobj(_GZIP)
 
     def finish(self) -> None:
         """Say that all has come; raises InvalidInput if it ended early."""

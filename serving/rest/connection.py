@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import sys
 from collections.abc import Sized
 from typing import Any, cast
 
@@ -20,24 +19,19 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, out_of_memory
+from serving.rest import head
 from serving.rest.corked import CorkedTransport
 from serving.rest.errors import problem_body
 from serving.rest.leaving import Client
 
-# Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
-MAX_HEAD_BYTES = 64 * 2**10
 # Of a head, of trailers, or of what else frames a chunk, that come without any of a body between them.
-MAX_FRAMING_BYTES = MAX_HEAD_BYTES
+MAX_FRAMING_BYTES = head.MAX_HEAD_BYTES
 # What is parsed at once, beside the rest of a body. A request without one takes some 2 kB, seventy times what
 # it has on the wire.
 STEP_BYTES = 16 * 2**10
 # How long a client may take to read why it was refused: so long after it has sent something, and all in all.
 LINGER_S = 1.0
 MOST_LINGER_S = 10.0
-
-
-class HeadTooLarge(Exception):
-    """The request line and the headers are over `MAX_HEAD_BYTES`."""
 
 
 class _Flow(FlowControl):
@@ -105,7 +99,8 @@ class Connection(HttpToolsProtocol):
         self._parse(data)
         if self._framing_bytes > MAX_FRAMING_BYTES:  # the parser keeps a header, however long, until it ends
             if self._in_head:
-                self._refuse(431, _head_too_large())
+                found = head.too_large(len(self.url), self._framing_bytes)
+                self._refuse(found.status, found.error)
             elif self._in_body:
                 self._refuse(431, _framing_too_large())
         # Most heads come whole: a timer for each before it is parsed would cost as much as parsing it.
@@ -123,8 +118,8 @@ class Connection(HttpToolsProtocol):
         try:
             while rest and not self.pipeline:
                 rest = self._parsed(rest)
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            self._refuse_as(error)
         else:
             self._unparsed = bytes(rest)
 
@@ -168,9 +163,7 @@ class Connection(HttpToolsProtocol):
             return
         self._in_head = False
         self._stop_waiting()
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
-            raise HeadTooLarge
+        head.check(self.parser.get_http_version(), self.url, self.headers)
         self._in_body = True
         lengths = (int(value) for name, value in self.headers if name == b"content-length")
         self._body_left_bytes = next(lengths, 0)
@@ -214,16 +207,17 @@ class Connection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._wait_for_head()
 
-    def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with bytes that are no HTTP, or with headers that are too large."""
-        size = sum(len(name) + len(value) + 4 for name, value in self.headers or ())
-        parsing = sys.exception()
-        if parsing is not None and isinstance(parsing.__context__, MemoryError):
+    def _refuse_as(self, error: httptools.HttpParserError) -> None:
+        """Say what is wrong with bytes that are no HTTP, or with a head that is not taken."""
+        cause = error.__context__  # of an error in one of the methods that the parser calls
+        if isinstance(cause, MemoryError):
             self._refuse(503, out_of_memory("admission"))  # the bytes may be well, but cannot be kept
-        elif size > MAX_HEAD_BYTES or len(getattr(self, "url", b"")) > MAX_HEAD_BYTES:
-            self._refuse(431, _head_too_large())
+        elif isinstance(cause, head.Refused):
+            self._refuse(cause.status, cause.error)
         else:
-            self._refuse(400, InvalidInput(f"{msg} The bytes are not valid HTTP/1.1", stage="admission"))
+            why = cause if isinstance(cause, httptools.HttpParserError) else error
+            text = f"the bytes are not valid HTTP/1.1: {why}"
+            self._refuse(400, InvalidInput(text, stage="admission"))
 
     def _is_answered(self) -> bool:
         """Whether nothing is being answered."""
@@ -271,14 +265,14 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
         body = problem_body(error, status=status, request_id="")
-        head = (
+        lines = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n"
         )
         if error.retry_after_s is not None:
-            head += f"retry-after: {math.ceil(error.retry_after_s)}\r\n"
-        head += "\r\n"
-        self.transport.write(head.encode() + body)
+            lines += f"retry-after: {math.ceil(error.retry_after_s)}\r\n"
+        lines += "\r\n"
+        self.transport.write(lines.encode() + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -295,13 +289,12 @@ class Connection(HttpToolsProtocol):
 _REASONS = {
     400: "Bad Request",
     408: "Request Timeout",
+    414: "URI Too Long",
     431: "Request Header Fields Too Large",
+    501: "Not Implemented",
     503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
 }
-
-
-def _head_too_large() -> SluiceError:
-    return InvalidInput(f"the request line and headers are over {MAX_HEAD_BYTES:,} bytes", stage="admission")
 
 
 def _framing_too_large() -> SluiceError:

@@ -19,20 +19,27 @@ from serving.prediction import ModelRef, RequestContext, version_number
 from serving.rest.leaving import cancel_if_left
 from serving.settings import Settings
 
+# Of the headers that are read those whose values are lists, which may come in several lines.
+_LISTS = frozenset(("accept", "connection", "content-encoding", "expect", "if-none-match"))
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
-    """A request's headers by their names in lower case, the first of those that come more than once.
+    """A request's headers by their names in lower case.
 
-    They are decoded once: Starlette's `Headers` goes through all of them at every look.
+    Of those that come more than once, lists are put together (RFC 9110, 5.3), and of the others the first is
+    taken. They are decoded once: Starlette's `Headers` goes through all of them at every look.
     """
     state: dict[str, Any] = scope["state"]
     found: dict[str, str] | None = state.get("headers")
     if found is None:
         found = state["headers"] = {}
-        for name, value in scope["headers"]:
-            found.setdefault(str(name, "latin-1"), str(value, "latin-1"))
+        for raw_name, raw_value in scope["headers"]:
+            name, value = str(raw_name, "latin-1"), str(raw_value, "latin-1")
+            if name not in found:
+                found[name] = value
+            elif name in _LISTS:
+                found[name] += f", {value}"
     return found
 
 

@@ -148,7 +148,7 @@ async def test_blanks_around_a_header_are_none_of_it(gateway: tuple[Running, htt
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 30_000 + b" HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 20_000 + b"\r\n",
         b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 300_000,
@@ -174,13 +174,13 @@ async def test_trailers_do_not_become_headers() -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Api-Key\r\n"
     body = b"3\r\nabc\r\n0\r\nX-Api-Key: a\r\nConnection: keep-alive\r\n\r\n"
-    following = b"GET / HTTP/1.1\r\nX-Api-Key: b\r\n" + CLOSE + b"\r\n"
+    following = b"GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: b\r\n" + CLOSE + b"\r\n"
     answers = await exchange(listener.getsockname()[1], chunked + b"\r\n" + body + following)
     server.should_exit = True
     await serving
     assert statuses(answers) == [200, 200]
     assert b"(b'trailer', b'X-Api-Key')]" in answers
-    assert b"[(b'x-api-key', b'b'), (b'connection', b'close')]" in answers
+    assert b"[(b'host', b'x'), (b'x-api-key', b'b'), (b'connection', b'close')]" in answers
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,13 @@ async def test_trailers_without_end_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("version", "headers"), [(b"1.1", b""), (b"1.1", b"Connection: x-hop, Close\r\n"), (b"1.0", b"")]
+    ("version", "headers"),
+    [
+        (b"1.1", b""),
+        (b"1.1", b"Connection: x-hop, Close\r\n"),
+        (b"1.1", b"Connection: x-hop\r\nConnection: Close\r\n"),
+        (b"1.0", b""),
+    ],
 )
 async def test_a_refusal_reaches_a_client_that_still_sends(
     gateway: tuple[Running, httpx.AsyncClient], version: bytes, headers: bytes

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import json
 import re
 import time
 import tracemalloc
-import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -18,14 +16,11 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
-from starlette.types import Message
 
 from serving import catalog, protos, tensors
-from serving.admission import Admission
 from serving.errors import InvalidInput
-from serving.main import Running, new_metrics
+from serving.main import Running
 from serving.prediction import ModelRef, RequestContext
-from serving.rest.body import Body
 from serving.rest.uploads import json_uploads
 from serving.routing import Split
 from serving.settings import Settings
@@ -33,7 +28,6 @@ from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import TIME_LEFT_S, until
 from tests.support.gateways import gateway_over
 from tests.support.http import grey_png
-from tests.support.turns import somebody_else
 
 PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}
@@ -154,63 +148,6 @@ async def test_a_form_in_another_charset_is_refused(client: httpx.AsyncClient, c
         f'the content type multipart/form-data has the charset "{charset}"; taken are utf-8, utf8, us-ascii, '
         "iso-8859-1, windows-1252"
     )
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "identity"])
-async def test_compressed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: str) -> None:
-    packers: dict[str, Callable[[bytes], bytes]] = {
-        "gzip": gzip.compress,
-        "x-gzip": gzip.compress,
-        "deflate": zlib.compress,
-        "identity": bytes,
-    }
-    headers = {**PNG, "content-encoding": encoding}
-    answer = await client.post(PATH, content=packers[encoding](grey_png(200)), headers=headers)
-    assert labels_of(answer) == ["class-7"]
-
-
-@pytest.mark.parametrize(
-    ("body", "encoding", "status", "says"),
-    [
-        (grey_png(9), "gzip", 400, "the body is not gzip"),
-        (gzip.compress(grey_png(9))[:-9], "gzip", 400, "ends before its end"),
-        (gzip.compress(grey_png(9)) + b"more", "gzip", 400, "goes on behind its end"),
-        (b"", "gzip", 400, "ends before its end"),
-        (b"x", "br", 415, "taken are gzip, x-gzip, deflate, identity"),
-        (b"x", "gzip, gzip", 415, 'the content encoding is "gzip, gzip"'),
-    ],
-    ids=("no-gzip", "cut", "goes-on", "empty", "brotli", "twice"),  # gzip writes the time into its bytes
-)
-async def test_bad_compression_is_refused(
-    client: httpx.AsyncClient, body: bytes, encoding: str, status: int, says: str
-) -> None:
-    answer = await client.post(PATH, content=body, headers={**PNG, "content-encoding": encoding})
-    assert answer.status_code == status
-    assert says in answer.json()["detail"]
-
-
-async def test_others_have_their_turn_while_a_body_is_unpacked() -> None:
-    """30 kB that unpack to 30 MB took the event loop a tenth of a second."""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": gzip.compress(bytes(30_000_000)), "more_body": False}
-
-    scope = {"type": "http", "headers": [(b"content-encoding", b"gzip")], "state": {"body_here": True}}
-    room = Admission(max_in_flight=1, max_in_flight_bytes=10**9, metrics=new_metrics())
-    context = RequestContext("id", "http", time.monotonic() + 60)
-    with room.admit() as ticket:
-        async with somebody_else() as turns:
-            whole = await Body(scope, receive, ticket, context, Settings()).whole()
-    assert whole == bytes(30_000_000)
-    assert turns.taken > 100
-
-
-async def test_feedback_is_not_taken_compressed_and_told_so(client: httpx.AsyncClient) -> None:
-    headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    answer = await client.post("/v1/feedback", content=gzip.compress(b"{}"), headers=headers)
-    assert answer.status_code == 415
-    assert answer.json()["detail"] == 'the content encoding is "gzip"; taken are identity'
-    assert (await client.get("/healthz", headers=headers)).status_code == 200
 
 
 async def test_ndjson_has_a_line_for_each_image_as_answers_come(replica: ScriptedReplica) -> None:

@@ -99,7 +99,9 @@ async def test_the_body_of_an_offer_is_never_taken_for_a_request(
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
     writer.write(post(hidden, OFFER)[: -len(hidden)])
     await writer.drain()
-    await exchange(port_of(running), b"GET /healthz HTTP/1.1\r\n" + CLOSE + b"\r\n")  # the head came first
+    await exchange(
+        port_of(running), b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
+    )  # the head came first
     writer.write(hidden + b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n")
     async with asyncio.timeout(60):
         assert statuses(await reader.read()) == [400, 200]  # the body is no image
@@ -121,7 +123,7 @@ async def test_requests_sent_ahead_of_answers_wait_unread_and_are_all_answered()
         await send({"type": "http.response.body", "body": body})
 
     sent = b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(8_000))
-    last = b"GET /last HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    last = b"GET /last HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
     async with served(answer) as (server, port):
         answers = asyncio.create_task(exchange(port, sent + last))
         await until(lambda: began == 4)
@@ -157,7 +159,7 @@ async def test_requests_are_the_same_however_their_bytes_are_cut(piece_bytes: in
             head += b"Content-Length: %d\r\n" % size
         sent += b"POST /%d HTTP/1.1\r\n" % number + head + b"\r\n" + body
         expected.append(b"POST /%d %d" % (number, size))
-    sent += b"GET /last HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    sent += b"GET /last HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
     async with served(told) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for start in range(0, len(sent), piece_bytes):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from joserfc import jwt
-from joserfc.jwk import ECKey, KeySet, OctKey
+from joserfc.jwk import ECKey, KeySet, OctKey, OKPKey, RSAKey
+from structlog.testing import capture_logs
 
 from serving.access.tokens import Tokens
 from serving.errors import InvalidInput, Unauthenticated
@@ -82,6 +83,68 @@ def test_a_jwks_file_of_secrets_is_refused() -> None:
     secret = json.dumps(KeySet([OctKey.import_key("0123456789abcdef0123")]).as_dict(private=True))
     with pytest.raises(InvalidInput, match="only public keys"):
         Tokens(secret.encode(), "jwks.json", issuer=None, audience=None)
-    for text in (b"[]", b"{", b'{"keys": [1]}', b'{"keys": [{"kty": "EC"}]}'):
+    for text in (b"[]", b"{", b'{"keys": {}}', b"\xff"):
         with pytest.raises(InvalidInput, match=r"jwks\.json is no JWKS"):
             Tokens(text, "jwks.json", issuer=None, audience=None)
+
+
+USELESS: dict[str, Any] = {
+    "its alg is ML-DSA-44": {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"},
+    "Invalid key type: 'AKP'": {"kty": "AKP", "pub": "AAAA"},
+    "its crv is BP-256": {"kty": "EC", "crv": "BP-256", "x": "AAAA", "y": "AAAA"},
+    "its crv is X25519": {"kty": "OKP", "crv": "X25519", "x": "A" * 43},
+    "'y' is required": {"kty": "EC", "crv": "P-256", "x": "AAAA"},
+    "not on the curve": {"kty": "EC", "crv": "P-256", "x": "AAAA", "y": "AAAA"},
+    "its alg is RSA-OAEP": {"kty": "RSA", "alg": "RSA-OAEP", "n": "AAAA", "e": "AQAB"},
+    "it is not for signatures": {"kty": "RSA", "use": "enc", "n": "AAAA", "e": "AQAB"},
+    "it is damaged": {"kty": "RSA", "n": "*", "e": "AQAB"},
+    "it is not an object": 7,
+}
+
+
+@pytest.mark.parametrize("why", USELESS)
+def test_keys_of_no_use_are_passed_over_and_told_of(why: str) -> None:
+    """As RFC 7517 (5) has it: an issuer may add a key of a new kind beside the others."""
+    key = ECKey.generate_key("P-256", {"kid": "good"})
+    useless = {**USELESS[why], "kid": "new"} if isinstance(USELESS[why], dict) else USELESS[why]
+    both = {"keys": [useless, key.as_dict(private=False)]}
+    with capture_logs() as lines:
+        tokens = Tokens(json.dumps(both).encode(), "jwks.json", issuer=None, audience=None)
+    assert tokens.caller(signed(key)).name == "token:robot"
+    (line,) = lines
+    assert (line["event"], line["file"], line["number"]) == (
+        "a key for tokens is of no use here", "jwks.json", 1,
+    )  # fmt: skip
+    assert line["kid"] == ("new" if isinstance(useless, dict) else None)
+    assert why in line["why"]
+    with pytest.raises(
+        InvalidInput, match=r"jwks\.json holds no key that a token could be checked with"
+    ) as none:
+        Tokens(json.dumps({"keys": [useless]}).encode(), "jwks.json", issuer=None, audience=None)
+    assert why in none.value.message
+
+
+def test_a_jwks_file_without_keys_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="holds no key that a token could be checked with: there is none"):
+        Tokens(b'{"keys": []}', "jwks.json", issuer=None, audience=None)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        RSAKey.generate_key(2048, {"kid": "1", "use": "sig", "key_ops": ["verify"]}),
+        OKPKey.generate_key("Ed25519", {"kid": "1"}),
+        ECKey.generate_key("P-521", {"kid": "1", "alg": "ES512"}),
+    ],
+    ids=("RSA", "OKP", "EC"),
+)
+def test_keys_of_every_kind_that_signs_are_taken(key: RSAKey | OKPKey | ECKey) -> None:
+    algorithm = {"RSA": "PS384", "OKP": "Ed25519", "EC": "ES512"}[key.key_type]
+    jwks = json.dumps(KeySet([key]).as_dict(private=False)).encode()
+    signing = type(key).import_key(key.as_dict(private=True) | {"key_ops": ["sign"]})
+    claims = {"sub": "robot", "exp": int(time.time()) + 600}
+    token = jwt.encode({"alg": algorithm, "kid": "1"}, claims, signing, algorithms=[algorithm])
+    with capture_logs() as lines:
+        tokens = Tokens(jwks, "jwks.json", issuer=None, audience=None)
+    assert tokens.caller(token).name == "token:robot"
+    assert lines == []
