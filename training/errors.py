@@ -8,6 +8,14 @@ TrainingError              shown as `error: ...`, never with a stack trace
 
 from __future__ import annotations
 
+import re
+
+# What Keras and AutoGraph raise in place of what a layer raised, which is the new error's context.
+_WRAPPING = re.compile(
+    r"in user code:|Could not automatically infer the output shape|.* could not be deserialized properly"
+    r"|Exception encountered when calling (.+?)\.\n"
+)
+
 
 class TrainingError(Exception):
     """Root of the tree; `str(error)` says what, where, and what would be right."""
@@ -27,3 +35,23 @@ class ProofFailed(PublishFailed):
     def __init__(self, check: str, found: str) -> None:
         super().__init__(f"not published: check {check!r} failed: {found}")
         self.check = check
+
+
+def told(error: BaseException) -> str:
+    """One line of what the code of a model raised: in which layer, of what type, and its text.
+
+    As in `Scale.call(): KeyError: gain`. The layer is that which Keras names, if it does.
+    """
+    where = ""
+    while error.__context__ is not None and (found := _WRAPPING.match(_text(error))):
+        where = f"{found[1]}: " if found[1] else where
+        error = error.__context__
+    lines = re.sub(r"\{\{.*?\}\} ", "", _text(error)).split("\n")  # TensorFlow's place in a graph
+    reason = next((line.strip() for line in lines if line.strip()), "")
+    return f"{where}{type(error).__name__}{': ' if reason else ''}{reason}"
+
+
+def _text(error: BaseException) -> str:
+    """An error's text, as it is: a KeyError's own puts it in quotes, TensorFlow's add the graph's nodes."""
+    is_quoted = type(error) is KeyError and len(error.args) == 1
+    return str(error.args[0] if is_quoted else getattr(error, "message", error))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from training.card import card
 from training.config import check_model_file, check_place
-from training.errors import BadInput
+from training.errors import BadInput, TrainingError, told
 from training.evaluation import are_probabilities
 from training.export import HALF_TOLERANCE, Exported, graph_nodes
 from training.models import residual, resnet, vgg, wide_deep  # noqa: F401 - their classes register themselves
@@ -85,7 +85,8 @@ def publish_file(
     chosen, interface = image or (model, Interface(model.inputs, model.outputs, own=True))
     golden = _golden(interface.inputs)
     outputs = _answers(chosen.call, golden, path)
-    precision = _precision(chosen.call, interface.inputs)
+    with _refusing(path, "cannot be made a graph, as which it is served"):
+        precision = _precision(chosen.call, interface.inputs)
     names = _labels(labels, int(outputs["scores"].shape[1])) if image else ()
     exported = Exported(
         chosen.call, chosen.tracked, interface, golden, model.archive, names, precision, freeze
@@ -104,8 +105,9 @@ def publish_file(
 
 def _answers(call: Call, golden: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """What a model answers to the golden examples: one answer to each, the same when it is asked again."""
-    with _refusing_to_run(path):
-        outputs, again = (call({key: tf.constant(array) for key, array in golden.items()}) for _ in range(2))
+    examples = {key: tf.constant(array) for key, array in golden.items()}
+    with _refusing(path, "cannot be run on examples"):
+        outputs, again = call(examples), call(examples)
     for key, output in outputs.items():
         if output.shape[:1] != (GOLDEN_EXAMPLES,):
             raise BadInput(
@@ -121,15 +123,14 @@ def _answers(call: Call, golden: Mapping[str, Any], path: Path) -> Mapping[str, 
 
 
 @contextmanager
-def _refusing_to_run(path: Path) -> Iterator[None]:
-    """What a model raises when it is run, as `BadInput`."""
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Whatever a model raises, whose layers may be anybody's code, as `BadInput`: `what` it cannot do."""
     try:
         yield
-    except (tf.errors.OpError, ValueError, TypeError) as error:
-        # Keras has what was wrong in bold, below where it was; TensorFlow begins with a place in its graph
-        lines = re.sub(r"\x1b\[\d+m|\{\{.*?\}\} ", "", str(error)).splitlines()
-        told = [line for line in lines if line.strip() and not line.startswith("Exception encountered when")]
-        raise BadInput(f"{path} cannot be run on examples: {' '.join(told[:1])}") from error
+    except (TrainingError, MemoryError):
+        raise
+    except Exception as error:
+        raise BadInput(f"{path} {what}: {told(error)}") from error
 
 
 def _precision(call: Call, inputs: Mapping[str, tf.TensorSpec]) -> str:
@@ -169,7 +170,7 @@ def load_archive(path: Path) -> keras.Model:
         if unknown:
             reason = f"it needs the {unknown[1]} {unknown[2]}, which is not registered here; {_INSTEAD}"
         else:
-            reason = text.rpartition("Exception encountered: ")[2].strip().partition("\n")[0]
+            reason = told(error)
         raise BadInput(f"{path} cannot be loaded: {reason}") from error
 
 
@@ -207,7 +208,8 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
             for name, tensor in named.items()
         }
     else:
-        shape = (model.get_build_config() or {}).get("input_shape")
+        with _refusing(path, "does not say what shape it takes"):
+            shape = (model.get_build_config() or {}).get("input_shape")
         if not isinstance(shape, (list, tuple)) or isinstance(shape[0], (list, tuple)):
             raise BadInput(
                 f"{path} does not say what shape it takes; build it on one input before saving it, or,"
@@ -215,7 +217,7 @@ def _keras_interface(model: keras.Model, path: Path) -> Interface:
             )
         specs = {"inputs": tf.TensorSpec((None, *shape[1:]), tf.float32, "inputs")}
     _check_shapes(specs, path)
-    with _refusing_to_run(path):
+    with _refusing(path, "cannot be run on examples"):
         probe = model(_argument({name: _examples(spec, 1) for name, spec in specs.items()}), training=False)
     if isinstance(probe, (list, tuple)):
         raise BadInput(f"{path} answers a list of outputs; several outputs must be a dictionary, by name")
@@ -297,7 +299,7 @@ def _as_classifier(model: _Model, pixel_scale: float, path: Path) -> tuple[_Mode
     output = model.outputs[0] if len(model.outputs) == 1 else "scores"
     if spec.shape.rank != _IMAGE_RANK or spec.shape[3] not in _GREY_OR_COLOUR or output not in model.outputs:
         return None
-    with _refusing_to_run(path):
+    with _refusing(path, "cannot be run on examples"):
         probe = model.call({name: tf.constant(_examples(spec, 1))})
     if probe[output].shape.rank != 2:
         return None

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from training.curves import draw_confusion, draw_curves
-from training.errors import PublishFailed
+from training.errors import PublishFailed, TrainingError, told
 from training.export import Exported, prove, write
 from training.history import History
 from training.publish import publish, versions
@@ -41,19 +40,31 @@ def release(
 
     def write_version(folder: Path, version: int) -> None:
         card["version"] = version
-        try:
+        with _telling_what_was_raised(model_folder):
             write(exported, folder, name, card)
-        except tf.errors.OpError as error:
-            raise PublishFailed(f"nothing was published in {model_folder}: {error.message}") from error
         extra = folder / "assets.extra"
         if history and history.epochs:
             draw_curves(extra / "curves.png", f"{name} {version}: {card['recipe']}", history.epochs)
         if "confusion" in card["metrics"]:
             draw_confusion(extra / "confusion.png", f"{name} {version}", card["metrics"])
-        prove(exported, folder)
+        with _telling_what_was_raised(model_folder):
+            prove(exported, folder)
 
     folder, version = publish(model_folder, write_version)
     return Published(folder, version, card)
+
+
+@contextmanager
+def _telling_what_was_raised(model_folder: Path) -> Iterator[None]:
+    """Whatever a model, whose layers may be anybody's code, raises as it is written and proved."""
+    try:
+        yield
+    except (TrainingError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, which `publish` tells of
+            raise
+        raise PublishFailed(f"nothing was published in {model_folder}: {told(error)}") from error
 
 
 def released_by(model_folder: Path, run: str) -> Published | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from serving.modelserver.flags import Flags
 from serving.modelserver.manager import Model, Servable
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
-from serving.modelserver.status import StatusError, invalid_argument
-from serving.modelserver.warmup import warm_up
+from serving.modelserver.status import Code, invalid_argument
+from serving.modelserver.warmup import WARMUP_FILE, DamagedFile, warm_up
 from serving.modelserver.widths import Cores, TwoWidths
+
+logger = logging.getLogger(__name__)
 
 # A model that is larger has larger ops, which gain from being shared out; and two sessions hold it twice.
 MOST_BYTES_TWICE = 32 * 2**20
@@ -95,18 +98,28 @@ class Loading:
             raise
 
     def _warm_up(self, name: str, version: int, sessions: Sequence[Session], path: Path) -> None:
+        """Replay the version's warm-up file, if it has one.
+
+        Timed, as in the original, is what came to the end of the file, or to where it is damaged.
+        """
+        file = path / WARMUP_FILE
+        if not file.is_file():
+            logger.info("No warmup data file found at %s", file)
+            return
         started = time.perf_counter()
-        status = "OK"
+
+        def observe(status: Code) -> None:
+            self.metrics.warmup_latency.observe(_microseconds_since(started), str(path), status.name)
+
         try:
             for session in sessions:
                 with self._as_called(session) as servable:
                     model = Model(name, version, servable)
-                    warm_up(model, path, self.warmup_iterations, check_method=self.check_method_names)
-        except StatusError as error:
-            status = error.code.name
+                    warm_up(model, file, self.warmup_iterations, check_method=self.check_method_names)
+        except DamagedFile as error:
+            observe(error.code)
             raise
-        finally:
-            self.metrics.warmup_latency.observe(_microseconds_since(started), str(path), status)
+        observe(Code.OK)
 
     @contextmanager
     def _as_called(self, session: Session) -> Iterator[Servable]:

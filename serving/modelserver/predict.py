@@ -109,6 +109,9 @@ def feeds_of(signature: Signature, given: Mapping[str, Any]) -> dict[str, np.nda
         raise invalid_argument(
             f"Inputs contains invalid name. Used request inputs: {known}, request input: {sent}"
         )
+    # The original's session says so of each call, even if the values are the same.
+    if signature.fed_twice is not None:
+        raise invalid_argument(f'Endpoint "{signature.fed_twice}" fed more than once.')
     return feeds
 
 

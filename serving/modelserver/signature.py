@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 
@@ -55,6 +56,12 @@ class Signature:
             {alias: _tensor_info(info) for alias, info in message.outputs.items()},
             dict(message.defaults),
         )
+
+    @cached_property
+    def fed_twice(self) -> str | None:
+        """The tensor that more than one input stands for; the first in order, if there are several."""
+        names = sorted(info.name for info in self.inputs.values())
+        return next((name for name, following in pairwise(names) if name == following), None)
 
     @cached_property
     def output_aliases(self) -> list[str]:

@@ -26,12 +26,16 @@ MAX_RECORDS = 1000
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 
 
-def warm_up(model: Model, folder: Path, iterations: int, *, check_method: bool = True) -> int:
-    """Replay the warm-up file of the SavedModel in `folder`, if it has one.
+class DamagedFile(StatusError):
+    """A warm-up file that is not a TFRecord, or is one no further than to some place."""
+
+
+def warm_up(model: Model, path: Path, iterations: int, *, check_method: bool = True) -> int:
+    """Replay a warm-up file.
 
     Args:
         model: what to run the requests against.
-        folder: the version's folder.
+        path: the file.
         iterations: how often each request is run.
         check_method: insist on method names, as for requests.
 
@@ -39,12 +43,9 @@ def warm_up(model: Model, folder: Path, iterations: int, *, check_method: bool =
         How many records were replayed.
 
     Raises:
-        StatusError: a request failed, there are too many, or the file is not a TFRecord (DATA_LOSS).
+        StatusError: a request failed, or there are too many.
+        DamagedFile: the file cannot be read to its end (DATA_LOSS).
     """
-    path = folder / WARMUP_FILE
-    if not path.is_file():
-        logger.info("No warmup data file found at %s", path)
-        return 0
     replayers = _replayers(model, check_method=check_method)
     count = 0
     for record in _records(path):
@@ -91,7 +92,7 @@ def _records(path: Path) -> Iterator[bytes]:
     try:
         yield from tf.compat.v1.io.tf_record_iterator(str(path))
     except tf.errors.DataLossError as error:
-        raise StatusError(
+        raise DamagedFile(
             Code.DATA_LOSS, f"{error.message}. Please verify your warmup data is in TFRecord format."
         ) from error
     except tf.errors.OpError as error:

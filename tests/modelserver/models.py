@@ -57,6 +57,7 @@ def half_plus_two_tf1(folder: Path) -> None:
         signatures = {
             "serving_default": make({"x": info(x)}, {"y": info(y)}, methods + "predict"),
             "named_by_ops": make({"x": ops[0]}, {"y": ops[1]}, methods + "predict"),
+            "two_names": make({"x": info(x), "also_x": info(x)}, {"y": info(y)}, methods + "predict"),
             "regress_x_to_y": make(examples, {"outputs": info(y)}, methods + "regress"),
             "classify_x_to_y": make(
                 examples, {"scores": info(y), "classes": info(label)}, methods + "classify"

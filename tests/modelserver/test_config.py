@@ -13,6 +13,7 @@ from serving.modelserver.core import ServerCore
 from serving.modelserver.manager import ModelManager, RetryPolicy
 from serving.modelserver.status import Code, StatusError, not_found
 from tests.modelserver.conftest import config_of
+from tests.modelserver.managed import AVAILABLE, LOADING
 
 CUSTOM = protos.ModelServerConfig(custom_model_config={"type_url": "type.googleapis.com/x"})
 NOTHING = protos.ModelServerConfig()
@@ -110,3 +111,39 @@ def test_a_file_that_is_no_text_proto_is_named(tmp_path: Path) -> None:
     path.write_text('model_config_list { config { name: "é" } }', encoding="utf-8")
     read = configs.read_text_proto(str(path), protos.ModelServerConfig())
     assert read.model_config_list.config[0].name == "é"
+
+
+def labelled(**labels: int) -> Any:
+    return config_of({"name": "m", "base_path": "/m", "version_labels": labels})
+
+
+@pytest.mark.parametrize(
+    ("labels", "before", "allow", "is_taken"),
+    [
+        ({"stable": 1}, {}, False, True),
+        ({"stable": 2}, {}, False, False),
+        ({"stable": 2}, {}, True, True),
+        ({"stable": 2}, {"stable": 1}, True, False),  # it points somewhere already
+        ({"stable": 2}, {"stable": 2}, True, True),
+        ({"stable": 1}, {"stable": 2}, False, True),
+        ({}, {"stable": 1}, False, True),
+    ],
+)
+def test_label_rules(labels: dict[str, int], before: dict[str, int], allow: bool, is_taken: bool) -> None:
+    states = {"m": {1: AVAILABLE, 2: LOADING}}
+
+    def take() -> configs.LabelMap:
+        return configs.labels_after(labelled(**labels), states, {"m": before}, allow_unavailable=allow)
+
+    if is_taken:
+        assert take() == ({"m": labels} if labels else {})
+    else:
+        with pytest.raises(StatusError) as caught:
+            take()
+        assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+def test_a_path_that_no_system_takes_is_refused() -> None:
+    with pytest.raises(StatusError, match="without NUL characters") as caught:
+        configs.validate(config_of({"name": "m", "base_path": "/m\0odels"}), None)
+    assert caught.value.code is Code.INVALID_ARGUMENT

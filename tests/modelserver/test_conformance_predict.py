@@ -189,6 +189,16 @@ def test_wrong_sizes_and_ranks_are_invalid_arguments(server: ServerProcess, shap
     assert code is Code.INVALID_ARGUMENT
 
 
+def test_two_inputs_that_name_one_tensor_are_one_fed_twice(server: ServerProcess) -> None:
+    """Whichever of the two values was taken, the other would be lost without a word."""
+    column = X[:, np.newaxis]
+    message = request("half_plus_two_tf1", "two_names", x=column, also_x=column + 1)
+    assert predict_refusal(server, message) == (
+        Code.INVALID_ARGUMENT,
+        'Endpoint "x:0" fed more than once.',
+    )
+
+
 def test_an_error_that_quotes_what_is_no_text_is_told_all_the_same(server: ServerProcess) -> None:
     code, text = predict_refusal(server, request("kinds", "number", s=np.array([b"a\xff"], object)))
     assert code is Code.INVALID_ARGUMENT

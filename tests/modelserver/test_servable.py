@@ -1,9 +1,12 @@
-"""A session, without a server."""
+"""A session, and how it is loaded, without a server."""
 
 from __future__ import annotations
 
+import shutil
 import weakref
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,10 @@ from serving.modelserver.loading import Loading
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
 from serving.modelserver.status import Code, StatusError
+from serving.modelserver.warmup import WARMUP_FILE
+from serving.modelserver.widths import Cores
+from tests.modelserver import models
+from tests.modelserver.test_conformance_predict import X, request
 
 
 def test_a_closed_session_has_freed_its_graph(zoo: Path) -> None:
@@ -36,3 +43,36 @@ def test_a_load_that_fails_is_counted_as_the_original_counts_it(tmp_path: Path) 
         Loading(LoadOptions(), metrics, 1, True, None).load("m", 1, tmp_path)
     counted = f':tensorflow:cc:saved_model:load_attempt_count{{model_path="{tmp_path}",status="fail"}} 1\n'
     assert counted in metrics.page()
+
+
+def copied(model: Path, folder: Path) -> Path:
+    """A copy of a model's version, whose warm-up file is the test's own."""
+    shutil.copytree(model, folder)
+    (folder / "assets.extra").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("inputs", "counted"),
+    [
+        pytest.param(None, "", id="there is no file"),
+        pytest.param({"x": X}, "OK", id="all are answered"),
+        pytest.param({"z": X}, "", id="one is refused"),
+        pytest.param(b"no TFRecord" * 9, "DATA_LOSS", id="it is no such file"),
+    ],
+)
+def test_a_warm_up_is_timed_where_its_file_was_read_to_the_end_or_to_damage(
+    inputs: dict[str, Any] | bytes | None, counted: str, zoo: Path, tmp_path: Path
+) -> None:
+    folder, metrics = copied(zoo / "half_plus_two_frozen" / "1", tmp_path / "1"), Metrics()
+    if isinstance(inputs, bytes):
+        (folder / WARMUP_FILE).write_bytes(inputs)
+    elif inputs is not None:
+        models.warmup(folder, [request("m", **inputs)])
+    loading = Loading(LoadOptions(), metrics, 1, True, None, Cores(2))
+    with suppress(StatusError):
+        loading.load("m", 1, folder).close()
+    latency = f':tensorflow:serving:model_warmup_latency_count{{model_path="{folder}",status="'
+    assert [line for line in metrics.page().splitlines() if line.startswith(latency)] == (
+        [f'{latency}{counted}"}} 1'] if counted else []
+    )

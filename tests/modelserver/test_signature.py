@@ -22,3 +22,17 @@ from serving.modelserver.signature import Signature
 def test_the_sizes_of_an_input(shape: dict[str, Any], sizes: tuple[int, ...] | None) -> None:
     info = {"name": "x:0", "dtype": "DT_FLOAT"} | shape
     assert Signature.read(protos.SignatureDef(inputs={"x": info})).inputs["x"].sizes == sizes
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fed_twice"),
+    [
+        ({"a": "x:0", "b": "y:0"}, None),
+        ({"a": "y:0", "b": "x:0", "c": "y:0"}, "y:0"),
+        ({"a": "y:0", "b": "x:0", "c": "y:0", "d": "x:0"}, "x:0"),  # the first in order of names
+        ({}, None),
+    ],
+)
+def test_the_tensor_that_two_inputs_are(tensors: dict[str, str], fed_twice: str | None) -> None:
+    inputs = {alias: {"name": name} for alias, name in tensors.items()}
+    assert Signature.read(protos.SignatureDef(inputs=inputs)).fed_twice == fed_twice

@@ -96,7 +96,7 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         ("none.keras", "no such file or folder"),
         ("m.keras", "m.keras cannot be loaded"),
         ("lambda.keras", "lambda.keras cannot be loaded"),
-        ("damaged.keras", "damaged.keras cannot be loaded: Bad CRC-32"),
+        ("damaged.keras", "damaged.keras cannot be loaded: BadZipFile: Bad CRC-32"),
         ("m.txt", "neither a .keras file nor a SavedModel folder"),
         ("folder", "cannot be loaded as a SavedModel"),
         ("half", "has an empty saved_model.pb: is it written still?"),
@@ -153,7 +153,7 @@ def test_a_model_that_cannot_be_run_on_any_number_of_examples(tmp_path: Path) ->
     keras.Model(inputs, keras.ops.reshape(keras.ops.reshape(inputs, (8, 2)), (-1, 4))).save(
         tmp_path / "m.keras"
     )
-    with pytest.raises(BadInput, match=r"m.keras cannot be run on examples: Input to reshape is a tensor"):
+    with pytest.raises(BadInput, match=r"m.keras cannot be run on examples: .*Input to reshape is a tensor"):
         publish_file(tmp_path / "m.keras", tmp_path / "models")
 
 
