@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from serving.processes import children, workers
 from serving.processes.upstream import Upstream
+from serving.processes.work_folder import work_folder
 from serving.settings import Settings
-from tests.support.fake_replica import FakeReplica, running
+from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import COMMAND, LiveProcess, started
 
@@ -174,6 +176,41 @@ async def test_workers_end_with_a_parent_that_is_killed() -> None:
         gone, alive = await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
     assert alive == []
     assert len(gone) == 2
+
+
+def only_one_in(parent: Path) -> Path:
+    (child,) = parent.iterdir()
+    return child
+
+
+async def test_the_next_start_leaves_the_folder_to_workers_that_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # where it is kept once it has been found
+    release, entered = asyncio.Event(), asyncio.Event()
+
+    async def held(_request: object) -> None:
+        entered.set()
+        await release.wait()
+
+    async with running(FakeReplica(before_predict=held)) as replica:
+        command = ["gateway", f"--replica={replica.address}", "--model=digits", "--workers=2"]
+        async with started(command) as live:
+            asked = asyncio.create_task(post(live))
+            await entered.wait()
+            children = workers_of(live)
+            folder = only_one_in(tmp_path)
+            live.process.kill()
+            await until(lambda: children[0].ppid() != live.pid)
+            with work_folder():
+                assert folder.is_dir()
+            release.set()
+            assert await asked == 200
+            assert await live.end() == -signal.SIGKILL
+            await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
+            with work_folder():
+                assert not folder.exists()
 
 
 async def test_workers_end_with_a_parent_that_is_killed_before_any_model_is_ready() -> None:
