@@ -28,7 +28,7 @@ from lightkube.types import PatchType
 from serving.errors import Conflict, FailedPrecondition, InvalidInput, SluiceError, Unavailable
 from serving.rollout.machine import FINISHED, Command, Phase, command, weight_of
 from serving.rollout.plan import Plan
-from serving.rollout.record import MOST_VERSION, Rollout, from_json, to_json
+from serving.rollout.record import Rollout, check_candidate, from_json, to_json
 
 _log = structlog.get_logger()
 
@@ -241,11 +241,11 @@ class KubernetesStore:
         """Makes a ModelRollout, with the rights of whoever runs this; its name. `refresh` comes first.
 
         Raises:
+            InvalidInput: It is no version.
             Conflict: The model has one that is not finished.
             Unavailable: The API server cannot be asked, or refuses.
         """
-        if not 1 <= version <= MOST_VERSION:
-            raise InvalidInput(f"{version} is no version; versions are numbers from 1 to {MOST_VERSION}")
+        check_candidate(version)
         for each in self._of(model):
             phase = (each.status or {}).get("phase", Phase.PENDING.value)
             if phase not in FINISHED:

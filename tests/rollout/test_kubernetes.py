@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from lightkube import Client
 
-from serving.errors import Conflict, FailedPrecondition, Unavailable
+from serving.errors import Conflict, FailedPrecondition, InvalidInput, Unavailable
 from serving.rollout.kubernetes import KubernetesStore
 from serving.rollout.lease import LEASE_S, LeaseLeadership
 from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.start import order
 from serving.rollout.verdict import Outcome, Reason, Verdict
@@ -90,6 +91,17 @@ def test_an_object_is_a_rollout_and_its_status_tells_of_it(server: ApiServer) ->
         assert (status["phase"], status["stableVersion"]) == ("promoted", 2)
         assert status["finishedAt"] is not None
         assert done.finished
+
+
+@pytest.mark.parametrize("version", [0, 2**63])
+def test_no_object_is_made_for_what_is_no_version(server: ApiServer, version: int) -> None:
+    store = KubernetesStore(client_of(server))
+    store.refresh()
+    with pytest.raises(InvalidInput, match=f"{version} is no version; versions are numbers from 1 to"):
+        store.create("digits", version, Plan())
+    assert store.create("digits", 2**63 - 1, Plan()).startswith(f"digits-{2**63 - 1}-")
+    store.refresh()
+    assert len(store._of("digits")) == 1
 
 
 def test_only_one_of_two_controllers_saves(server: ApiServer) -> None:
