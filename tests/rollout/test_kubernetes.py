@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lightkube import Client
 
 from serving.errors import Conflict, FailedPrecondition, InvalidInput, Unavailable
-from serving.rollout.kubernetes import KubernetesStore
+from serving.rollout import kubernetes
+from serving.rollout.kubernetes import KubernetesStore, cluster_client
 from serving.rollout.lease import LEASE_S, LeaseLeadership
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
@@ -21,7 +23,7 @@ from serving.rollout.record import Rollout
 from serving.rollout.start import order
 from serving.rollout.verdict import Outcome, Reason, Verdict
 from tests.rollout.api_server import ApiServer, api_server
-from tests.rollout.cluster import client_at
+from tests.rollout.cluster import client_at, kubeconfig
 
 
 @pytest.fixture
@@ -42,8 +44,10 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def followed(server: ApiServer, pin: int | None = 1) -> Iterator[KubernetesStore]:
-    store = KubernetesStore(client_of(server))
+def followed(
+    server: ApiServer, pin: int | None = 1, client: Client | None = None
+) -> Iterator[KubernetesStore]:
+    store = KubernetesStore(client or client_of(server))
     if pin is not None:
         store.pin("digits", pin)
     # It ends when the server, which outlives the block, is gone.
@@ -141,6 +145,20 @@ def test_watches_that_end_begin_again(server: ApiServer, fault: str) -> None:
         assert loaded(store).candidate == 2
         asked_for(server, "digits-3", 3)
         until(lambda: len(store.history("digits")) == 2)
+
+
+def test_a_watch_whose_path_was_cut_is_given_up(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell it that its server has ended it; a gateway would go by what it heard last for ever."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server)))
+    monkeypatch.setattr(kubernetes, "WATCH_S", 0)
+    monkeypatch.setattr(kubernetes, "LATE_S", 0.2)
+    with followed(server, client=cluster_client("serving")) as store:
+        until(lambda: server.watches > 0)
+        server.cut_watches()
+        asked_for(server)
+        assert loaded(store).candidate == 2
 
 
 def test_rollouts_of_one_model_come_one_after_the_other(server: ApiServer) -> None:
