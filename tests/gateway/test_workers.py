@@ -84,7 +84,7 @@ async def until_both_count(live: LiveProcess, limit: int = 400) -> int:
     """Post until each worker has answered something; how many were posted."""
     for sent in range(1, limit):
         assert await post(live) == 200
-        if sent % 10 == 0 and len(counts(await metrics(live), "sluice_requests_total", "worker")) == 2:
+        if sent % 10 == 0 and len(+counts(await metrics(live), "sluice_requests_total", "worker")) == 2:
             return sent
     raise AssertionError(f"one worker got none of {limit} connections")
 
@@ -94,7 +94,7 @@ async def test_whichever_worker_is_asked_the_metrics_are_of_all() -> None:
         good = await until_both_count(live)
         bad = [await post(live, b"no picture") for _ in range(20)]
         pages = [await metrics(live) for _ in range(6)]
-        exact = [counts(page, "sluice_requests_total", "outcome") for page in pages]
+        exact = [+counts(page, "sluice_requests_total", "outcome") for page in pages]
         durations = [
             sum(counts(page, "sluice_request_duration_seconds_count", "worker").values()) for page in pages
         ]
