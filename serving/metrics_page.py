@@ -31,6 +31,9 @@ a test fails when it is out of date. What to do when an alert rests on one of th
   `max by (...)`.
 - `sluice_requests_total` counts every request for a model, once, as it ends: over all its labels it is what
   clients sent, refusals and failures included. Metrics, health and the page are not counted.
+- What alerts take a rate of is there at zero as soon as a version may answer: Prometheus sees no growth in
+  the value that a series begins with. Five models under rollouts, with three versions of a thousand classes
+  each, are some 1,800 series.
 - What is counted of a version ends a quarter of an hour after the last replica that had it: a sum over its
   whole life is Prometheus' to keep, and a rate or an increase does not notice.
 - Scraped as OpenMetrics, `sluice_requests_total` and `sluice_request_duration_seconds` carry the trace ids of

@@ -45,6 +45,7 @@ def watch(gateway: Gateway, certificates: Certificates | None, rollouts: Rollout
         rollouts: its rollouts, which somebody else reads steadily.
     """
     snapshot = gateway.metrics.snapshot
+    snapshot.read_by(lambda _readings: _begin_series(gateway))
     snapshot.read_by(lambda readings: _read_room(readings, gateway))
     snapshot.read_by(lambda readings: _read_replicas(readings, gateway.pool, time.monotonic()))
     snapshot.read_by(lambda readings: _read_versions(readings, gateway))
@@ -58,6 +59,22 @@ def watch(gateway: Gateway, certificates: Certificates | None, rollouts: Rollout
                 "sluice_tls_certificate_expiry_timestamp_seconds", certificates.expires()
             )
         )
+
+
+def _begin_series(gateway: Gateway) -> None:
+    """Have what alerts go by begin at zero for every version and arm that may answer."""
+    begin, catalog, splits = gateway.metrics.begin, gateway.catalog, gateway.steering.splits()
+    for name in ("", *catalog.names()):
+        # Whoever names no model means the default one.
+        split = splits.get(name or catalog.default_name() or "")
+        arms = {} if split is None else {split.stable: "stable"}
+        if split is not None and split.candidate is not None:
+            arms[split.candidate] = "candidate"
+        for arm in ("", *arms.values()):
+            begin(name, "", arm)
+        for number in catalog.versions(name) if name else ():
+            for arm in {"", arms.get(number, "")}:
+                begin(name, str(number), arm)
 
 
 def _read_room(readings: Readings, gateway: Gateway) -> None:

@@ -11,6 +11,9 @@ from serving.errors import InvalidInput, SluiceError
 from serving.routing import Arm, Route
 from serving.telemetry.tracing import Trace
 
+# Versions are int64 in TensorFlow Serving's API: what is beyond could be told to no replica.
+MOST_VERSION = 2**63 - 1
+
 _MANY_CLASSES = 2_000
 
 
@@ -29,7 +32,7 @@ class ModelRef:
 
 def version_number(text: str) -> int:
     """A version in decimal digits, an int64 as everywhere; raises InvalidInput if it is none."""
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63):
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= MOST_VERSION):
         raise InvalidInput(f'"{text[:100]}" is no version; versions are numbers, such as 1', stage="routing")
     return int(text)
 

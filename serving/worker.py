@@ -17,6 +17,7 @@ from serving import main
 from serving.errors import SluiceError, innermost
 from serving.processes.peers import Peers
 from serving.processes.upstream import Upstream
+from serving.processes.work_folder import kept
 from serving.settings import Settings
 from serving.telemetry.logs import configure_logging
 
@@ -42,13 +43,16 @@ async def run(about: dict[str, Any]) -> None:
             await _end_of_stdin()  # the parent may die before any model is ready
             telling.cancel()
 
-    await main.run_one(
-        _Given(**about["settings"]),
-        Upstream.from_json(about["upstream"]),
-        main.new_metrics(),
-        while_up,
-        Peers(Path(about["folder"]), about["name"]),
-    )
+    folder, upstream = Path(about["folder"]), Upstream.from_json(about["upstream"])
+    of_model_server = () if upstream.config is None else (upstream.config.path.parent,)
+    with kept(folder, *of_model_server):
+        await main.run_one(
+            _Given(**about["settings"]),
+            upstream,
+            main.new_metrics(),
+            while_up,
+            Peers(folder, about["name"]),
+        )
 
 
 async def _tell_models(running: main.Up) -> None:

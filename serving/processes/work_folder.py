@@ -1,7 +1,8 @@
 """The folder of a running installation, for its sockets and its model server's config.
 
 A process that is killed leaves its folder behind, so whoever starts next in the same place clears it away.
-Which folders have no owner any more is told by a lock, which the kernel takes back however its holder ends.
+Which folders nobody is in any more is told by a lock that all who use one share, the owner and its children:
+the kernel takes it back however a holder ends.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from serving.errors import FailedPrecondition
 
 _PREFIX = "sluice-"  # short, since the path of a unix socket is
 _LOCK = "owner.lock"
@@ -35,11 +38,27 @@ def work_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def kept(*folders: Path) -> Iterator[None]:
+    """Keep another process's folders from being cleared away while the block runs, though that one may die.
+
+    Raises:
+        FailedPrecondition: one of them is gone already.
+    """
+    with ExitStack() as locks:
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                fcntl.flock(locks.enter_context((folder / _LOCK).open()), fcntl.LOCK_SH)
+            if not (folder / _LOCK).exists():
+                raise FailedPrecondition(f"the work folder {folder} has been removed")
+        yield
+
+
 def _locked_folder() -> tuple[Path, IO[str]]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = (folder / _LOCK).open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         if (folder / _LOCK).exists():
             return folder, lock
         lock.close()  # between the two lines above another start took it for one that was left

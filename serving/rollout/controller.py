@@ -183,8 +183,8 @@ class Controller:
         return [each for each in ended if isinstance(each, Exception)]
 
     async def _tell(self, rollout: Rollout) -> None:
-        for event in rollout.events[self._told_of(rollout) :]:
-            await self._around.announcer.moved(rollout, event)
+        for number in range(self._told_of(rollout) + 1, len(rollout.events) + 1):
+            await self._around.announcer.moved(rollout, number)
         told = self._told[rollout.id] = len(rollout.events)
         if rollout.finished and rollout.told < told:
             # No move follows with which it would be stored.

@@ -9,7 +9,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from serving.rollout.machine import weight_of
-from serving.rollout.record import Event, Rollout, reason_to_json
+from serving.rollout.record import Rollout, reason_to_json
 
 _log = structlog.get_logger()
 
@@ -38,12 +38,22 @@ class Announcer:
         self._failures.inc()
         _log.error("a look at the rollouts failed; the next one tries again", error=str(error))
 
-    async def moved(self, rollout: Rollout, event: Event) -> None:
-        """A rollout moved, and the move is saved. It waits for a webhook, though not for long."""
+    async def moved(self, rollout: Rollout, number: int) -> None:
+        """A move is made and saved. Waits for a webhook, though not for long.
+
+        A move may be told of twice, where the gateway that decides ends just then: whoever is told knows it
+        again by the rollout's id and the move's number.
+
+        Args:
+            rollout: The rollout after it, or after later ones.
+            number: Which of its moves, from 1.
+        """
+        event = rollout.events[number - 1]
         state = event.after
         self._moves.labels(rollout.model, state.phase.value).inc()
         told = {
             "rollout": rollout.id,
+            "move": number,
             "model": rollout.model,
             "stable": rollout.stable,
             "candidate": rollout.candidate,

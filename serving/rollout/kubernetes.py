@@ -28,7 +28,7 @@ from lightkube.types import PatchType
 from serving.errors import Conflict, FailedPrecondition, InvalidInput, SluiceError, Unavailable
 from serving.rollout.machine import FINISHED, Command, Phase, command, weight_of
 from serving.rollout.plan import Plan
-from serving.rollout.record import MOST_VERSION, Rollout, from_json, to_json
+from serving.rollout.record import Rollout, check_candidate, from_json, to_json
 
 _log = structlog.get_logger()
 
@@ -36,7 +36,10 @@ GROUP, VERSION = "sluice.dev", "v1alpha1"
 ModelRollout = create_namespaced_resource(GROUP, VERSION, "ModelRollout", "modelrollouts")
 ModelRolloutStatus = ModelRollout.Status
 
-_WATCH_S = 240
+# After so long the API server ends a watch, and it begins again with a list. A watch that has heard nothing
+# for `LATE_S` beyond that is one whose path was cut: nobody can tell it of its end.
+WATCH_S = 30
+LATE_S = 10.0
 _PAUSE_S = 1.0
 # What the API server answers when it cannot be reached or is not well.
 _FAILURES = (httpx2.HTTPError, OSError)
@@ -49,12 +52,15 @@ def cluster_client(namespace: str) -> Client:
         InvalidInput: there is none.
     """
     try:
-        return Client(namespace=namespace)
+        client = Client(namespace=namespace)
     except ConfigError as error:
         raise InvalidInput(
             f"no cluster can be found ({error}); set KUBECONFIG, or run it in a pod that has its "
             "ServiceAccount's token"
         ) from error
+    # lightkube lets a watch read for ever, and has no setting for it.
+    client._client._watch_timeout.read = WATCH_S + LATE_S
+    return client
 
 
 class KubernetesStore:
@@ -96,7 +102,7 @@ class KubernetesStore:
         """One list and one watch; returns when the server ends the watch."""
         version = self._list()
         each: Any
-        for kind, each in self._client.watch(ModelRollout, resource_version=version, server_timeout=_WATCH_S):
+        for kind, each in self._client.watch(ModelRollout, resource_version=version, server_timeout=WATCH_S):
             with self._lock:
                 if kind == "DELETED":
                     self._note_outcome(each)
@@ -241,11 +247,11 @@ class KubernetesStore:
         """Makes a ModelRollout, with the rights of whoever runs this; its name. `refresh` comes first.
 
         Raises:
+            InvalidInput: It is no version.
             Conflict: The model has one that is not finished.
             Unavailable: The API server cannot be asked, or refuses.
         """
-        if not 1 <= version <= MOST_VERSION:
-            raise InvalidInput(f"{version} is no version; versions are numbers from 1 to {MOST_VERSION}")
+        check_candidate(version)
         for each in self._of(model):
             phase = (each.status or {}).get("phase", Phase.PENDING.value)
             if phase not in FINISHED:

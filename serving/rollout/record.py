@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.errors import InvalidInput
+from serving.prediction import MOST_VERSION
 from serving.rollout import ledger as ledgers
 from serving.rollout.evidence import FloatArray
 from serving.rollout.ledger import CriterionLedger, Ledger
@@ -22,11 +23,14 @@ from serving.routing import Split
 
 FORMAT = 1
 
-# Versions are int64 in TensorFlow Serving's API: what is beyond could be told to no replica.
-MOST_VERSION = 2**63 - 1
-
 # A model's name, its version and a few characters more (`start`); with a suffix it is a file's name.
 _ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,239}$")
+
+
+def check_candidate(version: int) -> None:
+    """Raises InvalidInput if no rollout can let this version in."""
+    if not 1 <= version <= MOST_VERSION:
+        raise InvalidInput(f"{version} is no version; versions are numbers from 1 to {MOST_VERSION}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 
-from serving.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
+from serving.errors import Conflict, FailedPrecondition, NotFound
 from serving.rollout.machine import Command, Phase, command
 from serving.rollout.plan import Plan
-from serving.rollout.record import MOST_VERSION, Rollout
+from serving.rollout.record import Rollout, check_candidate
 from serving.rollout.store import Store
 
 
@@ -29,8 +29,7 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
         FailedPrecondition: Its record cannot be read: nobody knows which version is proven.
         InvalidInput: It is no version.
     """
-    if not 1 <= to <= MOST_VERSION:
-        raise InvalidInput(f"{to} is no version; versions are numbers from 1 to {MOST_VERSION}")
+    check_candidate(to)
     _check_readable(store, model)
     stable = serving_version(store, model)
     if stable is None:

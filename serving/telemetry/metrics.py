@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_me
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from serving.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
 from serving.telemetry.drift import OTHER, PredictedClasses
 from serving.telemetry.series import Counter, Histogram
 from serving.telemetry.snapshot import Snapshot
@@ -31,6 +32,11 @@ _STAGE_SECONDS = (0.0001, 0.0003, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 # only was out of reach. Without an end to that the series of every version that ever served, some 85 kB each,
 # would pile up.
 GRACE_S = 900.0
+_PROTOCOLS = ("http", "grpc")
+# What counts against the objective of answering, and with "ok" what it is a share of; other failures are
+# callers' own.
+_FAILURES = tuple(each.kind for each in (Internal, Unavailable, DeadlineExceeded, Overloaded))
+_OUTCOMES = ("ok", *_FAILURES)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -50,10 +56,11 @@ class Metrics:
         PlatformCollector(registry=registry)
         self.build = Info("sluice_build", "What is running.", registry=registry)
         self.build.info({"version": distribution_version("sluice"), "python": platform.python_version()})
+        # Before the counters: series that begin as it is read (`begin`) are to be in the same scrape.
+        self.snapshot = Snapshot(registry)
         self._add_requests(registry)
         self._add_work(registry)
         self._add_replicas(registry)
-        self.snapshot = Snapshot(registry)
         self._classes: dict[tuple[str, str], PredictedClasses] = {}
         self._present_at: dict[tuple[str, str], float] = {}
 
@@ -148,6 +155,23 @@ class Metrics:
             registry=registry,
         )
 
+    def begin(self, model: str, version: str, arm: str) -> None:
+        """Have what alerts go by begin at zero, where requests may soon be counted with these labels.
+
+        Prometheus' `rate` and `increase` see nothing of the value that a series begins with: what fails
+        first, all between two scrapes, would not be told of.
+
+        Args:
+            model: the model; empty: none was reached.
+            version: its version; empty: none was reached.
+            arm: the arm of the model's rollout; empty: none chose.
+        """
+        for protocol in _PROTOCOLS:
+            for outcome in _OUTCOMES if version else _FAILURES:
+                self.requests.labels(protocol, model, version, arm, outcome)
+            if version:
+                self.request_seconds.labels(protocol, model, version)
+
     def present(self, versions: Iterable[tuple[str, str]], now: float) -> None:
         """Tell which versions replicas have; the series of those that left `GRACE_S` ago end.
 
@@ -202,6 +226,8 @@ class Metrics:
         classes = self._classes.get(key)
         if classes is None or classes.labels is not labels:
             classes = self._classes[key] = PredictedClasses(labels, _shares(card))
+            for group in dict.fromkeys(classes.group_of):
+                self.predictions.labels(*key, group)  # begins at zero, as in `begin`
         return classes
 
     def drift(self) -> dict[tuple[str, str], float]:

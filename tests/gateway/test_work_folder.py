@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.processes.work_folder import work_folder
+from serving.errors import FailedPrecondition
+from serving.processes.work_folder import kept, work_folder
 
 
 @pytest.fixture
@@ -55,6 +57,39 @@ def test_those_of_processes_that_run_are_left_alone(parent: Path) -> None:
             assert set(parent.iterdir()) == {first, second, third}
         (first / "still-there").touch()
     assert list(parent.iterdir()) == []
+
+
+def test_one_that_a_child_holds_outlives_its_owner_until_the_child_ends(parent: Path) -> None:
+    held = "with kept(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    imports = "import sys; from pathlib import Path; from serving.processes.work_folder import kept"
+    program = (
+        "import os, signal, subprocess, sys\n"
+        "from serving.processes.work_folder import work_folder\n"
+        "with work_folder() as folder:\n"
+        f"    child = [sys.executable, '-c', {imports!r} + chr(10) + {held!r}, str(folder)]\n"
+        "    print(subprocess.Popen(child, stdout=subprocess.PIPE).stdout.readline(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdin is not None
+    with owner.stdin:
+        assert owner.wait() == -signal.SIGKILL
+        (folder,) = parent.iterdir()
+        with work_folder():
+            assert folder.is_dir()
+    with owner.stdout as told:  # type: ignore[union-attr]  # it is a pipe, which ends with the child
+        assert "held" in told.read()
+    with work_folder() as mine:
+        assert list(parent.iterdir()) == [mine]
+
+
+def test_one_that_is_gone_cannot_be_held(parent: Path) -> None:
+    with work_folder() as folder:
+        pass
+    with pytest.raises(FailedPrecondition, match="has been removed"), kept(folder):
+        pass
 
 
 def test_folders_of_others_that_are_called_alike_are_left_alone(parent: Path) -> None:

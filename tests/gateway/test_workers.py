@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,8 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from serving.processes import children, workers
 from serving.processes.upstream import Upstream
+from serving.processes.work_folder import work_folder
 from serving.settings import Settings
-from tests.support.fake_replica import FakeReplica, running
+from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import COMMAND, LiveProcess, started
 
@@ -82,7 +84,7 @@ async def until_both_count(live: LiveProcess, limit: int = 400) -> int:
     """Post until each worker has answered something; how many were posted."""
     for sent in range(1, limit):
         assert await post(live) == 200
-        if sent % 10 == 0 and len(counts(await metrics(live), "sluice_requests_total", "worker")) == 2:
+        if sent % 10 == 0 and len(+counts(await metrics(live), "sluice_requests_total", "worker")) == 2:
             return sent
     raise AssertionError(f"one worker got none of {limit} connections")
 
@@ -92,7 +94,7 @@ async def test_whichever_worker_is_asked_the_metrics_are_of_all() -> None:
         good = await until_both_count(live)
         bad = [await post(live, b"no picture") for _ in range(20)]
         pages = [await metrics(live) for _ in range(6)]
-        exact = [counts(page, "sluice_requests_total", "outcome") for page in pages]
+        exact = [+counts(page, "sluice_requests_total", "outcome") for page in pages]
         durations = [
             sum(counts(page, "sluice_request_duration_seconds_count", "worker").values()) for page in pages
         ]
@@ -174,6 +176,41 @@ async def test_workers_end_with_a_parent_that_is_killed() -> None:
         gone, alive = await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
     assert alive == []
     assert len(gone) == 2
+
+
+def only_one_in(parent: Path) -> Path:
+    (child,) = parent.iterdir()
+    return child
+
+
+async def test_the_next_start_leaves_the_folder_to_workers_that_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # where it is kept once it has been found
+    release, entered = asyncio.Event(), asyncio.Event()
+
+    async def held(_request: object) -> None:
+        entered.set()
+        await release.wait()
+
+    async with running(FakeReplica(before_predict=held)) as replica:
+        command = ["gateway", f"--replica={replica.address}", "--model=digits", "--workers=2"]
+        async with started(command) as live:
+            asked = asyncio.create_task(post(live))
+            await entered.wait()
+            children = workers_of(live)
+            folder = only_one_in(tmp_path)
+            live.process.kill()
+            await until(lambda: children[0].ppid() != live.pid)
+            with work_folder():
+                assert folder.is_dir()
+            release.set()
+            assert await asked == 200
+            assert await live.end() == -signal.SIGKILL
+            await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
+            with work_folder():
+                assert not folder.exists()
 
 
 async def test_workers_end_with_a_parent_that_is_killed_before_any_model_is_ready() -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from serving.errors import Unavailable
 from serving.observed import _read_rollouts
+from serving.rollout.desk import Desk
+from serving.rollout.feedback import Receipts
 from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
+from serving.rollout.store import FileStore
 from serving.telemetry.snapshot import Readings
 from tests.rollout.stored import new_rollout, walk
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import gateway_over
 
 
 def read(*rollouts: Rollout) -> dict[tuple[str, ...], float]:
@@ -91,3 +101,42 @@ def test_what_it_has_counted_is_told_by_criterion_and_arm() -> None:
     }
     assert found["observed", "digits", "latency", "candidate", "bad"] == 4
     assert found["observed", "digits", "accuracy", "candidate", "all"] == 0
+
+
+class NotingDesk(Desk):
+    """A desk that notes how often its store is read, and in which threads; and whose store may be away."""
+
+    away = False
+    reads = 0
+
+    def newest(self) -> list[Rollout]:
+        assert threading.current_thread() is not threading.main_thread(), "the event loop waits for a disk"
+        self.reads += 1
+        if self.away:
+            raise Unavailable("the API server of the cluster has not answered yet")
+        return [new_rollout()]
+
+
+async def test_a_scrape_waits_for_no_store_and_tells_what_was_known_while_it_is_away(tmp_path: Path) -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+
+        async def info() -> bool:
+            got = await client.get("/metrics")
+            assert got.status_code == 200
+            assert "\nsluice_requests_in_flight 0.0\n" in got.text
+            seen = "\nsluice_rollout_seen_timestamp_seconds{" in got.text
+            assert seen == ("\nsluice_rollout_info{" in got.text)
+            return seen
+
+        receipts = Receipts(b"key", up.gateway.steering, up.gateway.steering.memory)
+        up.gateway.desk = desk = NotingDesk(FileStore(tmp_path), receipts, Plan())
+        desk.away = True
+        await until(lambda: desk.reads > 0)
+        assert not await info()
+        desk.away = False
+        async with asyncio.timeout(60):
+            while not await info():
+                await asyncio.sleep(0.05)
+        desk.away, reads = True, desk.reads
+        await until(lambda: desk.reads > reads)
+        assert await info()

@@ -37,7 +37,7 @@ def promtool(*arguments: str) -> str:
 
 @needs_promtool
 def test_promtool_finds_no_fault(tmp_path: Path) -> None:
-    assert f"{len(alerts()) + 9} rules found" in promtool(
+    assert f"{len(alerts()) + 10} rules found" in promtool(
         "check", "rules", "--lint=all", str(write_rules(tmp_path / "rules.yml"))
     )
 

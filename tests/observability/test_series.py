@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from prometheus_client import CollectorRegistry
 
+from serving.observed import exposition
+from serving.telemetry.drift import LEAST_PREDICTIONS
+from serving.telemetry.metrics import GRACE_S, Metrics
 from serving.telemetry.series import Counter, Histogram
 
 
@@ -25,3 +30,26 @@ def test_a_series_that_was_ended_begins_anew() -> None:
     histogram.labels("digits", "1").observe(0.5)
     assert registry.get_sample_value("latency_count", labels) == 1
     assert registry.get_sample_value("latency_count", labels | {"version": "2"}) == 1
+
+
+def test_the_series_of_a_version_end_a_while_after_it_left() -> None:
+    metrics, card = Metrics(CollectorRegistry()), {"training": {"class_distribution": [0.5, 0.3, 0.2]}}
+    for version in (1, 2):
+        metrics.predicted("m", version, ("a", "b", "c"), card, [0] * LEAST_PREDICTIONS)
+        metrics.requests.labels("http", "m", str(version), "", "ok").inc()
+        metrics.request_seconds.labels("http", "m", str(version)).observe(0.1)
+    metrics.requests.labels("http", "", "", "", "not-found").inc()
+    metrics.present([("m", "1"), ("m", "2")], 0.0)
+
+    def versions() -> set[str]:
+        page, _ = exposition(metrics.registry, "")
+        return set(re.findall(r'version="(\d)"', page.decode())) | {version for _, version in metrics.drift()}
+
+    metrics.present([("m", "2")], GRACE_S)
+    assert versions() == {"1", "2"}
+    assert not metrics.has_left("m", "1")
+    metrics.present([("m", "2")], GRACE_S + 1)
+    assert versions() == {"2"}
+    assert metrics.has_left("m", "1")
+    page, _ = exposition(metrics.registry, "")
+    assert 'outcome="not-found"' in page.decode()

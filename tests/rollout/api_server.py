@@ -46,6 +46,7 @@ class ApiServer:
         watches: How many watches were begun.
         gone: How many of them were answered 410.
         masked: Whether the next watch gets a proxy's page in the server's place, once.
+        cut: How many of them, the first ones, hear nothing more, not even their end: their path was cut.
         overtake: Whether somebody else writes just before the next status is written, once.
         asked: What was asked for over HTTP, as a Role names it: resources, some with `/status`, and verbs.
     """
@@ -60,6 +61,7 @@ class ApiServer:
         self.conflicts = 0
         self.watches = 0
         self.gone = 0
+        self.cut = 0
         self.overtake = False
         self.masked = False
         self.asked: set[tuple[str, str]] = set()
@@ -78,6 +80,12 @@ class ApiServer:
             self.forgotten = self.revision
             self.events.clear()
             self.dropped += 1
+            self.lock.notify_all()
+
+    def cut_watches(self) -> None:
+        """Cuts the paths of all watches that are open; those that begin now are well."""
+        with self.lock:
+            self.cut = self.watches
             self.lock.notify_all()
 
     def put(self, plural: str, name: str, value: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -155,9 +163,11 @@ class ApiServer:
                 }
                 yield {"type": "ERROR", "object": status | {"message": "too old resource version"}}
                 return
-            dropped = self.dropped
+            dropped, number = self.dropped, self.watches
         while True:
             with self.lock:
+                while number <= self.cut and self.dropped == dropped:
+                    self.lock.wait()
                 news = [event for event in self.events if event[0] > since and event[2] == plural]
                 if not news and self.dropped == dropped and not self.lock.wait(timeout_s):
                     return

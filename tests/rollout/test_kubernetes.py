@@ -7,20 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lightkube import Client
 
-from serving.errors import Conflict, FailedPrecondition, Unavailable
-from serving.rollout.kubernetes import KubernetesStore
+from serving.errors import Conflict, FailedPrecondition, InvalidInput, Unavailable
+from serving.rollout import kubernetes
+from serving.rollout.kubernetes import KubernetesStore, cluster_client
 from serving.rollout.lease import LEASE_S, LeaseLeadership
 from serving.rollout.machine import Phase, State
+from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.start import order
 from serving.rollout.verdict import Outcome, Reason, Verdict
 from tests.rollout.api_server import ApiServer, api_server
-from tests.rollout.cluster import client_at
+from tests.rollout.cluster import client_at, kubeconfig
 
 
 @pytest.fixture
@@ -41,8 +44,10 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def followed(server: ApiServer, pin: int | None = 1) -> Iterator[KubernetesStore]:
-    store = KubernetesStore(client_of(server))
+def followed(
+    server: ApiServer, pin: int | None = 1, client: Client | None = None
+) -> Iterator[KubernetesStore]:
+    store = KubernetesStore(client or client_of(server))
     if pin is not None:
         store.pin("digits", pin)
     # It ends when the server, which outlives the block, is gone.
@@ -92,6 +97,17 @@ def test_an_object_is_a_rollout_and_its_status_tells_of_it(server: ApiServer) ->
         assert done.finished
 
 
+@pytest.mark.parametrize("version", [0, 2**63])
+def test_no_object_is_made_for_what_is_no_version(server: ApiServer, version: int) -> None:
+    store = KubernetesStore(client_of(server))
+    store.refresh()
+    with pytest.raises(InvalidInput, match=f"{version} is no version; versions are numbers from 1 to"):
+        store.create("digits", version, Plan())
+    assert store.create("digits", 2**63 - 1, Plan()).startswith(f"digits-{2**63 - 1}-")
+    store.refresh()
+    assert len(store._of("digits")) == 1
+
+
 def test_only_one_of_two_controllers_saves(server: ApiServer) -> None:
     asked_for(server)
     with followed(server) as first, followed(server) as second:
@@ -129,6 +145,20 @@ def test_watches_that_end_begin_again(server: ApiServer, fault: str) -> None:
         assert loaded(store).candidate == 2
         asked_for(server, "digits-3", 3)
         until(lambda: len(store.history("digits")) == 2)
+
+
+def test_a_watch_whose_path_was_cut_is_given_up(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell it that its server has ended it; a gateway would go by what it heard last for ever."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server)))
+    monkeypatch.setattr(kubernetes, "WATCH_S", 0)
+    monkeypatch.setattr(kubernetes, "LATE_S", 0.2)
+    with followed(server, client=cluster_client("serving")) as store:
+        until(lambda: server.watches > 0)
+        server.cut_watches()
+        asked_for(server)
+        assert loaded(store).candidate == 2
 
 
 def test_rollouts_of_one_model_come_one_after_the_other(server: ApiServer) -> None:

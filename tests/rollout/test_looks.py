@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from serving.rollout.events import Announcer
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.reconcile import Reconciler, Wanted
-from serving.rollout.record import Event, Rollout
+from serving.rollout.record import Rollout
 from serving.rollout.start import order
 from serving.rollout.steering import Steering
 from serving.rollout.store import Files, FileStore, Store
@@ -66,9 +67,9 @@ class Telling(Announcer):
         super().__init__(registry)
         self._told = told
 
-    async def moved(self, rollout: Rollout, event: Event) -> None:
-        await super().moved(rollout, event)
-        self._told.append(event.after.phase.value)
+    async def moved(self, rollout: Rollout, number: int) -> None:
+        await super().moved(rollout, number)
+        self._told.append(rollout.events[number - 1].after.phase.value)
 
 
 class Wanting(Reconciler):
@@ -341,6 +342,19 @@ async def test_a_move_is_told_of_though_the_gateway_that_made_it_ended(tmp_path:
     for _ in range(3):
         await second.look()
     assert second.told == ["rolling_back"]
+
+
+async def test_a_move_that_is_told_of_twice_has_one_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FileStore(tmp_path)
+    store.save(new_rollout())
+    order(store, "digits", "pause", by="a test", at=1e9)
+    order(store, "digits", "abort", by="a test", at=1e9)
+    for _ in range(2):  # the first one ends before it could note what it told
+        await Looking(FileStore(tmp_path), Gateways()).look()
+    told = re.findall(r"a rollout moved .* move=(\d+) .* phase=(\w+)", capsys.readouterr().out)
+    assert told == [("1", "paused"), ("2", "rolling_back")] * 2
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["as it is", "as before this was kept"])

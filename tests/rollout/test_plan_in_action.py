@@ -137,6 +137,9 @@ async def test_each_move_is_told_to_the_webhook_the_metrics_and_the_log(
             await until(lambda: len(told) == len(rollout.events))
             entered = [event.after.phase.value for event in rollout.events]
             assert [each["phase"] for each in told] == entered
+            assert [(each["rollout"], each["move"]) for each in told] == [
+                (rollout.id, number) for number in range(1, len(entered) + 1)
+            ]
             assert (told[0]["model"], told[0]["stable"], told[0]["candidate"]) == ("digits", 1, 2)
             assert told[3]["reason"] == rollout.events[3].after.reason.text
             moves = [
@@ -185,7 +188,7 @@ async def test_a_webhook_that_never_ends_its_answer_is_left(
         plan = Plan(webhook=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         rollout = replace(new_rollout(), plan=plan).moved(State(Phase.LOADING), None, 1e9)
         async with asyncio.timeout(20):
-            await Announcer(CollectorRegistry()).moved(rollout, rollout.events[0])
+            await Announcer(CollectorRegistry()).moved(rollout, 1)
     assert "no answer within 0.2 s" in capsys.readouterr().out
 
 

@@ -1,0 +1,92 @@
+"""What is measured of requests and their way, and what a gateway holds meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+
+from serving.commands.serve import SAMPLE
+from serving.routing import Split
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import counted, gateway_over
+
+PATH = "/v1/models/digits:classify"
+PNG = {"content-type": "image/png"}
+
+
+async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        answer = await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)
+        assert answer.status_code == 200
+        timing = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
+        assert set(timing) == {"admission", "read", "decode", "queue", "backend", "total"}
+        parts = sum(float(spent) for name, spent in timing.items() if name != "total")
+        assert 0 < parts <= float(timing["total"]) * 1.05
+        for stage in ("admission", "read", "decode", "queue", "backend"):
+            assert counted(up, "sluice_stage_duration_seconds_count", stage=stage) == 1
+        assert counted(up, "sluice_batches_total", model="digits", reason="idle") == 1
+        best = answer.json()["results"][0]["classes"][0]["label"]
+        labels = {"model": "digits", "version": "1", "class": best}
+        assert counted(up, "sluice_predictions_total", **labels) == 1
+        assert counted(up, "sluice_requests_in_flight_limit") == up.gateway.settings.max_in_flight
+        await until(lambda: counted(up, "sluice_requests_in_flight") == 0)
+        assert counted(up, "sluice_model_version_state", model="digits", state="AVAILABLE") == 1
+        assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 0
+        up.pool.replicas[0].outcomes.eject(time.monotonic())
+        assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 1
+
+
+async def test_what_is_not_known_yet_is_left_out_and_what_never_happened_is_zero() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        up.pool.replicas[0].latency_s = 0.0  # as before its first call
+        up.gateway.steering.set_split("digits", Split(1, 2, 0.5, 1.0, "salt"), 0.1)
+        for kind, times in (("compared/1/class-3", 1), ("candidate-failed/1", 2), ("stable-failed/1", 3)):
+            for _ in range(times):
+                up.gateway.steering._add(up.gateway.steering._models["digits"], kind)
+        before = (await client.get("/metrics")).text
+        assert (await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)).status_code == 200
+        after = (await client.get("/metrics")).text
+    of_class = '{class="class-3",model="digits",version="1"}'
+    assert f"\nsluice_shadow_compared_total{of_class} 1.0\n" in before
+    assert f"\nsluice_shadow_agreed_total{of_class} 0.0\n" in before
+    for arm, times in (("candidate", 2), ("stable", 3)):
+        of_arm = f'{{arm="{arm}",model="digits",version="1"}}'
+        assert f"\nsluice_shadow_failures_total{of_arm} {times}.0\n" in before
+    assert "\nsluice_replica_latency_seconds{" not in before
+    assert "\nsluice_replica_latency_seconds{" in after
+
+
+async def test_what_a_gateway_holds_is_told_while_it_holds_it() -> None:
+    release, entered = asyncio.Event(), asyncio.Event()
+
+    async def held(_request: Any) -> None:
+        entered.set()
+        await release.wait()
+
+    names = "sluice_requests_in_progress", "sluice_request_body_bytes", "sluice_replica_calls_in_flight"
+    body = SAMPLE.read_bytes()
+    async with running(FakeReplica(before_predict=held)) as replica, gateway_over(replica) as (up, client):
+        asked = asyncio.create_task(client.post(PATH, content=body, headers=PNG))
+        await entered.wait()
+        assert [counted(up, name) for name in names] == [1, len(body), 1]
+        release.set()
+        assert (await asked).status_code == 200
+        await until(lambda: [counted(up, name) for name in names] == [0, 0, 0])
+        most, most_bytes = up.gateway.admission.limits
+        assert counted(up, "sluice_requests_in_flight_limit") == most
+        assert counted(up, "sluice_request_body_limit_bytes") == most_bytes
+        in_progress_limit = counted(up, "sluice_requests_in_progress_limit", model="digits")
+        assert (0, in_progress_limit) == up.gateway.admission.progress_of("digits")
+
+
+async def test_what_is_refused_by_its_headers_or_path_is_counted_once() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        for headers in ({"x-request-timeout": "soon"}, {"x-request-timeout": "-1"}):
+            assert (await client.post(PATH, content=b"x", headers=PNG | headers)).status_code == 400
+        assert (await client.post("/v1/models/digits:sing", content=b"x")).status_code == 400
+        assert (await client.get("/healthz")).status_code == 200
+        assert counted(up, "sluice_requests_total", outcome="invalid-input", protocol="http") == 3
+        assert counted(up, "sluice_requests_total") == 3
+        assert len(up.gateway.journal.refusals) == 3
