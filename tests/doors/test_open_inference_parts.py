@@ -90,11 +90,51 @@ def test_binary_inputs_take_their_bytes_in_their_order() -> None:
         ("{}", "3", 'Inference-Header-Content-Length is "3"; the body has 2 bytes'),
         ("{}", "1" * 5000, "Inference-Header-Content-Length is "),
         ("{} ", "2", "1 bytes behind the JSON belong to no input"),
+        (
+            '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1.5]}]}',
+            None,
+            "is not an array of whole",
+        ),
+        ('{"parameters": []}', None, '"parameters" is not an object'),
+        ('{"id": 7}', None, '"id" is not a string'),
     ],
 )
 def test_bodies_that_are_none_say_why(body: str, header: str | None, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         parse(body.encode(), header)
+
+
+def test_json_alone_may_say_how_long_it_is() -> None:
+    assert parse(b"{}", "2").request == InferRequest([])
+
+
+def test_a_member_that_is_null_is_none() -> None:
+    body = parse(b'{"id": null, "parameters": null, "inputs": null, "outputs": null}', None)
+    assert (body.id, body.request) == (None, InferRequest([]))
+
+
+@pytest.mark.parametrize(
+    ("second", "says"), [(3, None), (4, "is 4; 3 bytes are left"), (-1, "is -1; 3 bytes")]
+)
+def test_binary_inputs_take_what_is_left_and_no_more(second: int, says: str | None) -> None:
+    sizes = {"a": 2, "b": 0, "c": second}
+    inputs = [
+        {"name": name, "datatype": "UINT8", "shape": [size], "parameters": {"binary_data_size": size}}
+        for name, size in sizes.items()
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    if says is None:
+        found = parse(head + b"\1\2\3\4\5", str(len(head))).request.inputs
+        assert [each.array.tolist() for each in found] == [[1, 2], [], [3, 4, 5]]
+        return
+    with pytest.raises(InvalidInput, match=f'binary_data_size of "c" {says}'):
+        parse(head + b"\1\2\3\4\5", str(len(head)))
+
+
+def test_an_answer_has_an_id_only_where_the_request_has() -> None:
+    for asked in ({}, {"id": ""}, {"id": "7"}):
+        content, _ = render(answer_of(a=np.zeros(1, np.float32)), parsed(**asked), model_of())
+        assert {name: value for name, value in json.loads(content).items() if name == "id"} == asked
 
 
 def test_any_byte_but_zero_is_true() -> None:

@@ -2,14 +2,21 @@
 
 import { byId, element, milliseconds, percent, wide } from "./dom.js";
 
-function classRow(each) {
-  const fill = wide(element("span"), each.score);
+// Some models give logits, which are shares of nothing: their bars go by the highest.
+function scaleOf(scores) {
+  if (scores.every((score) => score >= 0 && score <= 1)) return { part: (score) => score, worded: (score) => percent(score, 1), name: "" };
+  const highest = Math.max(...scores);
+  return { part: (score) => (highest > 0 ? score / highest : 0), worded: (score) => String(Number(score.toPrecision(4))), name: "score " };
+}
+
+function classRow(each, scale) {
+  const fill = wide(element("span"), scale.part(each.score));
   return element(
     "li",
     {},
     element("span", { title: each.label }, each.label),
     element("span", { class: "bar", "aria-hidden": "true" }, fill),
-    element("span", { class: "number" }, percent(each.score, 1)),
+    element("span", { class: "number" }, scale.worded(each.score)),
   );
 }
 
@@ -32,12 +39,13 @@ function stages(timing, elapsed) {
 export function showAnswer(prediction, timing, elapsed) {
   const result = prediction.results[0];
   const [first] = result.classes;
+  const scale = scaleOf(result.classes.map((each) => each.score));
   // A screen reader says the verdict by itself; the rest is there to be read.
   byId("verdict").replaceChildren(
     element("p", { class: first.label.length > 24 ? "first long" : "first", title: first.label }, first.label),
-    element("p", { class: "quiet" }, `${percent(first.score, 1)}, says ${prediction.model} version `, element("span", { id: "by-version" }, String(prediction.version))),
+    element("p", { class: "quiet" }, `${scale.name}${scale.worded(first.score)}, says ${prediction.model} version `, element("span", { id: "by-version" }, String(prediction.version))),
   );
-  byId("details").replaceChildren(element("ol", { class: "classes" }, ...result.classes.map(classRow)), stages(timing, elapsed));
+  byId("details").replaceChildren(element("ol", { class: "classes" }, ...result.classes.map((each) => classRow(each, scale))), stages(timing, elapsed));
 }
 
 export function showProblem(text) {
