@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 # Long enough for much of a queue to empty, short enough that replicas are not left idle.
 RETRY_AFTER_S = 1.0
 
-# Latencies of versions that are long gone are forgotten beyond this many.
+# Beyond this many, the latencies of the version that was asked longest ago are forgotten.
 _MOST_PROFILES = 256
 
 
@@ -172,7 +172,7 @@ class Batcher(Generic[AnyPlace]):
         self._target_s = target_s
         self._clock = clock
         self._lanes: OrderedDict[LaneKey, Lane] = OrderedDict()  # whose turn is next comes first
-        self._profiles: dict[LaneKey, LatencyProfile] = {}
+        self._profiles: OrderedDict[LaneKey, LatencyProfile] = OrderedDict()  # the latest use comes last
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -290,10 +290,12 @@ class Batcher(Generic[AnyPlace]):
 
     def _profile(self, key: LaneKey) -> LatencyProfile:
         found = self._profiles.get(key)
-        if found is None:
-            while len(self._profiles) >= _MOST_PROFILES:
-                del self._profiles[next(iter(self._profiles))]
-            found = self._profiles[key] = LatencyProfile()
+        if found is not None:
+            self._profiles.move_to_end(key)
+            return found
+        while len(self._profiles) >= _MOST_PROFILES:
+            self._profiles.popitem(last=False)
+        found = self._profiles[key] = LatencyProfile()
         return found
 
     async def _run(self, key: LaneKey, lane: Lane, batch: list[Entry], place: AnyPlace) -> None:

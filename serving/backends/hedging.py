@@ -7,6 +7,7 @@ adds about one call in twenty, and takes most of the tail away where one replica
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,8 +20,8 @@ QUANTILE = 0.95
 _STEP = 0.2
 # Before so many calls there is no percentile to speak of.
 _LEAST_CALLS = 20
-# Keys that are long gone are forgotten beyond this many.
-_MOST_KEYS = 1024
+# Beyond this many, the kind of which a call was made longest ago is forgotten.
+_MOST_KINDS = 1024
 
 
 @dataclass(slots=True)
@@ -40,16 +41,17 @@ class HedgeTimes:
     """After how long a call is unusually late: the 95th percentile of its kind, such as of its batch size."""
 
     def __init__(self) -> None:
-        self._of: dict[Hashable, _Quantile] = {}
+        self._of: OrderedDict[Hashable, _Quantile] = OrderedDict()  # the latest call's comes last
 
     def learn(self, kind: Hashable, latency_s: float) -> None:
         """A call of this kind took so long, hedged or not."""
         found = self._of.get(kind)
         if found is not None:
             found.add(latency_s)
+            self._of.move_to_end(kind)
             return
-        while len(self._of) >= _MOST_KEYS:
-            del self._of[next(iter(self._of))]
+        while len(self._of) >= _MOST_KINDS:
+            self._of.popitem(last=False)
         self._of[kind] = _Quantile(latency_s)
 
     def after_s(self, kind: Hashable) -> float | None:

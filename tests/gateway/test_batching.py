@@ -407,3 +407,25 @@ async def test_a_call_without_answer_is_overdue_once_latencies_are_known() -> No
             await batcher.enqueue(LANE, pixels(0), FAR)
     assert seen[0] is None
     assert seen[-1] == LEAST_PATIENCE_S
+
+
+async def test_latencies_of_a_version_in_use_are_kept_however_many_others_come() -> None:
+    seen: list[tuple[LaneKey, float | None]] = []
+
+    async def send(
+        lane: LaneKey, batch: Sequence[Entry], _place: Place, patience_s: float | None
+    ) -> np.ndarray:
+        seen.append((lane, patience_s))
+        return np.zeros((len(batch), 1), np.float32)
+
+    gone = LaneKey("digits", 0)
+    async with Batcher(send, Places(1), max_batch=8) as batcher:
+        for _ in range(10):
+            await batcher.enqueue(gone, pixels(0), FAR)
+            await batcher.enqueue(LANE, pixels(0), FAR)
+        for version in range(2, 600):
+            await batcher.enqueue(LaneKey("digits", version), pixels(0), FAR)
+            await batcher.enqueue(LANE, pixels(0), FAR)
+        await batcher.enqueue(gone, pixels(0), FAR)
+    assert {patience_s for lane, patience_s in seen[20:] if lane == LANE} == {LEAST_PATIENCE_S}
+    assert seen[-1] == (gone, None)

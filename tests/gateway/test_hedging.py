@@ -39,6 +39,19 @@ def test_a_call_is_late_beyond_about_the_95th_percentile_of_its_kind() -> None:
     assert times.after_s("batches of 16") is None
 
 
+def test_of_more_kinds_than_are_kept_those_used_longest_ago_are_forgotten() -> None:
+    times = HedgeTimes()
+    for _ in range(20):
+        times.learn("old but used", 0.1)
+        times.learn("old", 0.1)
+    for kind in range(2000):
+        times.learn(kind, 0.1)
+        if kind % 500 == 0:  # too rarely to be known anew once it was forgotten
+            times.learn("old but used", 0.1)
+    assert times.after_s("old but used") is not None
+    assert times.after_s("old") is None
+
+
 class Scripted:
     """A call that ends when the test says so."""
 
