@@ -88,7 +88,7 @@ def _classify_request(question: Question) -> _Request:
     if model is not None:
         path += ":classify"
     params = {} if question.top_k is None else {"top_k": str(question.top_k)}
-    if len(question.images) == 1:
+    if len(question.images) == 1 and question.images[0]:  # one without a byte would be no image at all
         headers = {"content-type": "application/octet-stream"}
         return _Request(path, params, headers, content=question.images[0])
     octets = "application/octet-stream"

@@ -67,7 +67,12 @@ def _classify_request(question: Question) -> Any:
 
 
 def _prediction(response: Any) -> Prediction:
-    return Prediction(response.model, response.version, tuple(map(_result, response.results)))
+    """The prediction in a response; raises the first image's error if none could be read, as over HTTP."""
+    found = Prediction(response.model, response.version, tuple(map(_result, response.results)))
+    first = found.results[0].error if found.results else None
+    if first is not None and all(each.error for each in found.results):
+        raise first
+    return found
 
 
 def _result(found: Any) -> ImageResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over, or of no model; a name is empty; there is no image,
-                or what should be one is of another type.
+            InvalidInput: a version is given twice over, or of no model; a name is empty; there is no image;
+                or something is of another type.
             OSError: a file cannot be read.
         """
         if version is not None and label is not None:
@@ -61,6 +62,7 @@ class Question:
             raise InvalidInput(
                 "the name of a model, or a label, is empty; None stands for what the gateway chooses"
             )
+        version, top_k = _whole("version", version), _whole("top_k", top_k)
         # A str is a sequence of letters, and an open file gives lines: either must be refused whole.
         whole = isinstance(images, (*_OCTETS, str)) or hasattr(images, "read")
         several: Iterable[object] = images if isinstance(images, Iterable) and not whole else [images]
@@ -68,6 +70,16 @@ class Question:
         if not octets:
             raise InvalidInput("there is no image; give at least one")
         return cls(octets, model, version, label, top_k)
+
+
+def _whole(name: str, given: object) -> int | None:
+    """A whole number, or None; raises InvalidInput for what is neither."""
+    if given is None:
+        return None
+    try:
+        return operator.index(given)  # type: ignore[arg-type]  # which is what it finds out
+    except TypeError:
+        raise InvalidInput(f"{name} is {given!r:.100}; it is a whole number, or None") from None
 
 
 def _octets(image: object) -> bytes:

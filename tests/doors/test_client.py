@@ -17,6 +17,7 @@ from serving.errors import (
     InvalidInput,
     NotFound,
 )
+from serving.main import Running
 from serving.prediction import Prediction
 from tests.doors.conftest import Live
 from tests.support.http import grey_png
@@ -41,10 +42,29 @@ def test_the_sync_clients_agree(live: Live, photograph: bytes, tmp_path: Path) -
                 client.classify(file, model="digits", version=1, label="x")
             with pytest.raises(FileNotFoundError):
                 client.classify(tmp_path / "none.png")
-        # Over HTTP a request of which every image failed fails; over gRPC each result says so.
-        with pytest.raises(BadImage):
-            http.classify(b"no image")
-        assert isinstance(rpc.classify(b"no image").results[0].error, BadImage)
+
+
+@pytest.mark.parametrize(
+    "images", [[b"no image"], [b"no image", b"", b"none"], [b""]], ids=("one", "several", "nothing")
+)
+async def test_where_no_image_can_be_read_the_first_ones_error_is_raised(
+    up: Running, images: list[bytes]
+) -> None:
+    """Over either protocol; where others can, it is their neighbour's result."""
+    told = []
+    for blocking in (Client(up.http_url), GrpcClient(up.grpc_address)):
+        with blocking:
+            with pytest.raises(BadImage) as refused:
+                await asyncio.to_thread(blocking.classify, images)
+            told.append(refused.value.message)
+            mixed = await asyncio.to_thread(blocking.classify, [*images, grey_png(200)])
+        assert [each.error is None for each in mixed.results] == [False] * len(images) + [True]
+    for client in (AsyncClient(up.http_url), AsyncGrpcClient(up.grpc_address)):
+        async with client:
+            with pytest.raises(BadImage) as refused:
+                await client.classify(images)
+        told.append(refused.value.message)
+    assert len(set(told)) == 1, told
 
 
 def test_images_are_any_bytes(live: Live, photograph: bytes) -> None:

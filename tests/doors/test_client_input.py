@@ -38,6 +38,10 @@ def test_what_can_never_be_asked_is_said_before_anything_is_sent(kind: Any) -> N
                 client.classify(b"x", **empty)
         with pytest.raises(InvalidInput, match="there is no image; give at least one"):
             client.classify([])
+        for wrong in ({"top_k": "3"}, {"top_k": 1.0}, {"model": "digits", "version": "1"}):
+            (name, given) = list(wrong.items())[-1]
+            with pytest.raises(InvalidInput, match=f"^{name} is {given!r}; it is a whole number, or None$"):
+                client.classify(b"x", **wrong)
         for timeout_s in (float("inf"), float("nan"), 1e12):
             with pytest.raises(InvalidInput, match=r"timeout_s is .*; it is a number of seconds, a year"):
                 client.classify(b"x", timeout_s=timeout_s)
