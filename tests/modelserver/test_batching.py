@@ -58,8 +58,10 @@ def test_runs_are_smaller_than_requests_only_where_these_are_split(is_split: str
         ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } max_execution_batch_size { value: 9 }", "at most max_batch_size"),
         (
-            "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 } "  # noqa: ISC004
-            "allowed_batch_sizes: 8",
+            (
+                "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }"
+                " allowed_batch_sizes: 8"
+            ),
             "equal to max_execution_batch_size",
         ),
     ],
