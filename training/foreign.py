@@ -73,15 +73,8 @@ def publish_file(
         raise BadInput(f"--pixel-scale is {pixel_scale}; it must be a number above 0")
     model = _load(path)
     image = _as_classifier(model, pixel_scale, path)
-    if image is None and labels is not None:
-        raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
-    if image is None and pixel_scale != 1.0:
-        raise BadInput(f"{path} is no image classifier, so --pixel-scale has nothing to multiply")
-    if image is None and (odd := [key for key in model.inputs if not key.isidentifier() or iskeyword(key)]):
-        raise BadInput(
-            f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"
-            " and none of Python's own words"
-        )
+    if image is None:
+        _check_no_classifier(model, labels, pixel_scale, path)
     chosen, interface = image or (model, Interface(model.inputs, model.outputs, own=True))
     golden = _golden(interface.inputs)
     outputs = _answers(chosen.call, golden, path)
@@ -101,6 +94,19 @@ def publish_file(
     )
     published = release(out / name, exported, described)
     return replace(published, notes=_notes(outputs["scores"].numpy()) if image else ())
+
+
+def _check_no_classifier(model: _Model, labels: Path | None, pixel_scale: float, path: Path) -> None:
+    """Raises `BadInput` for what only an image classifier can be given, and for inputs that none can name."""
+    if labels is not None:
+        raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
+    if pixel_scale != 1.0:
+        raise BadInput(f"{path} is no image classifier, so --pixel-scale has nothing to multiply")
+    if odd := [key for key in model.inputs if not key.isidentifier() or iskeyword(key)]:
+        raise BadInput(
+            f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"
+            " and none of Python's own words"
+        )
 
 
 def _answers(call: Call, golden: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

@@ -86,20 +86,7 @@ def fit(problem: Problem, variant: Variant, values: Hyperparameters, run: Run) -
     last two. Raises `TrainingError` when the loss, of training or of validation, is no longer a number, when
     there is no memory, and when another worker has gone.
     """
-    replicas = run.distribution.replicas
-    if values.batch_size % replicas:
-        raise BadInput(f"a batch of {values.batch_size} cannot be shared by {replicas} replicas")
-    counts = len(problem.train), len(problem.validation)
-    if min(counts) < replicas:
-        raise BadInput(
-            f"{problem.data}: {counts[0]} examples to train on and {counts[1]} to validate on, where"
-            f" {replicas} of each are needed; only a class of two or more gives any to validate on"
-        )
-    problem = dataclasses.replace(
-        problem,
-        train=_divisible(problem.train, replicas),
-        validation=_divisible(problem.validation, replicas),
-    )
+    problem = _shared_out(problem, values.batch_size, run.distribution.replicas)
     steps_per_epoch = math.ceil(len(problem.train) / values.batch_size)
     with run.distribution.scope():
         model = compiled(problem.interface, variant, values, steps_per_epoch)
@@ -242,6 +229,23 @@ class _TensorBoard:
         except tf.errors.OpError as error:  # a full disk is RESOURCE_EXHAUSTED, as is want of memory
             reason = error.message.splitlines()[0].rpartition("}} ")[2]
             raise TrainingError(f"--tensorboard {self._folder} cannot be written to: {reason}") from error
+
+
+def _shared_out(problem: Problem, batch_size: int, replicas: int) -> Problem:
+    """The problem with what each replica has its share of; raises `BadInput` if they cannot share it."""
+    if batch_size % replicas:
+        raise BadInput(f"a batch of {batch_size} cannot be shared by {replicas} replicas")
+    counts = len(problem.train), len(problem.validation)
+    if min(counts) < replicas:
+        raise BadInput(
+            f"{problem.data}: {counts[0]} examples to train on and {counts[1]} to validate on, where"
+            f" {replicas} of each are needed; only a class of two or more gives any to validate on"
+        )
+    return dataclasses.replace(
+        problem,
+        train=_divisible(problem.train, replicas),
+        validation=_divisible(problem.validation, replicas),
+    )
 
 
 def _divisible(examples: Examples, replicas: int) -> Examples:

@@ -24,6 +24,7 @@ from training.recipes.base import Interface
 Call = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 _GREY_AND_ALPHA, _RGB, _RGB_AND_ALPHA = 2, 3, 4
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _INDEX = tf.TensorSpec((None,), tf.int32, name="index")
 
 
@@ -61,12 +62,16 @@ def _over_white(pixels: Any) -> Any:
 
 def _to_channels(pixels: Any, channels: int) -> Any:
     has_colour = tf.equal(tf.shape(pixels)[-1], _RGB)
+
+    def grey() -> Any:
+        return tf.round(tf.reduce_sum(pixels * tf.constant(_LUMA), axis=-1, keepdims=True))
+
+    def coloured() -> Any:
+        return tf.repeat(pixels[..., :1], _RGB, axis=-1)
+
     if channels == 1:
-        weights = tf.constant([0.299, 0.587, 0.114])
-        grey = lambda: tf.round(tf.reduce_sum(pixels * weights, axis=-1, keepdims=True))  # noqa: E731
         return tf.ensure_shape(tf.cond(has_colour, grey, lambda: pixels[..., :1]), (None, None, 1))
-    colour = lambda: tf.repeat(pixels[..., :1], 3, axis=-1)  # noqa: E731
-    return tf.ensure_shape(tf.cond(has_colour, lambda: pixels, colour), (None, None, 3))
+    return tf.ensure_shape(tf.cond(has_colour, lambda: pixels, coloured), (None, None, _RGB))
 
 
 def serving_default(call: Call, interface: Interface) -> tf.types.experimental.ConcreteFunction:

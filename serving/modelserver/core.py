@@ -69,30 +69,42 @@ class ServerCore:
             if new.WhichOneof("config") is None and self._config is None:
                 logger.info("Taking no action for empty config.")
                 return
-            configs.validate(new, self._config)
-            entries = configs.entries(new)
             is_first = self._config is None
-            self._config = new
-            names = [model.name for model in new.model_config_list.config]
-            states = {name: self._manager.states(name) for name in names}
-            self._labels = configs.labels_after(
-                new, states, self._labels, allow_unavailable=self._allow_unavailable
-            )
+            entries = self._store(new)
             since = self._manager.sequence()
-            added = entries.keys() - self._entries.keys()
-            removed = self._entries.keys() - entries.keys()
-            logger.info("Adding/updating models.")
-            with self._wanting:
-                self._entries = entries
-                for name in removed:
-                    self._manager.want(name, {})
+            added = self._take_over(entries)
             if self._poll_wait_s > 0 or (is_first and self._poll_wait_s == 0):
                 self.poll()
             else:
                 logger.warning("No folder is read: --file_system_poll_wait_seconds=%d", self._poll_wait_s)
             if is_waiting:
-                self._await(set(added), since, is_cancelled, "servable(s)" if is_first else "model(s)")
+                self._await(added, since, is_cancelled, "servable(s)" if is_first else "model(s)")
             logger.info("Finished adding/updating models")
+
+    def _store(self, new: Any) -> dict[str, configs.ModelEntry]:
+        """Make a config and its labels those in force; its models.
+
+        Raises StatusError for a config that is refused, and, once it is stored, for its labels.
+        """
+        configs.validate(new, self._config)
+        entries = configs.entries(new)
+        self._config = new
+        names = [model.name for model in new.model_config_list.config]
+        states = {name: self._manager.states(name) for name in names}
+        self._labels = configs.labels_after(
+            new, states, self._labels, allow_unavailable=self._allow_unavailable
+        )
+        return entries
+
+    def _take_over(self, entries: dict[str, configs.ModelEntry]) -> set[str]:
+        """Let the models go that a config leaves out; those that are new, by name."""
+        added, removed = entries.keys() - self._entries.keys(), self._entries.keys() - entries.keys()
+        logger.info("Adding/updating models.")
+        with self._wanting:
+            self._entries = entries
+            for name in removed:
+                self._manager.want(name, {})
+        return added
 
     @contextmanager
     def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:

@@ -81,6 +81,8 @@ def _signature(model: Model, spec: Any) -> tuple[str, Signature]:
 
 def _check_tasks(model: Model, tasks: Sequence[Any], *, check_method: bool) -> dict[str, Signature]:
     """Signature name -> signature of each task, in order."""
+    if not tasks:  # of a warm-up file; those of requests say which model they are for
+        raise invalid_argument("Inference request cannot have empty list of tasks.")
     signatures: dict[str, Signature] = {}
     for task in tasks:
         if not task.model_spec.name:

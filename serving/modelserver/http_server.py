@@ -138,7 +138,7 @@ def _listen(port: int) -> socket.socket:
             return socket.create_server(
                 ("::", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
             )
-    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104
+    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104 - as the original
 
 
 class HttpServer:

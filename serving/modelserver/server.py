@@ -236,7 +236,9 @@ class Server:
         try:
             http = HttpServer(app, flags.rest_api_port)
         except OSError as error:  # as in the original, gRPC goes on without it
-            logger.error("Failed to start HTTP Server at localhost:%d: %s", flags.rest_api_port, error)  # noqa: TRY400
+            logger.error(  # noqa: TRY400 - the text says it all
+                "Failed to start HTTP Server at localhost:%d: %s", flags.rest_api_port, error
+            )
             return
         http.start()
         self._http = http

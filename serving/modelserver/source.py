@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from serving.modelserver.config import ModelEntry
 
@@ -52,15 +53,15 @@ def by_version(children: Iterable[str]) -> dict[int, str]:
     }
 
 
-def choose(policy: object, folders: Mapping[int, str]) -> list[int]:
+def choose(policy: Any, folders: Mapping[int, str]) -> list[int]:
     """The versions that a `ServableVersionPolicy` message picks from those there, highest first."""
     versions = sorted(folders, reverse=True)
-    choice = policy.WhichOneof("policy_choice")  # type: ignore[attr-defined]
+    choice = policy.WhichOneof("policy_choice")
     if choice == "all":
         return versions
     if choice == "specific":
-        specific = set(policy.specific.versions)  # type: ignore[attr-defined]
+        specific = set(policy.specific.versions)
         for version in sorted(specific - folders.keys()):
             logger.warning("Version %d, which the version policy asks for, was not found", version)
         return [version for version in versions if version in specific]
-    return versions[: max(policy.latest.num_versions, 1)]  # type: ignore[attr-defined]
+    return versions[: max(policy.latest.num_versions, 1)]

@@ -1,24 +1,15 @@
-"""The batch queue and the merging and splitting of tensors, as plain functions."""
+"""What batching parameters mean, the queues of batches, and whose turn it is."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
 import pytest
 from google.protobuf import text_format
-from hypothesis import given
-from hypothesis import strategies as st
 
 from serving import protos
 from serving.modelserver.batching import BatchingOptions, BatchQueue, BatchScheduler, Task, options_from
-from serving.modelserver.batching_servable import BatchingServable, merge, padded_size, split, split_sizes
-from serving.modelserver.metrics import Counter, Histogram, Metrics
-from serving.modelserver.signature import Signature
-from serving.modelserver.status import Code, StatusError, invalid_argument
+from serving.modelserver.status import Code, StatusError
 
 
 def options(text: str = "") -> BatchingOptions:
@@ -58,8 +49,10 @@ def test_runs_are_smaller_than_requests_only_where_these_are_split(is_split: str
         ("max_batch_size { value: 8 } allowed_batch_sizes: [0, 8]", "monotonically increasing"),
         ("max_batch_size { value: 8 } max_execution_batch_size { value: 9 }", "at most max_batch_size"),
         (
-            "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 } "  # noqa: ISC004
-            "allowed_batch_sizes: 8",
+            (
+                "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }"
+                " allowed_batch_sizes: 8"
+            ),
             "equal to max_execution_batch_size",
         ),
     ],
@@ -125,106 +118,3 @@ def test_what_still_waits_as_its_queue_goes_fails() -> None:
     scheduler.unregister(queue)
     with pytest.raises(StatusError, match="The model was unloaded"):
         waiting.done.result(30)
-
-
-@given(size=st.integers(1, 100), room=st.integers(0, 8), limit=st.integers(1, 8))
-def test_splitting_keeps_every_row(size: int, room: int, limit: int) -> None:
-    sizes = split_sizes(size, min(room, limit), limit)
-    assert sum(sizes) == size
-    assert all(1 <= part <= limit for part in sizes)
-
-
-def test_merge_pads_rows_and_split_undoes_it() -> None:
-    found = options("max_batch_size { value: 8 } allowed_batch_sizes: [1, 4, 8]")
-    parts = [{"x": np.array([[1.0], [2.0]])}, {"x": np.array([[3.0]])}]
-    merged = merge(parts, padded_size(3, found), found)
-    assert merged["x"].tolist() == [[1.0], [2.0], [3.0], [3.0]]
-    shares = split([merged["x"] * 2], [2, 1], 4)
-    assert [share[0].tolist() for share in shares] == [[[2.0], [4.0]], [[6.0]]]
-    assert [padded_size(size, found) for size in (1, 2, 5, 8)] == [1, 4, 8, 8]
-
-
-@pytest.mark.parametrize("kind", ["number", "text"])
-def test_rows_of_different_shapes(kind: str) -> None:
-    first: Any = b"5\0" if kind == "text" else 5
-
-    def array(shape: tuple[int, ...]) -> np.ndarray:
-        numbers = np.arange(5, 5 + np.prod(shape)).reshape(shape)
-        made = numbers.astype(str).astype(bytes).astype(object) if kind == "text" else numbers
-        if made.size:
-            made[0, 0] = first
-        return made
-
-    parts = [{"x": array((2, 2))}, {"x": array((1, 3))}]
-    with pytest.raises(StatusError) as caught:
-        merge(parts, 3, options())
-    assert caught.value.code is Code.FAILED_PRECONDITION
-    padding = options("pad_variable_length_inputs: true")
-    merged = merge(parts, 3, padding)["x"]
-    assert merged[:2, :2].tolist() == parts[0]["x"].tolist()
-    assert merged[:2, 2].tolist() == [first, first]  # the array's own first value, as in the original
-    assert merged[2].tolist() == parts[1]["x"][0].tolist()
-    with pytest.raises(StatusError, match="Got empty tensor in batch of non-empty tensors"):
-        merge([{"x": array((1, 0))}, *parts], 4, padding)
-    assert merge([{"x": array((1, 0, 2))}, {"x": array((2, 0, 3))}], 3, padding)["x"].shape == (3, 0, 3)
-
-
-@pytest.mark.parametrize("output", [np.array(1.0), np.zeros(5)])
-def test_outputs_that_cannot_be_split(output: np.ndarray) -> None:
-    with pytest.raises(StatusError) as caught:
-        split([output], [2, 2], 4)
-    assert caught.value.code is Code.FAILED_PRECONDITION
-
-
-class Doubling:
-    """A servable of one float32 input, as strict about types as a session."""
-
-    def __init__(self) -> None:
-        x, y = {"name": "x:0", "dtype": "DT_FLOAT"}, {"name": "y:0", "dtype": "DT_FLOAT"}
-        self.signatures = {"s": Signature.read(protos.SignatureDef(inputs={"x": x}, outputs={"y": y}))}
-
-    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
-        if feeds["x:0"].dtype != np.float32:
-            raise invalid_argument(f"Expects arg[0] to be float but {feeds['x:0'].dtype} is provided")
-        return [feeds["x:0"] * 2]
-
-    def close(self) -> None:
-        pass
-
-
-def test_a_value_of_the_wrong_type_is_refused_and_does_no_harm_to_its_neighbours() -> None:
-    whole_batches = options("max_batch_size { value: 2 } batch_timeout_micros { value: 600000000 }")
-    servable = BatchingServable(Doubling(), BatchScheduler(whole_batches), Metrics())
-
-    def run(value: float, dtype: type) -> list[float]:
-        doubled: list[float] = servable.run({"x:0": np.array([value], dtype)}, ["y:0"])[0].tolist()
-        return doubled
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(run, 1.0, np.float32)
-        with pytest.raises(StatusError, match="to be float but float64 is provided"):
-            run(2.0, np.float64)
-        second = pool.submit(run, 3.0, np.float32)
-        try:
-            assert (first.result(30), second.result(30)) == ([2.0], [6.0])
-        finally:
-            servable.close()
-
-
-def test_metrics_are_written_as_prometheus_reads_them() -> None:
-    counter = Counter(":a:count", ["model_name"])
-    assert counter.lines() == []
-    counter.add('odd "name"\\')
-    counter.add('odd "name"\\', by=2)
-    assert counter.lines() == ["# TYPE :a:count counter", ':a:count{model_name="odd \\"name\\"\\\\"} 3']
-    histogram = Histogram(":a:time", ["m"], [10.0, 18.0])
-    for value in (5.0, 10.0, 11.0, 99.0):
-        histogram.observe(value, "x")
-    assert histogram.lines() == [
-        "# TYPE :a:time histogram",
-        ':a:time_bucket{m="x",le="10"} 2',
-        ':a:time_bucket{m="x",le="18"} 3',
-        ':a:time_bucket{m="x",le="+Inf"} 4',
-        ':a:time_sum{m="x"} 125',
-        ':a:time_count{m="x"} 4',
-    ]

@@ -24,7 +24,7 @@ ONE = np.ones(1, np.float32)
 
 @pytest.fixture(scope="module")
 def batching(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server that batches: up to 8 rows, padded to 4 or 8, half a minute's wait for a full batch."""
+    """A server that batches: up to 8 rows, padded to 4 or 8, a second's wait for a full batch."""
     folder = tmp_path_factory.mktemp("batching")
     parameters = folder / "batching.config"
     parameters.write_text(

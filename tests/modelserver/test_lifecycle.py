@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving import protos
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
 from tests.modelserver.managed import AVAILABLE, END, LOADING, NEW, PATHS, UNLOADING, wanted
 
@@ -46,3 +47,8 @@ def test_the_last_available_version_never_leaves_for_one_that_is_not_there(
     assert unloads <= available - want
     if want and available:
         assert available - unloads
+
+
+def test_the_states_are_those_of_the_messages() -> None:
+    named = {number: name for number, name in protos.MODEL_VERSION_STATES.items() if name != "UNKNOWN"}
+    assert {state.value: state.name for state in State} == named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,95 @@ def test_a_negative_number_of_retries_means_one_try() -> None:
     manager.want("m", wanted(1))
     until(lambda: manager.states("m").get(1) == AVAILABLE, "it loads")
     assert manager.close(10)
+
+
+def test_so_many_loads_run_at_once_and_no_more() -> None:
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        begun.release()
+        assert may_end.wait(30)
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 2)
+    manager.want("m", wanted(1, 2, 3))
+    assert begun.acquire(timeout=30)
+    assert begun.acquire(timeout=30)
+    assert not begun.acquire(timeout=0.2)
+    may_end.set()
+    assert begun.acquire(timeout=30)
+    assert manager.close(30)
+    assert set(manager.states("m").values()) == {AVAILABLE}
+
+
+def test_the_end_waits_for_no_further_try() -> None:
+    has_failed = threading.Event()
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        has_failed.set()
+        raise OSError("disk on fire")
+
+    manager = ModelManager(load, RetryPolicy(5, 3600.0), 1)
+    manager.want("m", wanted(1))
+    assert has_failed.wait(30)
+    assert manager.close(30)
+    assert manager.states("m")[1].state is State.END
+
+
+def test_the_end_ends_a_wait_for_models() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    is_waiting = threading.Event()
+
+    def goes_on() -> bool:
+        is_waiting.set()
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(manager.wait_for_models, {"m"}, 0, goes_on)
+        assert is_waiting.wait(30)
+        assert manager.close(30)
+        assert waiting.result(30) is None
+
+
+def test_who_names_no_version_gets_the_highest_that_serves() -> None:
+    def load(name: str, version: int, path: Path) -> Fake:
+        if version == 3:
+            raise OSError("disk on fire")
+        return Fake()
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    with pytest.raises(StatusError, match=r"Servable not found for request: Latest\(m\)"):
+        manager.lease("m", None).__enter__()
+    manager.want("m", wanted(1, 2, 3))
+    until(
+        lambda: {at.state for at in manager.states("m").values()} == {State.AVAILABLE, State.END},
+        "all settle",
+    )
+    assert list(manager.states("m")) == [3, 2, 1]
+    with manager.lease("m", None) as model, manager.lease("m", 1) as named:
+        assert (model.version, named.version) == (2, 1)
+    with pytest.raises(StatusError, match=r"Servable not found for request: Specific\(m, 3\)"):
+        manager.lease("m", 3).__enter__()
+    assert manager.close(30)
+
+
+def test_a_version_that_two_use_is_kept_until_both_are_done() -> None:
+    servable = Fake()
+    manager = ModelManager(lambda *_: servable, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert manager.wait_for_models({"m"}, 0, lambda: False) == {("m", 1): AVAILABLE}
+    with manager.lease("m", 1):
+        with manager.lease("m", 1):
+            manager.want("m", {})
+        assert not servable.is_closed.wait(0.2)
+    assert servable.is_closed.wait(30)
+    assert manager.close(30)
+
+
+def test_only_what_changes_after_a_moment_is_waited_for() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert manager.wait_for_models({"m"}, 0, lambda: False) == {("m", 1): AVAILABLE}
+    assert manager.wait_for_models({"m"}, manager.sequence(), lambda: True) is None
+    assert manager.wait_for_models({"m"}, manager.sequence() - 1, lambda: True) == {("m", 1): AVAILABLE}
+    assert manager.close(30)

@@ -84,7 +84,7 @@ def test_the_version_that_a_body_was_read_for_answers_it_whatever_comes_in_betwe
 class Failing(Echo):
     """A servable whose runs fail."""
 
-    def __init__(self, error: StatusError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__("x")
         self._error = error
 
@@ -125,6 +125,23 @@ def test_each_code_has_the_originals_status(code: Code, status: int) -> None:
     counted = metrics.request_count.lines()[1:]
     assert counted == [f':tensorflow:serving:request_count{{model_name="m",status="{code.name}"}} 1']
     assert metrics.request_latency.lines() == []  # of calls that succeed only
+    assert manager.close(10)
+
+
+def test_an_error_that_nobody_foresaw_is_told_and_counted_as_internal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manager = ModelManager(lambda *_: Failing(ZeroDivisionError("no luck")), RetryPolicy(0, 0.0), 1)
+    manager.want("m", {1: Path("/m/1")})
+    until(lambda: state_of(manager, 1) is State.AVAILABLE, "it serves")
+    metrics = Metrics()
+    api = RestApi(Services(ServerCore(manager), PredictOptions(), metrics))
+    status, body = api.answer("POST", "/v1/models/m:predict", b'{"instances": [1.0]}')
+    assert (status, json.loads(body)) == (500, {"error": "ZeroDivisionError: no luck"})
+    assert metrics.request_count.lines()[1:] == [
+        ':tensorflow:serving:request_count{model_name="m",status="INTERNAL"} 1'
+    ]
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
     assert manager.close(10)
 
 

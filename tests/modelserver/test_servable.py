@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import weakref
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
+from serving.modelserver import servable
 from serving.modelserver.loading import Loading
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
 from serving.modelserver.status import Code, StatusError
-from serving.modelserver.warmup import WARMUP_FILE
-from serving.modelserver.widths import Cores
-from tests.modelserver import models
-from tests.modelserver.test_conformance_predict import X, request
 
 
 def test_a_closed_session_has_freed_its_graph(zoo: Path) -> None:
@@ -45,34 +40,17 @@ def test_a_load_that_fails_is_counted_as_the_original_counts_it(tmp_path: Path) 
     assert counted in metrics.page()
 
 
-def copied(model: Path, folder: Path) -> Path:
-    """A copy of a model's version, whose warm-up file is the test's own."""
-    shutil.copytree(model, folder)
-    (folder / "assets.extra").mkdir()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("inputs", "counted"),
-    [
-        pytest.param(None, "", id="there is no file"),
-        pytest.param({"x": X}, "OK", id="all are answered"),
-        pytest.param({"z": X}, "", id="one is refused"),
-        pytest.param(b"no TFRecord" * 9, "DATA_LOSS", id="it is no such file"),
-    ],
-)
-def test_a_warm_up_is_timed_where_its_file_was_read_to_the_end_or_to_damage(
-    inputs: dict[str, Any] | bytes | None, counted: str, zoo: Path, tmp_path: Path
+def test_what_runs_one_choice_of_outputs_is_kept_for_so_many_of_them(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, metrics = copied(zoo / "half_plus_two_frozen" / "1", tmp_path / "1"), Metrics()
-    if isinstance(inputs, bytes):
-        (folder / WARMUP_FILE).write_bytes(inputs)
-    elif inputs is not None:
-        models.warmup(folder, [request("m", **inputs)])
-    loading = Loading(LoadOptions(), metrics, 1, True, None, Cores(2))
-    with suppress(StatusError):
-        loading.load("m", 1, folder).close()
-    latency = f':tensorflow:serving:model_warmup_latency_count{{model_path="{folder}",status="'
-    assert [line for line in metrics.page().splitlines() if line.startswith(latency)] == (
-        [f'{latency}{counted}"}} 1'] if counted else []
-    )
+    """Callers choose the outputs; those that were asked for longest ago are forgotten."""
+    monkeypatch.setattr(servable, "MAX_CALLABLES", 2)
+    session = Session(zoo / "kinds" / "1", LoadOptions())
+    two = session.signatures["two"]
+    feeds = {two.inputs["a"].name: np.ones([1, 2], np.float32), two.inputs["b"].name: np.ones([1], np.int32)}
+    total, doubled = two.outputs["total"].name, two.outputs["doubled"].name
+    for fetches in ([total], [doubled], [total], [total, doubled]):
+        session.run(feeds, fetches)
+    assert [fetched for _, fetched in session._callables] == [(total,), (total, doubled)]
+    assert [array.tolist() for array in session.run(feeds, [doubled, total])] == [[2], [3.0]]
+    session.close()

@@ -53,7 +53,7 @@ def services() -> OneCall:
 
 @pytest.fixture
 def server(services: OneCall) -> RpcServer:
-    return RpcServer(services, 2, [])  # type: ignore[arg-type]
+    return RpcServer(services, 2, [])  # type: ignore[arg-type]  # all that is called of them
 
 
 @pytest.fixture

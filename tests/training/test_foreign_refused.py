@@ -25,7 +25,7 @@ def test_an_unregistered_lambda_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
-class Unregistered(keras.layers.Layer):  # type: ignore[misc]
+class Unregistered(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     """A layer that no other process knows."""
 
     def call(self, inputs: Any) -> Any:

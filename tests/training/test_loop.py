@@ -221,7 +221,7 @@ def test_logs_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
         fit(plan.problem, plan.variants["simple-dense"], plan.hyperparameters, run)
 
 
-class Hungry(keras.Model):  # type: ignore[misc]
+class Hungry(keras.Model):  # type: ignore[misc]  # Keras has no types
     """Fails in a step of training as TensorFlow does when there is no memory."""
 
     def __init__(self) -> None:
