@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from serving.errors import FailedPrecondition, InvalidInput, Unavailable
-from serving.rollout import memory as memories
 from serving.rollout.feedback import TTL_S, Receipts, shared_key
 from serving.rollout.memory import FolderMemory, Memory, Named, OwnMemory
 from serving.rollout.steering import Steering
@@ -150,17 +149,6 @@ async def test_feedback_on_an_image_that_both_versions_named_judges_both(
     }
 
 
-def test_what_cannot_be_told_to_others_is_kept_for_them_up_to_a_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memories, "_MOST", 2)
-    mine, other = (FolderMemory(tmp_path, TTL_S) for _ in range(2))
-    for copy in ("a", "b", "c"):
-        mine.note(copy, Named(2, ("seven",)))
-    mine.share()
-    assert [other.named(copy) is not None for copy in ("a", "b", "c")] == [True, True, False]
-
-
 async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: Path) -> None:
     receipts, steering, _ = desk(FolderMemory(tmp_path, TTL_S))
     id_ = receipts.issue("digits", 2, "seven", routed=True)
@@ -173,28 +161,6 @@ async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: P
     path.unlink()
     assert await receipts.redeem(fresh, "one") == "accepted"
     assert steering.counts("digits")["labelled/2"] == 2.0
-
-
-def test_what_is_older_than_feedback_is_taken_is_forgotten(tmp_path: Path) -> None:
-    wall = Wall()
-    memory = FolderMemory(tmp_path, TTL_S, wall, wall)
-    assert memory.take([b"a"]) == [True]
-    wall.now += TTL_S + 1.0
-    assert memory.take([b"b"]) == [True]
-    assert memory.take([b"a", b"b"]) == [True, False]
-
-
-def test_a_clock_that_is_set_back_lets_nothing_be_kept_for_ever(tmp_path: Path) -> None:
-    wall, clock = Wall(), Wall()
-    memory = FolderMemory(tmp_path, TTL_S, wall, clock)
-    wall.now += 3e8
-    assert memory.take([b"future"]) == [True]
-    wall.now -= 3e8
-    clock.now += 7200.0
-    assert memory.take([b"a"]) == [True]
-    wall.now += TTL_S + 1.0
-    clock.now += TTL_S + 1.0
-    assert memory.take([b"a", b"future"]) == [True, False]
 
 
 def test_gateways_share_one_key(tmp_path: Path) -> None:
