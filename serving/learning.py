@@ -117,45 +117,64 @@ class Learner:
 
     async def _describe(self, version: VersionName, attempts: _Attempts) -> None:
         deadline = self._clock() + DESCRIBE_TIMEOUT_S
-
-        async def call(what: Call[Any]) -> Any:
-            return await self._pool.call(*version, what, deadline=deadline)
-
-        async def described(
-            output: str, indices: range, read: Callable[[Any], Described], otherwise: Described
-        ) -> Described:
-            request = describe_request(*version, indices, output)
-            try:
-                return read(await call(lambda api, timeout_s: api.predict(request, timeout_s)))
-            except (InvalidInput, FailedPrecondition) as error:
-                _log.warning(
-                    f"a version's signature {DESCRIBE_SIGNATURE} gives no {output}",
-                    model=version.model,
-                    version=version.number,
-                    error=error.message,
-                )
-                return otherwise
-
-        signatures = await call(lambda api, timeout_s: api.signatures(*version, timeout_s))
+        signatures = await self._ask(
+            version, lambda api, timeout_s: api.signatures(*version, timeout_s), deadline
+        )
         image = read_image_signature(signatures)
-        every = range(image.classes if image else 0)
-        found = ModelVersion(*version, signatures, image, tuple(map(str, every)))
+        indices = tuple(map(str, range(image.classes if image else 0)))
+        found = ModelVersion(*version, signatures, image, labels=indices)
         if DESCRIBE_SIGNATURE in signatures:
-            card: Mapping[str, Any] = {}
             try:
-                card = await described("card", range(1), read_card, card)
-                labels = found.labels
-                if image:
-                    labels = await described(
-                        "label", every, lambda answer: read_labels(answer, len(every)), labels
-                    )
+                found = await self._described(version, found, deadline)
             except (Internal, DeadlineExceeded):
-                attempts.undescribed += 1
-                more = attempts.undescribed - DESCRIBE_ATTEMPTS
-                if more >= 0:
-                    self._learned(replace(found, described=False))
-                    pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(more, 16))
-                    attempts.again_at = self._clock() + pause_s
+                self._put_off(attempts, found)
                 raise
-            found = replace(found, labels=labels, card=card)
         self._learned(found)
+
+    async def _described(self, version: VersionName, found: ModelVersion, deadline: float) -> ModelVersion:
+        """What is found of a version, with the card and the labels that its `describe` gives."""
+        nothing: Mapping[str, Any] = {}
+        card = await self._output(version, "card", range(1), read_card, nothing, deadline)
+        labels = found.labels
+        if found.image is not None:
+            count = found.image.classes
+            labels = await self._output(
+                version, "label", range(count), lambda answer: read_labels(answer, count), labels, deadline
+            )
+        return replace(found, card=card, labels=labels)
+
+    async def _output(
+        self,
+        version: VersionName,
+        output: str,
+        indices: range,
+        read: Callable[[Any], Described],
+        otherwise: Described,
+        deadline: float,
+    ) -> Described:
+        """One output of a version's `describe`; `otherwise`, where that gives something else."""
+        request = describe_request(*version, indices, output)
+        try:
+            return read(
+                await self._ask(version, lambda api, timeout_s: api.predict(request, timeout_s), deadline)
+            )
+        except (InvalidInput, FailedPrecondition) as error:
+            _log.warning(
+                f"a version's signature {DESCRIBE_SIGNATURE} gives no {output}",
+                model=version.model,
+                version=version.number,
+                error=error.message,
+            )
+            return otherwise
+
+    async def _ask(self, version: VersionName, what: Call[Any], deadline: float) -> Any:
+        return await self._pool.call(*version, what, deadline=deadline)
+
+    def _put_off(self, attempts: _Attempts, found: ModelVersion) -> None:
+        """Note that `describe` failed: after some times the version is served without what it says."""
+        attempts.undescribed += 1
+        more = attempts.undescribed - DESCRIBE_ATTEMPTS
+        if more >= 0:
+            self._learned(replace(found, described=False))
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(more, 16))
+            attempts.again_at = self._clock() + pause_s

@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import resource
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -190,51 +191,55 @@ async def gateway_up(
     pool = Pool([_connect(address) for address in fixed], calls_per_replica=settings.calls_per_replica)
     following = discovery.Discovery(pool, names, _connect)
     catalog = Catalog(pool, models, default_model=settings.default_model, metrics=metrics)
-    with contextlib.closing(
-        listen(settings.http_host, settings.http_port, shared=peers is not None)
-    ) as listener:
+    shared = peers is not None
+    with contextlib.closing(listen(settings.http_host, settings.http_port, shared=shared)) as listener:
         gateway = Gateway(settings, pool, catalog, metrics, callers)
         rollouts = observed.Rollouts(gateway)
         observed.watch(gateway, certificates, rollouts)
         curves = Curves(rollouts)
         rpc = RpcServer(
-            gateway,
-            settings.grpc_host,
-            settings.grpc_port,
-            shared=peers is not None,
-            certificates=certificates,
+            gateway, settings.grpc_host, settings.grpc_port, shared=shared, certificates=certificates
         )
         http = HttpServer(app.build(gateway, curves, peers), settings, certificates)
-        running = Running(
-            gateway,
-            catalog,
-            pool,
-            settings.http_url(listener.getsockname()[1]),
-            settings.grpc_address(rpc.port),
-        )
+        http_url, grpc_address = settings.http_url(_port(listener)), settings.grpc_address(rpc.port)
         async with (
             contextlib.aclosing(pool),
             gateway,
             _answering(gateway, peers),
             _in_background(
                 catalog.watch(settings.status_interval_s),
+                following.watch(settings.discovery_interval_s),
                 rpc.report_health(settings.status_interval_s),
                 callers.watch(),
                 curves.watch(),
+                _trimming(gateway),
+                *(() if certificates is None else (certificates.watch(),)),
             ),
-            _in_background(following.watch(settings.discovery_interval_s), _trimming(gateway)),
             Watchdog(metrics.stalled).watching(),
-            _in_background(*(() if certificates is None else (certificates.watch(),))),
-            asyncio.TaskGroup() as servers,
+            _serving(gateway, http, listener, rpc),
         ):
-            await rpc.start()
-            servers.create_task(http.serve(sockets=[listener]))
-            try:
-                yield running
-            finally:
-                _log.info("shutting down", in_flight=gateway.admission.in_flight)
-                gateway.draining = True
-                await asyncio.gather(rpc.stop(settings.drain_timeout_s), http.drain(listener))
+            yield Running(gateway, catalog, pool, http_url, grpc_address)
+
+
+def _port(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
+@asynccontextmanager
+async def _serving(
+    gateway: Gateway, http: HttpServer, listener: socket.socket, rpc: RpcServer
+) -> AsyncIterator[None]:
+    """Serve both ports while the block runs; at its end what they have accepted is answered."""
+    async with asyncio.TaskGroup() as servers:
+        await rpc.start()
+        servers.create_task(http.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            _log.info("shutting down", in_flight=gateway.admission.in_flight)
+            gateway.draining = True
+            await asyncio.gather(rpc.stop(gateway.settings.drain_timeout_s), http.drain(listener))
 
 
 def _warn_if_open(settings: Settings, callers: Callers) -> None:

@@ -160,7 +160,8 @@ async def _classify_all(
             async def answer(name: str) -> Answer:
                 return await _classify_one(client, name, stdin, options, keyed=bool(api_key))
 
-            async with aclosing(answered_in_order(_each(names), answer)) as answers:  # type: ignore[type-var]
+            answering = answered_in_order(_each(names), answer)
+            async with aclosing(answering) as answers:  # type: ignore[type-var]  # a generator, if not by type
                 async for each in answers:
                     if each.hopeless:
                         assert each.error is not None

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from serving.commands.terminal import printable
 from serving.rollout.comparison import Report, Row
+from serving.rollout.evidence import FloatArray
 from serving.rollout.judge import alphas, signals
 from serving.rollout.machine import Phase, judged_phase
 from serving.rollout.record import Rollout
@@ -122,8 +123,8 @@ def _evidence(rollout: Rollout) -> Table:
     return table
 
 
-def _e(log_e: object) -> str:
-    return f"{math.exp(min(float(log_e), 300.0)):.3g}"  # type: ignore[arg-type]  # a number in an array
+def _e(log_e: FloatArray) -> str:
+    return f"{math.exp(min(float(log_e), 300.0)):.3g}"
 
 
 def _agreement(rollout: Rollout) -> Text:

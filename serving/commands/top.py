@@ -77,10 +77,16 @@ def growth(before: Scrape, after: Scrape) -> Scrape:
 
 
 def rows(before: Scrape, after: Scrape) -> list[Row]:
-    """What each version did between two looks, by model and version."""
+    """What each version did between two looks, by model and version; and what reached none, if any did."""
     spent_s = max(after.at - before.at, 1e-9)
     grown = growth(before, after)
-    found = sorted({(has["model"], has["version"]) for has, _ in grown.samples.get(_REQUESTS, ())})
+    found = sorted(
+        {
+            (has["model"], has["version"])
+            for has, ever in after.samples.get(_REQUESTS, ())
+            if has["version"] or ever > 0
+        }
+    )
     made = []
     for model, version in found:
         of = {"model": model, "version": version}

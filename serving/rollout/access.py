@@ -246,7 +246,8 @@ def open_store(where: str) -> Access:
                 f"{folder} is no folder of rollouts; pass the one that a gateway has as --rollouts"
             )
         return StoreAccess(FileStore(folder))
-    from serving.rollout.kubernetes import KubernetesStore, cluster_client
+    from serving.rollout.kubernetes import KubernetesStore
+    from serving.rollout.model_rollout import cluster_client
 
     namespace = where.removeprefix(CLUSTER).rstrip("/")
     if not _NAMESPACE.fullmatch(namespace):

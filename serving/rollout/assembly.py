@@ -127,8 +127,9 @@ def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Itera
 def _in_cluster(
     settings: Settings, steering: Steering, metrics: Metrics, plan: Plan, identity: str
 ) -> Iterator[Shared]:
-    from serving.rollout.kubernetes import KubernetesStore, cluster_client
+    from serving.rollout.kubernetes import KubernetesStore
     from serving.rollout.lease import LeaseLeadership
+    from serving.rollout.model_rollout import cluster_client
     from serving.rollout.prometheus import PrometheusCounts, SteeringCollector
 
     if settings.prometheus_url is None:

@@ -7,60 +7,37 @@ followed by a watch; one that drops, or is too old (410 Gone), begins again with
 
 from __future__ import annotations
 
-import contextlib
-import re
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
 import httpx2
 import structlog
 from lightkube import Client
-from lightkube.core.exceptions import ApiError, ConfigError
-from lightkube.generic_resource import create_namespaced_resource
-from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.core.exceptions import ApiError
 from lightkube.types import PatchType
 
-from serving.errors import Conflict, FailedPrecondition, InvalidInput, SluiceError, Unavailable
-from serving.rollout.machine import FINISHED, Command, Phase, command, weight_of
+from serving.errors import Conflict, FailedPrecondition, SluiceError, Unavailable
+from serving.rollout.machine import FINISHED, Command, Phase, command
+from serving.rollout.model_rollout import (
+    WATCH_S,
+    ModelRollout,
+    age_of,
+    new_object,
+    order_of,
+    state_of,
+    with_status,
+)
 from serving.rollout.plan import Plan
-from serving.rollout.record import Rollout, check_candidate, from_json, to_json
+from serving.rollout.record import Rollout, check_candidate, from_json
 
 _log = structlog.get_logger()
 
-GROUP, VERSION = "sluice.dev", "v1alpha1"
-ModelRollout = create_namespaced_resource(GROUP, VERSION, "ModelRollout", "modelrollouts")
-ModelRolloutStatus = ModelRollout.Status
-
-# After so long the API server ends a watch, and it begins again with a list. A watch that has heard nothing
-# for `LATE_S` beyond that is one whose path was cut: nobody can tell it of its end.
-WATCH_S = 30
-LATE_S = 10.0
 _PAUSE_S = 1.0
 # What the API server answers when it cannot be reached or is not well.
 _FAILURES = (httpx2.HTTPError, OSError)
-
-
-def cluster_client(namespace: str) -> Client:
-    """The client of the cluster that KUBECONFIG names or the pod is in.
-
-    Raises:
-        InvalidInput: there is none.
-    """
-    try:
-        client = Client(namespace=namespace)
-    except ConfigError as error:
-        raise InvalidInput(
-            f"no cluster can be found ({error}); set KUBECONFIG, or run it in a pod that has its "
-            "ServiceAccount's token"
-        ) from error
-    # lightkube lets a watch read for ever, and has no setting for it.
-    client._client._watch_timeout.read = WATCH_S + LATE_S
-    return client
 
 
 class KubernetesStore:
@@ -134,7 +111,7 @@ class KubernetesStore:
     def _keep(self, each: Any) -> None:
         """Notes an object unless a newer one is known: answers and events overtake each other."""
         known = self._objects.get(each.metadata.name)
-        if known is None or _order(each) >= _order(known):
+        if known is None or order_of(each) >= order_of(known):
             self._objects[each.metadata.name] = each
             self._note_outcome(each)
 
@@ -148,8 +125,8 @@ class KubernetesStore:
         if proven is None:
             return
         before = self._outcomes.get(model)
-        if before is None or _age(each) >= before[0]:
-            self._outcomes[model] = _age(each), int(proven)
+        if before is None or age_of(each) >= before[0]:
+            self._outcomes[model] = age_of(each), int(proven)
 
     def _of(self, model: str) -> list[Any]:
         """A model's objects, oldest first.
@@ -161,7 +138,7 @@ class KubernetesStore:
             raise Unavailable("the API server of the cluster has not answered yet")
         with self._lock:
             found = [each for each in self._objects.values() if each.spec["model"] == model]
-        return sorted(found, key=_age)
+        return sorted(found, key=age_of)
 
     def load(self, model: str) -> Rollout | None:
         """The oldest rollout that is not finished, else the newest; see `Store.load`."""
@@ -170,7 +147,7 @@ class KubernetesStore:
 
     def unreadable(self, model: str) -> bool:
         """See `Store.unreadable`: of the objects that were begun, the one that `load` would have to give."""
-        begun = [each for each in self._of(model) if _state_of(each) is not None]
+        begun = [each for each in self._of(model) if state_of(each) is not None]
         if not begun:
             return False
         under_way = (each for each in begun if each.status.get("phase") not in FINISHED)
@@ -197,7 +174,7 @@ class KubernetesStore:
 
     def _rollout(self, each: Any, stable: int | None) -> Rollout | None:
         name = each.metadata.name
-        state = _state_of(each)
+        state = state_of(each)
         try:
             if state is not None:
                 return from_json(state)
@@ -217,7 +194,7 @@ class KubernetesStore:
             return
         self._reported[name] = error
         follows = "it is passed over"
-        if _state_of(each) is not None:
+        if state_of(each) is not None:
             follows = "the model stays as it is until somebody mends the object's status, or deletes it"
         _log.error("a ModelRollout cannot be read", name=name, error=error, follows=follows)
 
@@ -231,14 +208,7 @@ class KubernetesStore:
         if (stored or {}).get("revision", 0) != rollout.revision:
             raise Conflict(f"ModelRollout {rollout.id} was moved by somebody else")
         saved = replace(rollout, revision=rollout.revision + 1)
-        status = ModelRolloutStatus(
-            apiVersion=f"{GROUP}/{VERSION}",
-            kind="ModelRollout",
-            metadata=ObjectMeta(name=rollout.id, resourceVersion=known.metadata.resourceVersion),
-            spec=known.spec,
-            status=_status(saved, known),
-        )
-        answer = self._ask(lambda: self._client.replace(status))
+        answer = self._ask(lambda: self._client.replace(with_status(known, saved)))
         with self._lock:
             self._keep(answer)
         return saved
@@ -259,16 +229,7 @@ class KubernetesStore:
                     f'model "{model}" has ModelRollout {each.metadata.name} that is {phase}: abort it, or '
                     "wait for its end"
                 )
-        # A name of an object is one of a host (RFC 1123).
-        host = re.sub(r"[^a-z0-9-]+", "-", model.lower()).strip("-")[:200] or "model"
-        made = ModelRollout(
-            metadata=ObjectMeta(name=f"{host}-{version}-{secrets.token_hex(3)}"),
-            spec={
-                "model": model,
-                "version": version,
-                "plan": plan.model_dump(mode="json"),
-            },
-        )
+        made = new_object(model, version, plan)
         answer: Any = self._ask(lambda: self._client.create(made))
         with self._lock:
             self._keep(answer)
@@ -348,50 +309,3 @@ def _raise(error: ApiError) -> NoReturn:
     if error.status.code == 409:
         raise Conflict(f"somebody else changed it first: {error.status.message}") from error
     raise Unavailable(f"the API server of the cluster refused: {error.status.message}") from error
-
-
-def _state_of(each: Any) -> Any:
-    """The record in an object's status, None before a gateway has begun with it."""
-    return (each.status or {}).get("state")
-
-
-def _order(each: Any) -> int:
-    """Where an object stands among its versions: etcd's revisions are numbers, though none are promised."""
-    with contextlib.suppress(TypeError, ValueError):
-        return int(each.metadata.resourceVersion)
-    return 0
-
-
-def _age(each: Any) -> Any:
-    """What orders objects as they were made."""
-    return each.metadata.creationTimestamp, each.metadata.name
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _status(rollout: Rollout, known: Any) -> dict[str, Any]:
-    state = rollout.state
-    at = rollout.events[-1].at if rollout.events else rollout.started_at
-    promoted = state.phase is Phase.PROMOTED
-    return {
-        "phase": state.phase.value,
-        "step": state.step,
-        "weight": weight_of(rollout.plan, state),
-        "stableVersion": rollout.candidate if promoted else rollout.stable,
-        "reason": state.reason.text,
-        "observedGeneration": known.metadata.generation or 0,
-        "enteredAt": _time(at),
-        "finishedAt": _time(at) if rollout.finished else None,
-        "state": to_json(rollout),
-        "conditions": [
-            {
-                "type": "Finished",
-                "status": "True" if rollout.finished else "False",
-                "reason": "".join(part.title() for part in state.phase.value.split("_")),
-                "message": state.reason.text[:32768],
-                "lastTransitionTime": _time(at),
-            }
-        ],
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 import structlog
@@ -45,6 +46,6 @@ class Newcomers:
                 "a new version is there; it waits for a rollout",
                 model=model,
                 version=newest,
-                command=f"sluice rollout start {model} --to {newest}",
+                command=f"sluice rollout start {shlex.quote(model)} --to {newest}",
             )
         return None

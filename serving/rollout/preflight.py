@@ -24,7 +24,7 @@ def incompatible(stable: Mapping[str, Any], candidate: Mapping[str, Any]) -> lis
     """Why callers of the stable version could not be answered by the candidate: by signature, [] if they can.
 
     Every signature of stable must be there, with the same inputs and at least the same outputs, of the same
-    types and of compatible shapes (a dimension that stable leaves open, the candidate must leave open).
+    types and shapes; where stable leaves a rank open, any shape will do.
     """
     found = []
     for name, before in stable.items():

@@ -52,7 +52,7 @@ class SteeringCollector(Collector):
         kind, version, *label = name.split("/", 2)
         if kind not in _BY_CLASS or not label:
             return name
-        # It stays when the version's classes are forgotten, an hour after it left: a gateway of which a count
+        # It stays when the version's classes are forgotten, a while after it left: a gateway of which a count
         # vanishes would pass for one that was started again, and all that it has counted for new.
         if (model, name) not in self._grouped:
             group = self._group(model, version, label[0])

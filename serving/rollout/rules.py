@@ -72,7 +72,7 @@ class Wald:
         """See `Rule`."""
         self._log_ratio = np.zeros(runs)
 
-    def look(self, n: FloatArray, bad: FloatArray, now: float) -> tuple[BoolArray, BoolArray]:  # noqa: ARG002
+    def look(self, n: FloatArray, bad: FloatArray, now: float) -> tuple[BoolArray, BoolArray]:  # noqa: ARG002 - as in `Rule`
         """See `Rule`."""
         self._log_ratio += bad * math.log(self.bad / self.good)
         self._log_ratio += (n - bad) * math.log((1.0 - self.bad) / (1.0 - self.good))

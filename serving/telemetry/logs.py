@@ -105,7 +105,7 @@ def configure_logging() -> None:
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _bounded_faults(Bounded()), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]
+        logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]  # enough of a file for it
     )
     _log_what_libraries_say([structlog.stdlib.add_logger_name, *shared], renderer)
     # It warns of every malformed form, in plain text and with what it found there; the access log has a line.

@@ -22,7 +22,7 @@ from serving.telemetry.series import Counter, Histogram
 from serving.telemetry.snapshot import Snapshot
 
 # When each series began: Prometheus 2 stores it as a series of its own, which doubles the counters.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
 
 # From a cache hit of a tiny model to the default deadline; about a factor of two between neighbours.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

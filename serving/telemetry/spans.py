@@ -131,7 +131,7 @@ class Spans:
 
     def close(self) -> None:
         """Send what is left, for a few seconds at most."""
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        self._processor.shutdown()  # type: ignore[no-untyped-call]  # it has no types
 
 
 def _context(trace: Trace, *, remote: bool = False) -> SpanContext:

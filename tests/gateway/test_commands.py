@@ -189,6 +189,20 @@ def test_top_counts_anew_after_a_restart() -> None:
     assert 0.0 < row.median_s < row.p99_s < 0.1
 
 
+def test_top_shows_what_reached_no_version_only_where_there_was_such_a_thing() -> None:
+    def page(unknown: int) -> Scrape:
+        rest = 'protocol="http",arm="",outcome="overloaded"'
+        return parse(
+            f'sluice_requests_total{{model="",version="",{rest}}} {unknown}\n'
+            f'sluice_requests_total{{model="digits",version="",{rest}}} 0\n'
+            f'sluice_requests_total{{model="digits",version="1",{rest}}} 0\n',
+            1.0,
+        )
+
+    assert [(row.model, row.version) for row in rows(page(0), page(0))] == [("digits", "1")]
+    assert [(row.model, row.version) for row in rows(page(1), page(1))] == [("", ""), ("digits", "1")]
+
+
 def test_top_shows_once_what_each_of_several_workers_sees() -> None:
     page = "".join(
         f'sluice_replica_up{{replica="a:1",worker="{worker}"}} {worker}\n'

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from serving.errors import FailedPrecondition, InvalidInput, Unavailable
-from serving.rollout import memory as memories
 from serving.rollout.feedback import TTL_S, Receipts, shared_key
 from serving.rollout.memory import FolderMemory, Memory, Named, OwnMemory
 from serving.rollout.steering import Steering
@@ -75,6 +74,14 @@ async def test_pairs_against_a_version_that_is_not_the_present_stable_one_are_no
     assert counted == {f"{kind}/{version}": 1.0 for kind in ("labelled", "wrong") for version in (1, 3)}
 
 
+async def test_an_image_of_a_copy_that_the_candidate_did_not_name_judges_stable_alone() -> None:
+    receipts, steering, _ = desk(memory := OwnMemory())
+    memory.note("copy", Named(2, ("seven",)))
+    id_ = receipts.issue("digits", 1, "seven", routed=True, copied="copy-1")
+    assert await receipts.redeem(id_, "one") == "accepted"
+    assert steering.counts("digits") == {"labelled/1": 1.0, "wrong/1": 1.0}
+
+
 async def test_feedback_on_a_version_that_the_caller_named_is_no_evidence() -> None:
     receipts, steering, _ = desk()
     id_ = receipts.issue("digits", 2, "a\nb|c", routed=False)
@@ -86,21 +93,28 @@ async def test_ids_that_were_changed_or_made_up_are_refused() -> None:
     receipts, steering, _ = desk()
     genuine = receipts.issue("digits", 2, "seven", routed=True)
     payload, signature = genuine.split(".")
+    assert len(base64.urlsafe_b64decode(signature + "==")) == 16
     other = base64.urlsafe_b64encode(base64.urlsafe_b64decode(payload + "==").replace(b"seven", b"eight"))
     stranger = Receipts(b"another key" * 3, steering, OwnMemory())
     forged = stranger.issue("digits", 2, "seven", routed=True)
     for bad in ("", ".", "abc", genuine[:-3], f"{other.decode()}.{signature}", forged, genuine * 50, "ä.ö"):
         with pytest.raises(InvalidInput, match="no prediction id of this service"):
             await receipts.redeem(bad, "seven")
-    with pytest.raises(InvalidInput, match="the label is empty"):
-        await receipts.redeem(genuine, "")
+    for label in ("", "x" * 1001):
+        with pytest.raises(InvalidInput, match="the label is empty or too long"):
+            await receipts.redeem(genuine, label)
     assert steering.counts("digits") == {}
 
 
 async def test_ids_expire() -> None:
     receipts, _, wall = desk()
     id_ = receipts.issue("digits", 2, "seven", routed=True)
-    wall.now += TTL_S + 86400
+    wall.now += TTL_S
+    assert receipts.read(id_).label == "seven"
+    wall.now += 1
+    with pytest.raises(FailedPrecondition, match="the prediction is 7 days old; feedback is taken for 7"):
+        await receipts.redeem(id_, "seven")
+    wall.now += 86400
     with pytest.raises(FailedPrecondition, match="the prediction is 8 days old"):
         await receipts.redeem(id_, "seven")
 
@@ -150,17 +164,6 @@ async def test_feedback_on_an_image_that_both_versions_named_judges_both(
     }
 
 
-def test_what_cannot_be_told_to_others_is_kept_for_them_up_to_a_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memories, "_MOST", 2)
-    mine, other = (FolderMemory(tmp_path, TTL_S) for _ in range(2))
-    for copy in ("a", "b", "c"):
-        mine.note(copy, Named(2, ("seven",)))
-    mine.share()
-    assert [other.named(copy) is not None for copy in ("a", "b", "c")] == [True, True, False]
-
-
 async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: Path) -> None:
     receipts, steering, _ = desk(FolderMemory(tmp_path, TTL_S))
     id_ = receipts.issue("digits", 2, "seven", routed=True)
@@ -175,30 +178,9 @@ async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: P
     assert steering.counts("digits")["labelled/2"] == 2.0
 
 
-def test_what_is_older_than_feedback_is_taken_is_forgotten(tmp_path: Path) -> None:
-    wall = Wall()
-    memory = FolderMemory(tmp_path, TTL_S, wall, wall)
-    assert memory.take([b"a"]) == [True]
-    wall.now += TTL_S + 1.0
-    assert memory.take([b"b"]) == [True]
-    assert memory.take([b"a", b"b"]) == [True, False]
-
-
-def test_a_clock_that_is_set_back_lets_nothing_be_kept_for_ever(tmp_path: Path) -> None:
-    wall, clock = Wall(), Wall()
-    memory = FolderMemory(tmp_path, TTL_S, wall, clock)
-    wall.now += 3e8
-    assert memory.take([b"future"]) == [True]
-    wall.now -= 3e8
-    clock.now += 7200.0
-    assert memory.take([b"a"]) == [True]
-    wall.now += TTL_S + 1.0
-    clock.now += TTL_S + 1.0
-    assert memory.take([b"a", b"future"]) == [True, False]
-
-
 def test_gateways_share_one_key(tmp_path: Path) -> None:
     first, second = shared_key(tmp_path), shared_key(tmp_path)
     assert first == second
     assert len(first) == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["feedback.key"]
     assert (tmp_path / "feedback.key").stat().st_mode & 0o077 == 0

@@ -14,10 +14,11 @@ import pytest
 from lightkube import Client
 
 from serving.errors import Conflict, FailedPrecondition, InvalidInput, Unavailable
-from serving.rollout import kubernetes
-from serving.rollout.kubernetes import KubernetesStore, cluster_client
+from serving.rollout import kubernetes, model_rollout
+from serving.rollout.kubernetes import KubernetesStore
 from serving.rollout.lease import LEASE_S, LeaseLeadership
 from serving.rollout.machine import Phase, State
+from serving.rollout.model_rollout import cluster_client
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.start import order
@@ -153,7 +154,8 @@ def test_a_watch_whose_path_was_cut_is_given_up(
     """Nobody can tell it that its server has ended it; a gateway would go by what it heard last for ever."""
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, server)))
     monkeypatch.setattr(kubernetes, "WATCH_S", 0)
-    monkeypatch.setattr(kubernetes, "LATE_S", 0.2)
+    monkeypatch.setattr(model_rollout, "WATCH_S", 0)
+    monkeypatch.setattr(model_rollout, "LATE_S", 0.2)
     with followed(server, client=cluster_client("serving")) as store:
         until(lambda: server.watches > 0)
         server.cut_watches()

@@ -51,12 +51,15 @@ def test_each_newer_version_is_tried_once(tmp_path: Path) -> None:
 
 
 def test_a_version_that_waits_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = FileStore(tmp_path)
-    store.pin("digits", 1)
+    store, names = FileStore(tmp_path), ("digits", "digits copy")
     newcomers = Newcomers(store, lambda model: [1, 2], Plan())
-    assert [newcomers.look("digits", 1e9) for _ in range(3)] == [None, None, None]
-    assert capsys.readouterr().out.count("sluice rollout start digits --to 2") == 1
-    assert store.load("digits") is None
+    for name in names:
+        store.pin(name, 1)
+        assert [newcomers.look(name, 1e9) for _ in range(3)] == [None, None, None]
+    logged = capsys.readouterr().out
+    assert logged.count("sluice rollout start digits --to 2") == 1
+    assert logged.count("sluice rollout start 'digits copy' --to 2") == 1
+    assert [store.load(name) for name in names] == [None, None]
 
 
 async def test_a_version_that_appears_comes_in_by_itself(tmp_path: Path) -> None:
