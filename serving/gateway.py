@@ -93,6 +93,7 @@ class Gateway:
                 floor=lambda: 2 * settings.max_batch * max(1, len(pool.replicas)),
                 ceiling=settings.max_in_flight,
             ),
+            models=lambda: len(catalog.names()),
             clock=clock,
         )
         if self.pressure is not None:
