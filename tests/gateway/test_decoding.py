@@ -133,3 +133,18 @@ async def test_the_images_of_one_request_are_decoded_on_several_threads() -> Non
         found = await decoders.decode([large, large], SPEC, max_pixels=MAX_PIXELS)
         assert all(isinstance(each, np.ndarray) for each in found)
     decoders.close()
+
+
+async def test_requests_that_come_together_are_decoded_on_several_threads() -> None:
+    """Though the one thread that there is was idle as each of them came."""
+    decoders = Decoders(2, Together())  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large, small = encoded(gradient(1100, 1000, "L"), "PNG"), encoded(gradient(), "PNG")
+
+    async def decode(image: bytes) -> Decoded:
+        return (await decoders.decode([image], SPEC, max_pixels=MAX_PIXELS))[0]
+
+    await decode(small)
+    await until(lambda: decoders._idle == 1)
+    found = await asyncio.gather(decode(large), decode(large))
+    assert all(isinstance(each, np.ndarray) for each in found)
+    decoders.close()
