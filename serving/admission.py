@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +21,7 @@ from serving.access.callers import Callers
 from serving.access.keys import Caller, Scope
 from serving.access.rates import SlidingWindow
 from serving.access.shares import Shares
-from serving.concurrency import Answering, ConcurrencyLimit, Progress
+from serving.concurrency import ConcurrencyLimit, Progress, Work
 from serving.errors import Overloaded, RateLimited, SluiceError, TooLarge
 from serving.telemetry.metrics import Metrics
 
@@ -174,20 +173,12 @@ class Admission:
         if ticket.held_bytes:
             self._bytes.give_back(ticket.of_whom, ticket.held_bytes)
 
-    @contextmanager
-    def progress(self, caller: str, model: str) -> Iterator[None]:
-        """Room for the work on a caller's request for a model, whose body was read, while the block runs.
+    def progress(self, caller: str, model: str) -> Work:
+        """Room for the work on a caller's request for a model, whose body was read, while its block runs.
 
-        Raises:
-            Overloaded: requests for this model take too long already.
+        To enter it raises Overloaded if requests for this model take too long already.
         """
-        self._check_progress(caller, model)
-        with self._progress.working(model, caller):
-            yield
-
-    def answering(self, model: str) -> AbstractContextManager[Answering]:
-        """The span in which a request for a model, or a part of it, is answered: `Progress.answering`."""
-        return self._progress.answering(model)
+        return self._progress.work(model, caller, functools.partial(self._check_progress, caller, model))
 
     def _check_progress(self, caller: str, model: str) -> None:
         if not self._progress.fits(model, caller):
