@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -22,14 +21,14 @@ from serving.access.callers import Callers
 from serving.access.keys import Caller, Scope
 from serving.access.rates import SlidingWindow
 from serving.access.shares import Shares
-from serving.concurrency import Answering, ConcurrencyLimit, Progress
+from serving.concurrency import ConcurrencyLimit, Progress, Work
 from serving.errors import Overloaded, RateLimited, SluiceError, TooLarge
 from serving.telemetry.metrics import Metrics
 
 # Long enough for a queue of requests to empty, short enough that capacity is not left idle.
 RETRY_AFTER_S = 1.0
-# An eighth of the hard limits is kept for callers who hold less than an equal share: enough for a few
-# requests of each of several, and little enough that one who is alone does not miss it.
+# An eighth of the hard limits is kept for who holds less than an equal share: enough for a few requests of
+# each of several, and little enough that one who is alone does not miss it.
 _RESERVE = 8
 
 
@@ -37,13 +36,19 @@ class Ticket:
     """The room that one admitted request takes: itself, and the bytes of its body as they come in.
 
     A context manager, which gives it back at its end.
+
+    Attributes:
+        caller: whose request it is.
+        of_whom: whose share it is part of.
+        held_bytes: how much of its body is held.
     """
 
-    __slots__ = ("_admission", "caller", "held_bytes")
+    __slots__ = ("_admission", "caller", "held_bytes", "of_whom")
 
-    def __init__(self, admission: Admission, caller: Caller) -> None:
+    def __init__(self, admission: Admission, caller: Caller, of_whom: str) -> None:
         self._admission = admission
         self.caller = caller
+        self.of_whom = of_whom
         self.held_bytes = 0
 
     def hold(self, size_bytes: int) -> None:
@@ -78,6 +83,7 @@ class Admission:
         callers: who may come in; None: anyone.
         limit: makes the limit of how many requests for a model may be in progress, with their bodies read;
             None: `max_in_flight`.
+        models: how many models there are to ask for.
         clock: the monotonic clock, in seconds.
     """
 
@@ -89,6 +95,7 @@ class Admission:
         metrics: Metrics,
         callers: Callers | None = None,
         limit: Callable[[], ConcurrencyLimit] | None = None,
+        models: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_in_flight = max_in_flight
@@ -97,9 +104,7 @@ class Admission:
         self._admitted, self._bytes = Shares(), Shares()
         self._windows: dict[str, tuple[RateLimitItem, SlidingWindow]] = {}
         self.callers = callers or Callers()
-        # Where nobody is told apart there is nobody to keep room for.
-        self._reserve = 0 if self.callers.open else max_in_flight // _RESERVE
-        self._reserve_bytes = 0 if self.callers.open else max_in_flight_bytes // _RESERVE
+        self._models = models
         no_target = functools.partial(ConcurrencyLimit, math.inf, floor=lambda: 1, ceiling=max_in_flight)
         self._progress = Progress(limit or no_target, max_in_flight, clock)
         self._clock = clock
@@ -108,6 +113,14 @@ class Admission:
     def limits(self) -> tuple[int, int]:
         """Requests in flight, and bytes of bodies held, at most."""
         return self._max_in_flight, self._max_in_flight_bytes
+
+    def _kept_of(self, most: int) -> int:
+        """How much of a hard limit is kept for who holds less than an equal share.
+
+        Those who share are the callers; where these are not told apart the models, of which one that hangs
+        must not take all the room; and nobody where there is one model.
+        """
+        return 0 if self.callers.open and self._models() < 2 else most // _RESERVE
 
     @property
     def in_flight(self) -> int:
@@ -144,36 +157,28 @@ class Admission:
             Overloaded: too many requests are in flight.
         """
         caller = self._authorize(credential, scope)
-        self._check_room(caller.name)
+        of_whom = (model or "") if self.callers.open else caller.name
+        self._check_room(of_whom)
         if model is not None:  # now, before the body is read; and again when its work begins
             self._check_progress(caller.name, model)
         self._check_limits(caller)
-        self._admitted.take(caller.name)
+        self._admitted.take(of_whom)
         self._metrics.in_flight.inc()
-        return Ticket(self, caller)
+        return Ticket(self, caller, of_whom)
 
     def leave(self, ticket: Ticket) -> None:
         """Take back the room of a request that has ended."""
-        name = ticket.caller.name
-        self._admitted.give_back(name)
+        self._admitted.give_back(ticket.of_whom)
         self._metrics.in_flight.dec()
         if ticket.held_bytes:
-            self._bytes.give_back(name, ticket.held_bytes)
+            self._bytes.give_back(ticket.of_whom, ticket.held_bytes)
 
-    @contextmanager
-    def progress(self, caller: str, model: str) -> Iterator[None]:
-        """Room for the work on a caller's request for a model, whose body was read, while the block runs.
+    def progress(self, caller: str, model: str) -> Work:
+        """Room for the work on a caller's request for a model, whose body was read, while its block runs.
 
-        Raises:
-            Overloaded: requests for this model take too long already.
+        To enter it raises Overloaded if requests for this model take too long already.
         """
-        self._check_progress(caller, model)
-        with self._progress.working(model, caller):
-            yield
-
-    def answering(self, model: str) -> AbstractContextManager[Answering]:
-        """The span in which a request for a model, or a part of it, is answered: `Progress.answering`."""
-        return self._progress.answering(model)
+        return self._progress.work(model, caller, functools.partial(self._check_progress, caller, model))
 
     def _check_progress(self, caller: str, model: str) -> None:
         if not self._progress.fits(model, caller):
@@ -189,14 +194,14 @@ class Admission:
 
     def take_bytes(self, ticket: Ticket, size_bytes: int) -> None:
         """Take room for bytes of a request's body; its ticket gives it back, and says what this raises."""
-        caller = ticket.caller.name
-        most = self._max_in_flight_bytes - self._reserve_bytes
+        kept = self._kept_of(self._max_in_flight_bytes)
+        most = self._max_in_flight_bytes - kept
         if ticket.held_bytes + size_bytes > most:  # to ask for another try would be to ask for ever
             raise TooLarge(
                 f"the request has over {most:,} bytes, which is all that this gateway holds at once",
                 stage="admission",
             )
-        if not self._bytes.fits(caller, size_bytes, most, self._reserve_bytes):
+        if not self._bytes.fits(ticket.of_whom, size_bytes, most, kept):
             raise self._refused(
                 "bytes",
                 Overloaded(
@@ -206,7 +211,7 @@ class Admission:
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
-        self._bytes.take(caller, size_bytes)
+        self._bytes.take(ticket.of_whom, size_bytes)
 
     def _authorize(self, credential: str | None, scope: Scope) -> Caller:
         try:
@@ -214,8 +219,9 @@ class Admission:
         except SluiceError as error:
             raise self._refused("credentials", error) from error.__cause__
 
-    def _check_room(self, caller: str) -> None:
-        if not self._admitted.fits(caller, 1, self._max_in_flight - self._reserve, self._reserve):
+    def _check_room(self, of_whom: str) -> None:
+        kept = self._kept_of(self._max_in_flight)
+        if not self._admitted.fits(of_whom, 1, self._max_in_flight - kept, kept):
             raise self._refused(
                 "requests",
                 Overloaded(

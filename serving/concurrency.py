@@ -15,8 +15,9 @@ latency grows with every batch that fills, which is what is wanted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from serving.access.shares import Shares
 from serving.errors import DeadlineExceeded
@@ -84,24 +85,57 @@ class _Model:
         self.of_version: Counter[int] = Counter()
 
 
-class Answering:
-    """One request while it is answered, which tells by which version once that is known."""
+class Work:
+    """The work on one request: a context manager, in progress while its block runs.
 
-    __slots__ = ("_of_version", "version")
+    How long that takes is learned from if it ends well or at its deadline, and a version was found.
 
-    def __init__(self, of_version: Counter[int]) -> None:
-        self._of_version = of_version
-        self.version: int | None = None
+    Args:
+        of: what else is in progress of its model.
+        caller: whose request it is.
+        check: raises if there is no room for it.
+        clock: the monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self, of: _Model, caller: str, check: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
+        self._of = of
+        self._caller = caller
+        self._check = check
+        self._clock = clock
+        self._started = 0.0
+        self._version: int | None = None
+
+    def __enter__(self) -> Self:
+        self._check()
+        self._of.working.take(self._caller)
+        self._started = self._clock()
+        return self
 
     def by(self, version: int | None) -> None:
         """This version answers, in place of any other; None: none does any longer."""
-        if self.version is not None:
-            self._of_version[self.version] -= 1
-            if not self._of_version[self.version]:
-                del self._of_version[self.version]
-        self.version = version
+        count = self._of.of_version
+        if self._version is not None:
+            count[self._version] -= 1
+            if not count[self._version]:
+                del count[self._version]
+        self._version = version
         if version is not None:
-            self._of_version[version] += 1
+            count[version] += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        of = self._of
+        if self._version is not None and (error is None or isinstance(error, DeadlineExceeded)):
+            now, alike = self._clock(), of.of_version[self._version]
+            of.limit.observe(now - self._started, now, of.working.total, alike)
+        self.by(None)
+        of.working.give_back(self._caller)
 
 
 class Progress:
@@ -148,34 +182,6 @@ class Progress:
         of = self._of(model)
         return of.working.fits(caller, 1, of.limit.limit, reserve=self._most)
 
-    @contextmanager
-    def working(self, model: str, caller: str) -> Iterator[None]:
-        """A caller's request is in progress while the block runs."""
-        working = self._of(model).working
-        working.take(caller)
-        try:
-            yield
-        finally:
-            working.give_back(caller)
-
-    @contextmanager
-    def answering(self, model: str) -> Iterator[Answering]:
-        """The answer to a request, or to a part of one, is made while the block runs.
-
-        How long that takes is learned from if it ends well or at its deadline, and a version was found.
-        """
-        of, started = self._of(model), self._clock()
-        answering = Answering(of.of_version)
-        try:
-            yield answering
-            self._observe(of, answering, started)
-        except DeadlineExceeded:
-            self._observe(of, answering, started)
-            raise
-        finally:
-            answering.by(None)
-
-    def _observe(self, of: _Model, answering: Answering, started: float) -> None:
-        if answering.version is not None:
-            now, alike = self._clock(), of.of_version[answering.version]
-            of.limit.observe(now - started, now, of.working.total, alike)
+    def work(self, model: str, caller: str, check: Callable[[], None] = lambda: None) -> Work:
+        """The work on a caller's request for a model, which begins if `check` raises nothing."""
+        return Work(self._of(model), caller, check, self._clock)

@@ -62,7 +62,9 @@ class Decoders:
         loop = asyncio.get_running_loop()
         jobs = [_Job(data, spec, max_pixels, loop.create_future()) for data in images]
         with self._changed:
-            for _ in range(min(len(jobs) - self._idle, self._count - len(self._threads))):
+            # An idle thread that was notified is idle until it wakes: what waits already is its work.
+            wanted = len(self._jobs) + len(jobs) - self._idle
+            for _ in range(min(wanted, self._count - len(self._threads))):
                 self._start(loop)
             for job in jobs:
                 self._jobs.append(caller, job)

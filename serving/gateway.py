@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -26,7 +26,7 @@ from serving.backends.pool import Pool
 from serving.batching import Batcher, LaneKey
 from serving.catalog import Catalog
 from serving.classifier import Classifier
-from serving.concurrency import ConcurrencyLimit
+from serving.concurrency import ConcurrencyLimit, Work
 from serving.decoding import Decoders
 from serving.dispatch import Dispatcher
 from serving.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Unavailable, out_of_memory
@@ -93,6 +93,7 @@ class Gateway:
                 floor=lambda: 2 * settings.max_batch * max(1, len(pool.replicas)),
                 ceiling=settings.max_in_flight,
             ),
+            models=lambda: len(catalog.names()),
             clock=clock,
         )
         if self.pressure is not None:
@@ -185,8 +186,8 @@ class Gateway:
         """
         self.check_number(len(images))
         self.journal.has_read(context)
-        with self._progress(ref, context):
-            return await self._classify(ref, images, top_k, context)
+        with self._progress(ref, context) as work:
+            return await self._classify(work, ref, images, top_k, context)
 
     def check_number(self, images: int) -> None:
         """Raise InvalidInput unless a request may have so many images."""
@@ -199,13 +200,13 @@ class Gateway:
             )
 
     async def _classify(
-        self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
+        self, work: Work, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
     ) -> Prediction:
-        return await self._answered(
-            ref,
-            context,
-            lambda model: self._classifier.classify(model, images, top_k, context, desk=self.desk),
-        )
+        async def answer(model: ModelVersion) -> Prediction:
+            work.by(model.version)
+            return await self._classifier.classify(model, images, top_k, context, desk=self.desk)
+
+        return await self._routed(ref, context, answer)
 
     def classify_in_parts(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
@@ -216,11 +217,12 @@ class Gateway:
         """
         self.check_number(len(images))
         self.journal.has_read(context)
+        work = self._progress(ref, context)
 
         async def classify(ref: ModelRef, images: Sequence[bytes]) -> Prediction:
-            return await self._classify(ref, images, top_k, context)
+            return await self._classify(work, ref, images, top_k, context)
 
-        return in_parts(classify, ref, images, self.settings.max_batch, self._progress(ref, context))
+        return in_parts(classify, ref, images, self.settings.max_batch, work)
 
     async def ask(
         self,
@@ -247,16 +249,18 @@ class Gateway:
             InvalidInput, FailedPrecondition …: what the replica says of the request.
             Unavailable, Overloaded, DeadlineExceeded, Internal: the replicas could not answer.
         """
+        work = self._progress(ref, context)
 
         async def answer(model: ModelVersion) -> Any:
+            work.by(model.version)
             context.answered_by = (model.name, str(model.version))
             request = await prepare(model)
             if method == "Predict":
                 check_shapes(model, request)
             return await self._ask(method, model, request, context)
 
-        with self._progress(ref, context):
-            return await self._answered(ref, context, answer)
+        with work:
+            return await self._routed(ref, context, answer)
 
     async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
         for spec in model_specs(request):
@@ -295,21 +299,9 @@ class Gateway:
         await self.pool.reload_config(config, context.deadline - self._clock())
         self.catalog.set_models(each.name for each in config.model_config_list.config)
 
-    def _progress(self, ref: ModelRef, context: RequestContext) -> AbstractContextManager[None]:
+    def _progress(self, ref: ModelRef, context: RequestContext) -> Work:
         """Room for the work on a request; raises NotFound or InvalidInput if there is no such model."""
         return self.admission.progress(context.caller, self.catalog.resolve_name(ref.name))
-
-    async def _answered(
-        self, ref: ModelRef, context: RequestContext, answer: Callable[[ModelVersion], Awaitable[Result]]
-    ) -> Result:
-        """Answer as `_routed` does; how long that takes decides how many of its kind are let in."""
-        with self.admission.answering(self.catalog.resolve_name(ref.name)) as answering:
-
-            async def by(model: ModelVersion) -> Result:
-                answering.by(model.version)
-                return await answer(model)
-
-            return await self._routed(ref, context, by)
 
     async def _routed(
         self, ref: ModelRef, context: RequestContext, answer: Callable[[ModelVersion], Awaitable[Result]]

@@ -21,7 +21,7 @@ async def in_parts(
     ref: ModelRef,
     images: Sequence[bytes],
     size: int,
-    progress: AbstractContextManager[None],
+    progress: AbstractContextManager[object],
 ) -> AsyncIterator[Part]:
     """Classify images `size` at a time.
 
@@ -59,7 +59,7 @@ async def _work(
     ref: ModelRef,
     images: Sequence[bytes],
     size: int,
-    progress: AbstractContextManager[None],
+    progress: AbstractContextManager[object],
     done: Callable[[Part], None],
 ) -> None:
     with progress:

@@ -179,7 +179,8 @@ class Settings(BaseSettings):
     """The slowest body that is waited for, on average beyond the grace: a 1990s modem did 5,000."""
     max_in_flight: AtLeastOne = 1024
     """Requests admitted at once; the rest is refused at once instead of waiting past its deadline. Where keys
-    are asked for, an eighth of it, and of the bytes, is kept for who holds less than an equal share."""
+    are asked for, an eighth of it, and of the bytes, is kept for callers who hold less than an equal share;
+    else, where there are several models, for those that do."""
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
     """Bodies held at once: what bounds memory when bodies are large. Where memory is limited (a container's,
     or RLIMIT_AS) it is a third of what is left at the start, if that is less."""

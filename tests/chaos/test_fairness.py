@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serving.access.keys import new_key
+from serving.main import Running
 from tests.chaos.flood import Flood, Seen, flood
 from tests.chaos.replica_process import busy_for
 from tests.support.fake_replica import FakeReplica, running, until
@@ -65,25 +66,31 @@ async def test_a_key_that_floods_takes_no_answer_from_another(tmp_path: Path) ->
     assert flooded.statuses["503"] > flooded.statuses["200"]
 
 
+async def send_without_end(
+    up: Running, open_connections: contextlib.AsyncExitStack, headers: str = "", model: str = "digits"
+) -> None:
+    """Begin twenty requests, of which half of the body comes."""
+    head = f"POST /v1/models/{model}:classify HTTP/1.1\r\nhost: x\r\n{headers}content-type: image/png\r\n"
+    head += "content-length: 8000\r\n\r\n"
+    port = int(up.http_url.rpartition(":")[2])
+    for _ in range(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        open_connections.callback(writer.close)
+        writer.write(head.encode() + bytes(4000))
+
+
 @pytest.mark.parametrize("limits", [{"max_in_flight": 16}, {"max_in_flight_bytes": 16 * 4000}])
 async def test_a_key_that_sends_without_end_leaves_room_for_another(
     limits: dict[str, Any], tmp_path: Path
 ) -> None:
     """Requests whose bodies never come to an end hold the room they took."""
     flooder, calm = write_keys(tmp_path / "keys.toml", "flooder", "calm")
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nx-api-key: {flooder}\r\ncontent-type: image/png\r\n"
-    head += "content-length: 8000\r\n\r\n"
-
     async with (
         running(FakeReplica()) as fake,
         gateway_over(fake, keys_file=tmp_path / "keys.toml", **limits) as (up, client),
         contextlib.AsyncExitStack() as open_connections,
     ):
-        port = int(up.http_url.rpartition(":")[2])
-        for _ in range(20):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            open_connections.callback(writer.close)
-            writer.write(head.encode() + bytes(4000))
+        await send_without_end(up, open_connections, f"x-api-key: {flooder}\r\n")
         await until(lambda: counted(up, "sluice_requests_refused_total") == 6)
         assert up.gateway.admission.in_flight == 14
         for _ in range(5):
@@ -92,3 +99,24 @@ async def test_a_key_that_sends_without_end_leaves_room_for_another(
             )
             assert answer.status_code == 200, answer.text
         assert up.gateway.admission.in_flight == 14
+
+
+@pytest.mark.parametrize("limits", [{"max_in_flight": 16}, {"max_in_flight_bytes": 16 * 4000}])
+@pytest.mark.parametrize(("models", "held"), [(("digits", "other"), 14), (("digits",), 16)])
+async def test_where_nobody_is_told_apart_a_model_that_is_asked_without_end_leaves_room_for_another(
+    models: tuple[str, ...], held: int, limits: dict[str, Any]
+) -> None:
+    async with (
+        running(FakeReplica(versions={model: {1} for model in models})) as fake,
+        gateway_over(fake, models=models, **limits) as (up, client),
+        contextlib.AsyncExitStack() as open_connections,
+    ):
+        await send_without_end(up, open_connections)
+        await until(lambda: counted(up, "sluice_requests_refused_total") == 20 - held)
+        assert up.gateway.admission.in_flight == held
+        for model in models:
+            answer = await client.post(
+                f"/v1/models/{model}:classify", content=PICTURE, headers={"content-type": "image/png"}
+            )
+            assert answer.status_code == (503 if model == "digits" else 200), answer.text
+        assert up.gateway.admission.in_flight == held

@@ -81,8 +81,7 @@ class Clocked:
         """One request by each of the versions, all at once; None: no version was found for it."""
         with ExitStack() as stack:
             for version in versions:
-                stack.enter_context(self.progress.working(model, "caller"))
-                stack.enter_context(self.progress.answering(model)).by(version)
+                stack.enter_context(self.progress.work(model, "caller")).by(version)
             self.now += took_s
             if error is not None:
                 raise error
@@ -97,7 +96,7 @@ def test_a_slow_model_lowers_no_other_models_limit() -> None:
     assert found.progress.limit_of("quick") == before
     with ExitStack() as stack:
         for _ in range(8):
-            stack.enter_context(found.progress.working("slow", "flood"))
+            stack.enter_context(found.progress.work("slow", "flood"))
         assert not found.progress.fits("slow", "flood")
         assert found.progress.fits("slow", "calm"), "who holds less than an equal share is let in on top"
         assert found.progress.fits("quick", "flood")
@@ -111,7 +110,7 @@ def test_a_slow_candidate_with_few_requests_lowers_not_the_limit_of_the_stable_v
     found.answer("digits", 100 * [1] + 8 * [2], took_s=0.5)
     with ExitStack() as stack:
         for _ in range(100):
-            stack.enter_context(found.progress.working("digits", "caller"))
+            stack.enter_context(found.progress.work("digits", "caller"))
         found.answer("digits", 8 * [2], took_s=3.0)
         assert found.progress.limit_of("digits") == before
         found.answer("digits", 9 * [2], took_s=3.0)
@@ -134,13 +133,12 @@ def test_a_deadline_lowers_the_limit_and_what_met_no_version_or_another_error_do
 def test_a_request_that_another_version_answers_in_the_end_counts_as_that_ones() -> None:
     found = Clocked(floor=1)
     before = found.progress.limit_of("digits")
-    with found.progress.working("digits", "a"), found.progress.working("digits", "b"):
-        with found.progress.answering("digits") as moves, found.progress.answering("digits") as stays:
-            moves.by(1)
-            stays.by(1)
-            moves.by(2)
-            found.now += 5.0
-        assert found.progress.limit_of("digits") == before, "each was the only one of its version"
+    with found.progress.work("digits", "a") as moves, found.progress.work("digits", "b") as stays:
+        for version in (1, 1, 2):
+            moves.by(version)
+        stays.by(1)
+        found.now += 5.0
+    assert found.progress.limit_of("digits") == before, "each was the only one of its version"
 
 
 async def test_a_model_that_is_slower_than_the_target_refuses_no_other_models_callers() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from serving.decoding import Decoded, Decoders
 from serving.images import ImageSpec
@@ -114,6 +115,43 @@ async def test_files_of_callers_who_left_are_not_held_until_a_thread_comes_to_th
     decoders.close()
 
 
+async def test_what_has_not_begun_as_the_decoders_close_is_not_decoded() -> None:
+    gate = Gate()
+    decoders = Decoders(1, gate)  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large = encoded(gradient(1100, 1000, "L"), "PNG")
+    first = asyncio.create_task(decoders.decode([large], SPEC, max_pixels=MAX_PIXELS))
+    await until(lambda: gate.asked == 1)
+    second = asyncio.create_task(decoders.decode([large], SPEC, max_pixels=MAX_PIXELS))
+    await asyncio.sleep(0)  # it waits behind the first
+    closing = asyncio.create_task(asyncio.to_thread(decoders.close))
+    await until(lambda: decoders._closed)
+    gate.opened.set()
+    await closing
+    assert isinstance((await first)[0], np.ndarray)
+    assert gate.asked == 1
+    second.cancel()
+    await asyncio.wait([second])
+
+
+def test_a_thread_whose_loop_has_ended_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    gate = Gate()
+    decoders = Decoders(1, gate)  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large = encoded(gradient(1100, 1000, "L"), "PNG")
+
+    async def leave() -> None:
+        asked = asyncio.create_task(decoders.decode([large], SPEC, max_pixels=MAX_PIXELS))
+        await until(lambda: gate.asked == 1)
+        asked.cancel()
+        await asyncio.wait([asked])
+
+    asyncio.run(leave())
+    gate.opened.set()
+    decoders.close()
+    assert said == []
+
+
 class Together:
     """Room for the pixels of two images, once both are there."""
 
@@ -122,7 +160,7 @@ class Together:
 
     @contextmanager
     def decoding(self, _size_bytes: int) -> Iterator[None]:
-        self._both.wait(60)
+        self._both.wait(20)
         yield
 
 
@@ -132,4 +170,20 @@ async def test_the_images_of_one_request_are_decoded_on_several_threads() -> Non
     for _ in range(2):
         found = await decoders.decode([large, large], SPEC, max_pixels=MAX_PIXELS)
         assert all(isinstance(each, np.ndarray) for each in found)
+        await until(lambda: decoders._idle == 2)  # the second time both are to be woken
+    decoders.close()
+
+
+async def test_requests_that_come_together_are_decoded_on_several_threads() -> None:
+    """Though the one thread that there is was idle as each of them came."""
+    decoders = Decoders(2, Together())  # type: ignore[arg-type]  # the part of a Pressure that is asked
+    large, small = encoded(gradient(1100, 1000, "L"), "PNG"), encoded(gradient(), "PNG")
+
+    async def decode(image: bytes) -> Decoded:
+        return (await decoders.decode([image], SPEC, max_pixels=MAX_PIXELS))[0]
+
+    await decode(small)
+    await until(lambda: decoders._idle == 1)
+    found = await asyncio.gather(decode(large), decode(large))
+    assert all(isinstance(each, np.ndarray) for each in found)
     decoders.close()

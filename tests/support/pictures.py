@@ -51,12 +51,19 @@ def jpeg_of_scans(more: int, grey: int) -> bytes:
     return plain[:-2] + table + scan * more + plain[-2:]
 
 
-def run_length_bmp(width: int, height: int, grey: int) -> bytes:
-    """An RLE8 BMP of one grey, a few bytes a row (Windows' BITMAPINFOHEADER, BI_RLE8)."""
+def run_length_bmp(width: int, height: int, grey: int, bits: int = 8) -> bytes:
+    """A BMP of one grey, a few bytes a row (Windows' BITMAPINFOHEADER, BI_RLE8 or, with 4 `bits`, BI_RLE4).
+
+    With 4 bits the grey is one of sixteen: a multiple of 17.
+    """
+    greys = 2**bits
+    index = grey * (greys - 1) // 255
+    pixels = index if bits == 8 else index * 17  # of four bits each there are two in a byte
     whole, rest = divmod(width, 255)
-    row = bytes((255, grey)) * whole + bytes((rest, grey)) * bool(rest) + b"\0\0"
+    row = bytes((255, pixels)) * whole + bytes((rest, pixels)) * bool(rest) + b"\0\0"
     data = row * height + b"\0\1"
-    palette = b"".join(bytes((value, value, value, 0)) for value in range(256))
+    palette = b"".join(bytes((value, value, value, 0)) for value in range(0, 256, 255 // (greys - 1)))
     offset = 14 + 40 + len(palette)
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 0, 0)
+    compression = {8: 1, 4: 2}[bits]
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, greys, 0)
     return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + header + palette + data
