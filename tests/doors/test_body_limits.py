@@ -60,9 +60,8 @@ async def test_a_body_that_is_not_there_at_the_deadline_is_told_as_that(
 ) -> None:
     """And not as one that came too slowly, for which it would have had longer."""
     running, _ = gateway
-    answer = await exchange(
-        port_of(running), HEAD + b"X-Request-Timeout: 0.2\r\nContent-Length: 9\r\n\r\nabc"
-    )
+    sent = HEAD + CLOSE + b"X-Request-Timeout: 0.2\r\nContent-Length: 9\r\n\r\nabc"
+    answer = await exchange(port_of(running), sent)
     assert statuses(answer) == [504]
     assert b"the deadline passed before the body had come" in answer
 
