@@ -9,8 +9,12 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from serving import protos, tensors
+from serving.errors import Internal, InvalidInput
+from serving.prediction import RequestContext
+from serving.rpc.call import as_kind
 from tests.doors.credentials import keys_command
 from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import gateway_over
@@ -82,6 +86,30 @@ async def test_a_stream_of_inferences_ends_at_once_without_a_key(
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stream(iter([infer_request()])).read()
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_says_at_its_end_which_request_it_was(replica: ScriptedReplica) -> None:
+    async with (
+        gateway_over(replica) as (running, _),
+        grpc.aio.insecure_channel(running.grpc_address) as channel,
+    ):
+        stream: Any = channel.stream_stream(f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream")
+        call = stream(iter([b""]), metadata=(("x-request-id", "job-7"),))
+        assert len([each async for each in call]) == 1
+        assert dict(await call.trailing_metadata())["x-request-id"] == "job-7"
+
+
+def test_what_nobody_foresaw_is_logged_and_told_without_its_text() -> None:
+    context = RequestContext("job-7", "grpc", 0.0)
+    with capture_logs() as lines:
+        told = as_kind(ValueError("secret"), context)
+        assert as_kind(refusal := InvalidInput("wrong"), context) is refusal
+    assert (type(told), told.message) == (
+        Internal,
+        "the request failed in an unforeseen way; the log says how",
+    )
+    ((event, id_),) = [(line["event"], line["request_id"]) for line in lines]
+    assert (event, id_) == ("a request failed in an unforeseen way", "job-7")
 
 
 async def test_a_gateway_that_lacks_a_model_is_live_and_not_ready(replica: ScriptedReplica) -> None:
