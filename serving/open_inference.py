@@ -194,7 +194,7 @@ def _choose_signature(model: ModelVersion, request: InferRequest) -> str:
     given = {each.name for each in request.inputs}
     if len(given) != len(request.inputs):
         raise InvalidInput("an input is given more than once")
-    takes = {name: set(signature.inputs) for name, signature in model.signatures.items() if signature.inputs}
+    takes = _takes(model)
     asked = request.signature_name
     if asked and asked not in takes:
         there = ", ".join(sorted(takes))
@@ -202,12 +202,22 @@ def _choose_signature(model: ModelVersion, request: InferRequest) -> str:
     if not asked and takes.get(DEFAULT_SIGNATURE) != given:
         fitting = [name for name, inputs in takes.items() if inputs == given]
         asked = fitting[0] if len(fitting) == 1 else ""
-    chosen = asked or (DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in takes else min(takes, default=""))
+    chosen = asked or _main_name(takes)
     if takes.get(chosen) != given:
         shown = "; ".join(f"{name}({', '.join(sorted(inputs))})" for name, inputs in sorted(takes.items()))
         said = ", ".join(name[:100] for name in sorted(given)[:10]) or "none"
         raise InvalidInput(f"the inputs are {said}; the model takes: {shown}", stage="routing")
     return chosen
+
+
+def _takes(model: ModelVersion) -> dict[str, set[str]]:
+    """The inputs of each signature that has any; those of a SavedModel's own (`__saved_model_…`) none."""
+    return {name: set(signature.inputs) for name, signature in model.signatures.items() if signature.inputs}
+
+
+def _main_name(takes: Mapping[str, set[str]]) -> str:
+    """The signature that stands for the model: the default one, or the first by name; empty if none can."""
+    return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in takes else min(takes, default="")
 
 
 def outputs_of(response: Any, request: InferRequest, model: ModelVersion) -> list[Tensor]:
@@ -263,9 +273,7 @@ def _described(infos: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _main_signature(model: ModelVersion) -> Any:
-    if DEFAULT_SIGNATURE in model.signatures:
-        return model.signatures[DEFAULT_SIGNATURE]
-    return next(iter(model.signatures.values()), protos.SignatureDef())
+    return model.signatures.get(_main_name(_takes(model)), protos.SignatureDef())
 
 
 def metadata(model: ModelVersion, versions: Sequence[int]) -> dict[str, Any]:

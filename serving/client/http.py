@@ -116,7 +116,7 @@ def _prediction(answer: httpx.Response, content: bytes) -> Prediction:
 def _result(found: Mapping[str, Any]) -> ImageResult:
     if "error" in found:
         return ImageResult(error=as_error(found["error"]["type"], found["error"]["detail"]))
-    classes = tuple(ClassScore(**each) for each in found["classes"])
+    classes = tuple(ClassScore(each["label"], each["index"], each["score"]) for each in found["classes"])
     return ImageResult(classes, prediction_id=found.get("prediction_id", ""))
 
 

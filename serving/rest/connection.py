@@ -215,7 +215,9 @@ class Connection(HttpToolsProtocol):
         elif isinstance(cause, head.Refused):
             self._refuse(cause.status, cause.error)
         else:
-            why = cause if isinstance(cause, httptools.HttpParserError) else error
+            why: object = error
+            if isinstance(error, httptools.HttpParserCallbackError):  # uvicorn could not take it apart
+                why = f"no request target is {self.url[:100]!r}"
             text = f"the bytes are not valid HTTP/1.1: {why}"
             self._refuse(400, InvalidInput(text, stage="admission"))
 

@@ -124,6 +124,15 @@ async def test_what_is_asked_over_http(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", HTTP)
+async def test_what_a_later_gateway_says_beside_is_passed_over(kind: Any) -> None:
+    """As it is in every other place of an answer, and over gRPC."""
+    result = {"classes": [{**SEVEN, "new": 1}], "new": 1}
+    async with HttpServer({**ANSWER, "results": [result], "new": 1}).up() as server:
+        found = await asked(kind, server.url)
+    assert found.results[0].classes == (ClassScore("seven", 7, 0.5),)
+
+
+@pytest.mark.parametrize("kind", HTTP)
 async def test_large_images_arrive_whole(kind: Any) -> None:
     image = random.Random(0).randbytes(200_001)
     async with HttpServer(ANSWER).up() as server:

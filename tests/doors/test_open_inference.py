@@ -135,7 +135,7 @@ def test_any_json_is_parsed_or_refused(value: Any) -> None:
         ("BOOL", [1], [1], "not all of its elements are"),
         ("BYTES", [1], [1], "not all of its elements are strings"),
         ("FP32", [-1], [], "is none that a tensor can have"),
-        ("FP32", [1] * 70, [1.0], "is none that a tensor can have"),
+        ("FP32", [1] * (tensors.MAX_RANK + 1), [1.0], "is none that a tensor can have"),
         ("FP32", [0, 2**63], [], "is none that a tensor can have"),
         ("FP32", [0, 2**62, 2**62], [], "is none that a tensor can have"),
         ("BYTES", [0, 2**63], [], "is none that a tensor can have"),
@@ -152,6 +152,14 @@ def test_numbers_come_as_they_are() -> None:
     assert from_values("x", "FP32", [3], [float("inf"), 1e-50, 3]).array.tolist() == [float("inf"), 0, 3]
     assert from_values("x", "FP32", [0, 4], []).array.shape == (0, 4)
     assert from_values("x", "FP64", [], [0.1]).array.shape == ()
+    assert from_values("x", "FP32", [1] * tensors.MAX_RANK, [1]).array.ndim == tensors.MAX_RANK
+    assert from_values("x", "BYTES", [2], ["ü", b"\xff"]).array.tolist() == ["ü".encode(), b"\xff"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"1234567", b"123456789"])
+def test_raw_bytes_are_as_many_as_the_shape_needs(raw: bytes) -> None:
+    with pytest.raises(InvalidInput, match=rf'"x" has {len(raw)} bytes; shape \[2\] of FP32 needs 8'):
+        from_raw("x", "FP32", [2], raw)
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])

@@ -136,11 +136,18 @@ async def test_examples_are_classified_and_regressed(stub: Stub) -> None:
 
 async def test_multi_inference_is_of_one_model(stub: Stub) -> None:
     request = protos.message("tensorflow.serving.MultiInferenceRequest")()
-    assert (await fails(stub, "MultiInference", request))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    code, says = await fails(stub, "MultiInference", request)
+    assert (code, says) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Inference request must contain at least one task.",
+    )
     for method in ("tensorflow/serving/regress", "tensorflow/serving/classify"):
         request.tasks.add(method_name=method).model_spec.name = "digits"
     response = await stub.predict("MultiInference", request)
     assert [each.model_spec.version.value for each in response.results] == [1, 1]
+    request.tasks[1].model_spec.signature_name = "__saved_model_init_op"
+    assert "not found in signature def" in (await fails(stub, "MultiInference", request))[1]
+    request.tasks[1].model_spec.signature_name = ""
     request.tasks.add().model_spec.name = "other"
     assert "must access the same model" in (await fails(stub, "MultiInference", request))[1]
 

@@ -1,0 +1,64 @@
+"""Streams of requests over gRPC, apart from gRPC: what is kept while one goes on, and what ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator
+
+from serving.rpc.streams import WINDOW, answered_in_order
+from tests.support.fake_replica import until
+
+
+class Answer:
+    """One that can be watched as it is forgotten."""
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    """So many requests."""
+    for number in range(count):
+        yield number
+
+
+async def test_a_long_stream_keeps_no_answer_that_was_taken() -> None:
+    made: weakref.WeakSet[Answer] = weakref.WeakSet()
+
+    async def answer(_: int) -> Answer:
+        found = Answer()
+        made.add(found)
+        return found
+
+    taken = 0
+    async for each in answered_in_order(numbers(10 * WINDOW), answer):
+        taken += 1
+        del each
+    gc.collect()
+    assert taken == 10 * WINDOW
+    assert len(made) == 0
+
+    stream = answered_in_order(numbers(10 * WINDOW), answer)
+    for _ in range(5 * WINDOW):
+        await anext(stream)
+    gc.collect()
+    assert len(made) <= WINDOW + 2  # what waits to be taken
+    await stream.aclose()  # type: ignore[attr-defined]  # an async generator, typed as an iterator
+
+
+async def test_requests_are_read_no_more_once_a_stream_is_left() -> None:
+    ended = asyncio.Event()
+
+    async def requests() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def answer(number: int) -> int:
+        return number
+
+    stream = answered_in_order(requests(), answer)
+    assert await anext(stream) == 1
+    await stream.aclose()  # type: ignore[attr-defined]  # as above
+    await until(ended.is_set)
