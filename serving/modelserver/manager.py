@@ -53,8 +53,8 @@ class Model(NamedTuple):
 class RetryPolicy:
     """How often a failed load is tried again (negative: never), and how long to wait between tries."""
 
-    max_retries: int = 5
-    interval_s: float = 60.0
+    max_retries: int
+    interval_s: float
 
 
 @dataclass

@@ -12,7 +12,7 @@ from serving.modelserver.failures import Failures
 from serving.modelserver.lifecycle import State
 from serving.modelserver.manager import ModelManager, RetryPolicy
 from serving.modelserver.status import StatusError
-from tests.modelserver.managed import AVAILABLE, END, PATHS, UNLOADING, Fake, wanted
+from tests.modelserver.managed import AVAILABLE, END, LOADING, PATHS, UNLOADING, Fake, wanted
 from tests.modelserver.process import until
 
 
@@ -253,23 +253,21 @@ def test_so_many_loads_run_at_once_and_no_more() -> None:
     assert begun.acquire(timeout=30)
     assert begun.acquire(timeout=30)
     assert not begun.acquire(timeout=0.2)
+    until(lambda: set(manager.states("m").values()) == {LOADING}, "one of them waits for its turn")
     may_end.set()
     assert begun.acquire(timeout=30)
     assert manager.close(30)
     assert set(manager.states("m").values()) == {AVAILABLE}
 
 
-def test_the_end_waits_for_no_further_try() -> None:
-    has_failed = threading.Event()
-
+def test_the_end_waits_for_no_further_try(caplog: pytest.LogCaptureFixture) -> None:
     def load(name: str, version: int, path: Path) -> Fake:
-        has_failed.set()
         raise OSError("disk on fire")
 
     manager = ModelManager(load, RetryPolicy(5, 3600.0), 1)
     manager.want("m", wanted(1))
-    assert has_failed.wait(30)
-    assert manager.close(30)
+    until(lambda: "disk on fire" in caplog.text, "the first try has failed")
+    assert manager.close(10)
     assert manager.states("m")[1].state is State.END
 
 
@@ -330,3 +328,45 @@ def test_only_what_changes_after_a_moment_is_waited_for() -> None:
     assert manager.wait_for_models({"m"}, manager.sequence(), lambda: True) is None
     assert manager.wait_for_models({"m"}, manager.sequence() - 1, lambda: True) == {("m", 1): AVAILABLE}
     assert manager.close(30)
+
+
+def test_a_version_that_is_wanted_again_as_it_leaves_comes_back() -> None:
+    made: list[Fake] = []
+
+    def load(name: str, version: int, path: Path) -> Fake:
+        made.append(Fake())
+        return made[-1]
+
+    manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1))
+    assert manager.wait_for_models({"m"}, 0, lambda: False) == {("m", 1): AVAILABLE}
+    with manager.lease("m", 1):
+        manager.want("m", {})
+        since = manager.sequence()
+        manager.want("m", wanted(1))
+        assert manager.states("m") == {1: UNLOADING}
+    assert manager.wait_for_models({"m"}, since, lambda: False) == {("m", 1): AVAILABLE}
+    assert [servable.is_closed.is_set() for servable in made] == [True, False]
+    assert manager.close(30)
+
+
+def test_what_is_waited_for_is_the_highest_version_that_has_settled() -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    manager.want("m", wanted(1, 2))
+    until(lambda: list(manager.states("m").values()) == [AVAILABLE, AVAILABLE], "both are there")
+    assert manager.wait_for_models({"m"}, 0, lambda: True) == {("m", 2): AVAILABLE}
+    assert manager.close(30)
+
+
+def test_a_versions_life_is_told_in_the_originals_words(caplog: pytest.LogCaptureFixture) -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    with caplog.at_level("INFO"):
+        manager.want("m", wanted(1))
+        assert manager.wait_for_models({"m"}, 0, lambda: False) == {("m", 1): AVAILABLE}
+        manager.want("m", {})
+        assert manager.close(30)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Loading servable: {name: m version: 1} from /m/1",
+        "Successfully loaded servable version {name: m version: 1}",
+        "Done unloading servable version {name: m version: 1}",
+    ]

@@ -1,5 +1,6 @@
 """Version folders appear whole, under numbers of their own, or not at all. No TensorFlow here."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -144,6 +145,30 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(PublishFailed, match="no"):
         publish(tmp_path / "m", fail)
     assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_all_of_a_version_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a machine that loses its power might come back with a version that is cut short."""
+    model = tmp_path / "m"
+    synced: dict[bool, set[str]] = {False: set(), True: set()}
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced[(model / "1").exists()].add(path.relative_to(model).as_posix())
+        fsync(descriptor)
+
+    def write(folder: Path, version: int) -> None:
+        (folder / "assets.extra").mkdir()
+        (folder / "assets.extra" / "card.json").write_text("{}")
+        write_file(folder, version)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    publish(model, write)
+    below = ("", "/saved_model.pb", "/assets.extra", "/assets.extra/card.json")
+    assert synced == {False: {f".publishing-1{name}" for name in below}, True: {"."}}
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
