@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -104,3 +106,25 @@ async def test_one_is_ended_politely_or_for_certain(on_sigterm: str, code: int) 
     await children.end(child, "it", 0.5 if code < 0 else 60.0)
     assert child.returncode == code
     await children.end(child, "it", 60.0)  # which is no error
+
+
+def test_a_child_whose_parent_is_killed_is_asked_to_end() -> None:
+    child = (
+        "import signal, sys\n"
+        "def asked(*_):\n"
+        "    print('asked', flush=True)\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, asked)\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    program = (
+        "import subprocess, sys\n"
+        "from serving.processes.children import end_with_parent\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], preexec_fn=end_with_parent)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        assert parent.stdout.read() == "asked\n"
