@@ -42,6 +42,7 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
     monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(children, "MAX_PAUSE_S", 0.004)
     now, lives, ends = 0.0, iter([1.0, 1.0, 1.0, 1.0, children.HEALTHY_AFTER_S + 1.0, 1.0]), 0
+    codes = iter([3, 0, 1, 3, -signal.SIGKILL, 3])
 
     async def run_once() -> int:
         nonlocal now
@@ -49,7 +50,7 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
         if lived_s is None:
             await asyncio.Event().wait()
         now += lived_s or 0.0
-        return 3 if lived_s == 1.0 else -signal.SIGKILL
+        return next(codes)
 
     def ended() -> None:
         nonlocal ends
@@ -63,7 +64,11 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
     assert [line["after_s"] for line in lines] == [0.001, 0.002, 0.004, 0.004, 0.001, 0.002]
-    assert [line["why"] for line in lines] == [*["exit code 3"] * 4, "killed by SIGKILL", "exit code 3"]
+    assert [line["why"] for line in lines] == [
+        *(f"exit code {code}" for code in (3, 0, 1, 3)),
+        "killed by SIGKILL",
+        "exit code 3",
+    ]
 
 
 async def test_a_child_that_cannot_be_started_again_at_the_moment_is_tried_again(
