@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +42,7 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
     monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(children, "MAX_PAUSE_S", 0.004)
     now, lives, ends = 0.0, iter([1.0, 1.0, 1.0, 1.0, children.HEALTHY_AFTER_S + 1.0, 1.0]), 0
+    codes = iter([3, 0, 1, 3, -signal.SIGKILL, 3])
 
     async def run_once() -> int:
         nonlocal now
@@ -47,7 +50,7 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
         if lived_s is None:
             await asyncio.Event().wait()
         now += lived_s or 0.0
-        return 3 if lived_s == 1.0 else -signal.SIGKILL
+        return next(codes)
 
     def ended() -> None:
         nonlocal ends
@@ -61,7 +64,11 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
     assert [line["after_s"] for line in lines] == [0.001, 0.002, 0.004, 0.004, 0.001, 0.002]
-    assert [line["why"] for line in lines] == [*["exit code 3"] * 4, "killed by SIGKILL", "exit code 3"]
+    assert [line["why"] for line in lines] == [
+        *(f"exit code {code}" for code in (3, 0, 1, 3)),
+        "killed by SIGKILL",
+        "exit code 3",
+    ]
 
 
 async def test_a_child_that_cannot_be_started_again_at_the_moment_is_tried_again(
@@ -104,3 +111,25 @@ async def test_one_is_ended_politely_or_for_certain(on_sigterm: str, code: int) 
     await children.end(child, "it", 0.5 if code < 0 else 60.0)
     assert child.returncode == code
     await children.end(child, "it", 60.0)  # which is no error
+
+
+def test_a_child_whose_parent_is_killed_is_asked_to_end() -> None:
+    child = (
+        "import signal, sys\n"
+        "def asked(*_):\n"
+        "    print('asked', flush=True)\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, asked)\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    program = (
+        "import subprocess, sys\n"
+        "from serving.processes.children import end_with_parent\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], preexec_fn=end_with_parent)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        assert parent.stdout.read() == "asked\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -79,10 +82,30 @@ def test_one_that_a_child_holds_outlives_its_owner_until_the_child_ends(parent: 
         (folder,) = parent.iterdir()
         with work_folder():
             assert folder.is_dir()
-    with owner.stdout as told:  # type: ignore[union-attr]  # it is a pipe, which ends with the child
-        assert "held" in told.read()
+    assert owner.stdout is not None
+    with owner.stdout, (folder / "owner.lock").open() as lock:
+        assert "held" in owner.stdout.readline()
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which comes when the child has ended
     with work_folder() as mine:
         assert list(parent.iterdir()) == [mine]
+
+
+def test_one_that_another_start_takes_for_a_left_one_is_made_anew(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its lock it has none."""
+    taken: list[Path] = []
+
+    def after_another_start(lock: IO[str], _operation: int) -> None:
+        if not taken:
+            taken.append(Path(lock.name).parent)
+            shutil.rmtree(taken[0])
+
+    monkeypatch.setattr(fcntl, "flock", after_another_start)
+    with work_folder() as folder:
+        assert folder not in taken
+        assert list(parent.iterdir()) == [folder]
+    assert len(taken) == 1
 
 
 def test_one_that_is_gone_cannot_be_held(parent: Path) -> None:

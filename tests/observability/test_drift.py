@@ -49,6 +49,14 @@ def test_a_shift_shows_and_chance_does_not() -> None:
     assert stability_index([0.5, 0.5], [0, 1]) == pytest.approx(0.27465, abs=1e-4)
 
 
+def test_a_class_that_was_never_trained_on_makes_the_index_large_and_not_infinite() -> None:
+    classes = PredictedClasses(LABELS, [0.5, 0.5, 0.0])
+    classes.add([0, 1] * 200)
+    assert (classes.index() or 0) < 0.02
+    classes.add([2] * 100)
+    assert 0.25 < (classes.index() or 0) < 5
+
+
 def test_nothing_is_said_of_too_few_predictions_or_without_a_card() -> None:
     few, blind = PredictedClasses(LABELS, [0.5, 0.3, 0.2]), PredictedClasses(LABELS, None)
     few.add([0] * (LEAST_PREDICTIONS - 1))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import socket
 import subprocess
 import sys
 from typing import Any
 
 import httpx
+import pytest
 
-from serving.telemetry.logs import MAX_FAILURES_PER_S
+from serving.telemetry.logs import MAX_FAILURES_PER_S, Lossy
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.processes import started
 
@@ -22,6 +26,40 @@ def written_by(program: str) -> list[dict[str, Any]]:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+class FullDisk(io.StringIO):
+    """A stream of which some operations fail while they are named in `failing`."""
+
+    failing: tuple[str, ...] = ()
+
+    def write(self, text: str) -> int:
+        self._fail("write")
+        return super().write(text)
+
+    def flush(self) -> None:
+        self._fail("flush")
+
+    def _fail(self, operation: str) -> None:
+        if operation in self.failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("failing", [("write",), ("flush",), ("write", "flush")])
+def test_each_line_that_cannot_be_written_is_counted_once(failing: tuple[str, ...]) -> None:
+    disk = FullDisk()
+    stream = Lossy(lambda: disk)
+    print("before", file=stream, flush=True)
+    assert stream.lost == 0
+    disk.failing = failing
+    for lost in (1, 2):
+        print("lost", file=stream, flush=True)
+        assert stream.lost == lost
+    disk.failing = ()
+    print("after", file=stream, flush=True)
+    assert stream.lost == 2
+    assert disk.getvalue().startswith("before\n")
+    assert disk.getvalue().endswith("after\n")
 
 
 def test_what_libraries_log_and_warn_of_has_the_form_of_all_else() -> None:

@@ -107,6 +107,7 @@ async def test_five_models_with_three_versions_of_a_thousand_classes_stay_small(
     assert len(of_one) == MOST_GROUPS
     compared = [line for line in series if line.startswith("sluice_shadow_compared_total")]
     assert len(compared) == 5 * MOST_GROUPS
+    assert sum(float(line.rpartition(" ")[2]) for line in compared) == 5 * len(labels)
 
 
 def end_requests(journal: Journal, name: str, version: int) -> None:

@@ -7,8 +7,11 @@ import re
 import time
 from typing import Any
 
+import pytest
+
 from serving.commands.serve import SAMPLE
 from serving.routing import Split
+from serving.telemetry import logs
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 
@@ -33,6 +36,7 @@ async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> Non
         assert counted(up, "sluice_requests_in_flight_limit") == up.gateway.settings.max_in_flight
         await until(lambda: counted(up, "sluice_requests_in_flight") == 0)
         assert counted(up, "sluice_model_version_state", model="digits", state="AVAILABLE") == 1
+        assert counted(up, "sluice_model_version_state", model="digits") == 1
         assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 0
         up.pool.replicas[0].outcomes.eject(time.monotonic())
         assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 1
@@ -42,12 +46,14 @@ async def test_what_is_not_known_yet_is_left_out_and_what_never_happened_is_zero
     async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
         up.pool.replicas[0].latency_s = 0.0  # as before its first call
         up.gateway.steering.set_split("digits", Split(1, 2, 0.5, 1.0, "salt"), 0.1)
-        for kind, times in (("compared/1/class-3", 1), ("candidate-failed/1", 2), ("stable-failed/1", 3)):
+        counts = ("compared/1/class-3", 1), ("candidate-failed/1", 2), ("stable-failed/1", 3), ("calls/9", 1)
+        for kind, times in counts:
             for _ in range(times):
                 up.gateway.steering._add(up.gateway.steering._models["digits"], kind)
         before = (await client.get("/metrics")).text
         assert (await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)).status_code == 200
         after = (await client.get("/metrics")).text
+    assert 'version="9"' not in before, "of a version that is nowhere nothing is told"
     of_class = '{class="class-3",model="digits",version="1"}'
     assert f"\nsluice_shadow_compared_total{of_class} 1.0\n" in before
     assert f"\nsluice_shadow_agreed_total{of_class} 0.0\n" in before
@@ -79,6 +85,37 @@ async def test_what_a_gateway_holds_is_told_while_it_holds_it() -> None:
         assert counted(up, "sluice_request_body_limit_bytes") == most_bytes
         in_progress_limit = counted(up, "sluice_requests_in_progress_limit", model="digits")
         assert (0, in_progress_limit) == up.gateway.admission.progress_of("digits")
+
+
+async def test_how_many_images_wait_is_told_while_they_do() -> None:
+    release, entered = asyncio.Event(), asyncio.Event()
+
+    async def held(_request: Any) -> None:
+        entered.set()
+        await release.wait()
+
+    async with (
+        running(FakeReplica(before_predict=held)) as replica,
+        gateway_over(replica, calls_per_replica=1) as (up, client),
+    ):
+        posts = [client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG) for _ in range(3)]
+        asked = [asyncio.create_task(each) for each in posts]
+        await entered.wait()
+        await until(lambda: counted(up, "sluice_queue_depth", model="digits") == 2)
+        release.set()
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+        assert counted(up, "sluice_queue_depth", model="digits") == 0
+
+
+async def test_what_other_parts_count_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, _client):
+        monkeypatch.setattr(logs.STDERR, "lost", 3)
+        up.gateway.steering.memory.failures = 4
+        up.pool.retries, up.pool.hedges = 5, 6
+        assert counted(up, "sluice_log_lines_lost_total") == 3
+        assert counted(up, "sluice_feedback_store_failures_total") == 4
+        assert counted(up, "sluice_replica_calls_retried_total") == 5
+        assert counted(up, "sluice_replica_calls_hedged_total") == 6
 
 
 async def test_what_is_refused_by_its_headers_or_path_is_counted_once() -> None:

@@ -7,16 +7,20 @@ import math
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from serving.errors import Unavailable
-from serving.observed import _read_rollouts
+from serving.gateway import Gateway
+from serving.observed import Rollouts, _read_rollouts
 from serving.rollout.desk import Desk
 from serving.rollout.feedback import Receipts
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
+from serving.rollout.steering import Steering
 from serving.rollout.store import FileStore
 from serving.telemetry.snapshot import Readings
 from tests.rollout.stored import new_rollout, walk
@@ -101,6 +105,31 @@ def test_what_it_has_counted_is_told_by_criterion_and_arm() -> None:
     }
     assert found["observed", "digits", "latency", "candidate", "bad"] == 4
     assert found["observed", "digits", "accuracy", "candidate", "all"] == 0
+
+
+def test_rollouts_are_read_at_most_so_often_and_of_a_gateway_without_any_never(tmp_path: Path) -> None:
+    class CountingDesk(Desk):
+        reads = 0
+
+        def newest(self) -> list[Rollout]:
+            self.reads += 1
+            return [new_rollout()]
+
+    now = 100.0
+    gateway = SimpleNamespace(desk=None)
+    rollouts = Rollouts(cast("Gateway", gateway), clock=lambda: now)
+    assert rollouts() == []
+    steering = Steering()
+    gateway.desk = desk = CountingDesk(
+        FileStore(tmp_path), Receipts(b"key", steering, steering.memory), Plan()
+    )
+    assert rollouts() == rollouts() == rollouts.latest == [new_rollout()]
+    assert desk.reads == 1
+    now += Rollouts.MAX_AGE_S
+    assert rollouts() == [new_rollout()]
+    assert desk.reads == 2
+    gateway.desk = None
+    assert rollouts() == []
 
 
 class NotingDesk(Desk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,11 +14,13 @@ import grpc
 import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from serving.commands.serve import SAMPLE
 from serving.errors import InvalidInput
-from serving.telemetry.tracing import child_of
-from tests.support.fake_replica import FakeReplica, running, until
+from serving.routing import Split
+from serving.telemetry.tracing import child_of, request_id_from
+from tests.support.fake_replica import FakeReplica, Refusal, running, until
 from tests.support.gateways import gateway_over
 
 PATH = "/v1/models/digits:classify"
@@ -107,10 +110,14 @@ async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
         assert about["sluice.model"] == "digits"
         assert about["sluice.outcome"] == "ok"
         assert about["sluice.request_id"] == "job-1"
+        began = request.start_time_unix_nano
         for stage in ("admission", "read", "decode", "queue", "backend"):
             (span,) = collector.named(stage)
             assert span.parent_span_id == request.span_id
-            assert request.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+            assert span.start_time_unix_nano == pytest.approx(began, abs=1000), "one after the other"
+            assert span.end_time_unix_nano >= span.start_time_unix_nano
+            began = span.end_time_unix_nano
+        assert "sluice.arm" not in about
         (batch,) = collector.named("batch")
         assert [link.span_id for link in batch.links] == [request.span_id]
         # The replica hears of the batch's span; of requests that are not recorded it hears nothing.
@@ -142,6 +149,33 @@ async def test_a_batch_is_linked_to_every_request_in_it() -> None:
         assert sorted(set(outcomes)) == ["bad-image", "ok"]
 
 
+async def test_a_request_that_the_service_failed_is_marked_and_a_callers_own_mistake_is_not() -> None:
+    async def fail(_request: Any) -> None:
+        raise Refusal(grpc.StatusCode.INTERNAL)
+
+    async def hang(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    replica = FakeReplica(versions={"digits": {1, 2}})
+    async with collecting() as collector, running(replica):
+        settings: dict[str, Any] = {"traces_endpoint": collector.endpoint, "traces_share": 1.0}
+        async with gateway_over(replica, **settings) as (up, client):
+            up.gateway.steering.set_split("digits", Split(1, 2, 1.0, 0.0, "salt"), None)
+            await client.post(PATH, content=b"nonsense", headers=PNG)
+            replica.before_predict = fail
+            await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)
+            replica.before_predict = hang
+            await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG | {"x-request-timeout": "0.05"})
+            replica.versions["digits"] = set()
+            await client.post(PATH, content=SAMPLE.read_bytes(), headers=PNG)
+        await until(lambda: len(collector.named("request")) == 4)
+    found = {attributes(span)["sluice.outcome"]: span for span in collector.named("request")}
+    failed = {outcome for outcome, span in found.items() if span.status.code == Status.STATUS_CODE_ERROR}
+    assert found.keys() - failed == {"bad-image"}
+    assert failed == {"internal", "deadline-exceeded", "unavailable"}
+    assert {attributes(span)["sluice.arm"] for span in found.values()} == {"candidate"}
+
+
 async def test_a_collector_that_is_away_costs_no_answer() -> None:
     async with running(FakeReplica()) as replica:
         settings: dict[str, Any] = {"traces_endpoint": "http://127.0.0.1:9", "traces_share": 1.0}
@@ -154,14 +188,36 @@ def test_a_callers_trace_is_taken_up_if_it_is_one() -> None:
     given = f"00-{TRACE}-{PARENT}-01"
     assert (child_of(given).trace_id, child_of(given).parent_id) == (TRACE, PARENT)
     assert child_of(f"01{given[2:]}-more").parent_id == PARENT  # a later version may say more
-    for wrong in (f"{given}-more", f"ff{given[2:]}", given.replace(TRACE, "0" * 32), given.upper()):
+    no_trace, no_parent = given.replace(TRACE, "0" * 32), given.replace(PARENT, "0" * 16)
+    for wrong in (f"{given}-more", f"ff{given[2:]}", no_trace, no_parent, given.upper()):
         assert child_of(wrong).parent_id == "", wrong
+
+
+@pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True)])
+def test_a_callers_trace_is_recorded_if_the_caller_records_it(flags: str, sampled: bool) -> None:
+    trace = child_of(f"00-{TRACE}-{PARENT}-{flags}", share=1.0)
+    assert trace.sampled == trace.below().sampled == sampled
+    assert trace.below().parent_id == trace.span_id
+
+
+def test_a_callers_request_id_is_taken_if_it_is_a_sane_one() -> None:
+    for sane in ("job-1", "a" * 128):
+        assert request_id_from(sane) == sane
+    for other in ("", "a" * 129, "a b", "a\n", "ä"):
+        assert re.fullmatch(r"[0-9a-f]{32}", request_id_from(other)), other
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_a_share_of_new_traces_is_recorded(share: float) -> None:
     recorded = sum(child_of("", share).sampled for _ in range(2000))
     assert abs(recorded - 2000 * share) <= 100
+
+
+def test_every_program_that_sees_a_trace_decides_alike_whether_to_record_it() -> None:
+    """By the last 64 bits of its id, as OpenTelemetry's TraceIdRatioBased does it."""
+    for _ in range(100):
+        trace = child_of("", 0.3)
+        assert trace.sampled == (int(trace.trace_id, 16) % 2**64 < 0.3 * 2**64)
 
 
 async def test_traces_without_their_packages_are_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
