@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from serving.errors import Cancelled, Internal, InvalidInput, SluiceError, shortened
+from serving.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, SluiceError, shortened
 from serving.prediction import RequestContext
 from serving.settings import Settings
 from serving.telemetry.logs import AccessLog
@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # OpenTelemetry is there only where traces are wanted
 # What a page can show at a glance.
 _MOST_REFUSALS = 30
 _MOST_TEXT = 200
+# A gRPC client cancels its call at the deadline by its own clock. Here that may be before the deadline as it
+# was sent, which gRPC rounds up by at most a hundredth of what is left.
+_ROUNDED_UP = 0.01
+_ON_ITS_WAY_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,20 @@ class Journal:
             failure = error
             raise
         except asyncio.CancelledError:
-            failure = Cancelled("the caller went away before the answer")
+            failure = self._given_up(context)
             raise
         except BaseException:
             failure = Internal("the request failed in an unforeseen way")
             raise
         finally:
             self._ended(context, model() or "", failure, self._clock() - context.started)
+
+    def _given_up(self, context: RequestContext) -> SluiceError:
+        """Why a caller gave up: for want of an answer in time, or for reasons of its own."""
+        slack_s = _ON_ITS_WAY_S + _ROUNDED_UP * (context.deadline - context.started)
+        if self._clock() >= context.deadline - slack_s:
+            return DeadlineExceeded("the request's deadline passed before its answer")
+        return Cancelled("the caller went away before the answer")
 
     def admitted(self, context: RequestContext) -> None:
         """The request was let in."""

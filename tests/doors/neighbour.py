@@ -1,7 +1,7 @@
 """A good client in a process of its own: `python -m tests.doors.neighbour URL FILE`.
 
-Posts one image after the other until stdin ends; then prints how long each answer took, in seconds, as JSON.
-What it measures is so not the time of the test's own event loop.
+Posts one image after the other until stdin ends, and two at least; then prints how long each answer took, in
+seconds, as JSON. What it measures is so not the time of the test's own event loop.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+LEAST = 2  # of fewer there are no quantiles
+
 
 def main(url: str, file: Path) -> None:
     """Post `file` to `url` again and again."""
@@ -24,8 +26,8 @@ def main(url: str, file: Path) -> None:
     ended = threading.Event()
     threading.Thread(target=_until_end, args=[ended], daemon=True).start()
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-    seconds = []
-    while not ended.is_set():
+    seconds: list[float] = []
+    while not ended.is_set() or len(seconds) < LEAST:
         began = time.perf_counter()
         connection.request("POST", parts.path, image, {"content-type": "application/octet-stream"})
         answer = connection.getresponse()

@@ -179,6 +179,6 @@ async def test_what_nobody_foresaw_ends_the_look() -> None:
     async def fail(_config: Any, _timeout_s: float) -> None:
         raise ZeroDivisionError
 
-    scene.apis[0].reload_config = fail  # type: ignore[method-assign]  # a fault of ours
+    scene.apis[0].reload_config = fail  # type: ignore[method-assign,assignment]  # a fault of ours
     with pytest.raises(ZeroDivisionError):
         await scene.apply(1)
