@@ -19,6 +19,8 @@ from tests.support.http import PATH, PNG, grey_png
 from tests.support.processes import COMMAND, LiveProcess, started
 
 WAIT_S = 60.0
+# Whoever runs the tests may ignore it, as nohup does, and a child would, too.
+HEEDING_SIGHUP = ("env", "--default-signal=HUP")
 
 
 @asynccontextmanager
@@ -35,7 +37,7 @@ async def draining(
     async with running(FakeReplica(before_predict=held)) as replica:
         command = ["gateway", f"--replica={replica.address}", "--model=digits", *arguments]
         async with (
-            started(command) as live,
+            started(command, under=HEEDING_SIGHUP) as live,
             httpx.AsyncClient(base_url=live.http_url, timeout=WAIT_S) as client,
         ):
             asked = asyncio.create_task(client.post(PATH, content=grey_png(200), headers=PNG))
