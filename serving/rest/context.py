@@ -74,11 +74,12 @@ def server_timing(context: RequestContext) -> str:
 
 
 def credential(authorization: str | None, api_key: str | None) -> str | None:
-    """The key or token of `Authorization: Bearer …` or, without it, of `X-API-Key`; None if there is none."""
-    if authorization is not None:
-        found = _BEARER.fullmatch(authorization.strip())
-        return found[1] if found else ""
-    return api_key
+    """The key or token of `Authorization: Bearer …` or, without it, of `X-API-Key`; None if there is none.
+
+    What else is in `Authorization` is a proxy's in front, and not for the gateway.
+    """
+    found = None if authorization is None else _BEARER.fullmatch(authorization.strip())
+    return api_key if found is None else found[1]
 
 
 def authorized(callers: Callers, headers: Mapping[str, str], may: CallerScope) -> Caller:

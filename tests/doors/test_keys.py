@@ -62,6 +62,23 @@ async def test_every_door_asks_for_a_key(replica: ScriptedReplica, key_file: Pat
         assert refused >= 9
 
 
+async def test_a_key_beside_a_proxys_credentials_counts(replica: ScriptedReplica, key_file: Path) -> None:
+    """A proxy that asks for a password hands `Authorization: Basic …` on, as nginx does."""
+    key = keys_command("add", "a", f"--file={key_file}")
+    basic = {"authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+    async with keyed(replica, key_file) as (_, client):
+        for headers, status in (
+            (basic | {"x-api-key": key}, 200),
+            (basic | {"x-api-key": "wrong"}, 401),
+            (basic, 401),
+            (bearer("wrong") | {"x-api-key": key}, 401),
+            (bearer(key) | {"x-api-key": "wrong"}, 200),
+        ):
+            assert (await post(client, headers)).status_code == status, headers
+        models = await client.get("/v1/models", headers=basic | {"x-api-key": key})
+        assert models.status_code == 200
+
+
 async def assert_rpcs_ask_for_a_key(running: Running, key: str) -> None:
     async with grpc.aio.insecure_channel(running.grpc_address) as channel:
         for service in (

@@ -1,0 +1,35 @@
+"""What an upload may lack: the padding of base64, but not its body or a form's boundary."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from serving.rest.uploads import json_uploads
+from tests.doors.wire import PATH
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "says"),
+    [
+        ("image/png", b"", "the request has no body; send an image file as the body"),
+        ("multipart/form-data", b"x", "the content type multipart/form-data has no boundary"),
+    ],
+)
+async def test_what_a_request_lacks_is_named(
+    client: httpx.AsyncClient, content_type: str, body: bytes, says: str
+) -> None:
+    answer = await client.post(PATH, content=body, headers={"content-type": content_type})
+    assert (answer.status_code, answer.json()["detail"]) == (400, says)
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("size", range(6))
+def test_base64_may_lack_its_padding_whatever_its_length(encode: Callable[[bytes], bytes], size: int) -> None:
+    data = bytes(range(250, 250 + size))
+    padded = encode(data).decode()
+    uploads = json_uploads({"images": [{"b64": padded}, {"b64": padded.rstrip("=")}]}, None, lambda _: None)
+    assert [(each.data, each.error) for each in uploads.images] == [(data, None)] * 2
