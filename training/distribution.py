@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -82,8 +82,11 @@ class Distribution:
         return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def distribution(name: str) -> Distribution:
-    """The distribution of a name in `config.STRATEGIES`; must come before anything else is computed."""
+def distribution(name: str, before_waiting: Callable[[], None] = lambda: None) -> Distribution:
+    """The distribution of a name in `config.STRATEGIES`; must come before anything else is computed.
+
+    One of several workers waits for all the others, for as long as it takes; `before_waiting` comes first.
+    """
     if name == "none":
         return Distribution()
     if name == "mirrored":
@@ -92,6 +95,7 @@ def distribution(name: str) -> Distribution:
         return Distribution(tf.distribute.MirroredStrategy(devices))
     config = os.environ.get("TF_CONFIG")
     task = _task(config)
+    before_waiting()
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:  # an address that is none, or that another process listens on

@@ -33,7 +33,9 @@ def train(recipe: str, options: Options, console: Console) -> Published | None:
     What could not be published in the end is `BadInput` before anything is trained.
     """
     options.check_folders()
-    spread = distribution(options.strategy)
+    spread = distribution(
+        options.strategy, lambda: _note(console, "waiting for all the workers that TF_CONFIG names")
+    )
     plan = recipes.plan(recipe, options)
     check_place(options.out, plan.model_name)
     lock = options.out / _STATE / f"{plan.model_name}-{plan.recipe}.lock"

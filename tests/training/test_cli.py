@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.ports import free_port
 from tests.training.conftest import Published
 
 pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
@@ -209,6 +210,20 @@ def test_a_full_disk_ends_training_and_leaves_no_half_of_a_checkpoint(tmp_path: 
     file = tmp_path / ".training" / "digits-sequential-sequential.npz"
     assert err == f"error: {file} cannot be written: File too large\n"
     assert not file.parent.exists()
+
+
+def test_a_worker_that_waits_for_the_others_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that comes back alone does, for ever where the others are done."""
+    workers = [f"127.0.0.1:{port}" for port in (free_port(), free_port())]
+    task = {"type": "worker", "index": 0}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": task}))
+    process = start("train", "simple-dense", "--strategy", "multiworker", "--out", tmp_path)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "note: waiting for all the workers that TF_CONFIG names\n"
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
 
 
 def test_killed_in_the_middle_and_resumed(tmp_path: Path) -> None:

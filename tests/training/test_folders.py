@@ -123,6 +123,14 @@ def test_images_of_one_size_that_a_camera_turned_have_two(tmp_path: Path) -> Non
     assert sources.load(f"folder={written(tmp_path / 'd', turned)}").image_shape == (60, 40, 3)
 
 
+def test_two_kinds_are_noted_and_one_is_not(tmp_path: Path) -> None:
+    alike = of_two_classes()
+    assert sources.load(f"folder={written(tmp_path / 'd', alike)}").notes == ()
+    other = alike | {"red/grey.png": image(128, mode="L")}
+    data = sources.load(f"folder={written(tmp_path / 'd', other)}")
+    assert data.notes == ("2 combinations of size and mode, all made (6, 6, 3)",)
+
+
 def test_mixed_sizes_and_modes_become_one(tmp_path: Path) -> None:
     files = of_two_classes() | {
         "red/large.jpg": image((250, 0, 0), (90, 40), kind="JPEG"),

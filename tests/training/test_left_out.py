@@ -43,6 +43,14 @@ def test_images_of_other_kinds_are_noted_and_hidden_ones_are_not(tmp_path: Path)
         )
 
 
+def test_as_many_as_a_note_has_room_for_are_all_named(tmp_path: Path) -> None:
+    others = {f"red/{number}.tif": b"II*" for number in range(5)}
+    data = sources.load(f"folder={written(tmp_path / 'd', of_two_classes() | others)}")
+    assert data.notes == (
+        "5 images of other kinds left out: red/0.tif, red/1.tif, red/2.tif, red/3.tif, red/4.tif",
+    )
+
+
 def test_links_to_nothing_are_noted(tmp_path: Path) -> None:
     """Such as those of a data set whose files were never fetched."""
     folder = written(tmp_path / "d", of_two_classes())
