@@ -24,14 +24,14 @@ class Taking:
     def __init__(self, address: str = "a") -> None:
         self.address = address
         self.told: list[Any] = []
-        self.fails = False
+        self.error: Exception | None = None
         self.lets_go = asyncio.Event()
         self.lets_go.set()
 
     async def reload_config(self, config: Any, timeout_s: float) -> None:
         self.told.append(config)
-        if self.fails:
-            raise InvalidInput("no such folder")
+        if self.error is not None:
+            raise self.error
         await self.lets_go.wait()
 
 
@@ -126,9 +126,9 @@ async def test_one_whose_states_do_not_follow_is_told_again_after_a_while(
 async def test_one_that_failed_or_was_away_is_told_at_the_next_look() -> None:
     scene = Scene(Taking("a"), Taking("b"))
     scene.has(1)
-    scene.apis[0].fails = True
+    scene.apis[0].error = InvalidInput("no such folder")
     await scene.apply(1)
-    scene.apis[0].fails = False
+    scene.apis[0].error = None
     scene.replicas[1].reachable = False
     await scene.apply(1)
     assert scene.times() == [2, 1]
@@ -175,10 +175,6 @@ async def test_a_replica_that_is_new_gets_what_others_hold_and_one_that_starts_a
 async def test_what_nobody_foresaw_ends_the_look() -> None:
     scene = Scene(Taking())
     scene.has(1)
-
-    async def fail(_config: Any, _timeout_s: float) -> None:
-        raise ZeroDivisionError
-
-    scene.apis[0].reload_config = fail  # type: ignore[method-assign,assignment]  # a fault of ours
+    scene.apis[0].error = ZeroDivisionError("a fault of ours")
     with pytest.raises(ZeroDivisionError):
         await scene.apply(1)
