@@ -142,10 +142,16 @@ def test_a_file_is_read_up_to_where_it_is_damaged(counted: Counted, tmp_path: Pa
 
 
 @pytest.mark.parametrize("check_method", [True, False])
+@pytest.mark.parametrize(
+    "log",
+    [
+        {"regress_log": {"request": {"model_spec": spec("classify_scores"), "input": INPUT}}},
+        multi_inference(("classify_scores", REGRESS_METHOD)),
+    ],
+)
 def test_names_of_methods_are_checked_where_those_of_requests_are(
-    check_method: bool, counted: Counted, tmp_path: Path
+    log: dict[str, Any], check_method: bool, counted: Counted, tmp_path: Path
 ) -> None:
-    log = {"regress_log": {"request": {"model_spec": spec("classify_scores"), "input": INPUT}}}
     with pytest.raises(StatusError) as caught:
         warm_up(Model("m", 1, counted), file_of(tmp_path, log), 1, check_method=check_method)
     assert ("Expected regression signature method_name" in caught.value.message) is check_method
