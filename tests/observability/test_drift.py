@@ -34,6 +34,13 @@ def test_classes_are_grouped_alike_everywhere() -> None:
     assert group_classes(labels[:20], None) == labels[:20]
 
 
+def test_a_class_that_is_not_known_of_a_version_is_among_the_others() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.know("m", 1, LABELS, CARD)
+    assert [metrics.class_group("m", "1", label) for label in ("a", "z")] == ["a", OTHER]
+    assert metrics.class_group("m", "2", "a") == OTHER
+
+
 def test_a_shift_shows_and_chance_does_not() -> None:
     rng = random.Random(3)
     expected = [0.5, 0.3, 0.2]

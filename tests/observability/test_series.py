@@ -38,6 +38,7 @@ def test_the_series_of_a_version_end_a_while_after_it_left() -> None:
         metrics.predicted("m", version, ("a", "b", "c"), card, [0] * LEAST_PREDICTIONS)
         metrics.requests.labels("http", "m", str(version), "", "ok").inc()
         metrics.request_seconds.labels("http", "m", str(version)).observe(0.1)
+        metrics.images.labels("m", str(version)).inc()
     metrics.requests.labels("http", "", "", "", "not-found").inc()
     metrics.present([("m", "1"), ("m", "2")], 0.0)
 
