@@ -75,7 +75,7 @@ class ClassifyEndpoint:
 
     async def _read_json(self, query: bytes, content_type: str, data: bytes) -> Uploads | bytes:
         if content_type != uploads.JSON and not data.lstrip().startswith(b"{"):
-            raise _unsupported(content_type)
+            raise _unsupported(content_type) if data else uploads.no_body()
         value = await self._gateway.in_thread(uploads.parse_json, data)
         if isinstance(value, dict) and "images" not in value:
             return data  # and its query is not the image API's to refuse

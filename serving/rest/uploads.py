@@ -60,8 +60,13 @@ def content_type_of(headers: Mapping[str, str]) -> str:
 def one_upload(body: bytes, top_k: int | None) -> Uploads:
     """A body that is an image; raises InvalidInput if there is none."""
     if not body:
-        raise InvalidInput("the request has no body; send an image file as the body", stage="decode")
+        raise no_body()
     return Uploads([Upload(body)], top_k)
+
+
+def no_body() -> InvalidInput:
+    """What is wrong with a request that has none."""
+    return InvalidInput("the request has no body; send an image file as the body", stage="decode")
 
 
 async def form_uploads(

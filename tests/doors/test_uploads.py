@@ -11,18 +11,23 @@ import pytest
 from serving.rest.uploads import json_uploads
 from tests.doors.wire import PATH
 
+NO_BODY = "the request has no body; send an image file as the body"
+
 
 @pytest.mark.parametrize(
     ("content_type", "body", "says"),
     [
-        ("image/png", b"", "the request has no body; send an image file as the body"),
+        ("image/png", b"", NO_BODY),
+        (None, b"", NO_BODY),
+        ("application/x-www-form-urlencoded", b"", NO_BODY),  # as of `curl -d ''`
         ("multipart/form-data", b"x", "the content type multipart/form-data has no boundary"),
     ],
 )
 async def test_what_a_request_lacks_is_named(
-    client: httpx.AsyncClient, content_type: str, body: bytes, says: str
+    client: httpx.AsyncClient, content_type: str | None, body: bytes, says: str
 ) -> None:
-    answer = await client.post(PATH, content=body, headers={"content-type": content_type})
+    headers = {} if content_type is None else {"content-type": content_type}
+    answer = await client.post(PATH, content=body, headers=headers)
     assert (answer.status_code, answer.json()["detail"]) == (400, says)
 
 
