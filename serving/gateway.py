@@ -154,7 +154,7 @@ class Gateway:
             RateLimited, Overloaded: the caller is over its limits, or there is no room, or no memory.
         """
         with (
-            self.journal.recorded(context, lambda: ref.name if ref.name in self.catalog.names() else ""),
+            self.journal.recorded(context, lambda: self._asked_for(ref)),
             self._admit(context, scope, ref) as ticket,
         ):
             context.caller = ticket.caller.name
@@ -168,8 +168,12 @@ class Gateway:
         # What comes over gRPC has been let in before its message was read.
         if self.pressure is not None and context.protocol == "http":
             self.pressure.check(time.monotonic())
+        return self.admission.admit(context.credential, scope, self._asked_for(ref))
+
+    def _asked_for(self, ref: ModelRef) -> str | None:
+        """The model that a caller means, who may name none; None if there is no such model."""
         name = ref.name or self.catalog.default_name()
-        return self.admission.admit(context.credential, scope, name if name in self.catalog.names() else None)
+        return name if name in self.catalog.names() else None
 
     async def classify(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext

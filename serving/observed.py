@@ -65,8 +65,7 @@ def _begin_series(gateway: Gateway) -> None:
     """Have what alerts go by begin at zero for every version and arm that may answer."""
     begin, catalog, splits = gateway.metrics.begin, gateway.catalog, gateway.steering.splits()
     for name in ("", *catalog.names()):
-        # Whoever names no model means the default one.
-        split = splits.get(name or catalog.default_name() or "")
+        split = splits.get(name)
         arms = {} if split is None else {split.stable: "stable"}
         if split is not None and split.candidate is not None:
             arms[split.candidate] = "candidate"

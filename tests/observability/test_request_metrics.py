@@ -127,3 +127,16 @@ async def test_what_is_refused_by_its_headers_or_path_is_counted_once() -> None:
         assert counted(up, "sluice_requests_total", outcome="invalid-input", protocol="http") == 3
         assert counted(up, "sluice_requests_total") == 3
         assert len(up.gateway.journal.refusals) == 3
+
+
+async def test_who_names_no_model_is_counted_under_the_default_one_also_where_no_version_is_reached() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica, max_in_flight=1) as (up, client):
+        with up.gateway.admission.admit(None, "classify"):
+            for path in ("/v1/classify", PATH, "/v1/models/other:classify"):
+                answer = await client.post(path, content=SAMPLE.read_bytes(), headers=PNG)
+                assert answer.status_code == 503
+        asked = {
+            model: counted(up, "sluice_requests_total", model=model, outcome="overloaded")
+            for model in ("digits", "")
+        }
+    assert asked == {"digits": 2, "": 1}
