@@ -25,20 +25,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TRAINING_TIMEOUT_S))
 
 
-class OneScene(LoadScopeScheduling):  # type: ignore[misc]
-    """Spreads tests over processes; those over the live scene, which takes a machine by itself, to one.
+# Tests that stay in one process, by where they are: over the live scene, which takes a machine by itself, and
+# over a model of every recipe, for whose training a second process would wait.
+TOGETHER = ("tests/observability/", "tests/training/test_recipes_served.py")
+
+
+class Spread(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Spreads tests over processes, but for those that are better off together.
 
     In place of xdist's marks of groups, which pytest 9.2 leaves without effect
     (https://github.com/pytest-dev/pytest-xdist/issues/1386).
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "observability" if nodeid.startswith("tests/observability/") else nodeid
+        return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneScene:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
     """How the tests of a run with several processes are spread over them."""
-    return OneScene(config, log)
+    return Spread(config, log)
 
 
 @pytest.fixture(scope="session")
