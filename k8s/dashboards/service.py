@@ -66,7 +66,8 @@ def _requests() -> Row:
                 "Requests by version and arm",
                 "Which version answers, and as which arm of a rollout.",
                 query(
-                    f"sum by (model, version, arm) (rate(sluice_requests_total{_M}[$__rate_interval]))",
+                    # Series begin at zero; most of them stay there.
+                    f"sum by (model, version, arm) (rate(sluice_requests_total{_M}[$__rate_interval])) > 0",
                     "{{model}} {{version}} {{arm}}",
                 ),
                 unit="reqps",
@@ -76,7 +77,7 @@ def _requests() -> Row:
                 "Requests by outcome",
                 "`ok`, or the kind of error.",
                 query(
-                    "sum by (protocol, outcome) (rate(sluice_requests_total[$__rate_interval]))",
+                    "sum by (protocol, outcome) (rate(sluice_requests_total[$__rate_interval])) > 0",
                     "{{protocol}} {{outcome}}",
                 ),
                 unit="reqps",
