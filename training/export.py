@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from training import signatures
 from training.errors import ProofFailed
+from training.freezing import freeze
 from training.recipes.base import Interface
 from training.served import Served, served
 
@@ -110,13 +111,9 @@ def _expected(exported: Exported, call: signatures.Call) -> NDArray[np.float32]:
 
 
 def _frozen(exported: Exported) -> signatures.Call | None:
-    """The model with its variables folded into constants, after a check that it still answers the same.
-
-    None if it holds what cannot be folded: a table to look words up in, or a variable that it writes to, such
-    as the state of the random numbers of a recurrent layer with dropout.
+    """The model with its variables folded into constants, after a check that it still answers the same; None
+    if it cannot be.
     """
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
     interface = exported.interface
     names = list(interface.inputs)
 
@@ -124,11 +121,8 @@ def _frozen(exported: Exported) -> signatures.Call | None:
         outputs = exported.call(dict(zip(names, tensors, strict=True)))
         return [outputs[name] for name in interface.outputs]
 
-    traced = tf.function(live).get_concrete_function(*interface.inputs.values())
-    if any(node.op.startswith(("Assign", "LookupTable")) for node in graph_nodes(traced)):
-        return None
-    frozen = convert_variables_to_constants_v2(traced)
-    if len(frozen.inputs) > len(names):
+    frozen = freeze(tf.function(live).get_concrete_function(*interface.inputs.values()))
+    if frozen is None:
         return None
 
     def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,12 +132,6 @@ def _frozen(exported: Exported) -> signatures.Call | None:
     actual = _side_by_side(call(exported.golden))
     check_close("frozen equals unfrozen", actual, exported.expected(), exported.tolerance)
     return call
-
-
-def graph_nodes(function: tf.types.experimental.ConcreteFunction) -> list[Any]:
-    """The NodeDef of every operation in a traced function, and in the functions that it calls."""
-    graph = function.graph.as_graph_def()
-    return [*graph.node, *(node for called in graph.library.function for node in called.node_def)]
 
 
 def _side_by_side(outputs: Mapping[str, Any]) -> NDArray[np.float32]:

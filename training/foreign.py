@@ -20,7 +20,8 @@ from training.card import card
 from training.config import check_model_file, check_place
 from training.errors import BadInput, TrainingError, told
 from training.evaluation import are_probabilities
-from training.export import HALF_TOLERANCE, Exported, graph_nodes
+from training.export import HALF_TOLERANCE, Exported
+from training.freezing import graph_nodes
 from training.models import residual, resnet, vgg, wide_deep  # noqa: F401 - their classes register themselves
 from training.recipes.base import Interface
 from training.releases import GOLDEN_EXAMPLES, Published, release
