@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from training.card import card
 from training.config import check_model_file, check_place
 from training.errors import BadInput
 from training.export import HALF_TOLERANCE, Exported, graph_nodes
-from training.foreign_classifier import as_classifier, notes_on, read_labels
+from training.foreign_classifier import as_classifier, notes_on, of_two_classes, read_labels, why_none
 from training.foreign_loading import ForeignModel, load, random_inputs, refusing
 from training.recipes.base import Interface
 from training.releases import GOLDEN_EXAMPLES, Published, release
@@ -43,7 +43,8 @@ def publish_file(
         path: the file or folder.
         out: folder of models.
         name: of the model; None takes the file's.
-        labels: a text file with a label a line, as many as there are scores.
+        labels: a text file with a label a line, as many as there are scores; or two for one score, which is
+            then that of the second.
         pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
         freeze: fold variables into constants.
     """
@@ -53,36 +54,75 @@ def publish_file(
     if not 0 < pixel_scale < math.inf:
         raise BadInput(f"--pixel-scale is {pixel_scale}; it must be a number above 0")
     model = load(path)
-    image = as_classifier(model, pixel_scale, path)
-    if image is None:
-        _check_no_classifier(model, labels, pixel_scale, path)
-    chosen, interface = image or (model, Interface(model.inputs, model.outputs, own=True))
-    golden = _golden(interface.inputs)
-    outputs = _answers(chosen.call, golden, path)
+    reason = why_none(model, path)
+    if reason is None:
+        made = _made_classifier(model, labels, pixel_scale, path)
+    else:
+        made = _made_as_it_is(model, reason, labels, pixel_scale, path)
     with refusing(path, "cannot be made a graph, as which it is served"):
-        precision = _precision(chosen.call, interface.inputs)
-    names = read_labels(labels, int(outputs["scores"].shape[1])) if image else ()
+        precision = _precision(made.call, made.interface.inputs)
     exported = Exported(
-        chosen.call, chosen.tracked, interface, golden, model.archive, names, precision, freeze
+        made.call, model.tracked, made.interface, made.golden, model.archive, made.labels, precision, freeze
     )
     described = card(
         model=name,
         recipe="own",
-        task="image-classification" if image else "own",
-        interface=interface,
-        labels=names,
+        task="own" if reason else "image-classification",
+        interface=made.interface,
+        labels=made.labels,
         precision=precision,
     )
-    published = release(out / name, exported, described)
-    return replace(published, notes=notes_on(outputs["scores"].numpy()) if image else ())
+    return replace(release(out / name, exported, described), notes=made.notes)
 
 
-def _check_no_classifier(model: ForeignModel, labels: Path | None, pixel_scale: float, path: Path) -> None:
+@dataclass(frozen=True)
+class _Made:
+    """What is published of a model."""
+
+    call: Call
+    interface: Interface
+    golden: Mapping[str, NDArray[Any]]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _made_classifier(model: ForeignModel, labels: Path | None, pixel_scale: float, path: Path) -> _Made:
+    chosen, interface = as_classifier(model, pixel_scale, path)
+    names = None if labels is None else read_labels(labels)
+    golden = _golden(interface.inputs)
+    scores = _answers(chosen.call, golden, path)["scores"].numpy()
+    if scores.shape[1] == 1 and names is not None and len(names) == 2:
+        chosen = of_two_classes(chosen, scores, path)
+        scores = np.concatenate([1 - scores, scores], axis=1)
+    classes = scores.shape[1]
+    if names is not None and len(names) != classes:
+        raise BadInput(f"{labels} has {len(names)} labels, a line each, and the model has {classes} classes")
+    named = names or tuple(str(index) for index in range(classes))
+    return _Made(chosen.call, interface, golden, named, tuple(notes_on(model, scores, pixel_scale)))
+
+
+def _made_as_it_is(
+    model: ForeignModel, reason: str, labels: Path | None, pixel_scale: float, path: Path
+) -> _Made:
+    """A model that is, for this reason, no image classifier, and keeps its inputs and outputs."""
+    _check_no_classifier(model, reason, labels, pixel_scale, path)
+    golden = _golden(model.inputs)
+    _answers(model.call, golden, path)
+    interface = Interface(model.inputs, model.outputs, own=True)
+    note = f"it is no image classifier, and is asked by :predict: {reason}"
+    return _Made(model.call, interface, golden, (), (note,))
+
+
+def _check_no_classifier(
+    model: ForeignModel, reason: str, labels: Path | None, pixel_scale: float, path: Path
+) -> None:
     """Raises `BadInput` for what only an image classifier can be given, and for inputs that none can name."""
     if labels is not None:
-        raise BadInput(f"{path} is no image classifier, so there is nothing that --labels could name")
+        text = "so there is nothing that --labels could name"
+        raise BadInput(f"{path} is no image classifier, {text}: {reason}")
     if pixel_scale != 1.0:
-        raise BadInput(f"{path} is no image classifier, so --pixel-scale has nothing to multiply")
+        text = "so --pixel-scale has nothing to multiply"
+        raise BadInput(f"{path} is no image classifier, {text}: {reason}")
     if odd := [key for key in model.inputs if not key.isidentifier() or iskeyword(key)]:
         raise BadInput(
             f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"

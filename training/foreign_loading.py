@@ -115,7 +115,8 @@ def _check_shapes(specs: Mapping[str, tf.TensorSpec], path: Path) -> None:
     for name, spec in specs.items():
         if not spec.shape.rank or None in spec.shape[1:]:
             raise BadInput(
-                f"{path} takes inputs of any size ({name} {spec.shape}); only the first dimension may be open"
+                f"{path} takes inputs of any size ({name} {spec.shape}); only the first dimension may be"
+                " open; give it a size, as in keras.Sequential([keras.Input((224, 224, 3)), model])"
             )
         if spec.shape[0] is not None:
             raise BadInput(
