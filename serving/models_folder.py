@@ -41,6 +41,27 @@ def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
         raise InvalidInput(f"the folder {models_dir} cannot be read: {error.strerror}") from error
 
 
+def no_model(models_dir: Path) -> InvalidInput:
+    """The error of a folder that holds no model, and may be one, as TensorFlow Serving is given it."""
+    folder = models_dir.absolute()
+    model, above = folder, folder.parent
+    if _is_version(folder):
+        model, above = above, above.parent
+    elif not any(_is_version(saved.parent) for saved in folder.glob("*/saved_model.pb")):
+        return InvalidInput(
+            f"{models_dir} holds no model; train one: sluice train resnet --data digits --out {models_dir}"
+        )
+    what = "the model" if model == folder else "a version of the model"
+    return InvalidInput(
+        f"{models_dir} is {what} {model.name}, and no folder of models; pass the one that {model.name} is in:"
+        f" {above}"
+    )
+
+
+def _is_version(folder: Path) -> bool:
+    return folder.name.isdecimal() and (folder / "saved_model.pb").is_file()
+
+
 def _is_model(folder: Path, served: Collection[str]) -> bool:
     try:
         return folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir())

@@ -62,6 +62,25 @@ def test_a_folder_of_models_that_cannot_be_read_is_named(models: Path, deny: Den
         models_folder.find_models(models)
 
 
+@pytest.mark.parametrize(
+    ("given", "what"), [("digits", "the model digits"), ("digits/1", "a version of the model digits")]
+)
+async def test_a_model_itself_is_no_folder_of_models_and_that_is_named(
+    given: str, what: str, models: Path
+) -> None:
+    """TensorFlow Serving's `--model_base_path` is the model's own folder."""
+    (models / "digits" / "1" / "saved_model.pb").touch()
+
+    async def never(_up: Up) -> None:
+        raise AssertionError("there is nothing to serve")
+
+    with pytest.raises(InvalidInput) as refused:
+        await run_serve(Settings(models_dir=models / given), never)
+    assert refused.value.message == (
+        f"{models / given} is {what}, and no folder of models; pass the one that digits is in: {models}"
+    )
+
+
 async def test_models_are_served_on_while_their_folder_is_away_and_followed_when_it_is_back(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
