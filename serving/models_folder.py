@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,31 @@ def no_model(models_dir: Path) -> InvalidInput:
     if _is_version(folder):
         model, above = above, above.parent
     elif not any(_is_version(saved.parent) for saved in folder.glob("*/saved_model.pb")):
-        return InvalidInput(
-            f"{models_dir} holds no model; train one: sluice train resnet --data digits --out {models_dir}"
-        )
+        train = f"train one: sluice train resnet --data digits --out {models_dir}"
+        return InvalidInput(f"{models_dir} holds no model; {next(unpublished(models_dir, ()), train)}")
     what = "the model" if model == folder else "a version of the model"
     return InvalidInput(
         f"{models_dir} is {what} {model.name}, and no folder of models; pass the one that {model.name} is in:"
         f" {above}"
     )
+
+
+def unpublished(models_dir: Path, models: Collection[str]) -> Iterator[str]:
+    """What lies in a folder beside its models and could be one, and what makes it one: a text each.
+
+    Such as a SavedModel that was exported to there, or a `.keras` file. What cannot be read is passed over.
+    """
+    with suppress(OSError):
+        for child in models_dir.iterdir():
+            if child.name in models:
+                continue
+            if (child / "saved_model.pb").is_file():
+                yield (
+                    f"{child} is a SavedModel in no version's folder: move it to {child / '1'}, or publish"
+                    f" it: sluice publish {child} --out {models_dir}"
+                )
+            for file in (child,) if child.suffix == ".keras" else child.glob("*.keras"):
+                yield f"{file} is not published: sluice publish {file} --out {models_dir}"
 
 
 def _is_version(folder: Path) -> bool:
@@ -103,9 +121,13 @@ async def follow(upstream: Upstream, pool: Pool, catalog: Catalog, settings: Set
     """
     if settings.models or upstream.config is None:
         return
-    told = ""
+    told, mentioned = "", set[str]()
     while True:
         await asyncio.sleep(settings.status_interval_s)
+        texts = await asyncio.to_thread(lambda: set(unpublished(settings.models_dir, catalog.names())))
+        for text in texts - mentioned:
+            _log.warning(text)
+        mentioned = texts
         try:
             await _take_models(upstream.config, pool, catalog, settings)
         except SluiceError as error:  # the next round tries again

@@ -121,6 +121,54 @@ async def test_models_are_served_on_while_their_folder_is_away_and_followed_when
     assert f"there is no folder {models}" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        (
+            "flowers/saved_model.pb",
+            (
+                "{0}/flowers is a SavedModel in no version's folder: move it to {0}/flowers/1, or publish it:"
+                " sluice publish {0}/flowers --out {0}"
+            ),
+        ),
+        (
+            "flowers.keras",
+            "{0}/flowers.keras is not published: sluice publish {0}/flowers.keras --out {0}",
+        ),
+        (
+            "flowers/best.keras",
+            "{0}/flowers/best.keras is not published: sluice publish {0}/flowers/best.keras --out {0}",
+        ),
+    ],
+)
+async def test_a_model_that_lies_there_unpublished_is_told(
+    place: str, text: str, models: Path, tmp_path: Path
+) -> None:
+    """At the start, where there is nothing else, and in the log, once, when it comes later."""
+    expected = text.format(models)
+
+    async def while_up(up: Up) -> None:
+        await up.ready()
+        (models / place).parent.mkdir(exist_ok=True)
+        (models / place).touch()
+        await until(lambda: any(line["event"] == expected for line in lines))
+        (models / "numbers" / "1").mkdir(parents=True)
+        await until(lambda: set(fake.versions) == {"digits", "numbers"})
+
+    settings = Settings(http_port=0, grpc_port=0, status_interval_s=0.01, models_dir=models)
+    with capture_logs() as lines:
+        async with running(FakeReplica()) as fake:
+            config = ConfigFile(tmp_path / "models.config", models)
+            upstream = Upstream((fake.address,), ("digits",), models, config)
+            await run_one(settings, upstream, new_metrics(), while_up)
+    assert [line["event"] for line in lines].count(expected) == 1
+    for name in ("digits", "numbers"):
+        shutil.rmtree(models / name)
+    with pytest.raises(InvalidInput) as refused:
+        await run_serve(settings, while_up)
+    assert refused.value.message == f"{models} holds no model; {expected}"
+
+
 async def test_a_model_without_a_version_to_start_with_is_named(models: Path, tmp_path: Path) -> None:
     settings = Settings(
         models=("digits", "typo"), models_dir=models, rollout_store=tmp_path / "store", model_server="true"
