@@ -169,6 +169,18 @@ async def test_a_model_that_lies_there_unpublished_is_told(
     assert refused.value.message == f"{models} holds no model; {expected}"
 
 
+def test_a_folder_that_cannot_be_read_is_told_and_hides_no_other(models: Path, deny: Deny) -> None:
+    """As what another user has trained: it would be missing without a word."""
+    for name in ("private", "lost+found", ".cache"):
+        (models / name / "1").mkdir(parents=True)
+        deny(models / name)
+    (models / "roses.keras").touch()
+    assert list(models_folder.unserved(models, ["digits"])) == [
+        f"{models}/private cannot be read, and is not served: Permission denied",
+        f"{models}/roses.keras is not published: sluice publish {models}/roses.keras --out {models}",
+    ]
+
+
 async def test_a_model_without_a_version_to_start_with_is_named(models: Path, tmp_path: Path) -> None:
     settings = Settings(
         models=("digits", "typo"), models_dir=models, rollout_store=tmp_path / "store", model_server="true"
