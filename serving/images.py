@@ -21,6 +21,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import BadImage, Overloaded, TooLarge, out_of_memory
+from serving.file_kinds import kind_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
@@ -111,10 +112,10 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anythi
     except MemoryError:
         raise out_of_memory("decode") from None
     except UnidentifiedImageError:
-        raise BadImage(
-            f"these {len(data)} bytes are no image of a kind that is taken: {', '.join(FORMATS)}",
-            stage="decode",
-        ) from None
+        kind = kind_of(data)
+        subject = f"this is {kind}; it is" if kind else f"these {len(data)} bytes are"
+        text = f"{subject} no image of a kind that is taken: {', '.join(FORMATS)}"
+        raise BadImage(text, stage="decode") from None
     except Exception as error:  # hostile bytes make decoders raise almost anything
         raise BadImage(f"the image is damaged: {error}", stage="decode") from error
 
@@ -134,7 +135,7 @@ def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> n
             pixels = simplejpeg.decode_jpeg(
                 data, "GRAY" if colorspace == "Gray" else "RGB", min_height=least, min_width=least
             )
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: simplejpeg has no name for the subsampling
         return None
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     return _resize(_upright(image, _jpeg_orientation(data) if has_exif else 1), spec)

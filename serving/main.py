@@ -118,10 +118,7 @@ async def run_serve(settings: Settings, while_up: WhileUp) -> None:
     command = supervisor.find_program(settings.model_server)
     models = settings.models or tuple(models_folder.find_models(settings.models_dir))
     if not models:
-        raise InvalidInput(
-            f"{settings.models_dir} holds no model; train one: "
-            f"sluice train resnet --data digits --out {settings.models_dir}"
-        )
+        raise models_folder.no_model(settings.models_dir)
     metrics = new_metrics()
     with work_folder() as work_dir:
         config = ConfigFile(work_dir / "models.config", settings.models_dir)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from serving.settings import Settings
 _log = structlog.get_logger()
 
 RELOAD_TIMEOUT_S = 60.0
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a model, or of a file of one; `lost+found` is none
 
 
 def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
@@ -39,6 +41,58 @@ def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
         return sorted(folder.name for folder in models_dir.iterdir() if _is_model(folder, served))
     except OSError as error:
         raise InvalidInput(f"the folder {models_dir} cannot be read: {error.strerror}") from error
+
+
+def no_model(models_dir: Path) -> InvalidInput:
+    """The error of a folder that holds no model, and may be one, as TensorFlow Serving is given it."""
+    folder = models_dir.absolute()
+    model, above = folder, folder.parent
+    if _is_version(folder):
+        model, above = above, above.parent
+    elif not any(_is_version(saved.parent) for saved in folder.glob("*/saved_model.pb")):
+        train = f"train one: sluice train resnet --data digits --out {models_dir}"
+        return InvalidInput(f"{models_dir} holds no model; {next(unserved(models_dir, ()), train)}")
+    what = "the model" if model == folder else "a version of the model"
+    return InvalidInput(
+        f"{models_dir} is {what} {model.name}, and no folder of models; pass the one that {model.name} is in:"
+        f" {above}"
+    )
+
+
+def unserved(models_dir: Path, models: Collection[str]) -> Iterator[str]:
+    """Why what lies in a folder beside its models, and may be meant for one, is none: a text each.
+
+    Such as a SavedModel that was exported to there, a `.keras` file, or what another user may read.
+    """
+    try:
+        children = sorted(models_dir.iterdir())
+    except OSError:  # which is told where models are looked for
+        return
+    for child in children:
+        if child.name in models or not _NAME.fullmatch(child.name):
+            continue
+        try:
+            yield from _unpublished(child, models_dir)
+        except FileNotFoundError:  # it went just now
+            continue
+        except OSError as error:
+            yield f"{child} cannot be read, and is not served: {error.strerror}"
+
+
+def _unpublished(child: Path, models_dir: Path) -> Iterator[str]:
+    files = [child] if not child.is_dir() else list(child.iterdir())
+    if child / "saved_model.pb" in files:
+        yield (
+            f"{child} is a SavedModel in no version's folder: move it to {child / '1'}, or publish it:"
+            f" sluice publish {child} --out {models_dir}"
+        )
+    for file in files:
+        if file.suffix == ".keras":
+            yield f"{file} is not published: sluice publish {file} --out {models_dir}"
+
+
+def _is_version(folder: Path) -> bool:
+    return folder.name.isdecimal() and (folder / "saved_model.pb").is_file()
 
 
 def _is_model(folder: Path, served: Collection[str]) -> bool:
@@ -82,9 +136,13 @@ async def follow(upstream: Upstream, pool: Pool, catalog: Catalog, settings: Set
     """
     if settings.models or upstream.config is None:
         return
-    told = ""
+    told, mentioned = "", set[str]()
     while True:
         await asyncio.sleep(settings.status_interval_s)
+        texts = await asyncio.to_thread(lambda: set(unserved(settings.models_dir, catalog.names())))
+        for text in texts - mentioned:
+            _log.warning(text)
+        mentioned = texts
         try:
             await _take_models(upstream.config, pool, catalog, settings)
         except SluiceError as error:  # the next round tries again

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,8 +96,9 @@ def publish(
         Path | None, typer.Option(help="Text file with a label a line.", show_default="the classes' numbers")
     ] = None,
     pixel_scale: Annotated[
-        float, typer.Option(help="What pixels 0..255 are multiplied by; 0.0039215686 makes them 0..1.")
-    ] = 1.0,
+        str,
+        typer.Option(metavar="NUMBER", help="What pixels 0..255 are multiplied by; 1/255 makes them 0..1."),
+    ] = "1",
     freeze: flags.Freeze = True,
 ) -> None:
     """Publish a model of your own as the next version, proved and with all the signatures.
@@ -105,6 +107,7 @@ def publish(
     """
     console = _console()
     with _user_errors():
+        scale = _number("--pixel-scale", pixel_scale)
         check_model_file(path)
         check_place(out, name)
         if labels is not None and not labels.exists():
@@ -112,11 +115,19 @@ def publish(
     with _user_errors(), _quiet_tensorflow():
         from training import foreign
 
-        published = foreign.publish_file(path, out, name, labels, pixel_scale, freeze)
+        published = foreign.publish_file(path, out, name, labels, scale, freeze)
     for note in published.notes:
         console.print(f"note: {note}", soft_wrap=True)
     console.print(f"published {published.folder}", soft_wrap=True)
     console.print(f"next: sluice serve --models {out}", soft_wrap=True)
+
+
+def _number(flag: str, text: str) -> float:
+    """What a flag says, a number or a fraction."""
+    try:
+        return float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise BadInput(f"{flag} {text}: it is no number, as 0.5, and no fraction, as 1/255") from None
 
 
 def recipes() -> None:

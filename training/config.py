@@ -268,7 +268,19 @@ def check_model_file(path: Path) -> None:
     if not path.exists():
         raise BadInput(f"{path}: no such file or folder")
     if not path.is_dir() and path.suffix != ".keras":
-        raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder")
+        raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder{_instead_of(path)}")
+
+
+def _instead_of(path: Path) -> str:
+    """How a file of Keras' older format becomes one that can be published."""
+    if path.name.endswith(".weights.h5"):
+        return (
+            "; it holds weights only: load them into their model, and `model.save(...)` that as a .keras file"
+        )
+    if path.suffix in (".h5", ".hdf5"):
+        new = path.with_suffix(".keras").name
+        return f"; `keras.models.load_model({path.name!r}).save({new!r})` makes a .keras file of it"
+    return ""
 
 
 def check_place(out: Path, name: str | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -157,9 +159,46 @@ def test_bytes_that_are_no_image_are_refused() -> None:
         decode(b"hello, world", RGB, max_pixels=MAX_PIXELS)
     with pytest.raises(BadImage, match="empty"):
         decode(b"", RGB, max_pixels=MAX_PIXELS)
-    tiff = encoded(gradient(), "TIFF")
-    with pytest.raises(BadImage, match="are no image"):
-        decode(tiff, RGB, max_pixels=MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (encoded(gradient(), "TIFF"), "TIFF"),
+        (encoded(gradient(), "AVIF"), "AVIF"),
+        (encoded(gradient(), "ICO"), "an icon (ICO)"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(500), "HEIC, as phones write it"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2" + bytes(500), "an MP4 or MOV file"),
+        (b"%PDF-1.7\n%", "a PDF"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"\n<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (base64.b64encode(encoded(gradient(), "PNG")), "base64 of a PNG, to be decoded first"),
+        (base64.b64encode(encoded(gradient(), "JPEG")), "base64 of a JPEG, to be decoded first"),
+    ],
+)
+def test_files_that_people_take_for_pictures_are_told_by_name(data: bytes, kind: str) -> None:
+    with pytest.raises(BadImage) as refused:
+        decode(data, RGB, max_pixels=MAX_PIXELS)
+    assert refused.value.message == (
+        f"this is {kind}; it is no image of a kind that is taken: JPEG, PNG, WEBP, GIF, BMP"
+    )
+
+
+@pytest.mark.parametrize("keep", [30, 100, 300])
+def test_a_jpeg_that_ends_in_its_header_is_told_as_that(keep: int) -> None:
+    data = encoded(gradient(), "JPEG")[:keep]
+    with pytest.raises(BadImage, match=r"the image is damaged: .*[Tt]runcated"):
+        decode(data, RGB, max_pixels=MAX_PIXELS)
+
+
+def test_a_jpeg_of_a_subsampling_that_libjpeg_turbo_alone_has_a_name_for() -> None:
+    """4:4:1, of factors 1×4 (ITU-T T.81, B.2.2); grey has the same blocks in it as at 4:4:4."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16), (90, 90, 90)), "JPEG", subsampling="4:4:4"))
+    first_factors = data.index(b"\xff\xc0") + 11
+    data[first_factors] = 0x14
+    picture = Image.open(BytesIO(bytes(data)))
+    pixels = decode(bytes(data), RGB, max_pixels=MAX_PIXELS)
+    assert difference(pixels, reference(picture, RGB)) <= 1
 
 
 def test_a_large_transparent_image_lies_over_white_as_a_whole_one_does() -> None:

@@ -20,6 +20,13 @@ def classifier(classes: int = 3) -> keras.Model:
     )
 
 
+def scaled(*layers: keras.Layer) -> keras.Model:
+    """Pixels of 0 to 1 for these layers, flat."""
+    keras.utils.set_random_seed(1)
+    first = [keras.Input((6, 6, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+    return keras.Sequential([*first, *layers])
+
+
 def labels_file(folder: Path, text: str) -> Path:
     (folder / "labels.txt").write_text(text, encoding="utf-8")
     return folder / "labels.txt"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training.foreign import IMAGES, classifier, labels_file
+from tests.training.foreign import IMAGES, classifier, labels_file, scaled
 from training.errors import BadInput
 from training.foreign import publish_file
 from training.published import examine, read_card
@@ -80,21 +80,68 @@ def test_several_outputs_make_a_classifier_only_if_one_is_called_scores(tmp_path
 
 
 def test_scores_that_are_no_probabilities_are_noted(tmp_path: Path) -> None:
-    keras.utils.set_random_seed(1)
-    layers = [keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
-    keras.Sequential(layers).save(tmp_path / "logits.keras")
+    scaled(keras.layers.Dense(3)).save(tmp_path / "logits.keras")
     (note,) = publish_file(tmp_path / "logits.keras", tmp_path / "models").notes
     assert note.startswith("the scores are no probabilities: those of one image are -")
-    classifier().save(tmp_path / "m.keras")
+    scaled(keras.layers.Dense(3, activation="softmax")).save(tmp_path / "m.keras")
     assert publish_file(tmp_path / "m.keras", tmp_path / "models").notes == ()
 
 
 def test_a_lone_score_is_noted(tmp_path: Path) -> None:
     """Such as that of a sigmoid, which every introduction to two classes ends with: one class always wins."""
-    layers = [keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(1, activation="sigmoid")]
-    keras.Sequential(layers).save(tmp_path / "m.keras")
+    scaled(keras.layers.Dense(1, activation="sigmoid")).save(tmp_path / "m.keras")
     (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models").notes
-    assert note.startswith("there is one score an image, so one class, which is always on top;")
+    assert note.startswith("there is one score an image, so one class, which is always on top; if it is the")
+
+
+def test_a_lone_score_with_two_labels_is_that_of_the_second(tmp_path: Path) -> None:
+    model = scaled(keras.layers.Dense(1, activation="sigmoid"))
+    model.save(tmp_path / "m.keras")
+    labels = labels_file(tmp_path, "cat\ndog\n")
+    published = publish_file(tmp_path / "m.keras", tmp_path / "models", labels=labels)
+    assert published.notes == ()
+    assert published.card["labels"] == ["cat", "dog"]
+    with served(published.folder) as loaded:
+        scores = loaded.run("serving_default", {"images": IMAGES})["scores"]
+    dog = np.asarray(model(IMAGES))
+    np.testing.assert_allclose(scores, np.concatenate([1 - dog, dog], axis=1), atol=1e-5)
+
+
+def test_a_lone_score_that_is_no_probability_has_no_second_class(tmp_path: Path) -> None:
+    scaled(keras.layers.Dense(1, kernel_initializer="ones")).save(tmp_path / "m.keras")
+    with pytest.raises(
+        BadInput, match=r"to 16 examples it answers [0-9.]+ to [0-9.]+; end it with a sigmoid"
+    ):
+        publish_file(tmp_path / "m.keras", tmp_path / "models", labels=labels_file(tmp_path, "cat\ndog\n"))
+    assert not (tmp_path / "models").exists()
+
+
+UNSCALED = (
+    "its first layer, {}, gets pixels of 0 to 255; if it was trained on others, publish it with --pixel-"
+)
+
+
+def test_a_model_that_gets_pixels_as_they_are_is_noted(tmp_path: Path) -> None:
+    """Most are trained on 0 to 1: given 255 times as much, they answer confidently, and wrongly."""
+    classifier().save(tmp_path / "m.keras")
+    (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models").notes
+    assert note.startswith("its first layer, conv2d")
+    assert (
+        " gets pixels of 0 to 255; if it was trained on others, publish it with --pixel-scale 1/255" in note
+    )
+    assert publish_file(tmp_path / "m.keras", tmp_path / "models", pixel_scale=1 / 255).notes == ()
+    (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models", pixel_scale=255.0).notes
+    assert note == "--pixel-scale 255 makes pixels of 0 to 65,025; 1/255 of 0 to 1"
+
+
+def test_a_model_inside_a_model_that_gets_pixels_as_they_are_is_noted(tmp_path: Path) -> None:
+    images = keras.Input((6, 6, 3))
+    keras.Model(images, classifier()(keras.layers.RandomFlip()(images))).save(tmp_path / "around.keras")
+    (note,) = publish_file(tmp_path / "around.keras", tmp_path / "models").notes
+    assert "gets pixels of 0 to 255" in note
+    inside = keras.layers.Rescaling(1 / 255)(images)
+    keras.Model(images, classifier()(inside)).save(tmp_path / "scales.keras")
+    assert publish_file(tmp_path / "scales.keras", tmp_path / "models").notes == ()
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float32"])

@@ -88,7 +88,8 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     archive = bytearray((tmp_path / "damaged.keras").read_bytes())
     archive[archive.index(b"config.json") + 20] ^= 1
     (tmp_path / "damaged.keras").write_bytes(archive)
-    (tmp_path / "m.txt").write_text("")
+    for name in ("m.txt", "old.h5", "m.weights.h5"):
+        (tmp_path / name).write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "saved_model.pb").touch()
@@ -97,7 +98,9 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         ("m.keras", "m.keras cannot be loaded"),
         ("lambda.keras", "lambda.keras cannot be loaded"),
         ("damaged.keras", "damaged.keras cannot be loaded: BadZipFile: Bad CRC-32"),
-        ("m.txt", "neither a .keras file nor a SavedModel folder"),
+        ("m.txt", "neither a .keras file nor a SavedModel folder$"),
+        ("old.h5", r"; `keras.models.load_model\('old.h5'\).save\('old.keras'\)` makes a .keras file of it"),
+        ("m.weights.h5", "it holds weights only: load them into their model"),
         ("folder", "cannot be loaded as a SavedModel"),
         ("half", "has an empty saved_model.pb: is it written still?"),
     ):
@@ -162,6 +165,42 @@ def test_a_pixel_scale_that_leaves_no_image(scale: float, tmp_path: Path) -> Non
     classifier().save(tmp_path / "m.keras")
     with pytest.raises(BadInput, match=f"--pixel-scale is {scale}; it must be a number above 0"):
         publish_file(tmp_path / "m.keras", tmp_path / "models", pixel_scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("shape", "instead"),
+    [
+        ((3, 8, 6), "keras.Input((8, 6, 3)) and keras.layers.Permute((3, 1, 2))"),
+        ((28, 20), "keras.Input((28, 20, 1)) and keras.layers.Reshape((28, 20))"),
+        ((784,), ""),
+    ],
+)
+def test_what_makes_a_model_no_image_classifier_is_told(
+    shape: tuple[int, ...], instead: str, tmp_path: Path
+) -> None:
+    layers = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+    keras.Sequential(layers).save(tmp_path / "m.keras")
+    reason = f"it takes [N, {', '.join(map(str, shape))}], and not images [N, H, W, 1 or 3]"
+    reason += f"; if these are images, begin it with {instead}" if instead else ""
+    with pytest.raises(BadInput) as refused:
+        publish_file(tmp_path / "m.keras", tmp_path / "models", labels=labels_file(tmp_path, "a\nb\n"))
+    assert str(refused.value).endswith(f"nothing that --labels could name: {reason}")
+    (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models").notes
+    assert note == f"it is no image classifier, and is asked by :predict: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("image", "layer"),
+    [
+        (keras.Input((8, 6, 3)), keras.layers.Permute((3, 1, 2))),
+        (keras.Input((28, 20, 1)), keras.layers.Reshape((28, 20))),
+    ],
+)
+def test_what_is_told_to_make_it_one_does(image: Any, layer: keras.Layer, tmp_path: Path) -> None:
+    inner = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")])
+    keras.Sequential([image, layer, inner]).save(tmp_path / "m.keras")
+    labels = labels_file(tmp_path, "a\nb\n")
+    assert publish_file(tmp_path / "m.keras", tmp_path / "models", labels=labels).card["labels"] == ["a", "b"]
 
 
 def test_a_pixel_scale_where_it_can_do_nothing(tmp_path: Path) -> None:
