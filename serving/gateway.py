@@ -180,7 +180,8 @@ class Gateway:
     ) -> Prediction:
         """Classify encoded image files.
 
-        An image that cannot be decoded gets its error as its result, and the others their classes.
+        An image that cannot be decoded, or gets no numbers for scores, has its error as its result, and the
+        others their classes. If the model gave no image numbers the request has failed.
 
         Raises:
             NotFound: no such model or version; the text names those that exist.
@@ -191,7 +192,11 @@ class Gateway:
         self.check_number(len(images))
         self.journal.has_read(context)
         with self._progress(ref, context) as work:
-            return await self._classify(work, ref, images, top_k, context)
+            prediction = await self._classify(work, ref, images, top_k, context)
+        first = prediction.results[0].error
+        if first is not None and all(isinstance(each.error, Internal) for each in prediction.results):
+            raise first
+        return prediction
 
     def check_number(self, images: int) -> None:
         """Raise InvalidInput unless a request may have so many images."""
