@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -219,7 +219,7 @@ class Gateway:
 
     def classify_in_parts(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
-    ) -> AsyncIterator[Part]:
+    ) -> AsyncGenerator[Part, None]:
         """Classify as `classify` does, a batch at a time: yields where a part begins, and its results.
 
         See `serving.parts.in_parts`; the request is in progress until the last part is done.
