@@ -13,11 +13,12 @@ from serving.backends.pool import Slot
 from serving.batching import Batcher, LaneKey
 from serving.decoding import Decoded, Decoders
 from serving.dispatch import Dispatcher
+from serving.errors import Internal, SluiceError
 from serving.journal import Journal
 from serving.model_version import ModelVersion
 from serving.prediction import ImageResult, Prediction, RequestContext
 from serving.rollout.steering import Steering
-from serving.scores import best_of_each, checked_top_k
+from serving.scores import best_of_each, checked_top_k, labels_of
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
@@ -68,7 +69,7 @@ class Classifier:
         *,
         desk: Desk | None,
     ) -> Prediction:
-        """Classify encoded image files by a version.
+        """Classify encoded image files by a version; one that cannot be gets its error as its result.
 
         Args:
             model: the version that was chosen.
@@ -92,16 +93,17 @@ class Classifier:
             self._batcher.check(lane, context.deadline, context.caller)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = await self._score(model, pixels_of, context)
-        self._metrics.images.labels(model.name, str(model.version)).inc(len(pixels_of))
-        classes = iter(await best_of_each(rows, model.labels, count))
+        named = iter(await best_of_each(rows, model.labels, count))
+        found = (next(named) if isinstance(pixels, np.ndarray) else pixels for pixels in decoded)
         results = tuple(
-            receipted(desk, model, next(classes), context)
-            if isinstance(pixels, np.ndarray)
-            else ImageResult(error=pixels)
-            for pixels in decoded
+            ImageResult(error=each)
+            if isinstance(each, SluiceError)
+            else receipted(desk, model, each, context)
+            for each in found
         )
-        named = [result.classes[0].index for result in results if result.classes]
-        self._metrics.predicted(model.name, model.version, model.labels, model.card, named)
+        chosen = [result.classes[0].index for result in results if result.classes]
+        self._metrics.images.labels(model.name, str(model.version)).inc(len(chosen))
+        self._metrics.predicted(model.name, model.version, model.labels, model.card, chosen)
         return Prediction(model.name, model.version, results)
 
     async def _score(
@@ -134,10 +136,13 @@ class Classifier:
     def _named(
         model: ModelVersion, rows: list[np.ndarray] | None, context: RequestContext
     ) -> list[str] | None:
-        """The labels to compare a candidate's with, if it gets a copy at all."""
+        """The labels to compare a candidate's with, if it gets a copy at all; None if it was at fault."""
         if rows is None or context.route is None or context.route.shadow is None:
             return None
-        return [model.labels[int(row.argmax())] for row in rows]
+        try:
+            return labels_of(rows, model.labels)
+        except Internal:
+            return None
 
     async def _decode(
         self, images: Sequence[bytes], model: ModelVersion, context: RequestContext

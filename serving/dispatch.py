@@ -13,13 +13,37 @@ from serving.backends.replica import FAIR_TIME_S, Call
 from serving.backends.tfserving import TensorFlowServing
 from serving.batching import Entry, LaneKey
 from serving.catalog import Catalog
-from serving.errors import DeadlineExceeded, Overloaded, SluiceError
+from serving.errors import DeadlineExceeded, Internal, Overloaded, SluiceError
 from serving.journal import Journal
 from serving.rollout.steering import MODEL_FAULTS, Steering
-from serving.scores import classify_request, padded, read_scores
+from serving.scores import classify_request, labels_of, no_numbers, padded, read_scores, with_numbers
 from serving.settings import Settings
+from serving.telemetry.tracing import Trace
 
 Result = TypeVar("Result")
+
+
+class _Scores:
+    """A call for the scores of a batch, float32 [N,K]; raises Internal if it has no numbers for any image.
+
+    Attributes:
+        blank: the scores of the last replica that had no numbers; None: every one that answered had some.
+    """
+
+    def __init__(self, request: Any, output: str, shape: tuple[int, int], trace: Trace | None) -> None:
+        self._request = request
+        self._output = output
+        self._shape = shape
+        self._trace = trace
+        self.blank: np.ndarray | None = None
+
+    async def __call__(self, api: TensorFlowServing, timeout_s: float) -> np.ndarray:
+        response = await api.predict(self._request, timeout_s, self._trace)
+        scores = read_scores(response, self._output, self._shape)
+        if not with_numbers(scores).any():
+            self.blank = scores
+            raise no_numbers()
+        return scores
 
 
 class Dispatcher:
@@ -87,7 +111,8 @@ class Dispatcher:
     ) -> np.ndarray:
         """Ask a replica for the scores of a batch: float32 [N,K].
 
-        An answer that cannot be read is a fault of the replica, and another one is asked.
+        An answer that cannot be read, or has no numbers for any image, is a fault of the replica, and another
+        one is asked. If that has none either, rows without numbers are returned: it may be the images.
         """
         started = self._clock()
         for entry in batch:
@@ -98,23 +123,24 @@ class Dispatcher:
 
         contexts = [entry.context for entry in batch]
         trace = self._journal.calling(contexts)
-
-        async def ask(api: TensorFlowServing, timeout_s: float) -> np.ndarray:
-            response = await api.predict(request, timeout_s, trace)
-            return read_scores(response, image.output_name, (len(images), image.classes))
-
+        asked = _Scores(request, image.output_name, (len(images), image.classes), trace)
         kind = lane, len(images)
-        scores = await self.call(
-            lane,
-            ask,
-            deadline=max(entry.deadline for entry in batch),
-            faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
-            slot=slot,
-            patience_s=patience_s,
-            hedge_after_s=None if self._hedges is None else self._hedges.after_s(kind),
-            # An image without a number costs only its own caller an answer, but is the version's fault.
-            is_sound=lambda scores: bool(np.isfinite(scores[: len(batch)]).all()),
-        )
+        try:
+            scores = await self.call(
+                lane,
+                asked,
+                deadline=max(entry.deadline for entry in batch),
+                faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
+                slot=slot,
+                patience_s=patience_s,
+                hedge_after_s=None if self._hedges is None else self._hedges.after_s(kind),
+                # An image without numbers costs only itself an answer, but is the version's fault.
+                is_sound=lambda scores: bool(with_numbers(scores[: len(batch)]).all()),
+            )
+        except Internal:
+            if asked.blank is None:
+                raise
+            scores = asked.blank
         took_s = self._clock() - started
         if self._hedges is not None:
             self._hedges.learn(kind, took_s)
@@ -154,4 +180,4 @@ class Dispatcher:
                 raise
             raise Overloaded("no replica was free in time for a copy", stage="backend") from error
         scores = read_scores(response, image.output_name, (len(images), image.classes))
-        return [model.labels[int(row.argmax())] for row in scores]
+        return labels_of(list(scores), model.labels)

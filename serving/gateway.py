@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -180,7 +180,8 @@ class Gateway:
     ) -> Prediction:
         """Classify encoded image files.
 
-        An image that cannot be decoded gets its error as its result, and the others their classes.
+        An image that cannot be decoded, or gets no numbers for scores, has its error as its result, and the
+        others their classes. If the model gave no image numbers the request has failed.
 
         Raises:
             NotFound: no such model or version; the text names those that exist.
@@ -191,7 +192,11 @@ class Gateway:
         self.check_number(len(images))
         self.journal.has_read(context)
         with self._progress(ref, context) as work:
-            return await self._classify(work, ref, images, top_k, context)
+            prediction = await self._classify(work, ref, images, top_k, context)
+        first = prediction.results[0].error
+        if first is not None and all(isinstance(each.error, Internal) for each in prediction.results):
+            raise first
+        return prediction
 
     def check_number(self, images: int) -> None:
         """Raise InvalidInput unless a request may have so many images."""
@@ -214,7 +219,7 @@ class Gateway:
 
     def classify_in_parts(
         self, ref: ModelRef, images: Sequence[bytes], top_k: int | None, context: RequestContext
-    ) -> AsyncIterator[Part]:
+    ) -> AsyncGenerator[Part, None]:
         """Classify as `classify` does, a batch at a time: yields where a part begins, and its results.
 
         See `serving.parts.in_parts`; the request is in progress until the last part is done.

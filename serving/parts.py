@@ -6,7 +6,7 @@ The work goes on whoever reads them: it ends with the last part, or when its rea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 
 from serving.prediction import ModelRef, Prediction
@@ -22,7 +22,7 @@ async def in_parts(
     images: Sequence[bytes],
     size: int,
     progress: AbstractContextManager[object],
-) -> AsyncIterator[Part]:
+) -> AsyncGenerator[Part, None]:
     """Classify images `size` at a time.
 
     Parts come as they are done, in any order, and all by the version that answered the first; none is begun

@@ -55,8 +55,7 @@ def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:
 def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
     """The output `name` of a PredictResponse, of this shape; raises Internal if it is not so.
 
-    Rows without a number are left to `best`: one image must not cost the others of its batch their answers.
-    If there is no good row at all it is the replica that fails, and another one may do better.
+    Rows without numbers are left to `best`: one image must not cost the others of its batch their answers.
     """
     if name not in response.outputs:
         raise Internal(f'the replica\'s answer has no output "{name}"', stage="backend")
@@ -69,9 +68,27 @@ def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
             f'the replica\'s output "{name}" has shape {list(scores.shape)}; {list(shape)} was due',
             stage="backend",
         )
-    if not math.isfinite(scores.sum()) and not np.isfinite(scores).all(axis=1).any():
-        raise Internal(f'the replica\'s output "{name}" has no finite numbers', stage="backend")
     return scores
+
+
+def with_numbers(scores: np.ndarray) -> np.ndarray:
+    """Which rows of `scores`, float32 [N,K], are all finite numbers: bool [N]."""
+    if math.isfinite(scores.sum()):
+        return np.ones(len(scores), bool)
+    found: np.ndarray = np.isfinite(scores).all(axis=1)
+    return found
+
+
+def no_numbers() -> Internal:
+    """What is wrong with scores that are not all finite: none of them is the best."""
+    return Internal("the model gave a score that is no finite number", stage="backend")
+
+
+def labels_of(rows: Sequence[np.ndarray], labels: Sequence[str]) -> list[str]:
+    """The label of the best class of each row, float32 [K]; raises Internal if one is not all finite."""
+    if not with_numbers(np.asarray(rows)).all():
+        raise no_numbers()
+    return [labels[int(row.argmax())] for row in rows]
 
 
 def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
@@ -89,15 +106,18 @@ def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
 
 async def best_of_each(
     rows: Sequence[np.ndarray], labels: Sequence[str], count: int
-) -> list[tuple[ClassScore, ...]]:
-    """`best` of each of `rows`; what else the event loop has to do gets its turn in between."""
-    found = []
+) -> list[tuple[ClassScore, ...] | Internal]:
+    """`best` of each of `rows`, or its error; what else the event loop has to do gets its turn in between."""
+    found: list[tuple[ClassScore, ...] | Internal] = []
     classes = 0
     for scores in rows:
         if classes >= _CLASSES_A_TURN:
             classes = 0
             await asyncio.sleep(0)
-        found.append(best(scores, labels, count))
+        try:
+            found.append(best(scores, labels, count))
+        except Internal as error:
+            found.append(error)
         classes += len(scores)
     return found
 
@@ -110,7 +130,7 @@ def best(scores: np.ndarray, labels: Sequence[str], count: int) -> tuple[ClassSc
     """
     values: list[float] = scores.tolist()
     if not math.isfinite(sum(values)):
-        raise Internal("the model gave a score that is no finite number", stage="backend")
+        raise no_numbers()
     if len(values) <= _FEW_CLASSES:
         order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
     else:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
 
@@ -60,36 +60,106 @@ class HedgeTimes:
         return None if found is None or found.calls < _LEAST_CALLS else found.value_s
 
 
+class _Second(Generic[Answer]):
+    """The call that is begun once the first one is late.
+
+    Args:
+        begin: begins it; None: there is nobody to ask, or it may not be done.
+        after_s: when to begin it, in seconds.
+        again_s: after how long to try again if it was not begun, in seconds; None: never.
+        retryable: failures of it after which the first one is still waited for.
+        end_first: ends the first one, once there is no need to wait for it.
+
+    Attributes:
+        call: it, once it was begun.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Coroutine[Any, Any, Answer] | None],
+        after_s: float,
+        again_s: float | None,
+        retryable: tuple[type[Exception], ...],
+        end_first: Callable[[], None],
+    ) -> None:
+        self._begin = begin
+        self._again_s = again_s
+        self._retryable = retryable
+        self._end_first = end_first
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(after_s, self._late)
+        self._first_ended = False
+        self.call: asyncio.Task[Answer] | None = None
+
+    def _late(self) -> None:
+        made = self._begin()
+        if made is not None:
+            self.call = self._loop.create_task(made)
+            self.call.add_done_callback(self._done)
+        elif self._again_s is not None:
+            self._timer = self._loop.call_later(self._again_s, self._late)
+
+    def _done(self, call: asyncio.Task[Answer]) -> None:
+        if not (self.failed() or call.cancelled() or self._first_ended):
+            self._end_first()
+
+    def failed(self) -> bool:
+        """Whether it has failed in a way that leaves all to the first one."""
+        call = self.call
+        if call is None or not call.done() or call.cancelled():
+            return False
+        return isinstance(call.exception(), self._retryable)
+
+    def first_ended(self) -> None:
+        """The first one has ended: this one is not begun any more."""
+        self._first_ended = True
+        self._timer.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel it, if it has not ended."""
+        if self.call is not None:
+            self.call.cancel()
+            await asyncio.wait([self.call])
+
+
 async def first_good(
-    first: Coroutine[Any, Any, Answer],
+    first: Awaitable[Answer],
     after_s: float,
     second: Callable[[], Coroutine[Any, Any, Answer] | None],
     *,
     retryable: tuple[type[Exception], ...],
+    again_s: float | None = None,
 ) -> Answer:
     """The answer of `first`, or of `second` if that is begun and comes earlier.
+
+    `first` runs in the caller's own task: that most calls are not late costs them next to nothing, and what
+    is done as they end is done in the same turn of the event loop.
 
     Args:
         first: the call.
         after_s: when to begin the second one, in seconds.
         second: begins it; None: there is nobody to ask, or it may not be done.
         retryable: failures of one call after which the other is still waited for.
+        again_s: after how long to try again if the second one was not begun, in seconds; None: never.
 
     Raises:
         Exception: what the last of the calls raised, or one of them that is not retryable.
     """
-    calls = {asyncio.ensure_future(first)}
+    limit = asyncio.timeout(None)
+    other = _Second(second, after_s, again_s, retryable, lambda: limit.reschedule(0.0))
     try:
-        done, _ = await asyncio.wait(calls, timeout=after_s)
-        if not done and (hedge := second()) is not None:
-            calls.add(asyncio.ensure_future(hedge))
-        while True:
-            done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-            final = [call for call in done if not isinstance(call.exception(), retryable)]
-            if final or not waiting:
-                return (final or list(done))[0].result()
-            calls = waiting
+        async with limit:
+            try:
+                return await first
+            finally:
+                other.first_ended()
+    except retryable:
+        if other.call is None or other.failed():
+            raise
+        return await other.call
+    except TimeoutError:
+        if other.call is None or not limit.expired():
+            raise
+        return other.call.result()
     finally:
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        await other.aclose()

@@ -12,13 +12,13 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from serving import errors
 from serving.backends.budget import RetryBudget
 from serving.backends.hedging import first_good
 from serving.backends.members import SAME_REPLICA_PAUSE_S, Members
-from serving.backends.replica import Answer, Call, Patience, Replica
+from serving.backends.replica import LOOK_AGAIN_S, Answer, Call, Patience, Replica
 from serving.backends.room import Waiting
 from serving.backends.tfserving import is_full
 
@@ -27,6 +27,9 @@ RETRYABLE = (errors.Unavailable, errors.Overloaded, errors.Internal, errors.NotF
 MAX_ATTEMPTS = 3
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
+# After so long a call of which it is not known how long it takes is made beside on a replica that has joined
+# meanwhile: a sixth of the time that requests have by default, and longer than most models take to warm up.
+UNKNOWN_PATIENCE_S = 5.0
 
 
 class Slot:
@@ -73,6 +76,13 @@ class _Task(Generic[Answer]):
     deadline: float
     patience_s: float | None
     hedge_after_s: float | None
+
+
+class _Late(NamedTuple):
+    """A replica that was asked, and when."""
+
+    replica: Replica
+    since: float
 
 
 class Pool(Members):
@@ -174,8 +184,9 @@ class Pool(Members):
             call: what to do; it may be done more than once.
             deadline: when its answer is of no more use.
             slot: the place that was booked for it; it moves along with retries.
-            patience_s: after how long another replica is asked if this one has not answered; None: never. If
-                there is none then, one that joins later is.
+            patience_s: after how long another replica is asked if this one has not answered. If there is none
+                then, one that joins later is. None: it is not known how long it takes, and this replica is
+                waited for; but one that joins meanwhile is asked, too, after `UNKNOWN_PATIENCE_S`.
             hedge_after_s: after how long another one is asked, too, if it has a free place; None: never.
 
         Raises:
@@ -254,10 +265,15 @@ class Pool(Members):
         self.retries += bool(tried)
         tried.append(replica)
         first = self._attempt(task, replica, tried, task.patience_s)
-        if task.hedge_after_s is None:
+        hedge = functools.partial(self._hedge, task, tried, is_batch=slot is not None)
+        if task.hedge_after_s is not None:
+            return await first_good(first, task.hedge_after_s, hedge, retryable=RETRYABLE)
+        if task.patience_s is not None:
             return await first
-        hedge = functools.partial(self._hedge, task, tried)
-        return await first_good(first, task.hedge_after_s, hedge, retryable=RETRYABLE)
+        overtake = functools.partial(hedge, late=_Late(replica, self._clock()))
+        return await first_good(
+            first, UNKNOWN_PATIENCE_S, overtake, retryable=RETRYABLE, again_s=LOOK_AGAIN_S
+        )
 
     async def _attempt(
         self, task: _Task[Answer], replica: Replica, tried: list[Replica], patience_s: float | None = None
@@ -289,24 +305,44 @@ class Pool(Members):
         replica.room.answered()
         return answer
 
-    def _hedge(self, task: _Task[Answer], tried: list[Replica]) -> Coroutine[Any, Any, Answer] | None:
-        """The same call on a replica that was not tried and has a free place, if the budget has it."""
+    def _hedge(
+        self, task: _Task[Answer], tried: list[Replica], *, is_batch: bool, late: _Late | None = None
+    ) -> Coroutine[Any, Any, Answer] | None:
+        """The same call on a replica that was not tried and has a free place, if the budget has it.
+
+        If it is `late` that was asked, only on one that has come since.
+        """
         now = self._clock()
         usable = self._usable(task.model, task.version, now, tried)
-        free = [replica for replica in self._free(usable, task.model) if replica.room.free]
+        if is_batch:
+            usable = self._free(usable, task.model)
+        free = [
+            each for each in usable if each.room.free and (late is None or late.since < each.reachable_since)
+        ]
         replica = choose(free, self._rng, now)
         if replica is None or not self._budget.spend(now):
             return None
         self.hedges += 1
         tried.append(replica)
-        return self._beside(task, replica, tried)
+        return self._beside(task, replica, tried, is_batch=is_batch, late=late)
 
-    async def _beside(self, task: _Task[Answer], replica: Replica, tried: list[Replica]) -> Answer:
+    async def _beside(
+        self,
+        task: _Task[Answer],
+        replica: Replica,
+        tried: list[Replica],
+        *,
+        is_batch: bool,
+        late: _Late | None,
+    ) -> Answer:
         """Make a hedging call, which takes places of its own."""
-        slot = Slot(replica, task.model, task.version)
+        slot = Slot(replica if is_batch else None, task.model, task.version)
         replica.room.take()
         try:
-            return await self._attempt(task, replica, tried)
+            answer = await self._attempt(task, replica, tried)
+            if late is not None:
+                late.replica.overtaken(task.model, task.version, late.since, self._clock())
+            return answer
         finally:
             self._waiting.leave(replica)
             slot.release()

@@ -39,7 +39,7 @@ LATE_S = 0.1
 
 
 # Once a call is overdue, it is looked so often whether there is another replica by now.
-_LOOK_AGAIN_S = 1.0
+LOOK_AGAIN_S = 1.0
 
 
 class Patience(NamedTuple):
@@ -154,6 +154,11 @@ class Replica:
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(0.0)
+
+    def overtaken(self, model: str, version: int, started: float, now: float) -> None:
+        """It has had a call since `started`, and one that came later answered the same call meanwhile."""
+        self.breaker.trip()
+        self._failed(self.breaker, (model, version), started, now)
 
     async def run(
         self,
@@ -303,7 +308,7 @@ class _Watch:
         elif next(iter(self._in_flight), self._limit) is not self._limit:
             self._wait(self._patience.for_s)
         elif not self._patience.others():
-            self._wait(min(self._patience.for_s, _LOOK_AGAIN_S))
+            self._wait(min(self._patience.for_s, LOOK_AGAIN_S))
         elif not self._limit.expired():
             self._in_flight.pop(self._limit, None)
             self._limit.reschedule(0.0)

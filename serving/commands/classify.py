@@ -161,7 +161,7 @@ async def _classify_all(
                 return await _classify_one(client, name, stdin, options, keyed=bool(api_key))
 
             answering = answered_in_order(_each(names), answer)
-            async with aclosing(answering) as answers:  # type: ignore[type-var]  # a generator, if not by type
+            async with aclosing(answering) as answers:
                 async for each in answers:
                     if each.hopeless:
                         assert each.error is not None

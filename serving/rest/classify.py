@@ -113,7 +113,7 @@ class ClassifyEndpoint:
         parts = self._gateway.classify_in_parts(
             ref, [found.images[index].data for index in places], found.top_k, context
         )
-        async with aclosing(parts):  # type: ignore[type-var]  # an async generator, typed as an iterator
+        async with aclosing(parts):
             first = await anext(parts)
             lines = self._lines(first, parts, places, found.images)
             response: Response = StreamingResponse(lines, media_type=NDJSON)

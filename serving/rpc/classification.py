@@ -59,7 +59,7 @@ class ImageClassification:
             except Exception as error:
                 return _failed(as_kind(error, context), request.id)
 
-        async with aclosing(answered_in_order(requests, answer)) as answers:  # type: ignore[type-var]
+        async with aclosing(answered_in_order(requests, answer)) as answers:
             async for response in answers:
                 yield response
 

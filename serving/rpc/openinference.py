@@ -136,7 +136,7 @@ class OpenInferenceRpc:
                 failed.infer_response.id = request.id
                 return failed
 
-        async with aclosing(answered_in_order(requests, answer)) as answers:  # type: ignore[type-var]
+        async with aclosing(answered_in_order(requests, answer)) as answers:
             async for response in answers:
                 yield response
 

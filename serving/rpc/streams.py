@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 # What is worked on, or waits to be read by the client, at once: enough to fill a batch.
@@ -12,7 +12,7 @@ WINDOW = 16
 
 async def answered_in_order(
     requests: AsyncIterator[Any], answer: Callable[[Any], Awaitable[Any]]
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """An answer for each request, in their order; at most `WINDOW` at once.
 
     While the client does not take its answers no more requests are read, so that it is gRPC's flow control

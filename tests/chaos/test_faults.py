@@ -17,13 +17,12 @@ from typing import Any, get_args
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 
 from serving.backends.members import STATUS_TIMEOUT_S
 from serving.main import Running
 from tests.chaos.http2_proxy import Harm, HarmfulProxy
-from tests.support.fake_replica import CLASSES, FakeReplica, Refusal, running, until
+from tests.support.fake_replica import FakeReplica, NoNumbers, Refusal, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import grey_png
 from tests.support.pictures import encoded, gradient
@@ -200,22 +199,9 @@ async def test_a_replica_that_answers_nonsense_is_not_believed() -> None:
     assert set(seen) == {"200"}, seen
 
 
-class NoNumbers(FakeReplica):
-    """Has NaN for the scores of the brightest images, or of all."""
-
-    everywhere = True
-
-    def _answer(self, request: Any, **outputs: Any) -> Any:
-        if "scores" in outputs:
-            scores = outputs["scores"]
-            bright = scores.argmax(axis=1) == CLASSES - 1
-            scores[bright | self.everywhere] = np.nan
-        return super()._answer(request, **outputs)
-
-
 async def test_a_replica_without_numbers_is_not_believed() -> None:
     async with (
-        running(NoNumbers()) as sick,
+        running(NoNumbers(everywhere=True)) as sick,
         running(FakeReplica()) as well,
         gateway_over(sick, well) as (up, _),
         load(up.http_url, clients=8) as seen,
@@ -226,9 +212,7 @@ async def test_a_replica_without_numbers_is_not_believed() -> None:
 
 
 async def test_an_image_without_numbers_costs_the_others_of_its_batch_nothing() -> None:
-    sick = NoNumbers()
-    sick.everywhere = False
-    async with running(sick) as fake, gateway_over(fake, calls_per_replica=1) as (_, client):
+    async with running(NoNumbers()) as fake, gateway_over(fake, calls_per_replica=1) as (_, client):
         values = [255, 100, 200, 255, 30, 150] * 5
         answers = await asyncio.gather(
             *(client.post(PATH, content=grey_png(each), headers=PNG) for each in values)

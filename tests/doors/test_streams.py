@@ -42,7 +42,7 @@ async def test_a_long_stream_keeps_no_answer_that_was_taken() -> None:
         await anext(stream)
     gc.collect()
     assert len(made) <= WINDOW + 2  # what waits to be taken
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator, typed as an iterator
+    await stream.aclose()
 
 
 async def test_requests_are_read_no_more_once_a_stream_is_left() -> None:
@@ -60,5 +60,5 @@ async def test_requests_are_read_no_more_once_a_stream_is_left() -> None:
 
     stream = answered_in_order(requests(), answer)
     assert await anext(stream) == 1
-    await stream.aclose()  # type: ignore[attr-defined]  # as above
+    await stream.aclose()
     await until(ended.is_set)

@@ -116,6 +116,63 @@ async def test_who_leaves_a_race_ends_both_calls() -> None:
     assert second.cancelled
 
 
+async def test_no_second_call_is_begun_once_the_first_one_has_ended() -> None:
+    begun = 0
+
+    def second() -> None:
+        nonlocal begun
+        begun += 1
+
+    async def answer() -> str:
+        return "first"
+
+    assert await first_good(answer(), 0.0, second, retryable=RETRYABLE) == "first"
+    for _ in range(10):  # more turns of the loop than a timer that is due takes
+        await asyncio.sleep(0)
+    assert begun == 0
+
+
+async def test_the_second_call_is_waited_for_if_the_first_one_fails_in_between() -> None:
+    seen: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: seen.append(context))
+    first, second = Scripted(), Scripted()
+    race = asyncio.create_task(raced(first, second))
+    await second.begun.wait()
+    first.end.set_exception(errors.Unavailable("gone"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not race.done()
+    second.end.set_result("second")
+    assert await race == "second"
+    assert seen == []
+
+
+@pytest.mark.parametrize("ends", ["answered", "left"])
+async def test_a_race_has_ended_once_both_calls_have(ends: str) -> None:
+    """What a call has taken it gives back as it ends."""
+    first, second, may_end = Scripted(), Scripted(), asyncio.Event()
+
+    async def slow_to_end() -> str:
+        try:
+            return await second()
+        finally:
+            await may_end.wait()
+
+    race = asyncio.create_task(first_good(first(), 0.001, slow_to_end, retryable=RETRYABLE))
+    await second.begun.wait()
+    if ends == "answered":
+        first.end.set_result("first")
+    else:
+        race.cancel()
+    await until(lambda: second.cancelled)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not race.done()
+    may_end.set()
+    await asyncio.wait([race])
+    assert race.cancelled() == (ends == "left")
+
+
 async def test_hedges_come_out_of_the_budget_of_retries_and_need_a_free_place() -> None:
     """Nobody answers until all have waited: each call is late, and still few are made twice."""
     pool = Pool(
@@ -144,8 +201,8 @@ async def test_hedges_come_out_of_the_budget_of_retries_and_need_a_free_place() 
     assert [each.in_flight for each in pool.replicas] == [each.booked for each in pool.replicas] == [0] * 3
     before = pool.hedges
     places = [pool.book("digits", 1) for _ in range(1200)]  # every place is taken
-    assert await pool.call("digits", 1, late, deadline=60.0, hedge_after_s=0.0) == "answer"
-    assert pool.hedges == before
+    answer = await pool.call("digits", 1, late, deadline=60.0, slot=places[0], hedge_after_s=0.0)
+    assert (answer, pool.hedges) == ("answer", before)
     for place in places:
         assert place is not None
         place.release()

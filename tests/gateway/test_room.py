@@ -145,10 +145,11 @@ async def gathered(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     return list(await asyncio.gather(*tasks, return_exceptions=True))
 
 
-async def test_a_server_with_few_threads_answers_everybody() -> None:
+@pytest.mark.parametrize("hedge_after_s", [None, 60.0])
+async def test_a_server_with_few_threads_answers_everybody(hedge_after_s: float | None) -> None:
     server = Server(threads=4)
     async with pool_of(replica()) as pool:
-        tasks = [asked(pool, server.call(number)) for number in range(200)]
+        tasks = [asked(pool, server.call(number), hedge_after_s=hedge_after_s) for number in range(200)]
         await until(lambda: server.busy == 4 and int(pool.replicas[0].room.limit) == 4)
         refused = server.refused
         assert 1 <= refused <= FIRST - 4

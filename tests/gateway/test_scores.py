@@ -18,10 +18,9 @@ async def test_others_have_their_turn_while_the_classes_of_many_images_are_named
         named = await best_of_each(rows, LABELS, 1_000)
     assert turns.taken > 20
     for row, classes in zip(rows, named, strict=True):
+        assert isinstance(classes, tuple)
         assert [each.index for each in classes] == np.argsort(-row, kind="stable").tolist()
-    assert named[3][0] == ClassScore(
-        LABELS[int(rows[3].argmax())], int(rows[3].argmax()), float(rows[3].max())
-    )
+        assert classes[0] == ClassScore(LABELS[int(row.argmax())], int(row.argmax()), float(row.max()))
 
 
 async def test_one_image_is_named_in_one_turn() -> None:
@@ -33,4 +32,5 @@ async def test_one_image_is_named_in_one_turn() -> None:
     except StopIteration as ended:
         named = ended.value
     assert named is not None
+    assert isinstance(named[0], tuple)
     assert [each.index for each in named[0]] == [999, 998, 997, 996, 995]

@@ -35,6 +35,7 @@ def refusal(body: bytes, **types: str) -> str:
         (b'{"inputs": ' + b"[" * 100 + b"1" + b"]" * 100 + b"}", "at most 64 dimensions"),
         (b'{"instances": [' + b"[" * 64 + b"1" + b"]" * 64 + b"]}", "at most 63 dimensions"),
         (b'{"inputs": [1], "inputs": [2]}', 'Duplicate key: "inputs"'),
+        (b'{"a": 1, "inputs": [1], "inputs": [2]}', 'Duplicate key: "inputs"'),
         (b'{"inputs": ["\xff\xfe"]}', "Invalid encoding in string. at offset: 13"),
         (b'{"inputs": ' + b"9" * 10_000 + b"}", "Number too big"),
         (b'{"inputs": 1e999}', ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -73,11 +74,14 @@ async def test_a_candidate_that_hangs_is_slow_though_its_callers_leave_before_th
 
 
 class WithoutNumbers(VersionedReplica):
-    """The last image of each batch of several gets no numbers."""
+    """The last image of each batch of several gets no numbers by some versions."""
+
+    sick: tuple[int, ...] = (1, 2)
 
     async def predict(self, request: Any) -> Any:
         response = await super().predict(request)
-        if "scores" in response.outputs and self.batches[-1] > 1:
+        of = request.model_spec.version.value
+        if "scores" in response.outputs and of in self.sick and self.batches[-1] > 1:
             scores = np.array(tensors.from_proto(response.outputs["scores"]))
             scores[-1] = np.nan
             response.outputs["scores"].CopyFrom(tensors.to_proto(scores))
@@ -102,6 +106,23 @@ async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_batch() 
         assert sorted(await asyncio.gather(*callers)) == [200, 200, 200, 200, 500]
         counts = gateway.gateway.steering.counts("digits")
         assert (counts["calls/2"], counts["failed/2"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(("sick", "failed"), [(1, "stable-failed"), (2, "candidate-failed")])
+async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_copied_request(
+    sick: int, failed: str
+) -> None:
+    """The label of such an image would be compared: of no number one is the largest."""
+    replica = WithoutNumbers()
+    replica.sick = (sick,)
+    image = {"b64": base64.b64encode(PICTURES[1]).decode()}
+    async with split_over(replica, Split(1, 2, 0.0, 1.0, "x"), calls_per_replica=1) as (gateway, client):
+        answer = await client.post(CLASSIFY, json={"images": [image] * 3})
+        assert answer.status_code == 200, answer.text
+        assert [sum("error" in each for each in answer.json()["results"])] == [sick == 1]
+        await until(lambda: "copies" in pairs(gateway))
+        assert pairs(gateway) == {"copies": 1.0, failed: 1.0}
+        assert not any(name.startswith("compared") for name in gateway.gateway.steering.counts("digits"))
 
 
 async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:

@@ -131,6 +131,19 @@ class FakeReplica:
         ]
 
 
+@dataclass
+class NoNumbers(FakeReplica):
+    """Has NaN for the scores of the brightest images, or of all."""
+
+    everywhere: bool = False
+
+    def _answer(self, request: Any, **outputs: Any) -> Any:
+        if "scores" in outputs:
+            scores = outputs["scores"]
+            scores[(scores.argmax(axis=1) == CLASSES - 1) | self.everywhere] = np.nan
+        return super()._answer(request, **outputs)
+
+
 def _describe_tensor(info: Any, dtype: Any, shape: tuple[int, ...]) -> None:
     info.dtype = tensors.data_type_of(np.dtype(dtype))
     for size in shape:
