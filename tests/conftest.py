@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.digits import trained_digits
 
 REPOSITORY = Path(__file__).parent.parent
 # What trains models for all tests of a run, and how long a test may take that comes to it first.
@@ -47,27 +45,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
 
 
 @pytest.fixture(scope="session")
-def digits_models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of models with `digits/1`, as `sluice train resnet --data digits` publishes it. Read only.
-
-    Trained once, whatever the number of workers. `SLUICE_TEST_MODELS` names one that exists already.
-    """
-    if "SLUICE_TEST_MODELS" in os.environ:
-        return Path(os.environ["SLUICE_TEST_MODELS"])
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of this test run share."""
     base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
-    models = shared / "digits-models"
-    with (shared / "digits-models.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (models / "digits" / "1").exists():
-            command = [
-                sys.executable,
-                "-m",
-                "serving.cli",
-                "train",
-                "resnet",
-                "--data=digits",
-                f"--out={models}",
-            ]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-    return models
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def digits_models(shared_folder: Path) -> Path:
+    """A folder of models with `digits/1`, as `sluice train resnet --data digits` publishes it. Read only."""
+    return trained_digits(shared_folder)
