@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.digits import trained_digits
 
 REPOSITORY = Path(__file__).parent.parent
 # What trains models for all tests of a run, and how long a test may take that comes to it first.
@@ -18,27 +16,64 @@ TRAINING = {"digits_models", "published"}
 TRAINING_TIMEOUT_S = 900
 
 
+# Tests that stay in one process, one after the other, by where they are; the longest come first.
+TOGETHER: dict[str, tuple[str, ...]] = {
+    # for whose training a second process would wait
+    "a model of every recipe": ("tests/training/test_recipes_served.py",),
+    # which takes a machine by itself, and goes on for as long as it is there
+    "the live scene": ("tests/observability/",),
+    "the zoo of models and its servers": ("tests/modelserver/",),
+    "a live `sluice serve`": (
+        "tests/doors/test_classify_command.py",
+        "tests/doors/test_client",
+        "tests/doors/test_mutations.py",
+        "tests/doors/test_openapi.py",
+    ),
+}
+# Tests of half a minute and more: one that begins last keeps the other processes waiting.
+LONG = (
+    "tests/rollout/test_end_to_end.py",
+    "tests/rollout/test_killed.py",
+    "tests/test_readme.py",
+    "tests/training/test_distribution.py",
+    "tests/training/test_cli.py",
+    "tests/end_to_end/",
+)
+
+
+def together(nodeid: str) -> str | None:
+    """The group of a test; None of one that may run anywhere."""
+    return next((group for group, places in TOGETHER.items() if nodeid.startswith(places)), None)
+
+
+def _turn(item: pytest.Item) -> int:
+    group = together(item.nodeid)
+    if group is not None:
+        return list(TOGETHER).index(group)
+    return len(TOGETHER) + (not item.nodeid.startswith(LONG))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give those who may have to wait for a training more time than others."""
+    """Order the tests, and give those who may have to wait for a training more time than others."""
+    items.sort(key=_turn)
     for item in items:
         if TRAINING & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TRAINING_TIMEOUT_S))
 
 
-# Tests that stay in one process, by where they are: over the live scene, which takes a machine by itself, and
-# over a model of every recipe, for whose training a second process would wait.
-TOGETHER = ("tests/observability/", "tests/training/test_recipes_served.py")
-
-
 class Spread(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Spreads tests over processes, but for those that are better off together.
+    """Spreads tests over processes in their order, but for those that are better off together.
 
     In place of xdist's marks of groups, which pytest 9.2 leaves without effect
     (https://github.com/pytest-dev/pytest-xdist/issues/1386).
     """
 
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False  # not the largest groups first
+
     def _split_scope(self, nodeid: str) -> str:
-        return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
+        return together(nodeid) or nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
@@ -47,27 +82,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
 
 
 @pytest.fixture(scope="session")
-def digits_models(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of models with `digits/1`, as `sluice train resnet --data digits` publishes it. Read only.
-
-    Trained once, whatever the number of workers. `SLUICE_TEST_MODELS` names one that exists already.
-    """
-    if "SLUICE_TEST_MODELS" in os.environ:
-        return Path(os.environ["SLUICE_TEST_MODELS"])
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of this test run share."""
     base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
-    models = shared / "digits-models"
-    with (shared / "digits-models.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (models / "digits" / "1").exists():
-            command = [
-                sys.executable,
-                "-m",
-                "serving.cli",
-                "train",
-                "resnet",
-                "--data=digits",
-                f"--out={models}",
-            ]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-    return models
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def digits_models(shared_folder: Path) -> Path:
+    """A folder of models with `digits/1`, as `sluice train resnet --data digits` publishes it. Read only."""
+    return trained_digits(shared_folder)

@@ -10,6 +10,7 @@ projects' references. It finds a misspelt field, and may not know one that is ri
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from k8s.tools.manifests import Document, name_of, of_kind
 KUBERNETES_VERSIONS = ("1.30", "1.37")
 _THIRD_PARTY = Path(__file__).with_name("third_party.yaml")
 _METADATA = ("apiVersion", "kind", "metadata")
+_known: dict[str, tuple[str, ...]] = {}  # the faults of a core document by its text
 
 
 def faults(documents: Sequence[Document]) -> Iterator[str]:
@@ -33,7 +35,7 @@ def faults(documents: Sequence[Document]) -> Iterator[str]:
         for definition in of_kind(documents, "CustomResourceDefinition")
         for version in definition["spec"]["versions"]
     }
-    others = yaml.safe_load(_THIRD_PARTY.read_text())
+    others = _third_party()
     for document in documents:
         version, kind = document.get("apiVersion", ""), document.get("kind", "")
         if (version.rpartition("/")[2], kind) in own:
@@ -45,7 +47,23 @@ def faults(documents: Sequence[Document]) -> Iterator[str]:
             yield from _core(document)
 
 
-def _core(document: Document) -> Iterator[str]:
+@cache
+def _third_party() -> dict[str, Document]:
+    schemas: dict[str, Document] = yaml.safe_load(_THIRD_PARTY.read_text())
+    return schemas
+
+
+def _core(document: Document) -> tuple[str, ...]:
+    """Faults by Kubernetes' schemas. Builds have most documents in common, and reading a schema takes as
+    long as all the rest: a document that was looked at once is known.
+    """
+    text = repr(document)
+    if text not in _known:
+        _known[text] = tuple(_core_faults(document))
+    return _known[text]
+
+
+def _core_faults(document: Document) -> Iterator[str]:
     for version in KUBERNETES_VERSIONS:
         try:
             kubernetes_validate.validate(document, version, strict=True)

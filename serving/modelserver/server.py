@@ -28,6 +28,7 @@ from serving.modelserver.batching import BatchingOptions, options_from
 from serving.modelserver.flags import FlagError, Flags
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.status import StatusError, failed_precondition, invalid_argument
+from serving.modelserver.tensorflow_alone import import_tensorflow_alone
 
 if TYPE_CHECKING:
     from serving.modelserver.core import ServerCore
@@ -155,6 +156,7 @@ class Server:
         # TensorFlow is imported here: a wrong flag or file is told at once.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import_tensorflow_alone()
         from serving.modelserver.core import ServerCore
         from serving.modelserver.loading import Loading
         from serving.modelserver.manager import ModelManager, RetryPolicy

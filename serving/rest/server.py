@@ -25,6 +25,7 @@ BACKLOG = 2048
 # a request that its client sent before it could know.
 IDLE_GRACE_S = 1.0
 _TICK_S = 0.02
+_DATE_S = 1.0  # an answer's date has seconds
 # Whoever reads nothing for so long has gone, or wants the gateway to hold its answers in memory for it.
 UNREAD_TIMEOUT_S = 30.0
 
@@ -80,11 +81,32 @@ class HttpServer(uvicorn.Server):
             )
         )  # fmt: skip
         self._drain_timeout_s = settings.drain_timeout_s
+        self._is_drained = asyncio.Event()
+        self._has_tls = certificates is not None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: the composition root decides what they mean."""
         yield
+
+    async def main_loop(self) -> None:
+        """Keep the date of answers right, and end as it is drained; uvicorn looks ten times a second."""
+        while not self.should_exit:
+            await self.on_tick(0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DATE_S):
+                    await self._is_drained.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, at once if nobody is left; uvicorn gives connections a tenth of a second to close.
+
+        Over TLS nobody is seen before the handshake is over: that tenth is theirs.
+        """
+        if self.server_state.connections or self.server_state.tasks or self._has_tls:
+            await super().shutdown(sockets)
+            return
+        for each in (*self.servers, *(sockets or ())):
+            each.close()
 
     async def drain(self, listener: socket.socket) -> None:
         """Stop accepting, wait for requests in flight and for clients that are about to send, then end.
@@ -108,6 +130,7 @@ class HttpServer(uvicorn.Server):
         left_s = self._drain_timeout_s - (time.monotonic() - started)
         self.config.timeout_graceful_shutdown = max(1, round(left_s))
         self.should_exit = True
+        self._is_drained.set()
 
 
 async def _take_in(listener: socket.socket) -> None:
@@ -118,8 +141,8 @@ async def _take_in(listener: socket.socket) -> None:
     pending = select.poll()
     pending.register(listener, select.POLLIN)
     latest = time.monotonic() + IDLE_GRACE_S
-    quiet = 0  # turns of the loop: asyncio's own takes one to accept, and another to make a connection of it
-    while quiet < 2 and time.monotonic() < latest:
+    quiet = 0  # turns of the loop: asyncio's own takes one to accept, and two to make a connection of it
+    while quiet < 4 and time.monotonic() < latest:
         await asyncio.sleep(0)
         quiet = 0 if pending.poll(0) else quiet + 1
     listener.shutdown(socket.SHUT_RDWR)  # at once, where closing takes a turn of the loop

@@ -1,4 +1,4 @@
-"""One live `sluice serve` with a real model for the whole session; and a gateway over a scripted replica."""
+"""One live `sluice serve` with a real model for all who ask it; and a gateway over a scripted replica."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Live:
         return self.http_url.removeprefix("http://")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(digits_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """`sluice serve` over digits/1; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("live")

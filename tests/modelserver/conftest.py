@@ -12,7 +12,7 @@ from serving import protos
 from tests.modelserver.process import ENDED, ServerProcess
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models: half_plus_two, half_plus_two_frozen (both: versions 1–3), half_plus_two_tf1, kinds,
     odd_examples, keras_in_a_module.
@@ -46,7 +46,7 @@ model_config_list {{
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server over the whole zoo, with REST, metrics and CORS; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("server")

@@ -1,4 +1,4 @@
-"""One live scene under load for the whole session."""
+"""One live scene under load for all the tests here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.observability.scene import Scene
 LOAD_S = 12.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scene(digits_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The scene after its load; tests may move its rollout, and read what Prometheus saw before."""
     if not scenes.have_prometheus():

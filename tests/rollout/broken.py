@@ -1,7 +1,7 @@
-"""Writes versions that are broken on purpose: `python -m tests.rollout.broken GOOD HARM TARGET`.
+"""Writes versions that are broken on purpose: `python -m tests.rollout.broken GOOD FOLDER FIRST`.
 
-GOOD is a published version; TARGET becomes the same model with a harm wrapped around its scores, its
-`describe` and `self_test` as they were: what only traffic can find.
+GOOD is a published version; FOLDER/FIRST and those that follow become the same model with each of the harms
+in turn wrapped around its scores, its `describe` and `self_test` as they were: what only traffic can find.
 """
 
 from __future__ import annotations
@@ -68,4 +68,5 @@ def write(good: Path, harm: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    for number, name in enumerate(HARMS, start=int(sys.argv[3])):
+        write(Path(sys.argv[1]), name, Path(sys.argv[2]) / str(number))

@@ -11,38 +11,34 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+from tests.support.digits import trained_digits
 from tests.training.recipes import train_once
 
 Published = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models that all processes of this test run share."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def published(shared_models: Path) -> Published:
+def published(shared_folder: Path) -> Published:
     """Version 1 of a recipe's model, trained by whichever process asks first."""
 
     def publish(recipe: str) -> Path:
-        with (shared_models.parent / f"{recipe}.lock").open("w") as lock:
+        if recipe == "resnet":  # as the user gets it: that which the rest of the suite serves
+            return trained_digits(shared_folder) / "digits" / "1"
+        models = shared_folder / "models"
+        models.mkdir(exist_ok=True)
+        with (shared_folder / f"{recipe}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (shared_models / recipe / "1").exists():
-                train_once(recipe, shared_models)
-        return shared_models / recipe / "1"
+            if not (models / recipe / "1").exists():
+                train_once(recipe, models)
+        return models / recipe / "1"
 
     return publish
 
 
 @pytest.fixture(scope="session")
-def digits(published: Published) -> Path:
+def digits(digits_models: Path) -> Path:
     """The ResNet on digits, trained as `sluice train resnet` trains it."""
-    return published("resnet")
+    return digits_models / "digits" / "1"
 
 
 @pytest.fixture(scope="session")

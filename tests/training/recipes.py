@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-RESNET: dict[str, Any] = {}  # as the user gets it: its accuracy is asserted
+RESNET: dict[str, Any] = {}  # as the user gets it, by `trained_digits`: its accuracy is asserted
 BRIEF: dict[str, Any] = {"epochs": 2, "examples": 400}
 
 OPTIONS: dict[str, dict[str, Any]] = {
