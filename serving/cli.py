@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 GROUP = "sluice.commands"
+_INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 
 # In the order in which people meet them; commands that are not named here follow, sorted.
 _ORDER = (
@@ -87,7 +89,10 @@ def main() -> None:
             print(modelserver.usage())
             return
         sys.exit(modelserver.main(sys.argv[2:]))
-    build()()
+    try:
+        build()()
+    except KeyboardInterrupt:  # while commands are imported: one that runs tells of it itself
+        sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

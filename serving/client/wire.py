@@ -93,4 +93,6 @@ def _octets(image: object) -> bytes:
         hint = "; Path(...) reads a file"
     elif hasattr(image, "read"):
         hint = "; its read() gives bytes"
+    elif hasattr(image, "__array_interface__"):  # of NumPy, of Pillow
+        hint = '; encode the pixels first, as Pillow does by save(file, "PNG")'
     raise InvalidInput(f"an image is an encoded file, as bytes or a Path, not {type(image).__name__}{hint}")

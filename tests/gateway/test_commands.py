@@ -8,6 +8,8 @@ import gc
 import io
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -226,3 +228,17 @@ def test_without_tensorflow_the_model_server_says_what_to_install(
     assert supervisor.find_program("true") == ["true"]
     assert server.run(["--model_name=m", "--model_base_path=/models/m"]) == server.START_FAILED
     assert "The model server needs TensorFlow" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_commands_are_still_imported_shows_no_stack_trace() -> None:
+    """Which takes half a second, in which people see that they mistyped."""
+    script = """
+import os, signal, sys
+from serving import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+cli.build = lambda: os.kill(os.getpid(), signal.SIGINT)
+sys.argv = ["sluice", "models"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -146,6 +146,13 @@ def drop(page: Page, *files: Path, items: Sequence[dict[str, str]] = ()) -> None
         devtools.send("Input.dispatchDragEvent", {"type": step, "data": dragged, **place})
 
 
+def test_an_empty_file_is_told_as_that(page: Page) -> None:
+    """Whoever dropped one has sent no request, of which the gateway says that it has no body."""
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b""})
+    page.wait_for_selector("#answer:not([aria-busy]) .error")
+    assert page.inner_text("#answer .error") == "This file is empty."
+
+
 def test_a_dropped_folder_is_told_from_a_gateway_that_is_away(page: Page, tmp_path: Path) -> None:
     drop(page, tmp_path)
     page.wait_for_selector("#answer .error:has-text('Is it a folder')")

@@ -35,6 +35,7 @@ async function classify(image) {
   const began = performance.now();
   try {
     if (!(await readable(image))) throw new Error("This cannot be read. Is it a folder, or was it moved?");
+    if (image.size === 0) throw new Error("This file is empty.");
     // What a browser takes a file for hangs on the file's name; the gateway looks at what is in it.
     const { body, headers } = await call(`v1/models/${encodeURIComponent(model.name)}:classify`, {
       method: "POST",
