@@ -1,4 +1,4 @@
-"""What a file that is no image of a kind that is taken is instead, from its first bytes."""
+"""What a file is, from its first bytes: an image of a kind that is taken, or something else by name."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ _BEGINNINGS = (
     (b"iVBORw0KGgo", "base64 of a PNG, to be decoded first"),
     (b"/9j/", "base64 of a JPEG, to be decoded first"),
 )
+# JPEG, PNG, GIF, BMP.
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 _LOOKED_AT_BYTES = 1024
 _TEXTS = ((b"<svg", "SVG"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"))
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Whether it begins as an image of a kind that is taken (`serving.images.FORMATS`)."""
+    return data.startswith(_IMAGES) or (data[:4] == b"RIFF" and data[_BRAND] == b"WEBP")
 
 
 def kind_of(data: bytes) -> str | None:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.admission import Ticket
 from serving.errors import SluiceError, UnsupportedMedia
+from serving.file_kinds import begins_as_image
 from serving.gateway import Gateway
 from serving.parts import Part
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
@@ -29,8 +30,8 @@ from serving.rest.top_k import top_k_of_query
 from serving.rest.uploads import Upload, Uploads
 
 NDJSON = "application/x-ndjson"
-# What `curl -d` says of anything; TensorFlow Serving's clients often say nothing at all.
-_MAYBE_JSON = ("", "application/x-www-form-urlencoded")
+# What curl says of anything, and what other clients leave out: the bytes say what they are.
+_UNSAID = ("", "application/x-www-form-urlencoded")
 
 
 class ClassifyEndpoint:
@@ -64,8 +65,8 @@ class ClassifyEndpoint:
         settings = self._gateway.settings
         content_type = uploads.content_type_of(headers_of(scope))
         body = Body(scope, receive, ticket, context, settings)
-        if content_type == uploads.JSON or content_type in _MAYBE_JSON:
-            return await self._read_json(scope["query_string"], content_type, await body.whole())
+        if content_type == uploads.JSON or content_type in _UNSAID:
+            return await self._read_any(scope["query_string"], content_type, await body.whole())
         if content_type != uploads.MULTIPART and content_type not in uploads.BINARY:
             raise _unsupported(content_type)
         top_k = top_k_of_query(scope["query_string"])
@@ -73,9 +74,13 @@ class ClassifyEndpoint:
             return await uploads.form_uploads(Headers(scope=scope), body.chunks(), settings, top_k)
         return uploads.one_upload(await body.whole(), top_k)
 
-    async def _read_json(self, query: bytes, content_type: str, data: bytes) -> Uploads | bytes:
-        if content_type != uploads.JSON and not data.lstrip().startswith(b"{"):
-            raise _unsupported(content_type) if data else uploads.no_body()
+    async def _read_any(self, query: bytes, content_type: str, data: bytes) -> Uploads | bytes:
+        """What JSON has; or an image or JSON of which nothing was said."""
+        if content_type != uploads.JSON:
+            if begins_as_image(data) or not data:
+                return uploads.one_upload(data, top_k_of_query(query))
+            if not data.lstrip().startswith(b"{"):
+                raise _unsupported(content_type)
         value = await self._gateway.in_thread(uploads.parse_json, data)
         if isinstance(value, dict) and "images" not in value:
             return data  # and its query is not the image API's to refuse

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from serving.images import FORMATS
 from tests.support.fake_replica import FakeReplica, Refusal, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
@@ -110,13 +111,33 @@ async def test_a_png_bomb_is_refused_from_its_header_and_memory_stays_flat(
     assert psutil.Process().memory_info().rss - before < 50 * 2**20
 
 
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "", None])
+@pytest.mark.parametrize("image_format", FORMATS)
+async def test_an_image_of_which_nothing_is_said_is_classified(
+    client: httpx.AsyncClient, content_type: str | None, image_format: str
+) -> None:
+    """As `curl --data-binary @FILE` and `requests.post(URL, data=FILE)` send it."""
+    headers = {} if content_type is None else {"content-type": content_type}
+    image = encoded(gradient(8, 8), image_format)
+    answer = await client.post(PATH, content=image, headers=headers, params={"top_k": 2})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["results"][0]["classes"]) == 2
+
+
 @pytest.mark.parametrize(
-    "content_type", ["text/plain", "image/tiff", "application/x-www-form-urlencoded", ""]
+    ("content_type", "data"),
+    [
+        ("text/plain", grey_png(0)),
+        ("image/tiff", grey_png(0)),
+        ("application/x-www-form-urlencoded", b"image=seven.png"),
+        ("", b"RIFF\x00\x00\x00\x00WAVE"),
+        ("", b"[1]"),
+    ],
 )
 async def test_other_content_types_are_refused_naming_those_taken(
-    client: httpx.AsyncClient, content_type: str
+    client: httpx.AsyncClient, content_type: str, data: bytes
 ) -> None:
-    answer = await client.post(PATH, content=grey_png(0), headers={"content-type": content_type})
+    answer = await client.post(PATH, content=data, headers={"content-type": content_type})
     detail = refused(answer, 415, "unsupported-media")
     assert "image/png" in detail
     assert "multipart/form-data" in detail
