@@ -11,7 +11,6 @@ from serving.json_document import decode_base64, is_base64, parse_object, quoted
 from serving.tensor_json import FLOAT32_MAX
 
 KIND_WORDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64", None: "UNKNOWN"}
-INT64 = range(-(2**63), 2**63)
 
 
 def parse_examples(body: bytes, request: Any) -> None:
@@ -69,7 +68,7 @@ def _feature_value(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, int):  # booleans are whole numbers, too
         if value >= 2**63:
             raise InvalidInput(f"Feature: {name} has uint64 element. Only int64 is supported.")
-        if value not in INT64:
+        if value < -(2**63):
             raise InvalidInput(f"Feature: {name} has an element beyond int64: {value}")
         return "int64_list", int(value)
     if isinstance(value, float):

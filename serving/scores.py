@@ -62,7 +62,9 @@ def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
     try:
         scores = tensors.from_proto(response.outputs[name])
     except InvalidInput as error:
-        raise Internal(f'the replica\'s output "{name}" is malformed: {error.message}') from error
+        raise Internal(
+            f'the replica\'s output "{name}" is malformed: {error.message}', stage="backend"
+        ) from error
     if scores.shape != shape:
         raise Internal(
             f'the replica\'s output "{name}" has shape {list(scores.shape)}; {list(shape)} was due',

@@ -38,7 +38,7 @@ REFUSAL = (
     "(in gRPC: as metadata of these names)"
 )
 _NO_HASH = hashlib.sha256(secrets.token_bytes(32)).hexdigest()
-_HASH = r"sha256:[0-9a-f]{64}"
+_HASH = r"^sha256:[0-9a-f]{64}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class KeyEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Annotated[str, Field(pattern=r"[0-9a-f]{8}")]
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
     name: Annotated[str, Field(min_length=1, max_length=100)]
     hash: Annotated[str, Field(pattern=_HASH)]
     scopes: Annotated[list[Scope], Field(min_length=1)] = ["classify"]

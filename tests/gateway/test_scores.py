@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+import pytest
+
+from serving import protos, tensors
+from serving.errors import Internal
 from serving.prediction import ClassScore
-from serving.scores import best_of_each
+from serving.scores import best_of_each, labels_of, read_scores, with_numbers
 from tests.support.turns import somebody_else
 
 LABELS = tuple(f"class-{index}" for index in range(1_000))
@@ -34,3 +39,41 @@ async def test_one_image_is_named_in_one_turn() -> None:
     assert named is not None
     assert isinstance(named[0], tuple)
     assert [each.index for each in named[0]] == [999, 998, 997, 996, 995]
+
+
+def answer_of(**outputs: np.ndarray) -> Any:
+    response = protos.PredictResponse()
+    for name, array in outputs.items():
+        response.outputs[name].CopyFrom(tensors.to_proto(array))
+    return response
+
+
+def test_what_a_replica_says_is_read_or_told_to_be_no_scores() -> None:
+    scores = np.array([[0.25, 0.75], [np.nan, 1.0]], np.float32)
+    np.testing.assert_array_equal(read_scores(answer_of(scores=scores), "scores", (2, 2)), scores)
+    cut = answer_of(scores=scores)
+    cut.outputs["scores"].float_val[:] = []
+    cut.outputs["scores"].tensor_content = scores.tobytes()[:-1]
+    for response, says in (
+        (answer_of(other=scores), 'has no output "scores"'),
+        (answer_of(scores=scores[:1]), r"has shape \[1, 2\]; \[2, 2\] was due"),
+        (cut, 'output "scores" is malformed'),
+    ):
+        with pytest.raises(Internal, match=says) as caught:
+            read_scores(response, "scores", (2, 2))
+        assert caught.value.stage == "backend"
+
+
+def test_rows_without_numbers_are_told_from_those_whose_sum_is_beyond_float32() -> None:
+    large = np.finfo(np.float32).max
+    rows = np.array([[large, large], [0.5, np.inf], [np.nan, 0.5], [0.25, 0.75]], np.float32)
+    with np.errstate(over="ignore"):
+        assert with_numbers(rows).tolist() == [True, False, False, True]
+    assert with_numbers(rows[3:]).tolist() == [True]
+
+
+def test_a_row_without_numbers_has_no_label() -> None:
+    rows = [np.array([0.25, 0.75], np.float32), np.array([0.5, np.nan], np.float32)]
+    assert labels_of(rows[:1], LABELS) == ["class-1"]
+    with pytest.raises(Internal, match="no finite number"):
+        labels_of(rows, LABELS)
