@@ -16,7 +16,7 @@ TRAINING = {"digits_models", "published"}
 TRAINING_TIMEOUT_S = 900
 
 
-# Tests that stay in one process, one after the other, by where they are; the longest come first.
+# Tests that stay in one process, one after the other, by where they are; they come first, in this order.
 TOGETHER: dict[str, tuple[str, ...]] = {
     # for whose training a second process would wait
     "a model of every recipe": ("tests/training/test_recipes_served.py",),
@@ -30,15 +30,6 @@ TOGETHER: dict[str, tuple[str, ...]] = {
         "tests/doors/test_openapi.py",
     ),
 }
-# Tests of half a minute and more: one that begins last keeps the other processes waiting.
-LONG = (
-    "tests/rollout/test_end_to_end.py",
-    "tests/rollout/test_killed.py",
-    "tests/test_readme.py",
-    "tests/training/test_distribution.py",
-    "tests/training/test_cli.py",
-    "tests/end_to_end/",
-)
 
 
 def together(nodeid: str) -> str | None:
@@ -48,9 +39,7 @@ def together(nodeid: str) -> str | None:
 
 def _turn(item: pytest.Item) -> int:
     group = together(item.nodeid)
-    if group is not None:
-        return list(TOGETHER).index(group)
-    return len(TOGETHER) + (not item.nodeid.startswith(LONG))
+    return len(TOGETHER) if group is None else list(TOGETHER).index(group)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

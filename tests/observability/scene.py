@@ -43,6 +43,7 @@ PLAN: Mapping[str, Any] = {
     "shadow": {"share": 1.0, "min_samples": 10, "min_time_s": 1.0, "min_agreement": 0.5},
     "canary": [{"weight": 0.4, "min_time_s": 3600, "min_requests": 10}],
     "criteria": {"latency": {"limit_s": 1.0}, "errors": {"acceptable_rate": 0.05}},
+    "limits": {"drain_s": 1.0},
 }  # fmt: skip
 
 
