@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serving.admission import Ticket
-from serving.errors import SluiceError, UnsupportedMedia
+from serving.errors import InvalidInput, SluiceError, UnsupportedMedia
 from serving.file_kinds import begins_as_image
 from serving.gateway import Gateway
 from serving.parts import Part
@@ -32,6 +32,8 @@ from serving.rest.uploads import Upload, Uploads
 NDJSON = "application/x-ndjson"
 # What curl says of anything, and what other clients leave out: the bytes say what they are.
 _UNSAID = ("", "application/x-www-form-urlencoded")
+# Keys of TensorFlow Serving's own classify request.
+_TENSORFLOWS = frozenset(("signature_name", "context", "examples"))
 
 
 class ClassifyEndpoint:
@@ -83,6 +85,12 @@ class ClassifyEndpoint:
                 raise _unsupported(content_type)
         value = await self._gateway.in_thread(uploads.parse_json, data)
         if isinstance(value, dict) and "images" not in value:
+            if value and not value.keys() & _TENSORFLOWS:
+                raise InvalidInput(
+                    f'the JSON has no "images", as in {uploads.JSON_FORM}, nor "examples", as in TensorFlow '
+                    "Serving's API",
+                    stage="decode",
+                )
             return data  # and its query is not the image API's to refuse
         top_k = top_k_of_query(query)
         return await self._gateway.in_thread(uploads.json_uploads, value, top_k, self._gateway.check_number)

@@ -11,6 +11,10 @@ import pytest
 from serving.rest.uploads import json_uploads
 from tests.doors.wire import PATH
 
+NO_IMAGES = (
+    'the JSON has no "images", as in {"images": [{"b64": "…"}], "top_k": 5}, nor "examples", as in '
+    "TensorFlow Serving's API"
+)
 NO_BODY = "the request has no body; send an image file as the body"
 
 
@@ -20,6 +24,11 @@ NO_BODY = "the request has no body; send an image file as the body"
         ("image/png", b"", NO_BODY),
         (None, b"", NO_BODY),
         ("application/x-www-form-urlencoded", b"", NO_BODY),  # as of `curl -d ''`
+        (
+            "application/json",
+            b'{"image": {"b64": "AA=="}}',
+            NO_IMAGES,
+        ),
         ("multipart/form-data", b"x", "the content type multipart/form-data has no boundary"),
     ],
 )
