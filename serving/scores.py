@@ -65,12 +65,17 @@ def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
         raise Internal(
             f'the replica\'s output "{name}" is malformed: {error.message}', stage="backend"
         ) from error
-    if scores.shape != shape:
+    if scores.shape != shape or scores.dtype != np.float32:
         raise Internal(
-            f'the replica\'s output "{name}" has shape {list(scores.shape)}; {list(shape)} was due',
+            f'the replica\'s output "{name}" is {_kind(scores.dtype)} {list(scores.shape)};'
+            f" float32 {list(shape)} was due",
             stage="backend",
         )
     return scores
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "string" if dtype.hasobject else dtype.name
 
 
 def with_numbers(scores: np.ndarray) -> np.ndarray:

@@ -56,7 +56,9 @@ def test_what_a_replica_says_is_read_or_told_to_be_no_scores() -> None:
     cut.outputs["scores"].tensor_content = scores.tobytes()[:-1]
     for response, says in (
         (answer_of(other=scores), 'has no output "scores"'),
-        (answer_of(scores=scores[:1]), r"has shape \[1, 2\]; \[2, 2\] was due"),
+        (answer_of(scores=scores[:1]), r"is float32 \[1, 2\]; float32 \[2, 2\] was due"),
+        (answer_of(scores=scores.astype(str).astype(object)), r"is string \[2, 2\]; float32"),
+        (answer_of(scores=scores.astype(np.float64)), r"is float64 \[2, 2\]; float32"),
         (cut, 'output "scores" is malformed'),
     ):
         with pytest.raises(Internal, match=says) as caught:
