@@ -113,6 +113,9 @@ class FileStore:
     Args:
         folder: Made if it is not there.
         files: The file operations; the tests bring some that fail.
+
+    Raises:
+        InvalidInput: The folder cannot be made, or is none.
     """
 
     def __init__(self, folder: Path, files: Files | None = None) -> None:
@@ -120,8 +123,14 @@ class FileStore:
         self._files = files or Files()
         self._history = folder / _HISTORY
         self._pins = folder / "pinned"
-        for each in (self._history, self._pins):
-            each.mkdir(parents=True, exist_ok=True)
+        try:
+            for each in (self._history, self._pins):
+                each.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(
+                f"rollouts cannot be stored in {folder}: {error.strerror or error}; pass a folder that can be"
+                " made and written"
+            ) from error
         self._reported: dict[str, str] = {}
 
     def load(self, model: str) -> Rollout | None:

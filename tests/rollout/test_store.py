@@ -243,6 +243,12 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
             store.load(name)
 
 
+def test_a_place_that_can_hold_no_folder_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # of folders that may not be written, root makes nothing
+    with pytest.raises(InvalidInput, match=r"cannot be stored in .*file: .*; pass a folder"):
+        FileStore(tmp_path / "file")
+
+
 @pytest.mark.parametrize("name", ["digits copy.json", ".#digits.json", "digits.previous.json"])
 def test_files_that_are_no_models_are_none_of_the_stores(tmp_path: Path, name: str) -> None:
     store = FileStore(tmp_path)
