@@ -24,6 +24,8 @@ _CHANNEL_DIMENSIONS = {"Conv2D": 1, "DepthwiseConv2dNative": 2}
 # float16 is left: a scale may take its weights out of its range.
 _TYPES = (tf.float32, tf.bfloat16)
 _ADDITIONS = ("Add", "AddV2", "BiasAdd")
+# Of a graph as a message, which holds both kernels for a moment (protobuf's own limit).
+_MOST_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,15 @@ def fold_normalization(
     frozen: tf.types.experimental.ConcreteFunction,
 ) -> tf.types.experimental.ConcreteFunction:
     """`frozen` with one convolution and one `BiasAdd` for each convolution whose channels it then multiplies
-    by constants and adds constants to; itself if it has none.
+    by constants and adds constants to; itself if it has none, or is nearly as large as a graph can be.
     """
     chains = list(_chains(frozen))
     if not chains:
         return frozen
     values = _values(frozen, [tensor for chain in chains for tensor in chain.constants])
     definition = frozen.graph.as_graph_def()
+    if definition.ByteSize() + sum(value.nbytes for value in values.values()) > _MOST_BYTES:
+        return frozen
     nodes = {node.name: node for node in definition.node}
     for chain in chains:
         _replace(chain, definition, nodes, *chain.folded(values))

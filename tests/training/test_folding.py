@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from training import folding
 from training.freezing import freeze, graph_nodes
 from training.models.resnet import ResNet
 
@@ -208,6 +209,13 @@ def test_channels_that_come_first_are_left(call: Callable[[Any], Any]) -> None:
     assert [left[op] for op in ("AddV2", "BiasAdd", "Mul")] == [
         ops(function)[op] for op in ("AddV2", "BiasAdd", "Mul")
     ]
+
+
+def test_a_graph_that_would_become_too_large_a_message_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = traced(lambda images: convolved(images) * SCALES + OFFSETS)
+    monkeypatch.setattr(folding, "_MOST_BYTES", len(function.graph.as_graph_def().SerializeToString()))
+
+    assert ops(frozen(function))["BiasAdd"] == 0
 
 
 def test_constants_that_wait_for_the_images_are_known_before() -> None:
