@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
 _DEMO_TIMEOUT_S = 120.0
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "seven.png"
+_OF_SAMPLE = "digits"  # the model that knows what it shows
 
 HttpHost = Annotated[str | None, typer.Option(help="Address of the HTTP API.", show_default="127.0.0.1")]
 HttpPort = Annotated[int | None, typer.Option(help="Port of the HTTP API; 0: any free.", show_default="8080")]
@@ -140,7 +141,7 @@ async def _post_sample(running: Up) -> None:
 
     import httpx
 
-    path = "/v1/models/digits:classify"
+    path = f"/v1/models/{_OF_SAMPLE}:classify"
     print(f"posting {SAMPLE.name} to {running.http_url}{path} …", flush=True)
     async with httpx.AsyncClient(base_url=running.http_url, timeout=60) as client:
         try:
@@ -168,10 +169,10 @@ async def _post_sample(running: Up) -> None:
 
 def _announcing(settings: Settings) -> WhileUp:
     asks_for_a_key = settings.keys_file is not None or settings.jwks_file is not None
-    return lambda running: _announce(running, asks_for_a_key=asks_for_a_key)
+    return lambda running: announce(running, asks_for_a_key=asks_for_a_key)
 
 
-async def _announce(running: Up, *, asks_for_a_key: bool) -> None:
+async def announce(running: Up, *, asks_for_a_key: bool) -> None:
     """Say where to look, and when the models are there; then run until a signal comes."""
     import asyncio
 
@@ -180,12 +181,13 @@ async def _announce(running: Up, *, asks_for_a_key: bool) -> None:
         f"gRPC   {running.grpc_address}   (sluice.v1.ImageClassification, with reflection)",
     )
     models = await running.ready()
+    tried = _OF_SAMPLE if _OF_SAMPLE in models else next(iter(models))
     key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if asks_for_a_key else ""
     _say(
         *(f"model  {name}, version {', '.join(map(str, versions))}" for name, versions in models.items()),
         "\nTry it:",
         f"  curl --data-binary @{shlex.quote(str(_from_here(SAMPLE)))} -H 'Content-Type: image/png' {key}"
-        f"{running.http_url}/v1/models/{next(iter(models))}:classify",
+        f"{running.http_url}/v1/models/{tried}:classify",
     )
     await asyncio.Event().wait()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,31 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@dataclass
+class Serving:
+    """What is up, with models that are ready."""
+
+    models: dict[str, list[int]]
+    http_url: str = "http://127.0.0.1:8080"
+    grpc_address: str = "127.0.0.1:8081"
+
+    async def ready(self) -> dict[str, list[int]]:
+        return self.models
+
+
+@pytest.mark.parametrize(
+    ("models", "tried"),
+    [({"cifar": [1], "digits": [2]}, "digits"), ({"cifar": [1], "flowers": [1]}, "cifar")],
+)
+async def test_what_to_try_is_the_samples_own_model(
+    capfd: pytest.CaptureFixture[str], models: dict[str, list[int]], tried: str
+) -> None:
+    announcing = asyncio.create_task(serve.announce(Serving(models), asks_for_a_key=False))
+    said = ""
+    while "curl" not in said:
+        await asyncio.sleep(0)
+        said += capfd.readouterr().out
+    announcing.cancel()
+    assert f"/v1/models/{tried}:classify" in said
