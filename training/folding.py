@@ -93,7 +93,9 @@ def _chains(frozen: tf.types.experimental.ConcreteFunction) -> Iterator[_Chain]:
     outputs = {tensor.name for tensor in frozen.outputs}
     for operation in frozen.graph.get_operations():
         inputs = list(operation.inputs)
-        if operation.type == "Const" or (inputs and all(tensor.op.name in constant for tensor in inputs)):
+        of_constants = bool(inputs) and all(tensor.op.name in constant for tensor in inputs)
+        # random numbers are made of constants, too
+        if operation.type == "Const" or (of_constants and not operation.op_def.is_stateful):
             constant.add(operation.name)
     for operation in frozen.graph.get_operations():
         if _may_begin(operation, constant):

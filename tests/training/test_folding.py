@@ -211,6 +211,13 @@ def test_channels_that_come_first_are_left(call: Callable[[Any], Any]) -> None:
     ]
 
 
+def test_random_numbers_are_made_anew_at_each_call() -> None:
+    found = frozen(traced(lambda images: convolved(images) + tf.random.normal([5])))
+
+    assert ops(found)["BiasAdd"] == 0
+    assert not np.array_equal(answers(found)[0], answers(found)[0])
+
+
 def test_a_graph_that_would_become_too_large_a_message_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     function = traced(lambda images: convolved(images) * SCALES + OFFSETS)
     monkeypatch.setattr(folding, "_MOST_BYTES", len(function.graph.as_graph_def().SerializeToString()))
