@@ -32,6 +32,9 @@ RETRY_AFTER_S = 1.0
 # closing it would cost both sides more, just when many are refused.
 MOST_KEPT_OPEN_BYTES = 2**20
 
+# What a connection is given in one turn. It encrypts or copies all that it is given at once, and others wait.
+MOST_AT_ONCE_BYTES = 2**20
+
 
 class Boundary:
     """ASGI middleware around the whole app.
@@ -101,10 +104,23 @@ class _Answer:
             self.started = True
             message["headers"] = [*message["headers"], *self._headers()]
         elif self._lingers and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
+            await self._send_in_turns({**message, "more_body": True})
             await _discard(self._receive)
             message = {"type": "http.response.body", "body": b""}
-        await self._send(message)
+        await self._send_in_turns(message)
+
+    async def _send_in_turns(self, message: Message) -> None:
+        """Send a part, a large one in pieces, so that others get their turn between them."""
+        body = message.get("body", b"")
+        if len(body) <= MOST_AT_ONCE_BYTES:
+            await self._send(message)
+            return
+        *firsts, last = (
+            body[start : start + MOST_AT_ONCE_BYTES] for start in range(0, len(body), MOST_AT_ONCE_BYTES)
+        )
+        for piece in firsts:
+            await self._send({**message, "body": piece, "more_body": True})
+        await self._send({**message, "body": last})
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         state = self._scope["state"]

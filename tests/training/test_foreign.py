@@ -80,7 +80,8 @@ def test_several_outputs_make_a_classifier_only_if_one_is_called_scores(tmp_path
 
 
 def test_scores_that_are_no_probabilities_are_noted(tmp_path: Path) -> None:
-    scaled(keras.layers.Dense(3)).save(tmp_path / "logits.keras")
+    weights = keras.initializers.RandomNormal(stddev=1, seed=1)
+    scaled(keras.layers.Dense(3, kernel_initializer=weights)).save(tmp_path / "logits.keras")
     (note,) = publish_file(tmp_path / "logits.keras", tmp_path / "models").notes
     assert note.startswith("the scores are no probabilities: those of one image are -")
     scaled(keras.layers.Dense(3, activation="softmax")).save(tmp_path / "m.keras")
