@@ -27,7 +27,7 @@ def runs(widths: Widths, kind: Kind, count: int, *, narrow_s: float, wide_s: flo
     """Choose and learn `count` times; whether each was wide."""
     chosen = []
     for _ in range(count):
-        is_wide = widths.is_wide(kind, may_try=True)
+        is_wide = widths.is_wide(kind)
         widths.learn(kind, is_wide=is_wide, took_s=wide_s if is_wide else narrow_s)
         chosen.append(is_wide)
     return chosen
@@ -47,7 +47,7 @@ def test_the_kind_of_a_run_is_what_is_fetched_and_about_how_many_rows() -> None:
 )
 def test_all_cores_are_taken_if_they_save_a_sixth_of_the_time(wide_s: float, share: str) -> None:
     chosen = runs(Widths(), IMAGE, 1000, narrow_s=1.0, wide_s=wide_s)
-    assert 4 <= chosen.count(share != "wide") <= 30  # tried at the start, and now and then
+    assert 4 <= chosen.count(share != "wide") <= 40  # tried at the start, and now and then
     assert {True, False} == set(chosen[:2])
 
 
@@ -55,31 +55,39 @@ def test_each_kind_has_its_own_width() -> None:
     widths = Widths()
     runs(widths, IMAGE, 50, narrow_s=1.0, wide_s=1.6)
     runs(widths, BATCH, 50, narrow_s=24.0, wide_s=16.0)
-    assert not widths.is_wide(IMAGE, may_try=False)
-    assert widths.is_wide(BATCH, may_try=False)
+    assert not widths.is_wide(IMAGE)
+    assert widths.is_wide(BATCH)
 
 
 def test_what_the_machine_does_may_change() -> None:
     widths = Widths()
     runs(widths, BATCH, 200, narrow_s=24.0, wide_s=16.0)
-    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=23.0)[-100:].count(True) <= 2
-    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=12.0)[-100:].count(False) <= 2
+    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=23.0)[-128:].count(True) <= 4
+    assert runs(widths, BATCH, 4000, narrow_s=24.0, wide_s=12.0)[-128:].count(False) <= 4
 
 
-def test_a_run_that_was_disturbed_is_outvoted() -> None:
+def test_the_other_width_is_tried_several_times_in_a_row() -> None:
+    """The first runs find their memory out of the caches, and would say that nothing has changed."""
+    widths = Widths()
+    runs(widths, BATCH, 20, narrow_s=24.0, wide_s=60.0)
+    cold_s = iter([23.0, 22.0, 21.0])
+    for _ in range(200):
+        is_wide = widths.is_wide(BATCH)
+        widths.learn(BATCH, is_wide=is_wide, took_s=next(cold_s, 16.0) if is_wide else 24.0)
+    assert widths.is_wide(BATCH)
+
+
+def test_a_run_that_was_disturbed_says_nothing() -> None:
     widths = Widths()
     runs(widths, BATCH, 20, narrow_s=24.0, wide_s=16.0)
     widths.learn(BATCH, is_wide=True, took_s=900.0)
-    assert widths.is_wide(BATCH, may_try=False)
+    assert widths.is_wide(BATCH)
 
 
-def test_nothing_is_tried_where_no_core_is_to_spare() -> None:
+def test_the_other_width_is_tried_again_now_and_then() -> None:
     widths = Widths()
-    assert [widths.is_wide(BATCH, may_try=False) for _ in range(3)] == [True] * 3
-    runs(widths, IMAGE, 63, narrow_s=1.0, wide_s=1.6)
-    for _ in range(3):
-        runs(widths, IMAGE, 1, narrow_s=1.0, wide_s=1.6)
-        assert not widths.is_wide(IMAGE, may_try=False)
+    chosen = runs(widths, IMAGE, 1280, narrow_s=1.0, wide_s=1.6)
+    assert 30 <= chosen[128:].count(True) <= 40
 
 
 def test_a_first_run_that_compiles_is_not_held_against_its_width() -> None:
@@ -93,10 +101,10 @@ def test_a_caller_who_invents_kinds_takes_no_memory() -> None:
     widths = Widths(most_kinds=2)
     runs(widths, BATCH, 20, narrow_s=24.0, wide_s=12.0)
     runs(widths, Kind(("y:0",), 1), 1, narrow_s=1.0, wide_s=1.0)
-    assert widths.is_wide(BATCH, may_try=False)
+    assert widths.is_wide(BATCH)
     runs(widths, Kind(("y:1",), 1), 1, narrow_s=1.0, wide_s=1.0)
     assert runs(widths, BATCH, 20, narrow_s=24.0, wide_s=12.0)[:3] == [True, False, True]
-    assert widths.is_wide(BATCH, may_try=False)
+    assert widths.is_wide(BATCH)
 
 
 class Scripted:
@@ -131,18 +139,16 @@ def width_of(servable: Servable) -> float:
     return float(servable.run(ONE, ["y"])[0][0])
 
 
-@pytest.mark.parametrize(("cores", "others"), [(1, [1.0] * 4), (2, [2.0] * 4), (3, [2.0, 1.0, 2.0, 1.0])])
-def test_more_runs_than_cores_are_narrow(cores: int, others: list[float]) -> None:
-    """Beside another run: on one core there are too many, on two nothing is tried, on three there is room."""
+@pytest.mark.parametrize(("cores", "others"), [(2, [1.0] * 4), (3, [1.0] * 4), (4, [2.0, 1.0, 2.0, 1.0])])
+def test_more_runs_than_half_the_cores_are_narrow(cores: int, others: list[float]) -> None:
+    """Beside another run, on four cores there is room."""
     narrow, wide = Scripted(1), Scripted(2)
     both = TwoWidths(narrow, wide, Cores(cores))
     may_go_on = threading.Event()
-    for servable in (narrow, wide):
-        servable.held.append(may_go_on)
+    wide.held.append(may_go_on)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(width_of, both)
         assert wide.has_begun.wait(WAIT_S)
-        narrow.held.clear()
         assert [width_of(both) for _ in range(4)] == others
         may_go_on.set()
         assert first.result(WAIT_S) == 2.0
@@ -151,26 +157,28 @@ def test_more_runs_than_cores_are_narrow(cores: int, others: list[float]) -> Non
 def test_a_run_that_another_joins_teaches_nothing() -> None:
     cores = Cores(2)
     with cores.run() as first:
-        assert first.has_room
         had_room = [first.had_room]
         with cores.run() as second:
             assert not second.has_room
-            assert not second.is_crowded
-            with cores.run() as third:
-                assert third.is_crowded
+            assert not second.had_room
         had_room.append(first.had_room)
     assert had_room == [True, False]
     with cores.run() as later:
         assert later.had_room
 
 
-def test_wide_runs_have_their_own_threads() -> None:
+def test_on_one_core_every_run_is_narrow() -> None:
+    both = TwoWidths(Scripted(1), Scripted(2), Cores(1))
+    assert [width_of(both) for _ in range(6)] == [1.0] * 6
+
+
+def test_each_width_has_its_own_threads() -> None:
     """What TensorFlow prepares for an op is kept with the thread, and made for one width."""
     narrow, wide = Scripted(1), Scripted(2)
     both = TwoWidths(narrow, wide, Cores(2))
     for _ in range(6):
         width_of(both)
-    assert set(narrow.threads) == {threading.current_thread().name}
+    assert {name.rpartition("_")[0] for name in narrow.threads} == {"narrow"}
     assert {name.rpartition("_")[0] for name in wide.threads} == {"wide"}
 
 
