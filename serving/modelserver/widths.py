@@ -10,6 +10,7 @@ own, so that a model has two: a narrow one and a wide one.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,9 @@ _LEAST_RUNS = 4
 # in a row, since the first ones find their memory out of the caches.
 _TRY_AGAIN = 128
 _TRIALS = 4
+# What sends an answer off, or takes the next call, is to have a core at once, and not when a run has used up
+# its slice of time; on two cores with two callers, that is worth 1.5 % of the throughput.
+_NICENESS = 5
 
 
 class Kind(NamedTuple):
@@ -97,6 +101,13 @@ class Widths:
             self._taken[kind][is_wide].learn(took_s)
 
 
+def _step_back() -> None:
+    """Let other threads go before this one; Linux alone has a priority for each thread."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+
+
 class Cores:
     """The processors that all models of this process share, and how many runs are on them.
 
@@ -116,7 +127,7 @@ class Cores:
         self._lock = threading.Lock()
         self._running = 0
         self._times_full = 0
-        self.narrow = ThreadPoolExecutor(count, thread_name_prefix="narrow")
+        self.narrow = ThreadPoolExecutor(count, thread_name_prefix="narrow", initializer=_step_back)
         self.wide = ThreadPoolExecutor(max(1, count // 2), thread_name_prefix="wide")
 
     @contextmanager
