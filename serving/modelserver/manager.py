@@ -18,6 +18,7 @@ import numpy as np
 
 from serving.modelserver.failures import Failures
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
+from serving.modelserver.niceness import step_back
 from serving.modelserver.signature import Signature
 from serving.modelserver.status import Code, StatusError, from_exception, not_found
 
@@ -119,6 +120,7 @@ class ModelManager:
 
     def _start(self, target: Callable[..., None], name: str, action: Load | Unload) -> None:
         def work() -> None:
+            step_back()  # and so do TensorFlow's threads, which are started by the load
             try:
                 target(name, action)
             finally:

@@ -10,7 +10,6 @@ own, so that a model has two: a narrow one and a wide one.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.modelserver.manager import Servable
+from serving.modelserver.niceness import step_back
 from serving.modelserver.signature import Signature
 
 # A wide run takes the cores from whatever else there is to do, such as decoding the next images: it is worth
@@ -34,9 +34,6 @@ _LEAST_RUNS = 4
 # in a row, since the first ones find their memory out of the caches.
 _TRY_AGAIN = 128
 _TRIALS = 4
-# What sends an answer off, or takes the next call, is to have a core at once, and not when a run has used up
-# its slice of time; on two cores with two callers, that is worth 1.5 % of the throughput.
-_NICENESS = 5
 
 
 class Kind(NamedTuple):
@@ -101,13 +98,6 @@ class Widths:
             self._taken[kind][is_wide].learn(took_s)
 
 
-def _step_back() -> None:
-    """Let other threads go before this one; Linux alone has a priority for each thread."""
-    if sys.platform == "linux":
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
-
-
 class Cores:
     """The processors that all models of this process share, and how many runs are on them.
 
@@ -127,7 +117,7 @@ class Cores:
         self._lock = threading.Lock()
         self._running = 0
         self._times_full = 0
-        self.narrow = ThreadPoolExecutor(count, thread_name_prefix="narrow", initializer=_step_back)
+        self.narrow = ThreadPoolExecutor(count, thread_name_prefix="narrow", initializer=step_back)
         self.wide = ThreadPoolExecutor(max(1, count // 2), thread_name_prefix="wide")
 
     @contextmanager

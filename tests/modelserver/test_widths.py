@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,16 +180,6 @@ def test_each_width_has_its_own_threads() -> None:
         width_of(both)
     assert {name.rpartition("_")[0] for name in narrow.threads} == {"narrow"}
     assert {name.rpartition("_")[0] for name in wide.threads} == {"wide"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_narrow_runs_let_what_answers_go_first() -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    cores = Cores(2)
-    assert cores.narrow.submit(niceness).result() == min(niceness() + 5, 19)
-    assert cores.wide.submit(niceness).result() == niceness()
 
 
 def test_a_run_that_fails_leaves_its_core() -> None:
