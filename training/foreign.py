@@ -97,7 +97,8 @@ def _made_classifier(model: ForeignModel, labels: Path | None, pixel_scale: floa
         scores = np.concatenate([1 - scores, scores], axis=1)
     classes = scores.shape[1]
     if names is not None and len(names) != classes:
-        raise BadInput(f"{labels} has {len(names)} labels, a line each, and the model has {classes} classes")
+        found = "1 label" if len(names) == 1 else f"{len(names)} labels"
+        raise BadInput(f"{labels} has {found}, a line each, and the model has {classes} classes")
     named = names or tuple(str(index) for index in range(classes))
     return _Made(chosen.call, interface, golden, named, tuple(notes_on(model, scores, pixel_scale)))
 

@@ -51,6 +51,7 @@ def test_an_unknown_class_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("cat, dog, bird\n", "has 1 label, a line each, and the model has 3 classes"),
         ("a\nb\n", "has 2 labels, a line each, and the model has 3 classes"),
         ("a\nb\nc\nd\n", "has 4 labels"),
         ("a\n\nc\n", "line 2 is blank"),
