@@ -3,8 +3,8 @@
 TensorFlow shares each op of a run out to all cores. Short ops, those of a small model or of few rows, are
 done sooner by one thread than shared out (on two cores, one image through a ResNet-20 at 32×32 takes 1.0 ms
 instead of 1.6); and two runs on two cores are done sooner on one core each than if each shares its ops out
-(two callers with 32 images each had 5 % more of them answered). How many threads an op gets is a session's
-own, so that a model has two: a narrow one and a wide one.
+(two threads that run 32 images at a time, in process, get 6 % more of them done). How many threads an op gets
+is a session's own, so that a model has two: a narrow one and a wide one.
 """
 
 from __future__ import annotations
