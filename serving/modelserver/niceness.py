@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -19,4 +20,5 @@ def step_back() -> None:
     """
     if sys.platform == "linux":
         usual = os.getpriority(os.PRIO_PROCESS, os.getpid())  # of the main thread
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(usual + NICENESS, 19))
+        with contextlib.suppress(OSError):  # a sandbox may refuse it, and nothing but time hangs on it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(usual + NICENESS, 19))

@@ -182,10 +182,10 @@ class TwoWidths:
         kind = kind_of(feeds, fetches)
         with self._cores.run() as run:
             is_wide, started = run.has_room and self._widths.is_wide(kind), perf_counter()
-            if is_wide:
-                outputs = self._cores.wide.submit(self._wide.run, feeds, fetches).result()
-            else:
-                outputs = self._cores.narrow.submit(self._narrow.run, feeds, fetches).result()
+            threads, servable = (
+                (self._cores.wide, self._wide) if is_wide else (self._cores.narrow, self._narrow)
+            )
+            outputs = threads.submit(servable.run, feeds, fetches).result()
             if run.had_room:
                 self._widths.learn(kind, is_wide=is_wide, took_s=perf_counter() - started)
             return outputs

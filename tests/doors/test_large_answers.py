@@ -108,7 +108,7 @@ async def test_lines_of_many_classes_leave_others_their_turn() -> None:
     names = [f"class {index}" for index in range(CLASSES)]
     results = (ImageResult(tuple(map(ClassScore, names, range(CLASSES), row))) for row in SCORES.tolist())
     parts = [(0, Prediction("digits", 1, tuple(results)))]
-    # It is freed, too, which it is in a turn of the loop wherever it was written.
+    # Freeing it counts, too: in the gateway that is a turn of the loop, wherever the lines were written.
     alone_s = spent(lambda: _part_lines(parts.pop(), range(EXAMPLES), [Upload(b"")] * EXAMPLES))
     images = [base64.b64encode(grey_png(200)).decode()] * EXAMPLES
     async with (

@@ -266,7 +266,7 @@ async def test_what_to_try_is_the_samples_own_model(
 ) -> None:
     announcing = asyncio.create_task(serve.announce(Serving(models), asks_for_a_key=False))
     said = ""
-    while "curl" not in said:
+    while "curl" not in said and not announcing.done():
         await asyncio.sleep(0)
         said += capfd.readouterr().out
     announcing.cancel()

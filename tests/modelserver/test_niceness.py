@@ -49,10 +49,21 @@ def test_loads_step_back_and_with_them_the_threads_that_they_start() -> None:
     seen: list[int] = []
 
     def load(_name: str, _version: int, _path: Path) -> Fake:
-        seen.append(niceness())
+        with ThreadPoolExecutor(1) as inner:
+            seen.extend([niceness(), inner.submit(niceness).result()])
         return Fake()
 
     manager = ModelManager(load, RetryPolicy(0, 0.0), 1)
     manager.want("m", wanted(1))
     until(lambda: manager.states("m").get(1) == AVAILABLE, "the version is there")
-    assert seen == [stepped_back()]
+    assert seen == [stepped_back()] * 2
+
+
+def test_where_it_is_refused_the_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    before = niceness()
+    step_back()
+    assert niceness() == before
