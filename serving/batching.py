@@ -22,7 +22,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 import structlog
 
-from serving.errors import DeadlineExceeded, Internal, Overloaded, SluiceError
+from serving.errors import DeadlineExceeded, Internal, Overloaded, SluiceError, without_frames
 from serving.latency_profile import LatencyProfile, least_wait_s
 from serving.prediction import RequestContext
 from serving.turns import TurnQueue
@@ -307,9 +307,10 @@ class Batcher(Generic[AnyPlace]):
             for entry, row in zip(batch, rows, strict=True):
                 if not entry.future.done():
                     entry.future.set_result(row)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             for entry in batch:
                 entry.future.cancel()
+            without_frames(error)
             raise
         except Exception as error:  # whatever it is, every caller must hear of it
             if not isinstance(error, SluiceError):
@@ -317,7 +318,7 @@ class Batcher(Generic[AnyPlace]):
                 error = Internal("the batch failed in an unforeseen way; the log says how", stage="backend")
             for entry in batch:
                 if not entry.future.done():
-                    entry.future.set_exception(error)
+                    entry.future.set_exception(without_frames(error))
         finally:
             lane.in_flight -= 1
             lane.images_in_flight -= len(batch)

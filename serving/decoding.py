@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.errors import Internal, SluiceError, out_of_memory
+from serving.errors import Internal, SluiceError, out_of_memory, without_frames
 from serving.images import ImageSpec, Room, anything_fits, decode
 from serving.pressure import Pressure
 from serving.turns import TurnQueue
@@ -123,7 +123,7 @@ def _decoded(job: _Job, room: Room) -> Decoded:
     try:
         return decode(job.data, job.spec, max_pixels=job.max_pixels, room=room)
     except SluiceError as error:
-        return error
+        return without_frames(error)
     except Exception as error:  # a bug; the thread must outlive it
         return Internal(f"the decoder failed in an unforeseen way: {error}", stage="decode")
 

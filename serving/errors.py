@@ -24,7 +24,9 @@ Errors are kinds, not HTTP numbers: each transport maps every kind once (`servin
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+AnyError = TypeVar("AnyError", bound=BaseException)
 
 # gRPC bounds all headers of an answer at 8 kB, and an error's text is one, with its details another.
 _MOST_HEADER_BYTES = 1024
@@ -190,6 +192,23 @@ def for_a_header(message: str) -> str:
     if len(encoded) <= _MOST_HEADER_BYTES:
         return encoded.decode()
     return encoded[:_MOST_HEADER_BYTES].decode(errors="ignore") + "...TRUNCATED"
+
+
+def without_frames(error: AnyError) -> AnyError:
+    """The error, through which nothing is held any more that it passed.
+
+    A traceback holds the frames that an error went through, and these a request's body, its images, its
+    batch. From one of them the error is most often to be reached again (a future whose exception it is, say):
+    then all of it stays until the garbage collector looks through everything, which is seldom, and damaged
+    images of a megabyte each are hundreds of megabytes by then.
+    """
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            links += (link.__cause__, link.__context__)
+    return error
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from serving.errors import out_of_memory
+from serving.errors import SluiceError, out_of_memory, without_frames
 
 Result = TypeVar("Result")
 
@@ -49,4 +49,8 @@ class Threads:
 
 
 def _do(waiting: list[functools.partial[Result]]) -> Result:
-    return waiting.pop()()
+    try:
+        return waiting.pop()()
+    except SluiceError as error:
+        without_frames(error)
+        raise

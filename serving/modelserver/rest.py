@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from serving import protos, tensor_json, tensor_json_writing, tensors
-from serving.errors import InvalidInput, Unimplemented
+from serving.errors import InvalidInput, Unimplemented, without_frames
 from serving.example_json import parse_examples
 from serving.modelserver.manager import Model
 from serving.modelserver.predict import DEFAULT_SIGNATURE
@@ -73,7 +73,7 @@ class RestApi:
         try:
             return 200, self._dispatch(method, path, inflated(body) if is_gzip else body)
         except StatusError as error:
-            status = error
+            status = without_frames(error)
         except Exception as error:
             logger.exception("A call failed in a way that nobody foresaw")
             status = from_exception(error)

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving import protos
-from serving.errors import for_a_header
+from serving.errors import for_a_header, without_frames
 from serving.modelserver.services import Services
 from serving.modelserver.status import (
     StatusError,
@@ -130,7 +130,7 @@ class RpcServer:
                 # The original says INTERNAL; but the fault is the client's.
                 error = invalid_argument(f"The request is not a {request_class.DESCRIPTOR.full_name}")
             except StatusError as caught:
-                error = caught
+                error = without_frames(caught)
             except Exception as caught:
                 logger.exception("A call failed in a way that nobody foresaw")
                 error = from_exception(caught)

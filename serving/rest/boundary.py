@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import Internal, SluiceError, Unavailable
+from serving.errors import Internal, SluiceError, Unavailable, without_frames
 from serving.rest.context import headers_of
 from serving.rest.errors import problem
 from serving.rest.leaving import client_of
@@ -63,7 +63,7 @@ class Boundary:
 
         async def tell(error: SluiceError) -> None:
             in_form = state.get("error_form", problem)  # that of the door that was taken
-            await in_form(error, request_id)(scope, receive, answer.send)
+            await in_form(without_frames(error), request_id)(scope, receive, answer.send)
 
         try:
             try:

@@ -12,7 +12,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from serving import protos
-from serving.errors import Internal, InvalidInput, SluiceError
+from serving.errors import Internal, InvalidInput, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.prediction import RequestContext
 from serving.rest.context import credential
@@ -80,7 +80,8 @@ def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[A
         try:
             response = await answer(_parsed(request, context, gateway), context)
         except Exception as error:
-            failure = as_kind(error, context)
+            failure = without_frames(as_kind(error, context))
+        del request  # gRPC gives a call up by an error of its own, which holds the frames that it passes
         if response is None:
             await abort(call, failure, context)
         call.set_trailing_metadata(_trailing(context))
@@ -100,7 +101,7 @@ def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], 
         except grpc.aio.AbortError:  # it was given up while a message was on its way
             raise
         except Exception as error:
-            failure = as_kind(error, context)
+            failure = without_frames(as_kind(error, context))
         if failure is not None:
             await abort(call, failure, context)
         call.set_trailing_metadata(_trailing(context))

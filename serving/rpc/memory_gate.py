@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
-from serving.errors import InvalidInput, Overloaded, SluiceError
+from serving.errors import InvalidInput, Overloaded, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.pressure import ExpectedSizes, Pressure, Read
 from serving.rpc.call import Call, abort, request_context
@@ -86,11 +86,11 @@ class MemoryGate(grpc.aio.ServerInterceptor):
                 if message is grpc.aio.EOF:
                     raise InvalidInput("the call ended without a message", stage="admission")
                 with self._pressure.working(len(message)):
-                    request = handler.request_deserializer(message)
+                    request = [handler.request_deserializer(message)]
                     del message
-                    return await answer(request, call)
+                    return await answer(request.pop(), call)  # else an error that passes here would hold it
             except SluiceError as error:
-                refusal = error
+                refusal = without_frames(error)
             return await self._refuse(call, refusal)
 
         return handle

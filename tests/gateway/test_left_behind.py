@@ -1,0 +1,128 @@
+"""A request that fails is let go of at once: its body must not wait for the garbage collector."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from serving import protos, tensors
+from tests.support.fake_replica import FakeReplica, Refusal, running, until
+from tests.support.garbage import left_behind, our_frames
+from tests.support.gateways import gateway_over
+from tests.support.pictures import encoded, gradient
+
+CLASSIFY = "/v1/models/digits:classify"
+PREDICT = "/v1/models/digits:predict"
+PNG = {"content-type": "image/png"}
+JSON = {"content-type": "application/json"}
+PICTURE = encoded(gradient(8, 8, "L"), "PNG")
+CUT_OFF = PICTURE[: len(PICTURE) // 2]
+# Of the last one gRPC may still hold something as its answer is here.
+CALLS = 5
+
+
+def refusing(code: grpc.StatusCode) -> FakeReplica:
+    async def refuse(_request: Any) -> None:
+        raise Refusal(code)
+
+    return FakeReplica(before_predict=refuse)
+
+
+def hanging() -> FakeReplica:
+    async def hang(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    return FakeReplica(before_predict=hang)
+
+
+@pytest.mark.parametrize(
+    ("replica", "path", "headers", "body", "status"),
+    [
+        pytest.param(FakeReplica(), CLASSIFY, PNG, CUT_OFF, 400, id="an image that is cut off"),
+        pytest.param(FakeReplica(), CLASSIFY, PNG, b"nonsense", 400, id="no image"),
+        pytest.param(FakeReplica(), PREDICT, JSON, b'{"instances": [', 400, id="no JSON"),
+        pytest.param(refusing(grpc.StatusCode.INTERNAL), CLASSIFY, PNG, PICTURE, 500, id="a model's fault"),
+        pytest.param(refusing(grpc.StatusCode.UNAVAILABLE), CLASSIFY, PNG, PICTURE, 503, id="no replica"),
+        pytest.param(hanging(), CLASSIFY, {**PNG, "x-request-timeout": "0.05"}, PICTURE, 504, id="too late"),
+    ],
+)
+async def test_over_http(
+    replica: FakeReplica, path: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    async with running(replica) as fake, gateway_over(fake) as (_, client):
+        await client.post(path, content=body, headers=headers)
+        tasks = len(asyncio.all_tasks())
+        with left_behind() as found:
+            answer = await client.post(path, content=body, headers=headers)
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        assert answer.status_code == status
+        assert not our_frames(found)
+
+
+async def test_over_http_by_one_who_leaves() -> None:
+    asked = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with running(FakeReplica(before_predict=hang)) as fake, gateway_over(fake) as (_, client):
+        tasks = len(asyncio.all_tasks())
+        with left_behind() as found:
+            request = asyncio.create_task(client.post(CLASSIFY, content=PICTURE, headers=PNG))
+            await asked.wait()
+            request.cancel()
+            await asyncio.wait([request])
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        assert request.cancelled()
+        assert not our_frames(found)
+
+
+async def test_an_image_that_cannot_be_read_among_others() -> None:
+    request = protos.ClassifyRequest(images=[PICTURE, CUT_OFF])
+    async with running(FakeReplica()) as fake, gateway_over(fake) as (up, _):
+        async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+            classify = channel.unary_unary(
+                f"/{protos.IMAGE_CLASSIFICATION}/Classify",
+                request_serializer=protos.ClassifyRequest.SerializeToString,
+                response_deserializer=protos.ClassifyResponse.FromString,
+            )
+            await classify(request)
+            with left_behind() as found:
+                for _ in range(CALLS):
+                    answer = await classify(request)
+        assert [result.error.kind for result in answer.results] == ["", "bad-image"]
+        assert not our_frames(found)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 2**33], ids=["no setting for memory", "a limit of memory"])
+@pytest.mark.parametrize(
+    ("replica", "model"),
+    [
+        pytest.param(FakeReplica(), "nobody", id="no such model"),
+        pytest.param(refusing(grpc.StatusCode.INVALID_ARGUMENT), "digits", id="a replica refuses it"),
+    ],
+)
+async def test_over_grpc(replica: FakeReplica, model: str, memory_bytes: int | None) -> None:
+    request = protos.PredictRequest(model_spec={"name": model})
+    request.inputs["images"].CopyFrom(tensors.to_proto(np.zeros((4, 8, 8, 1), np.uint8)))
+    async with running(replica) as fake, gateway_over(fake, max_memory_bytes=memory_bytes) as (up, _):
+        async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+            predict: Any = channel.unary_unary(
+                f"/{protos.PREDICTION_SERVICE}/Predict", request_serializer=type(request).SerializeToString
+            )
+            with left_behind() as found:
+                for _ in range(CALLS):
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await predict(request)
+        frames = our_frames(found)
+        # gRPC ends a call by an error that it holds itself, and so these frames; they must hold nothing.
+        assert {frame.f_code.co_name for frame in frames} <= {"handle", "abort"}
+        held = [value for frame in frames for value in frame.f_locals.values()]
+        assert not [value for value in held if isinstance(value, Message)]
