@@ -21,13 +21,14 @@ from serving.modelserver.core import ServerCore
 from serving.modelserver.lifecycle import State
 from serving.modelserver.loading import Loading
 from serving.modelserver.manager import ModelManager, RetryPolicy
-from serving.modelserver.metrics import Metrics
+from serving.modelserver.metrics import MOST_STRANGERS, Metrics
 from serving.modelserver.predict import PredictOptions
 from serving.modelserver.rest import RestApi
 from serving.modelserver.rpc import Listening, RpcServer
 from serving.modelserver.servable import LoadOptions
 from serving.modelserver.services import Services
 from tests.modelserver import models
+from tests.modelserver.conftest import config_of
 from tests.modelserver.process import until
 from tests.modelserver.test_batching import options
 from tests.modelserver.test_batching_servable import Doubling
@@ -124,3 +125,17 @@ def test_a_version_that_cannot_be_loaded_leaves_no_graph(
     assert manager.close(10)
     assert told in str(manager.states("m")[1].error)
     assert graphs() == before
+
+
+def test_names_of_no_model_are_counted_by_themselves_as_long_as_there_are_few() -> None:
+    manager = ModelManager(lambda *_: Echo("x"), RetryPolicy(0, 0.0), 1)
+    core, metrics = ServerCore(manager, poll_wait_s=-1), Metrics()
+    core.reload(config_of({"name": "m", "base_path": "/m"}), is_waiting=False)
+    api = RestApi(Services(core, PredictOptions(), metrics))
+    for name in (*(f"no-{number}" for number in range(10 * MOST_STRANGERS)), "long" * 1000, "m"):
+        status, _ = api.answer("POST", f"/v1/models/{name}:predict", b'{"instances": [1.0]}')
+        assert status == 404
+    counted = metrics.request_count.lines()[1:]
+    assert len(counted) == MOST_STRANGERS + 2
+    assert {count.rpartition(" ")[2] for count in counted} == {"1", str(9 * MOST_STRANGERS + 1)}
+    assert ':tensorflow:serving:request_count{model_name="m",status="NOT_FOUND"} 1' in counted
