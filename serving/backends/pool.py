@@ -202,14 +202,17 @@ class Pool(Members):
             try:
                 return await self._try(task, replica, slot, tried)
             except RETRYABLE as error:
-                last = error
+                last = errors.without_frames(error)  # it would hold this call, and this call holds it
             finally:
                 self._waiting.leave(replica)
         if last is None and self._clock() >= deadline:
             raise errors.DeadlineExceeded("the deadline passed before a replica was free", stage="backend")
         if last is None and self.reachable() and not self._held(model, version):
             raise errors.NotFound(f'no replica has version {version} of model "{model}"', stage="backend")
-        raise _with_advice(last, model, version)
+        try:
+            raise _with_advice(last, model, version)
+        finally:
+            del last
 
     async def _next(
         self, task: _Task[Any], slot: Slot | None, tried: Sequence[Replica], last: errors.SluiceError | None

@@ -42,6 +42,9 @@ _ASK_AFTER_S = 5
 _PIECE_BYTES = 65_536
 # For a step that begins when the time is up: 0 would mean not to wait for the system at all.
 _LEAST_S = 0.001
+# What is left to read of a closed answer. httpx's own stream has the answer, which has the stream, and
+# the request: its images would stay until the garbage collector comes.
+_READ = httpx.ByteStream(b"")
 
 # For errors that do not come from a gateway: from a proxy, which has limits and callers of its own.
 _KIND_OF_STATUS = {
@@ -261,8 +264,12 @@ class Client(BlockingClient[_Request]):
         sent = self._http.build_request(**request.arguments(timeout_s))
         _bound(sent, latest)
         try:
-            with contextlib.closing(self._http.send(sent, stream=True)) as answer:
+            answer = self._http.send(sent, stream=True)
+            try:
                 content = _read(answer, latest)
+            finally:
+                answer.close()
+                answer.stream = _READ
         except httpx.RequestError as error:
             raise unanswered(self._http.base_url, error, timeout_s) from error
         return _prediction(answer, content)
@@ -290,14 +297,18 @@ class AsyncClient(AsyncioClient[_Request]):
         return _classify_request(question)
 
     async def _send(self, request: _Request, timeout_s: float) -> Prediction:
+        sent = self._http.build_request(**request.arguments(timeout_s), extensions={"trace": _watch_async})
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):
-                answer = await self._http.request(
-                    **request.arguments(timeout_s), extensions={"trace": _watch_async}
-                )
+                answer = await self._http.send(sent, stream=True)
+                try:
+                    content = await answer.aread()
+                finally:
+                    await answer.aclose()
+                    answer.stream = _READ
         except (httpx.RequestError, TimeoutError) as error:
             raise unanswered(self._http.base_url, error, timeout_s) from error
-        return _prediction(answer, answer.content)
+        return _prediction(answer, content)
 
     async def aclose(self) -> None:
         """Close the connections."""

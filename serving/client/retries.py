@@ -79,13 +79,11 @@ class _Attempts:
         self._made += 1
         return max(self._deadline - time.monotonic(), _LEAST_S)
 
-    def pause_s(self, error: SluiceError) -> float:
-        """How long to wait before the next one; raises the error if there is none."""
+    def pause_s(self, error: SluiceError) -> float | None:
+        """How long to wait before the next one; None if there is none."""
         spread = random.uniform(1.0, _SPREAD)
         pause_s = self._retries.pause_s(error, self._made, (self._deadline - time.monotonic()) / spread)
-        if pause_s is None:
-            raise error
-        return pause_s * spread
+        return None if pause_s is None else pause_s * spread
 
 
 def repeated(retries: Retries, timeout_s: float, send: Callable[[float], Answer]) -> Answer:
@@ -95,7 +93,10 @@ def repeated(retries: Retries, timeout_s: float, send: Callable[[float], Answer]
         try:
             return send(attempts.next_s())
         except SluiceError as error:
-            time.sleep(attempts.pause_s(error))
+            pause_s = attempts.pause_s(error)
+            if pause_s is None:
+                raise
+        time.sleep(pause_s)
 
 
 async def repeated_async(
@@ -107,4 +108,7 @@ async def repeated_async(
         try:
             return await send(attempts.next_s())
         except SluiceError as error:
-            await asyncio.sleep(attempts.pause_s(error))
+            pause_s = attempts.pause_s(error)
+            if pause_s is None:
+                raise
+        await asyncio.sleep(pause_s)

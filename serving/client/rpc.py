@@ -71,7 +71,10 @@ def _prediction(response: Any) -> Prediction:
     found = Prediction(response.model, response.version, tuple(map(_result, response.results)))
     first = found.results[0].error if found.results else None
     if first is not None and all(each.error for each in found.results):
-        raise first
+        try:
+            raise first
+        finally:
+            del first, found  # else the error holds this frame, and this frame the error
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.errors import without_frames
 from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument
 
 Tensors = Mapping[str, np.ndarray]
@@ -208,6 +209,7 @@ class BatchScheduler:
                 self._queues[queue] = process  # the others have their turn first
                 self._changed.notify()  # another thread may have to wait for the next deadline now
             process(batch)
+            del process, batch  # the next ones may be long in coming
 
     def _next(self, now: float) -> tuple[BatchQueue | None, float | None]:
         """The next queue in turn that has a ready batch; else None and how long to wait for one."""
@@ -227,8 +229,9 @@ def finish(batch: Sequence[Task], run: Callable[[], list[list[np.ndarray]]]) -> 
     try:
         shares = run()
     except Exception as error:
+        status = without_frames(from_exception(error))
         for task in batch:
-            task.done.set_exception(from_exception(error))
+            task.done.set_exception(status)
         return
     for task, share in zip(batch, shares, strict=True):
         task.done.set_result(share)

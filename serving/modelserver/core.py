@@ -145,6 +145,10 @@ class ServerCore:
             for name, versions in found.items():
                 self._manager.want(name, versions)
 
+    def is_configured(self, name: str) -> bool:
+        """Whether there is a model of this name, be it available or not."""
+        return name in self._entries
+
     def version_of(self, spec: Any) -> int | None:
         """The version that a `ModelSpec` asks for; None for the latest. Raises StatusError."""
         if not spec.name:

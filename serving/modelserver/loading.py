@@ -16,7 +16,7 @@ from serving.modelserver.flags import Flags
 from serving.modelserver.manager import Model, Servable
 from serving.modelserver.metrics import Metrics
 from serving.modelserver.servable import LoadOptions, Session
-from serving.modelserver.status import Code, invalid_argument
+from serving.modelserver.status import Code, detached, invalid_argument
 from serving.modelserver.warmup import WARMUP_FILE, DamagedFile, warm_up
 from serving.modelserver.widths import Cores, TwoWidths
 
@@ -74,10 +74,16 @@ class Loading:
         try:
             if self.warmup_iterations:
                 self._warm_up(name, version, sessions, path)
-        except BaseException:
-            for session in sessions:
-                session.close()
-            raise
+        except Exception as error:
+            failure = detached(error)
+        else:
+            return self._servable(sessions)
+        for session in sessions:  # not before: as long as it is handled, the error holds what is to be freed
+            session.close()
+        raise failure
+
+    def _servable(self, sessions: Sequence[Session]) -> Servable:
+        """A model's sessions as requests reach them."""
         servable: Servable = sessions[0]
         if self.cores is not None and len(sessions) > 1:
             servable = TwoWidths(sessions[1], sessions[0], self.cores)
@@ -87,8 +93,8 @@ class Loading:
 
     def _sessions(self, path: Path) -> list[Session]:
         """The model's session; and one of one thread, where it may be had twice."""
-        session = Session(path, self.options)
         size = sum(file.stat().st_size for file in path.glob("saved_model.pb*"))
+        session = Session(path, self.options)
         if self.cores is None or session.keeps_state or size > MOST_BYTES_TWICE:
             return [session]
         try:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from serving.errors import without_frames
 from serving.modelserver.failures import Failures
 from serving.modelserver.lifecycle import Load, State, Unload, VersionState, decide
 from serving.modelserver.niceness import step_back
@@ -180,7 +181,7 @@ class ModelManager:
                 with self._slots:
                     return self._load(name, action.version, action.path), error
             except Exception as caught:
-                error = from_exception(caught)
+                error = without_frames(from_exception(caught))  # it is kept for as long as the version is
                 if (text := failures.tell(str(error), time.monotonic())) is not None:
                     logger.error(  # noqa: TRY400 - its trace says nothing about the model's folder
                         "Loading servable: {name: %s version: %d} failed: %s", name, action.version, text

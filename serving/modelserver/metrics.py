@@ -15,6 +15,9 @@ from collections.abc import Sequence
 LATENCY_LIMITS_US = [10 * 1.8**power for power in range(33)]
 EXAMPLE_COUNT_LIMITS = [float(2**power) for power in range(15)]
 QUEUING_LIMITS_US = [100 * 1.2**power for power in range(52)]
+# Clients may ask for models by any name: of those that no model has so many are counted by themselves.
+MOST_STRANGERS = 100
+LONGEST_STRANGER = 255  # characters, as a folder's name
 
 
 def _label_text(names: Sequence[str], values: Sequence[str]) -> str:
@@ -87,10 +90,26 @@ class Histogram:
         return lines
 
 
+class Strangers:
+    """Under which names requests are counted that are for no model of this server: the first ones' own."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def shown(self, name: str) -> str:
+        """The name itself, or the empty one, which all share that come once there are many."""
+        if name not in self._names:
+            if len(self._names) >= MOST_STRANGERS or len(name) > LONGEST_STRANGER:
+                return ""
+            self._names.add(name)
+        return name
+
+
 class Metrics:
     """All that one server counts."""
 
     def __init__(self) -> None:
+        self.strangers = Strangers()
         serving, loading = ":tensorflow:serving", ":tensorflow:cc:saved_model"
         self.request_count = Counter(f"{serving}:request_count", ["model_name", "status"])
         self.request_latency = Histogram(

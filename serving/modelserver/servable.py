@@ -25,7 +25,14 @@ from tensorflow.python.framework import op_def_registry
 
 from serving import memory, protos
 from serving.modelserver.signature import Signature
-from serving.modelserver.status import Code, StatusError, from_exception, invalid_argument, not_found
+from serving.modelserver.status import (
+    Code,
+    StatusError,
+    detached,
+    from_exception,
+    invalid_argument,
+    not_found,
+)
 from serving.tensor_json import short_name
 
 logger = logging.getLogger(__name__)
@@ -93,14 +100,17 @@ class Session:
         try:
             with self._graph.as_default():
                 meta_graph = _load(self._session, path, options.tags)
-        except BaseException:
-            self.close()
-            raise
-        self.keeps_state = _keeps_state(meta_graph.graph_def)
-        self.signatures: dict[str, Signature] = {
-            name: Signature.read(protos.SignatureDef.FromString(signature.SerializeToString()))
-            for name, signature in meta_graph.signature_def.items()
-        }
+            self.keeps_state = _keeps_state(meta_graph.graph_def)
+            self.signatures: dict[str, Signature] = {
+                name: Signature.read(protos.SignatureDef.FromString(signature.SerializeToString()))
+                for name, signature in meta_graph.signature_def.items()
+            }
+        except Exception as error:
+            failure = detached(error)
+        else:
+            return
+        self.close()  # not before: as long as it is handled, the error holds what is to be freed
+        raise failure
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
         """Run the graph once.

@@ -87,7 +87,8 @@ class Services:
             response = work()
         except Exception as error:
             code = error.code if isinstance(error, StatusError) else Code.INTERNAL
-            self.metrics.request_count.add(name, code.name)
+            shown = name if self.core.is_configured(name) else self.metrics.strangers.shown(name)
+            self.metrics.request_count.add(shown, code.name)
             raise
         self.metrics.request_count.add(name, OK)
         elapsed_us = (time.perf_counter() - started) * 1e6

@@ -63,6 +63,16 @@ def failed_precondition(message: str) -> StatusError:
     return StatusError(Code.FAILED_PRECONDITION, message)
 
 
+def detached(error: BaseException) -> StatusError:
+    """The status that stands for `error`, and holds nothing of what that came from.
+
+    The frames that an error passed hold a session and its graph, and so does an error of TensorFlow's that
+    names an op: whoever frees these, or keeps the status, must not keep the error.
+    """
+    status = from_exception(error)
+    return StatusError(status.code, status.message)
+
+
 def from_exception(error: BaseException) -> StatusError:
     """The status that stands for `error`: TensorFlow's own code where it has one, else INTERNAL."""
     if isinstance(error, StatusError):

@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serving.admission import Ticket
-from serving.errors import InvalidInput, SluiceError, UnsupportedMedia
+from serving.errors import InvalidInput, SluiceError, UnsupportedMedia, without_frames
 from serving.file_kinds import begins_as_image
 from serving.gateway import Gateway
 from serving.parts import Part
@@ -150,6 +150,7 @@ class ClassifyEndpoint:
             async for part in rest:
                 yield await self._lines_of(part, places, images)
         except SluiceError as error:
+            without_frames(error)
             yield _line({"error": {"type": error.kind, "detail": error.message}})
 
     async def _lines_of(self, part: Part, places: Sequence[int], images: Sequence[Upload]) -> bytes:

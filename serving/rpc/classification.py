@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from serving import protos
-from serving.errors import InvalidInput, SluiceError
+from serving.errors import InvalidInput, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
 from serving.rpc.call import as_kind, next_message, service
@@ -57,7 +57,7 @@ class ImageClassification:
             try:
                 return await self.classify(request, own)
             except Exception as error:
-                return _failed(as_kind(error, context), request.id)
+                return _failed(without_frames(as_kind(error, context)), request.id)
 
         async with aclosing(answered_in_order(requests, answer)) as answers:
             async for response in answers:

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import json_format
 
 from serving import open_inference, protos
-from serving.errors import InvalidInput
+from serving.errors import InvalidInput, without_frames
 from serving.gateway import Gateway
 from serving.model_version import ModelVersion
 from serving.open_inference import InferRequest, Tensor
@@ -132,7 +132,8 @@ class OpenInferenceRpc:
             try:
                 return protos.ModelStreamInferResponse(infer_response=await self.model_infer(request, own))
             except Exception as error:
-                failed = protos.ModelStreamInferResponse(error_message=as_kind(error, context).message)
+                kind = without_frames(as_kind(error, context))
+                failed = protos.ModelStreamInferResponse(error_message=kind.message)
                 failed.infer_response.id = request.id
                 return failed
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,15 +17,21 @@ import pytest
 from google.protobuf.message import Message
 
 from serving import protos, tensors
+from serving.backends.pool import Pool
+from serving.backends.tfserving import TensorFlowServing
+from serving.errors import Unavailable
+from serving.routing import Split
 from tests.support.fake_replica import FakeReplica, Refusal, running, until
 from tests.support.garbage import left_behind, our_frames
 from tests.support.gateways import gateway_over
 from tests.support.pictures import encoded, gradient
+from tests.support.replicas import replica
 
 CLASSIFY = "/v1/models/digits:classify"
 PREDICT = "/v1/models/digits:predict"
 PNG = {"content-type": "image/png"}
 JSON = {"content-type": "application/json"}
+NDJSON = {"accept": "application/x-ndjson"}
 PICTURE = encoded(gradient(8, 8, "L"), "PNG")
 CUT_OFF = PICTURE[: len(PICTURE) // 2]
 # Of the last one gRPC may still hold something as its answer is here.
@@ -126,3 +137,102 @@ async def test_over_grpc(replica: FakeReplica, model: str, memory_bytes: int | N
         assert {frame.f_code.co_name for frame in frames} <= {"handle", "abort"}
         held = [value for frame in frames for value in frame.f_locals.values()]
         assert not [value for value in held if isinstance(value, Message)]
+
+
+async def test_images_that_fail_behind_others_in_a_stream_of_lines() -> None:
+    """The first part is answered; the line that ends the stream says what the second met."""
+    asked = 0
+
+    async def refuse_later(_request: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked % 2 == 0:
+            raise Refusal(grpc.StatusCode.INTERNAL)
+
+    body = {"images": [base64.b64encode(PICTURE).decode()] * 2}
+    async with (
+        running(FakeReplica(before_predict=refuse_later)) as fake,
+        gateway_over(fake, max_batch=1) as (_, client),
+    ):
+        tasks = len(asyncio.all_tasks())
+        with left_behind() as found:
+            answer = await client.post(CLASSIFY, json=body, headers=NDJSON)
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        first, last = (json.loads(line) for line in answer.text.splitlines())
+        assert (first["index"], last["error"]["type"]) == (0, "internal")
+        assert not our_frames(found)
+
+
+def classify_stream(channel: grpc.aio.Channel) -> Any:
+    """ClassifyStream, of requests for an image each."""
+    ask = channel.stream_stream(
+        f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
+        request_serializer=protos.ClassifyRequest.SerializeToString,
+        response_deserializer=protos.ClassifyResponse.FromString,
+    )
+    return lambda count: ask(protos.ClassifyRequest(images=[PICTURE]) for _ in range(count))
+
+
+def infer_stream(channel: grpc.aio.Channel) -> Any:
+    """ModelStreamInfer, of requests for an image each."""
+    ask = channel.stream_stream(
+        f"/{protos.OPEN_INFERENCE}/ModelStreamInfer",
+        request_serializer=protos.ModelInferRequest.SerializeToString,
+        response_deserializer=protos.ModelStreamInferResponse.FromString,
+    )
+    request = protos.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(64)])
+    request.inputs.add(name="images", datatype="UINT8", shape=[1, 8, 8, 1])
+    return lambda count: ask(request for _ in range(count))
+
+
+@pytest.mark.parametrize("stream", [classify_stream, infer_stream])
+async def test_what_fails_in_a_stream_over_grpc_that_goes_on(
+    stream: Callable[[grpc.aio.Channel], Any],
+) -> None:
+    async with (
+        running(refusing(grpc.StatusCode.INTERNAL)) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        ask = stream(channel)
+        assert [each async for each in ask(1)]
+        with left_behind() as found:
+            answers = [each async for each in ask(CALLS)]
+        assert len(answers) == CALLS
+        assert not our_frames(found)
+
+
+async def test_a_call_that_another_replica_answers() -> None:
+    """The one that goes away first was asked; its error is of no more use."""
+    failed = False
+
+    async def ask(_api: TensorFlowServing, _timeout_s: float) -> str:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise Unavailable("gone")
+        return "answer"
+
+    pool = Pool([replica("127.0.0.1:1"), replica("127.0.0.1:2")], calls_per_replica=1)
+    async with contextlib.aclosing(pool):
+        with left_behind() as found:
+            assert await pool.call("digits", 1, ask, deadline=time.monotonic() + 20) == "answer"
+        assert failed
+        assert not our_frames(found)
+
+
+async def test_a_copy_that_the_candidate_fails() -> None:
+    async def refuse(request: Any) -> None:
+        if request.model_spec.version.value == 2:
+            raise Refusal(grpc.StatusCode.INTERNAL)
+
+    replica = FakeReplica({"digits": {1, 2}}, before_predict=refuse)
+    async with running(replica) as fake, gateway_over(fake) as (up, client):
+        await until(lambda: len(up.catalog.versions("digits")) == 2)
+        steering = up.gateway.steering
+        steering.set_split("digits", Split(1, 2, shadow=1.0), None)
+        with left_behind() as found:
+            answer = await client.post(CLASSIFY, content=PICTURE, headers=PNG)
+            await until(lambda: steering.counts("digits").get("candidate-failed/2") == 1)
+        assert answer.json()["version"] == 1
+        assert not our_frames(found)
