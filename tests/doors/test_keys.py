@@ -154,7 +154,7 @@ async def test_only_an_admin_changes_the_models(replica: ScriptedReplica, key_fi
         assert [each.name for each in config.model_config_list.config] == ["digits"]
         denied = await post(client, bearer(admin))
         assert denied.status_code == 403
-        assert 'the scope "classify"' in denied.json()["detail"]
+        assert denied.json()["detail"] == 'this needs the scope "classify"; root has: admin'
 
 
 async def test_an_admin_sees_what_every_task_is_doing(replica: ScriptedReplica, key_file: Path) -> None:
@@ -216,6 +216,18 @@ async def test_a_file_that_is_away_is_told_of_once_each_time(
     assert watched.value == path.read_text()
     errors = [line["error"] for line in lines if line["log_level"] == "error"]
     assert errors == [f"cannot read {path}: No such file or directory"] * 2
+
+
+async def test_that_a_file_has_changed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"first")
+    watched = WatchedFile(path, bytes.decode)
+    with capture_logs() as lines:
+        await watched.refresh()
+        path.write_bytes(b"second")
+        await watched.refresh()
+    (line,) = lines
+    assert (line["event"], line["file"]) == ("a credentials file changed", str(path))
 
 
 async def test_each_key_has_its_own_rate_and_concurrency(replica: ScriptedReplica, key_file: Path) -> None:
