@@ -209,6 +209,31 @@ class Held:
         await self.gate.wait()
 
 
+async def test_one_who_waits_no_longer_takes_the_others_of_its_batch_nothing(replica: FakeReplica) -> None:
+    """A call to a replica has as long as the most patient of those whose images are in it."""
+    held = [Held(), Held()]
+
+    async def hold(request: Any) -> None:
+        await held[len(replica.batches) - 1](request)
+
+    replica.before_predict = hold
+    async with gateway_over(replica, calls_per_replica=1) as (up, client):
+
+        def ask(**headers: str) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG | headers))
+
+        first = ask()
+        await held[0].entered.wait()
+        hasty, patient = ask(**{"x-request-timeout": "2"}), ask()
+        await until(lambda: up.gateway.batcher.depth() == 2)
+        held[0].gate.set()
+        await held[1].entered.wait()
+        assert replica.batches == [1, 2]
+        assert (await hasty).status_code == 504
+        held[1].gate.set()
+        assert ((await first).status_code, (await patient).status_code) == (200, 200)
+
+
 async def test_draining_asks_clients_to_leave_and_answers_what_is_in_flight(replica: FakeReplica) -> None:
     held = replica.before_predict = Held()
     async with (
