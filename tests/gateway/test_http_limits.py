@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.fake_replica import TIME_LEFT_S, FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over, gateway_to_end
 from tests.support.http import PATH, PNG, grey_png, refused
 from tests.support.processes import started
@@ -211,9 +211,10 @@ class Held:
 
 async def test_one_who_waits_no_longer_takes_the_others_of_its_batch_nothing(replica: FakeReplica) -> None:
     """A call to a replica has as long as the most patient of those whose images are in it."""
-    held = [Held(), Held()]
+    held, left_s = [Held(), Held()], list[float | None]()
 
     async def hold(request: Any) -> None:
+        left_s.append(TIME_LEFT_S.get())
         await held[len(replica.batches) - 1](request)
 
     replica.before_predict = hold
@@ -229,6 +230,8 @@ async def test_one_who_waits_no_longer_takes_the_others_of_its_batch_nothing(rep
         held[0].gate.set()
         await held[1].entered.wait()
         assert replica.batches == [1, 2]
+        assert left_s[-1] is not None
+        assert left_s[-1] > 5.0
         assert (await hasty).status_code == 504
         held[1].gate.set()
         assert ((await first).status_code, (await patient).status_code) == (200, 200)

@@ -148,6 +148,25 @@ async def test_who_finds_no_room_is_refused_after_a_while_and_that_is_counted(
         assert [error.kind for error in up.refused] == ["overloaded"]
 
 
+async def test_who_waits_for_what_is_worked_on_alone_is_let_in_once_that_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_gate, "_LOOK_S", 0.0)
+    async with scene() as up, connected(up) as channel:
+        up.hold.clear()
+        worked_on = one(channel, bytes(MIB))
+        await until(lambda: len(up.came) == 1)
+        up.left_bytes = SCARCE_BYTES
+        waits = one(channel, b"waits")
+        await until(lambda: up.waiting() == 1)
+        for _ in range(20):  # looks
+            await asyncio.sleep(0)
+        assert len(up.came) == 1
+        up.hold.set()
+        await asyncio.gather(worked_on, waits)
+        assert up.refused == []
+
+
 async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_gate, "_WAIT_S", 60.0)
     monkeypatch.setattr(memory_gate, "_MOST_WAITING", 2)
