@@ -117,7 +117,8 @@ async def assert_rpcs_ask_for_a_key(running: Running, key: str) -> None:
 async def reload(running: Running, key: str) -> Any:
     request, response = protos.methods(protos.MODEL_SERVICE)["HandleReloadConfigRequest"]
     message = request()
-    message.config.model_config_list.config.add(name="digits", base_path="/models/digits")
+    for name in ("flowers", "digits"):
+        message.config.model_config_list.config.add(name=name, base_path=f"/models/{name}")
     async with grpc.aio.insecure_channel(running.grpc_address) as channel:
         call: Any = channel.unary_unary(
             f"/{protos.MODEL_SERVICE}/HandleReloadConfigRequest",
@@ -148,10 +149,11 @@ async def test_only_an_admin_changes_the_models(replica: ScriptedReplica, key_fi
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reload(running, common)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert replica.reloaded == []
+        assert (replica.reloaded, running.catalog.names()) == ([], ["digits"])
         await reload(running, admin)
         (config,) = replica.reloaded
-        assert [each.name for each in config.model_config_list.config] == ["digits"]
+        assert [each.name for each in config.model_config_list.config] == ["flowers", "digits"]
+        assert running.catalog.names() == ["digits", "flowers"]
         denied = await post(client, bearer(admin))
         assert denied.status_code == 403
         assert denied.json()["detail"] == 'this needs the scope "classify"; root has: admin'

@@ -108,6 +108,14 @@ async def test_a_full_gateway_refuses_at_once(replica: FakeReplica) -> None:
         assert counted(running_gateway, "sluice_requests_refused_total", reason="requests") == 1
 
 
+async def test_what_fills_all_replicas_twice_may_be_in_progress_from_the_start(replica: FakeReplica) -> None:
+    async with (
+        running(FakeReplica()) as other,
+        gateway_over(replica, other, max_batch=40, max_in_flight=200) as (up, _),
+    ):
+        assert up.gateway.admission.progress_of("digits") == (0, 160)
+
+
 async def test_bytes_in_flight_are_bounded(replica: FakeReplica) -> None:
     gate, entered = asyncio.Event(), asyncio.Event()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -11,19 +13,27 @@ import grpc
 import grpc.aio
 import pytest
 
-from serving.errors import SluiceError
+from serving.errors import Overloaded, SluiceError
 from serving.gateway import Gateway
+from serving.prediction import ModelRef, RequestContext
 from serving.pressure import Pressure
 from serving.rpc import memory_gate
 from serving.rpc.memory_gate import MemoryGate
 from serving.settings import Settings
-from tests.support.fake_replica import until
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import gateway_over
 
 MIB = 2**20
 PLENTY_BYTES = 1000 * MIB
 # A fifth is kept: with so little beyond it one message is read, and others wait until it has come.
 SCARCE_BYTES = PLENTY_BYTES // 5 + MIB
 REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is refused because the machine is slow."""
+    monkeypatch.setattr(memory_gate, "_WAIT_S", 60.0)
 
 
 class Scene:
@@ -154,9 +164,9 @@ async def test_who_waits_for_what_is_worked_on_alone_is_let_in_once_that_is_done
     monkeypatch.setattr(memory_gate, "_LOOK_S", 0.0)
     async with scene() as up, connected(up) as channel:
         up.hold.clear()
+        up.left_bytes = SCARCE_BYTES
         worked_on = one(channel, bytes(MIB))
         await until(lambda: len(up.came) == 1)
-        up.left_bytes = SCARCE_BYTES
         waits = one(channel, b"waits")
         await until(lambda: up.waiting() == 1)
         for _ in range(20):  # looks
@@ -168,7 +178,6 @@ async def test_who_waits_for_what_is_worked_on_alone_is_let_in_once_that_is_done
 
 
 async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_gate, "_WAIT_S", 60.0)
     monkeypatch.setattr(memory_gate, "_MOST_WAITING", 2)
     async with scene() as up, connected(up) as channel, used_up(up, channel):
         wait = [one(channel, b"waits") for _ in range(2)]
@@ -189,3 +198,17 @@ async def test_the_next_message_of_a_stream_is_not_read_while_memory_is_short() 
         assert await stream.read() == b""
         assert up.came == [b"1", b"2"]
         stream.cancel()
+
+
+async def test_a_call_that_was_let_in_is_not_refused_for_the_memory_that_it_takes_itself() -> None:
+    async with running(FakeReplica()) as fake, gateway_over(fake, max_memory_bytes=2**40) as (up, _):
+        pressure, latest = up.gateway.pressure, time.monotonic() + 60
+        assert pressure is not None
+        pressure._left, pressure._sampled = (lambda: 0), -math.inf
+        assert not pressure.busy()
+        with up.gateway.request(RequestContext("a", "grpc", latest), ModelRef("digits")):
+            assert pressure.busy()
+            over_http = RequestContext("b", "http", latest)
+            with pytest.raises(Overloaded), up.gateway.request(over_http, ModelRef("digits")):
+                raise AssertionError
+        assert not pressure.busy()

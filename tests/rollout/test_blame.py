@@ -125,6 +125,15 @@ async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_copied_r
         assert not any(name.startswith("compared") for name in gateway.gateway.steering.counts("digits"))
 
 
+async def test_a_request_without_any_image_that_can_be_read_is_not_copied() -> None:
+    replica = VersionedReplica()
+    async with split_over(replica, Split(1, 2, 0.0, 1.0, "x")) as (gateway, client):
+        headers = {"content-type": "image/png"}
+        assert (await client.post(CLASSIFY, content=b"nonsense", headers=headers)).status_code == 400
+        await until(lambda: not gateway.gateway.steering._copies)
+        assert (pairs(gateway), replica.batches) == ({}, [])
+
+
 async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:
     replica = VersionedReplica(behaviour={2: hanging})
     split = Split(1, 2, 0.0, 1.0, "x")
