@@ -41,9 +41,9 @@ async def split_over(
         yield gateway, client
 
 
-async def ask(client: httpx.AsyncClient, **headers: str) -> int:
+async def ask(client: httpx.AsyncClient, path: str = CLASSIFY, **headers: str) -> int:
     headers = {"content-type": "image/png"} | headers
-    return (await client.post(CLASSIFY, content=PICTURES[1], headers=headers)).status_code
+    return (await client.post(path, content=PICTURES[1], headers=headers)).status_code
 
 
 def pairs(gateway: Running) -> dict[str, float]:
@@ -106,6 +106,26 @@ async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_batch() 
         assert sorted(await asyncio.gather(*callers)) == [200, 200, 200, 200, 500]
         counts = gateway.gateway.steering.counts("digits")
         assert (counts["calls/2"], counts["failed/2"]) == (2.0, 1.0)
+
+
+async def test_a_batch_is_evidence_in_which_one_request_was_routed() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> None:
+        asked.set()
+        await go_on.wait()
+
+    replica = VersionedReplica(behaviour={2: waiting})
+    split = Split(1, 2, 1.0, salt="x")
+    async with split_over(replica, split, calls_per_replica=1, max_batch=4) as (gateway, client):
+        callers = [asyncio.create_task(ask(client))]
+        await asked.wait()
+        named = CLASSIFY.replace(":classify", "/versions/2:classify")
+        callers += [asyncio.create_task(ask(client, path)) for path in (named, CLASSIFY)]
+        await until(lambda: gateway.gateway.batcher.depth() == 2)
+        go_on.set()
+        assert await asyncio.gather(*callers) == [200] * 3
+        assert gateway.gateway.steering.counts("digits")["calls/2"] == 2.0
 
 
 @pytest.mark.parametrize(("sick", "failed"), [(1, "stable-failed"), (2, "candidate-failed")])
