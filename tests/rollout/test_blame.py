@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -145,13 +146,17 @@ async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_copied_r
         assert not any(name.startswith("compared") for name in gateway.gateway.steering.counts("digits"))
 
 
-async def test_a_request_without_any_image_that_can_be_read_is_not_copied() -> None:
+async def test_a_request_without_any_image_that_can_be_read_is_not_copied(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     replica = VersionedReplica()
     async with split_over(replica, Split(1, 2, 0.0, 1.0, "x")) as (gateway, client):
         headers = {"content-type": "image/png"}
         assert (await client.post(CLASSIFY, content=b"nonsense", headers=headers)).status_code == 400
         await until(lambda: not gateway.gateway.steering._copies)
         assert (pairs(gateway), replica.batches) == ({}, [])
+    gc.collect()  # asyncio tells then of copies that failed
+    assert caplog.text == ""
 
 
 async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:
