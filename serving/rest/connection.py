@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.errors import DeadlineExceeded, InvalidInput, SluiceError, out_of_memory
 from serving.rest import head
@@ -75,6 +75,9 @@ class Connection(HttpToolsProtocol):
         self._refused = False
         self._still_sends = False
         self._unparsed = b""
+        self._answering: RequestResponseCycle | None = (
+            None  # `cycle` is the latest one, which may have to wait
+        )
         self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -87,6 +90,7 @@ class Connection(HttpToolsProtocol):
         """Stop waiting, and what is done for this client alone."""
         self._stop_waiting()
         super().connection_lost(exc)
+        self._disconnect()
         self._client.leave()
 
     def data_received(self, data: bytes) -> None:
@@ -171,6 +175,8 @@ class Connection(HttpToolsProtocol):
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # it takes the 100 for the answer (RFC 9110, 10.1.1)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
         if self.loop.time() > self._old_at:
             self.cycle.keep_alive = False
 
@@ -199,6 +205,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, of which some may be here already."""
+        if self.pipeline:
+            self._answering = self.pipeline[-1][0]
         super().on_response_complete()
         if self._unparsed and not self.pipeline:
             self._parse(b"")
@@ -220,6 +228,14 @@ class Connection(HttpToolsProtocol):
                 why = f"no request target is {self.url[:100]!r}"
             text = f"the bytes are not valid HTTP/1.1: {why}"
             self._refuse(400, InvalidInput(text, stage="admission"))
+
+    def _disconnect(self) -> bool:
+        """Have nothing more of an answer sent, and its app told so; gives whether some of it has been."""
+        if self._answering is None or self._answering.response_complete:
+            return False
+        self._answering.disconnected = True
+        self._answering.message_event.set()
+        return bool(self._answering.response_started)
 
     def _is_answered(self) -> bool:
         """Whether nothing is being answered."""
@@ -260,12 +276,9 @@ class Connection(HttpToolsProtocol):
         self._unparsed = b""
         self._stop_waiting()
         self._unset_keepalive_if_required()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-            if self.cycle.response_started:  # an answer inside an answer would be read as part of it
-                self.transport.close()
-                return
+        if self._disconnect():  # an answer inside an answer would be read as part of it
+            self.transport.close()
+            return
         body = problem_body(error, status=status, request_id="")
         lines = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/problem+json\r\n"

@@ -57,3 +57,39 @@ def test_texts_that_quote_a_caller_stay_short_and_valid() -> None:
     assert for_a_header("a" * 1025) == "a" * 1024 + "...TRUNCATED"
     assert for_a_header("€" * 342) == "€" * 341 + "...TRUNCATED"  # of three bytes each
     assert for_a_header("\ud800") == "?"
+
+
+def test_a_text_is_cut_where_it_is_too_long_and_says_so() -> None:
+    assert errors.shortened("x" * 10, 10) == "x" * 10
+    assert errors.shortened("x" * 11, 10) == "x" * 10 + "…"
+    assert errors.shortened("\ud800", 10) == "?"
+
+
+def test_only_what_may_be_otherwise_later_is_worth_another_try() -> None:
+    assert {kind.kind for kind in KINDS if kind.retryable} == {"overloaded", "rate-limited", "unavailable"}
+    no_memory = errors.out_of_memory("decode")
+    assert (no_memory.kind, no_memory.stage, no_memory.retry_after_s) == ("overloaded", "decode", 1.0)
+
+
+def raised(error: Exception, cause: Exception | None = None) -> Exception:
+    """An error with the frames that it passed."""
+    try:
+        raise error from cause
+    except type(error):
+        return error
+
+
+def test_nothing_is_held_through_an_error_nor_through_those_behind_it() -> None:
+    cause = raised(ValueError("cause"), raised(OSError("the cause's own")))
+    error, context = raised(errors.Internal("it"), cause), raised(KeyError("context"))
+    error.__context__ = context
+    behind = [error, cause, cause.__cause__, context]
+    assert all(each is not None and each.__traceback__ is not None for each in behind)
+    assert errors.without_frames(error) is error
+    assert [each.__traceback__ for each in behind if each is not None] == [None] * 4
+
+
+def test_what_went_wrong_is_found_in_groups_of_groups() -> None:
+    error = ValueError("it")
+    assert errors.innermost(ExceptionGroup("a", [ExceptionGroup("b", [error]), OSError()])) is error
+    assert errors.innermost(error) is error

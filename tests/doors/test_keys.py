@@ -117,7 +117,8 @@ async def assert_rpcs_ask_for_a_key(running: Running, key: str) -> None:
 async def reload(running: Running, key: str) -> Any:
     request, response = protos.methods(protos.MODEL_SERVICE)["HandleReloadConfigRequest"]
     message = request()
-    message.config.model_config_list.config.add(name="digits", base_path="/models/digits")
+    for name in ("flowers", "digits"):
+        message.config.model_config_list.config.add(name=name, base_path=f"/models/{name}")
     async with grpc.aio.insecure_channel(running.grpc_address) as channel:
         call: Any = channel.unary_unary(
             f"/{protos.MODEL_SERVICE}/HandleReloadConfigRequest",
@@ -148,13 +149,14 @@ async def test_only_an_admin_changes_the_models(replica: ScriptedReplica, key_fi
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reload(running, common)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert replica.reloaded == []
+        assert (replica.reloaded, running.catalog.names()) == ([], ["digits"])
         await reload(running, admin)
         (config,) = replica.reloaded
-        assert [each.name for each in config.model_config_list.config] == ["digits"]
+        assert [each.name for each in config.model_config_list.config] == ["flowers", "digits"]
+        assert running.catalog.names() == ["digits", "flowers"]
         denied = await post(client, bearer(admin))
         assert denied.status_code == 403
-        assert 'the scope "classify"' in denied.json()["detail"]
+        assert denied.json()["detail"] == 'this needs the scope "classify"; root has: admin'
 
 
 async def test_an_admin_sees_what_every_task_is_doing(replica: ScriptedReplica, key_file: Path) -> None:
@@ -216,6 +218,18 @@ async def test_a_file_that_is_away_is_told_of_once_each_time(
     assert watched.value == path.read_text()
     errors = [line["error"] for line in lines if line["log_level"] == "error"]
     assert errors == [f"cannot read {path}: No such file or directory"] * 2
+
+
+async def test_that_a_file_has_changed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"first")
+    watched = WatchedFile(path, bytes.decode)
+    with capture_logs() as lines:
+        await watched.refresh()
+        path.write_bytes(b"second")
+        await watched.refresh()
+    (line,) = lines
+    assert (line["event"], line["file"]) == ("a credentials file changed", str(path))
 
 
 async def test_each_key_has_its_own_rate_and_concurrency(replica: ScriptedReplica, key_file: Path) -> None:

@@ -104,7 +104,8 @@ async def answer_and_longest_s(
     return b"".join(pieces), min(longest_s)
 
 
-async def test_lines_of_many_classes_leave_others_their_turn() -> None:
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "application/json"])
+async def test_images_of_many_classes_leave_others_their_turn(accept: str) -> None:
     names = [f"class {index}" for index in range(CLASSES)]
     results = (ImageResult(tuple(map(ClassScore, names, range(CLASSES), row))) for row in SCORES.tolist())
     parts = [(0, Prediction("digits", 1, tuple(results)))]
@@ -116,9 +117,11 @@ async def test_lines_of_many_classes_leave_others_their_turn() -> None:
         gateway_over(replica, max_batch=EXAMPLES) as (_, client),
     ):
         body = {"images": images, "top_k": CLASSES}
-        answer, longest_s = await answer_and_longest_s(client, PATH, body, accept="application/x-ndjson")
-    lines = [json.loads(line) for line in answer.splitlines()]
-    assert [len(line["classes"]) for line in lines] == [CLASSES] * EXAMPLES
+        answer, longest_s = await answer_and_longest_s(client, PATH, body, accept)
+    results = [json.loads(line) for line in answer.splitlines()]
+    if accept == "application/json":
+        (results,) = (each["results"] for each in results)
+    assert [len(result["classes"]) for result in results] == [CLASSES] * EXAMPLES
     assert longest_s < alone_s / 2
 
 

@@ -231,3 +231,78 @@ async def test_a_client_of_http_1_0_is_not_told_to_continue(
     running, _ = gateway
     sent = post(grey_png(200), b"Expect: 100-continue\r\n" + CLOSE).replace(b"HTTP/1.1", b"HTTP/" + version)
     assert (await exchange(port_of(running), sent)).startswith(first)
+
+
+BEHIND = b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("behind", [b"", BEHIND], ids=["alone", "with another that waits"])
+async def test_no_refusal_is_told_inside_an_answer_that_has_begun(behind: bytes) -> None:
+    """It would be read as a part of that."""
+    told, ended = asyncio.Event(), asyncio.Event()
+
+    async def answer(_scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.set()
+        await send({"type": "http.response.body", "body": b"x" * 995})
+        ended.set()
+
+    async with served(answer) as (_, port), asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"begun")
+        writer.write(behind + b"NONSENSE\r\n\r\n")
+        assert await reader.read() == b""
+        await told.wait()
+        await ended.wait()
+        writer.close()
+
+
+@pytest.mark.parametrize("behind", [b"", BEHIND], ids=["alone", "with another that waits"])
+async def test_nothing_is_answered_behind_a_refusal(behind: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    go_on, sent = asyncio.Event(), asyncio.Event()
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        sent.set()
+
+    async with served(answer) as (_, port), asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + behind + b"NONSENSE\r\n\r\n")
+        refusal = await reader.read()  # to its end: for a while the other half stays open
+        go_on.set()
+        await sent.wait()
+        writer.close()
+    head = refusal.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert statuses(refusal) == [400]
+    assert {b"content-type: application/problem+json", b"connection: close"} <= set(head)
+    assert caplog.text == ""
+
+
+async def test_that_a_client_has_left_is_told_to_the_request_in_progress_though_another_waits() -> None:
+    began, told = asyncio.Event(), asyncio.Event()
+
+    async def stream(_scope: Scope, receive: Receive, send: Send) -> None:
+        async def left() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        leaving = asyncio.create_task(left())
+        began.set()
+        while not leaving.done():
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(0.01)
+        told.set()
+
+    async with served(stream) as (_, port), asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(BEHIND + BEHIND)
+        await began.wait()
+        writer.transport.abort()
+        await told.wait()

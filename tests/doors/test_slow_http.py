@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 
@@ -75,6 +76,48 @@ async def test_a_connection_is_idle_once_the_rest_of_a_refused_body_has_come(
     async with asyncio.timeout(60):
         assert b"HTTP/1.1 200" in await reader.read()
     writer.close()
+
+
+async def test_the_rest_of_a_refused_body_is_waited_for_as_long_as_headers_are(
+    replica: ScriptedReplica,
+) -> None:
+    async with gateway_over(replica, header_timeout_s=0.2, idle_timeout_s=3600) as (running, _):
+        started = asyncio.get_running_loop().time()
+        head = HEAD.replace(b"image/png", b"x/y") + b"Content-Length: 1000\r\n\r\n"
+        assert statuses(await exchange(port_of(running), head + b"some")) == [415]
+        assert asyncio.get_running_loop().time() - started < 30
+
+
+async def test_a_connection_is_closed_that_stays_idle_behind_the_rest_of_a_refused_body(
+    replica: ScriptedReplica,
+) -> None:
+    async with gateway_over(replica, header_timeout_s=3600, idle_timeout_s=0.2) as (running, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        writer.write(HEAD.replace(b"image/png", b"x/y") + b"Content-Length: 4\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 415")
+        writer.write(b"rest")
+        async with asyncio.timeout(30):
+            await reader.read()  # to its end
+        writer.close()
+
+
+async def test_a_request_may_take_longer_than_a_connection_may_be_idle(replica: ScriptedReplica) -> None:
+    async def take_long(_request: Any) -> None:
+        await asyncio.sleep(1.6)
+
+    async with gateway_over(replica, idle_timeout_s=1) as (running, _):
+        replica.before_predict = take_long
+        body = grey_png(200)
+        request = b"Content-Length: %d\r\n\r\n" % len(body) + body
+        sent = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(running))
+        async with asyncio.timeout(60):
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")  # its answer is here, and it is idle
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+            writer.write(HEAD + CLOSE + request)
+            assert statuses(await reader.read()) == [200]
+        writer.close()
 
 
 async def test_an_old_connection_is_closed_behind_an_answer(replica: ScriptedReplica) -> None:

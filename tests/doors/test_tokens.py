@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey, OKPKey, RSAKey
 from structlog.testing import capture_logs
 
+from serving.access.keys import REFUSAL
 from serving.access.tokens import Tokens
 from serving.errors import InvalidInput, Unauthenticated
-from tests.doors.credentials import bearer, post
+from tests.doors.credentials import bearer, keys_command, post
 from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import gateway_over
 
@@ -48,6 +50,51 @@ async def test_tokens_are_taken_where_their_keys_are_known(replica: ScriptedRepl
             assert (await post(client, bearer(token))).status_code == 401, token
         without = signed(key, aud="sluice")
         assert (await post(client, bearer(without))).status_code == 403
+
+
+async def test_tokens_are_taken_of_the_issuer_that_is_set(replica: ScriptedReplica, tmp_path: Path) -> None:
+    key = ECKey.generate_key("P-256", {"kid": "1"})
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(KeySet([key]).as_dict(private=False)))
+    async with gateway_over(replica, jwks_file=file, jwt_issuer="https://id.example") as (_, client):
+        for issuer, status in (("https://id.example", 200), ("https://other.example", 401), (None, 401)):
+            token = signed(key, scope="classify", iss=issuer)
+            assert (await post(client, bearer(token))).status_code == status
+
+
+async def test_keys_of_an_issuer_that_are_changed_are_followed(
+    replica: ScriptedReplica, tmp_path: Path
+) -> None:
+    first, second = (ECKey.generate_key("P-256", {"kid": kid}) for kid in ("1", "2"))
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(KeySet([first]).as_dict(private=False)))
+    async with gateway_over(replica, jwks_file=file) as (_, client):
+        assert (await post(client, bearer(signed(first, scope="classify")))).status_code == 200
+        file.write_text(json.dumps(KeySet([second]).as_dict(private=False)))
+        async with asyncio.timeout(60):
+            while (await post(client, bearer(signed(second, scope="classify")))).status_code != 200:
+                await asyncio.sleep(0.02)
+        for wrong in (signed(first, scope="classify"), "no-token"):
+            answer = await post(client, bearer(wrong))
+            assert (answer.status_code, answer.json()["detail"]) == (401, REFUSAL)
+
+
+async def test_keys_and_tokens_are_taken_beside_each_other(
+    replica: ScriptedReplica, tmp_path: Path, key_file: Path
+) -> None:
+    signs = ECKey.generate_key("P-256", {"kid": "1"})
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(KeySet([signs]).as_dict(private=False)))
+    key = keys_command("add", "a", f"--file={key_file}")
+    async with gateway_over(replica, jwks_file=file, keys_file=key_file) as (_, client):
+        for credential, status in (
+            (bearer(key), 200),
+            (bearer(signed(signs, scope="classify")), 200),
+            (bearer("neither"), 401),
+            (bearer("a.b.c"), 401),
+            ({}, 401),
+        ):
+            assert (await post(client, credential)).status_code == status
 
 
 def test_a_token_is_of_its_issuer_names_its_caller_and_ends() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.fake_replica import TIME_LEFT_S, FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over, gateway_to_end
 from tests.support.http import PATH, PNG, grey_png, refused
 from tests.support.processes import started
@@ -106,6 +106,14 @@ async def test_a_full_gateway_refuses_at_once(replica: FakeReplica) -> None:
         gate.set()
         assert (await first).status_code == 200
         assert counted(running_gateway, "sluice_requests_refused_total", reason="requests") == 1
+
+
+async def test_what_fills_all_replicas_twice_may_be_in_progress_from_the_start(replica: FakeReplica) -> None:
+    async with (
+        running(FakeReplica()) as other,
+        gateway_over(replica, other, max_batch=40, max_in_flight=200) as (up, _),
+    ):
+        assert up.gateway.admission.progress_of("digits") == (0, 160)
 
 
 async def test_bytes_in_flight_are_bounded(replica: FakeReplica) -> None:
@@ -207,6 +215,34 @@ class Held:
     async def __call__(self, _request: Any) -> None:
         self.entered.set()
         await self.gate.wait()
+
+
+async def test_one_who_waits_no_longer_takes_the_others_of_its_batch_nothing(replica: FakeReplica) -> None:
+    """A call to a replica has as long as the most patient of those whose images are in it."""
+    held, left_s = [Held(), Held()], list[float | None]()
+
+    async def hold(request: Any) -> None:
+        left_s.append(TIME_LEFT_S.get())
+        await held[len(replica.batches) - 1](request)
+
+    replica.before_predict = hold
+    async with gateway_over(replica, calls_per_replica=1) as (up, client):
+
+        def ask(**headers: str) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG | headers))
+
+        first = ask()
+        await held[0].entered.wait()
+        hasty, patient = ask(**{"x-request-timeout": "2"}), ask()
+        await until(lambda: up.gateway.batcher.depth() == 2)
+        held[0].gate.set()
+        await held[1].entered.wait()
+        assert replica.batches == [1, 2]
+        assert left_s[-1] is not None
+        assert left_s[-1] > 5.0
+        assert (await hasty).status_code == 504
+        held[1].gate.set()
+        assert ((await first).status_code, (await patient).status_code) == (200, 200)
 
 
 async def test_draining_asks_clients_to_leave_and_answers_what_is_in_flight(replica: FakeReplica) -> None:

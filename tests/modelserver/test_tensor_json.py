@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import warnings
 from typing import Any
 
 import numpy as np
@@ -126,9 +127,21 @@ def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
         ("DT_INT32", 2**31, False),
         ("DT_INT32", 1.0, False),
         ("DT_UINT8", 300, True),  # wraps, as in the original
+        ("DT_INT32", -(2**31), True),
+        ("DT_INT32", -(2**31) - 1, False),
         ("DT_INT64", 2**63, False),
+        ("DT_INT64", -(2**63), True),
+        ("DT_INT64", -(2**63) - 1, False),
         ("DT_UINT64", 2**64 - 1, True),
+        ("DT_UINT64", -1, False),
         ("DT_UINT32", -1, False),
+        ("DT_UINT32", 2**32 - 1, True),
+        ("DT_UINT32", 2**32, False),
+        ("DT_FLOAT", 2**24 - 1, True),
+        ("DT_FLOAT", 2**24, False),
+        ("DT_FLOAT", -(2**24), False),
+        ("DT_FLOAT", 2**64, True),
+        ("DT_FLOAT", 10**39, False),
         ("DT_DOUBLE", 2**53, False),
         ("DT_DOUBLE", 2**53 - 1, True),
         ("DT_HALF", 1.5, True),
@@ -143,6 +156,33 @@ def test_ranges(data_type: str, value: Any, is_taken: bool) -> None:
             assert parse(body.encode(), x=data_type).inputs["x"].size == 1
         else:
             refusal(body.encode(), x=data_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"instances": [1]}', "instances is a plain list, but expecting list of objects as multiple input"),
+        (b'{"inputs": [1]}', "inputs is a plain value/list, but expecting an object as multiple input"),
+        (b'{"instances": [{"a": 1, "b": "x"}]}', "Failed to process element: 0 key: b of 'instances' list. "),
+        (b'{"instances": [{"a": 1}]}', "keys must be equal to: a,b"),
+        (b'{"instances": [{"a": 1, "b": 1}, 2]}', "Expecting object but got list at item 1 of input list"),
+    ],
+)
+def test_several_inputs_are_named(body: bytes, says: str) -> None:
+    assert says in refusal(body, a="DT_FLOAT", b="DT_FLOAT")
+
+
+def test_of_one_input_all_rows_are_alike() -> None:
+    says = "Expecting value/list but got object at item 1 of input list"
+    assert refusal(b'{"instances": [1, {"x": 1}]}') == says
+    of_no_type = refusal(b'{"instances": [1]}', x="DT_COMPLEX64")
+    assert "Failed to process element: 0 of 'instances' list. Error: UNIMPLEMENTED: " in of_no_type
+
+
+def test_what_is_too_large_for_half_a_float_is_infinite_without_a_word() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse(b'{"inputs": [1e6]}', x="DT_HALF").inputs["x"].tolist() == [np.inf]
 
 
 def test_rows_of_the_highest_rank() -> None:

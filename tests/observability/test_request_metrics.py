@@ -42,6 +42,44 @@ async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> Non
         assert counted(up, "sluice_replica_breaker_open", replica=replica.address) == 1
 
 
+async def test_a_call_with_tensors_is_measured_by_stage() -> None:
+    async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
+        answer = await client.post("/v1/models/digits:predict", json={"instances": [[[[0]] * 8] * 8]})
+        assert answer.status_code == 200, answer.text
+        for stage, times in (("admission", 1), ("read", 1), ("backend", 1), ("queue", 0)):
+            assert counted(up, "sluice_stage_duration_seconds_count", stage=stage) == times, stage
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, {"content": SAMPLE.read_bytes(), "headers": PNG}),
+        ("/v1/models/digits:predict", {"json": {"instances": [[[[0]] * 8] * 8]}}),
+    ],
+    ids=("images", "tensors"),
+)
+async def test_how_much_may_be_in_progress_is_learned_from_every_kind_of_call(
+    path: str, body: dict[str, Any]
+) -> None:
+    release = asyncio.Event()
+
+    async def held(_request: Any) -> None:
+        await release.wait()
+
+    async with (
+        running(FakeReplica(before_predict=held)) as replica,
+        gateway_over(replica, target_latency_s=0.001, max_batch=1, max_in_flight=100) as (up, client),
+    ):
+        admission = up.gateway.admission
+        assert admission.progress_of("digits") == (0, 50)
+        asked = [asyncio.create_task(client.post(path, **body)) for _ in range(4)]
+        await until(lambda: admission.in_progress == 4)
+        await asyncio.sleep(0.01)  # longer than they should take
+        release.set()
+        await asyncio.gather(*asked)
+        assert admission.progress_of("digits") == (0, 2)
+
+
 async def test_what_is_not_known_yet_is_left_out_and_what_never_happened_is_zero() -> None:
     async with running(FakeReplica()) as replica, gateway_over(replica) as (up, client):
         up.pool.replicas[0].latency_s = 0.0  # as before its first call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -41,9 +42,9 @@ async def split_over(
         yield gateway, client
 
 
-async def ask(client: httpx.AsyncClient, **headers: str) -> int:
+async def ask(client: httpx.AsyncClient, path: str = CLASSIFY, **headers: str) -> int:
     headers = {"content-type": "image/png"} | headers
-    return (await client.post(CLASSIFY, content=PICTURES[1], headers=headers)).status_code
+    return (await client.post(path, content=PICTURES[1], headers=headers)).status_code
 
 
 def pairs(gateway: Running) -> dict[str, float]:
@@ -108,6 +109,26 @@ async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_batch() 
         assert (counts["calls/2"], counts["failed/2"]) == (2.0, 1.0)
 
 
+async def test_a_batch_is_evidence_in_which_one_request_was_routed() -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> None:
+        asked.set()
+        await go_on.wait()
+
+    replica = VersionedReplica(behaviour={2: waiting})
+    split = Split(1, 2, 1.0, salt="x")
+    async with split_over(replica, split, calls_per_replica=1, max_batch=4) as (gateway, client):
+        callers = [asyncio.create_task(ask(client))]
+        await asked.wait()
+        named = CLASSIFY.replace(":classify", "/versions/2:classify")
+        callers += [asyncio.create_task(ask(client, path)) for path in (named, CLASSIFY)]
+        await until(lambda: gateway.gateway.batcher.depth() == 2)
+        go_on.set()
+        assert await asyncio.gather(*callers) == [200] * 3
+        assert gateway.gateway.steering.counts("digits")["calls/2"] == 2.0
+
+
 @pytest.mark.parametrize(("sick", "failed"), [(1, "stable-failed"), (2, "candidate-failed")])
 async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_copied_request(
     sick: int, failed: str
@@ -123,6 +144,19 @@ async def test_a_version_fails_that_gives_no_numbers_for_one_image_of_a_copied_r
         await until(lambda: "copies" in pairs(gateway))
         assert pairs(gateway) == {"copies": 1.0, failed: 1.0}
         assert not any(name.startswith("compared") for name in gateway.gateway.steering.counts("digits"))
+
+
+async def test_a_request_without_any_image_that_can_be_read_is_not_copied(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replica = VersionedReplica()
+    async with split_over(replica, Split(1, 2, 0.0, 1.0, "x")) as (gateway, client):
+        headers = {"content-type": "image/png"}
+        assert (await client.post(CLASSIFY, content=b"nonsense", headers=headers)).status_code == 400
+        await until(lambda: not gateway.gateway.steering._copies)
+        assert (pairs(gateway), replica.batches) == ({}, [])
+    gc.collect()  # asyncio tells then of copies that failed
+    assert caplog.text == ""
 
 
 async def test_a_copy_that_hangs_is_a_failure_of_the_candidate() -> None:
