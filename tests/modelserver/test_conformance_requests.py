@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
+import grpc
 import numpy as np
 import pytest
 
 from serving import protos, tensors
 from tests.modelserver.process import ServerProcess
 from tests.modelserver.test_conformance_predict import Code, X, predict_refusal, refusal, request
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is not this machine")
+def test_grpc_is_not_answered_on_one_interface_only(server: ServerProcess) -> None:
+    message = protos.GetModelStatusRequest(model_spec={"name": "kinds"})
+    with grpc.insecure_channel(f"127.0.0.2:{server.port}") as channel:
+        call: Any = channel.unary_unary(f"/{protos.MODEL_SERVICE}/GetModelStatus")
+        answer = protos.GetModelStatusResponse.FromString(call(message.SerializeToString(), timeout=30))
+    assert [each.version for each in answer.model_version_status] == [1]
 
 
 @pytest.mark.parametrize(
