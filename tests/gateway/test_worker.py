@@ -61,6 +61,24 @@ async def test_a_worker_that_is_killed_as_it_speaks_is_started_again(
     assert await models_told_by(script, tmp_path, monkeypatch) == {"digits": [1]}
 
 
+async def test_who_waits_no_longer_for_the_models_leaves_the_others_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tmp_path / "loaded"
+    script = (
+        """printf '{"listening": true}\\n'\n"""
+        f"until [ -e {loaded} ]; do sleep 0.02; done\n"
+        """printf '{"models": {"digits": [1]}}\\n'"""
+    )
+    async with scripted(script, tmp_path, monkeypatch) as running_workers, asyncio.timeout(WAIT_S):
+        waiting = asyncio.create_task(running_workers.ready())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await running_workers.ready()
+        loaded.touch()
+        assert await waiting == {"digits": [1]}
+
+
 def jobs_in(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in folder.glob("job.*")]
 
