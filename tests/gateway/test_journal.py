@@ -38,6 +38,21 @@ def test_a_call_that_its_client_cancels_at_the_deadline_has_missed_it(
     assert [each.outcome for each in journal.refusals] == [outcome]
 
 
+def test_what_nobody_foresaw_is_the_services_own_failure_and_never_an_answer() -> None:
+    metrics = new_metrics()
+    journal = Journal(metrics, AccessLog(0.0))
+    with (
+        pytest.raises(ZeroDivisionError),
+        journal.recorded(RequestContext("id", "http", 0.0), lambda: "digits"),
+    ):
+        raise ZeroDivisionError("no luck")
+    (refusal,) = journal.refusals
+    assert (refusal.model, refusal.outcome) == ("digits", "internal")
+    assert "no luck" not in refusal.text, "it is for the log alone"
+    labels = {"protocol": "http", "model": "digits", "version": "", "arm": "", "outcome": "internal"}
+    assert metrics.registry.get_sample_value("sluice_requests_total", labels) == 1
+
+
 def test_a_stage_begins_where_the_one_before_ended_and_of_several_at_once_the_longest_counts() -> None:
     now = 100.0
     journal = Journal(new_metrics(), AccessLog(0.0), clock=lambda: now)

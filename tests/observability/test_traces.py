@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -37,14 +38,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes spans in and keeps them."""
 
     spans: list[Any] = field(default_factory=list)
-    service_names: set[str] = field(default_factory=set)
+    services: set[tuple[str, str]] = field(default_factory=set)
     endpoint: str = ""
 
     async def Export(self, request: Any, context: Any) -> Any:
         for resource in request.resource_spans:
-            self.service_names |= {
-                each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
-            }
+            about = attributes(resource.resource)
+            self.services.add((about["service.name"], about["service.version"]))
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -143,7 +143,7 @@ async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
         told = [each for each in replica.listening.heard if each is not None]
         assert told == [f"00-{TRACE}-{batch.span_id.hex()}-01"]
         assert len(replica.listening.heard) >= 3
-        assert collector.service_names == {"sluice"}
+        assert collector.services == {("sluice", version("sluice"))}
 
 
 async def test_a_batch_is_linked_to_every_request_in_it() -> None:
