@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,11 +71,7 @@ def _rows() -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the page; with `--check`, exit 1 if it is out of date."""
-    if "--check" in sys.argv[1:]:
-        if TARGET.read_text() != page():
-            sys.exit(f"error: {TARGET.name} is out of date; run python -m serving.metrics_page")
-        return
+    """Write the page."""
     TARGET.write_text(page())
 
 

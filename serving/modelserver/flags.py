@@ -1,8 +1,8 @@
 """`tensorflow_model_server`'s flags.
 
-Forms: `--flag=value`, `--flag value`, `--flag` and `--noflag` for booleans, one dash or two. Flags of
-the original that make no sense here are taken, and said to be without effect; unknown ones are refused
-by name.
+Forms: `--flag=value`, `--flag value`, `--flag` and `--noflag` for booleans, one dash or two, and dashes
+in a name for underscores, as in Sluice's other commands. Flags of the original that make no sense here are
+taken, and said to be without effect; unknown ones are refused by name.
 """
 
 from __future__ import annotations

@@ -52,8 +52,7 @@ class Peers:
             writer.close()
 
         path = self._folder / f"{self.name}{_SUFFIX}"
-        path.unlink(missing_ok=True)  # of the one before, which was killed
-        server = await asyncio.start_unix_server(answer, path)
+        server = await asyncio.start_unix_server(answer, path)  # in the place of one that was killed
         try:
             yield
         finally:

@@ -63,6 +63,7 @@ async def test_one_that_keeps_dying_is_started_ever_later_until_it_has_lived_for
                 await asyncio.sleep(0)
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+    assert {line["event"] for line in lines} == {"it ended; starting it again"}
     assert [line["after_s"] for line in lines] == [0.001, 0.002, 0.004, 0.004, 0.001, 0.002]
     assert [line["why"] for line in lines] == [
         *(f"exit code {code}" for code in (3, 0, 1, 3)),
@@ -108,8 +109,11 @@ async def test_one_is_ended_politely_or_for_certain(on_sigterm: str, code: int) 
     )
     assert child.stdout is not None
     assert await child.stdout.readline() == b"up\n"
-    await children.end(child, "it", 0.5 if code < 0 else 60.0)
+    with capture_logs() as lines:
+        await children.end(child, "it", 0.5 if code < 0 else 60.0)
     assert child.returncode == code
+    killing = {"event": "it does not end; killing it", "pid": child.pid, "log_level": "warning"}
+    assert lines == ([killing] if code < 0 else [])
     await children.end(child, "it", 60.0)  # which is no error
 
 

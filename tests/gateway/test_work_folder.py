@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -128,3 +129,14 @@ def test_folders_of_others_that_are_called_alike_are_left_alone(parent: Path) ->
         pass
     assert set(parent.iterdir()) == before
     assert (elsewhere / "owner.lock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+def test_the_folder_of_another_user_is_left_alone(parent: Path) -> None:
+    theirs = parent / "sluice-theirs"
+    theirs.mkdir()
+    (theirs / "owner.lock").touch()
+    os.chown(theirs, 65534, 65534)
+    with work_folder():
+        pass
+    assert theirs.is_dir()

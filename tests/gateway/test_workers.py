@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -20,10 +19,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from serving.processes import children, workers
-from serving.processes.upstream import Upstream
+from serving.processes import workers
 from serving.processes.work_folder import work_folder
-from serving.settings import Settings
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import COMMAND, LiveProcess, started
@@ -309,31 +306,9 @@ async def test_what_a_worker_finds_wrong_is_said_once_and_ends_it(tmp_path: Path
     assert "cannot use" in errors
 
 
-async def models_told_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """What the parent of a worker that is this shell script takes for its models."""
-    program = folder / "worker"
-    program.write_text(f"#!/bin/sh\nread -r job\n{script}\nexec cat > /dev/null\n")
-    program.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(program))
-    settings = Settings(workers=1, http_port=0, grpc_port=0)
-    async with workers.up(settings, Upstream((), (), folder), folder) as running_workers:
-        async with asyncio.timeout(WAIT_S):
-            return await running_workers.ready()
-
-
-async def test_a_worker_may_have_thousands_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = """printf '{"listening": true}\\n{"models": {"%0200000d": [1]}}\\n' 7"""
-    assert await models_told_by(script, tmp_path, monkeypatch) == {"7".zfill(200_000): [1]}
-
-
-async def test_a_worker_that_is_killed_as_it_speaks_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(children, "FIRST_PAUSE_S", 0.001)
-    script = (
-        f"if mkdir {tmp_path / 'once'}; then\n"
-        """  printf '{"listening": true}\\n{"models": {"dig'; kill -KILL $$\n"""
-        "fi\n"
-        """printf '{"listening": true}\\n{"models": {"digits": [1]}}\\n'"""
-    )
-    assert await models_told_by(script, tmp_path, monkeypatch) == {"digits": [1]}
+async def test_the_stacks_of_all_can_be_had() -> None:
+    async with two_workers() as live:
+        leads = [os.getsid(each.pid) == each.pid for each in workers_of(live)]
+        assert leads == [True, True], "Ctrl-C in the parent's terminal is not for them"
+        live.process.send_signal(signal.SIGUSR1)
+        await until(lambda: sum("Thread MainThread" in line for line in live.errors) == 2)

@@ -116,6 +116,7 @@ def odd_examples(folder: Path) -> None:
             for kind, found in (("classify", classify), ("regress", regress))
             for name, (inputs, outputs) in found.items()
         }
+        signatures["by_hand"] = make(only, {"scores": scores}, "made/by/hand")
         builder = tf1.saved_model.builder.SavedModelBuilder(str(folder))
         builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
         builder.save()

@@ -30,6 +30,7 @@ def test_labels_alone_and_scores_with_labels_classify(server: ServerProcess) -> 
         answer = server.call(protos.PREDICTION_SERVICE, "Classify", request("Classify", signature))
         found = [[(c.label, c.score) for c in row.classes] for row in answer.result.classifications]
         assert found == [[("1.000000", score)] * 2] * 2, signature
+        assert answer.model_spec.name == MODEL
         assert answer.model_spec.signature_name == signature
 
 
@@ -41,6 +42,7 @@ def test_a_list_of_values_regresses(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("method", "signature", "code", "text"),
     [
+        ("Classify", "", Code.INVALID_ARGUMENT, "No signature was found with the name: serving_default"),
         ("Classify", "two_inputs", Code.INVALID_ARGUMENT, "Expected one input Tensor."),
         ("Classify", "three_outputs", Code.INVALID_ARGUMENT, "Expected one or two output Tensors, found 3"),
         ("Classify", "named_input", Code.FAILED_PRECONDITION, "No classification inputs found in"),

@@ -92,6 +92,8 @@ def test_new_versions_are_found_and_old_ones_leave_while_clients_call(
     message = protos.GetModelStatusRequest(model_spec={"name": "m"})
     response = server.call(protos.MODEL_SERVICE, "GetModelStatus", message)
     errors = {entry.version: entry.status.error_message for entry in response.model_version_status}
+    codes = {entry.version: entry.status.error_code for entry in response.model_version_status}
+    assert (codes[3] != 0, codes[4] != 0, codes[2]) == (True, True, 0)
     assert "saved_model.pb" in errors[3]
     assert "Could not find SavedModel" in errors[4]
     assert errors[2] == ""
@@ -183,7 +185,7 @@ def test_reload_by_rpc_with_labels_under_load(start: StartServer, zoo: Path, tmp
             caught.value.details() or ""
         )
         assert 2 not in server.states("m")
-        server.reload(m(1, 2, stable=1))
+        assert server.reload(m(1, 2, stable=1)).HasField("status")
         server.wait_states("m", {1: "AVAILABLE", 2: "AVAILABLE"})
         assert version_that_answers(server, label="stable") == 1
         server.reload(m(1, 2, stable=2))
@@ -222,8 +224,9 @@ def test_reloads_that_are_refused(start: StartServer, zoo: Path, tmp_path: Path)
     code, text = reload_refusal(server, other)
     assert code is Code.INVALID_ARGUMENT
     assert "Illegal to change a model's platform. For model m platform was tensorflow" in text
-    code, _ = reload_refusal(server, protos.ModelServerConfig())
+    code, text = reload_refusal(server, protos.ModelServerConfig())
     assert code is Code.INVALID_ARGUMENT
+    assert "not supported by HandleReloadConfigRequest" in text
     from tests.modelserver import models
 
     models.corrupt(tmp_path / "bad" / "1")
@@ -231,6 +234,10 @@ def test_reloads_that_are_refused(start: StartServer, zoo: Path, tmp_path: Path)
     code, text = reload_refusal(server, bad)
     assert code is Code.UNKNOWN
     assert "1 model(s) did not become available: {" in text
+    assert "name: bad version: 1" in text
+    assert "due to error: " in text
+    assert "saved_model.pb" in text
+    until(lambda: "ReloadConfig failed" in server.log_text(), "the log says so, too")
     assert version_that_answers(server) == 3
 
 

@@ -243,6 +243,7 @@ def test_classify(server: ServerProcess) -> None:
     response = server.call(protos.PREDICTION_SERVICE, "Classify", message)
     found = [[(c.label, c.score) for c in row.classes] for row in response.result.classifications]
     assert found == [[("2!", 3.0)], [("4!", 4.0)]]
+    assert response.model_spec.name == "half_plus_two_tf1"
     assert response.model_spec.version.value == 123
     message.model_spec.signature_name = "classify_scores"
     response = server.call(protos.PREDICTION_SERVICE, "Classify", message)
@@ -273,6 +274,7 @@ def test_multi_inference_runs_two_signatures_at_once(server: ServerProcess) -> N
     response = server.call(protos.PREDICTION_SERVICE, "MultiInference", message)
     assert response.results[0].classification_result.classifications[0].classes[0].label == "2!"
     assert response.results[1].regression_result.regressions[0].value == 3.0
+    assert response.results[1].model_spec.name == "half_plus_two_tf1"
     assert response.results[1].model_spec.signature_name == "regress_x_to_y"
     message.tasks[1].model_spec.signature_name = "classify_x_to_y"
     code, text = refusal(server, protos.PREDICTION_SERVICE, "MultiInference", message)
@@ -326,6 +328,7 @@ def test_metadata(server: ServerProcess) -> None:
     signatures = protos.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(signatures)
     assert signatures.signature_def["regress_x_to_y"].method_name == "tensorflow/serving/regress"
+    assert response.model_spec.name == "half_plus_two_tf1"
     assert response.model_spec.version.value == 123
     del message.metadata_field[:]
     assert refusal(server, protos.PREDICTION_SERVICE, "GetModelMetadata", message) == (
@@ -351,8 +354,10 @@ def test_status(server: ServerProcess) -> None:
     )
 
 
-def test_health_by_flag(server: ServerProcess) -> None:
+@pytest.mark.parametrize("service", ["", "ModelService", "PredictionService"])
+def test_health_by_flag(server: ServerProcess, service: str) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    answer = health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    asked = health_pb2.HealthCheckRequest(service=service)
+    answer = health_pb2_grpc.HealthStub(server.channel).Check(asked, timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING

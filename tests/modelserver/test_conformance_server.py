@@ -110,6 +110,10 @@ def test_a_tf2_signature_classifies_where_method_names_are_not_checked(
     example.features.feature["x"].float_list.value.extend([0.25, 0.75])
     response = batching.call(protos.PREDICTION_SERVICE, "Classify", message)
     assert [entry.score for entry in response.result.classifications[0].classes] == [0.25, 0.75]
+    several = protos.methods(protos.PREDICTION_SERVICE)["MultiInference"][0](input=message.input)
+    several.tasks.add(model_spec=message.model_spec, method_name="tensorflow/serving/classify")
+    (result,) = batching.call(protos.PREDICTION_SERVICE, "MultiInference", several).results
+    assert result.classification_result == response.result
     with pytest.raises(grpc.RpcError) as caught:
         server.call(protos.PREDICTION_SERVICE, "Classify", message)
     assert caught.value.code() is Code.INVALID_ARGUMENT

@@ -81,6 +81,52 @@ def test_a_model_that_is_left_out_goes_and_so_do_its_labels(tmp_path: Path) -> N
     assert manager.close(10)
 
 
+def test_an_empty_config_is_none_yet(tmp_path: Path) -> None:
+    """The first that has models is the first."""
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager, poll_wait_s=0)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    core.reload(protos.ModelServerConfig())
+    core.reload(protos.ModelServerConfig())
+    core.reload(versions_of(tmp_path, "m"))
+    assert manager.states("m") == {1: AVAILABLE}
+    assert manager.close(10)
+
+
+def test_a_config_whose_labels_are_refused_is_the_one_that_the_next_may_not_contradict(
+    tmp_path: Path,
+) -> None:
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager)
+    for name in ("m", "n"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    core.reload(versions_of(tmp_path, "m"))
+    refused = versions_of(tmp_path, "m", "n")
+    refused.model_config_list.config[1].version_labels["stable"] = 1
+    with pytest.raises(StatusError, match="which is not currently available for inference"):
+        core.reload(refused)
+    other = versions_of(tmp_path, "n")
+    other.model_config_list.config[0].model_platform = "caffe"
+    with pytest.raises(StatusError, match="Illegal to change a model's platform"):
+        core.reload(other)
+    assert manager.states("n") == {}
+    assert manager.close(10)
+
+
+@pytest.mark.parametrize("wait_s", [0, -1])
+def test_that_no_folder_is_looked_at_is_said(
+    wait_s: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new model would be waited for without an end."""
+    manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
+    core = ServerCore(manager, poll_wait_s=wait_s)
+    for _ in range(2):
+        core.reload(versions_of(tmp_path, "m"), is_waiting=False)
+    told = [line for line in caplog.messages if f"--file_system_poll_wait_seconds={wait_s}" in line]
+    assert len(told) == (1 if wait_s == 0 else 2)
+    assert manager.close(10)
+
+
 def test_a_reload_behind_another_is_not_made_once_its_caller_is_gone(tmp_path: Path) -> None:
     manager = ModelManager(lambda *_: Fake(), RetryPolicy(0, 0.0), 1)
     core = ServerCore(manager)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from tests.modelserver.process import until
 class Echo:
     """A servable that answers with its input, which is called `alias`."""
 
-    def __init__(self, alias: str) -> None:
-        tensor = {"name": f"{alias}:0", "dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": True}}
+    def __init__(self, alias: str, dtype: str = "DT_FLOAT") -> None:
+        tensor = {"name": f"{alias}:0", "dtype": dtype, "tensor_shape": {"unknown_rank": True}}
         message = protos.SignatureDef(
             inputs={alias: tensor}, outputs={"y": tensor}, method_name=PREDICT_METHOD
         )
@@ -78,6 +79,46 @@ def test_the_version_that_a_body_was_read_for_answers_it_whatever_comes_in_betwe
     status, answer = api.answer("POST", "/v1/models/m:predict", body)
     assert status == 400
     assert "does not have named input: old" in json.loads(answer)["error"]
+    assert manager.close(10)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/%FF:predict", "/v1/models/m/labels/%C3:predict"])
+def test_a_name_that_is_no_text_is_refused(path: str) -> None:
+    """The original looks for a model of that name."""
+    manager = ModelManager(lambda *_: Echo("x"), RetryPolicy(0, 0.0), 1)
+    api = RestApi(Services(ServerCore(manager), PredictOptions(), Metrics()))
+    status, answer = api.answer("POST", path, b'{"instances": [1.0]}')
+    assert status == 400
+    assert json.loads(answer)["error"].startswith("Failed to decode model ")
+    assert manager.close(10)
+
+
+class Slow(Echo):
+    """A servable whose runs take 20 ms, and which keeps the types of what it was fed."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__("x", dtype)
+        self.fed: list[str] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        time.sleep(0.02)
+        self.fed += [str(array.dtype) for array in feeds.values()]
+        return super().run(feeds, fetches)
+
+
+def test_times_are_counted_in_microseconds_and_a_body_is_read_for_the_types_of_the_signature() -> None:
+    servable = Slow("DT_BFLOAT16")
+    manager = ModelManager(lambda *_: servable, RetryPolicy(0, 0.0), 1)
+    manager.want("m", {1: Path("/m/1")})
+    until(lambda: state_of(manager, 1) is State.AVAILABLE, "it serves")
+    metrics = Metrics()
+    api = RestApi(Services(ServerCore(manager), PredictOptions(), metrics))
+    status, answer = api.answer("POST", "/v1/models/m:predict", b'{"instances": [1.5]}')
+    assert (status, json.loads(answer)) == (200, {"predictions": [1.5]})
+    assert servable.fed == ["bfloat16"]
+    for histogram in (metrics.request_latency, metrics.runtime_latency):
+        (total,) = [line.rpartition(" ")[2] for line in histogram.lines() if "_sum{" in line]
+        assert 20_000 <= float(total) < 60e6
     assert manager.close(10)
 
 

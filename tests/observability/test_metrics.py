@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -28,6 +29,12 @@ PNG = {"content-type": "image/png"}
 
 def test_the_page_of_docs_is_what_the_code_says() -> None:
     assert metrics_page.TARGET.read_text() == metrics_page.page()
+
+
+def test_the_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_page, "TARGET", tmp_path / "metrics.md")
+    metrics_page.main()
+    assert (tmp_path / "metrics.md").read_text() == metrics_page.page()
 
 
 def test_names_follow_the_conventions() -> None:

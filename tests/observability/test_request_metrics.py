@@ -30,6 +30,8 @@ async def test_the_path_of_a_request_is_measured_by_stage_arm_and_class() -> Non
         for stage in ("admission", "read", "decode", "queue", "backend"):
             assert counted(up, "sluice_stage_duration_seconds_count", stage=stage) == 1
         assert counted(up, "sluice_batches_total", model="digits", reason="idle") == 1
+        assert counted(up, "sluice_batch_size_count", model="digits") == 1
+        assert counted(up, "sluice_batch_size_sum", model="digits") == 1
         best = answer.json()["results"][0]["classes"][0]["label"]
         labels = {"model": "digits", "version": "1", "class": best}
         assert counted(up, "sluice_predictions_total", **labels) == 1

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from opentelemetry.proto.trace.v1.trace_pb2 import Status
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from serving.commands.serve import SAMPLE
 from serving.errors import InvalidInput
@@ -27,6 +29,8 @@ PATH = "/v1/models/digits:classify"
 PNG = {"content-type": "image/png"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+# A span begins at the time of its end less what a monotonic clock measured.
+CLOCKS_APART_NS = 1_000_000
 
 
 @dataclass
@@ -34,14 +38,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes spans in and keeps them."""
 
     spans: list[Any] = field(default_factory=list)
-    service_names: set[str] = field(default_factory=set)
+    services: set[tuple[str, str]] = field(default_factory=set)
     endpoint: str = ""
 
     async def Export(self, request: Any, context: Any) -> Any:
         for resource in request.resource_spans:
-            self.service_names |= {
-                each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
-            }
+            about = attributes(resource.resource)
+            self.services.add((about["service.name"], about["service.version"]))
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -64,7 +67,9 @@ async def collecting() -> AsyncIterator[Collector]:
 
 
 def attributes(span: Any) -> dict[str, str]:
-    return {each.key: each.value.string_value for each in span.attributes}
+    return {
+        each.key: str(getattr(each.value, str(each.value.WhichOneof("value")))) for each in span.attributes
+    }
 
 
 class Listening(grpc.GenericRpcHandler):
@@ -95,6 +100,7 @@ async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
         settings: dict[str, Any] = {"traces_endpoint": collector.endpoint, "traces_share": 0.0}
         async with gateway_over(replica, **settings) as (_, client):
             sent = PNG | {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "job-1"}
+            sent_at = time.time_ns() - CLOCKS_APART_NS
             answer = await client.post(PATH, content=SAMPLE.read_bytes(), headers=sent)
             assert answer.status_code == 200
             # Neither a caller that does not record, nor a share of 0, makes a span.
@@ -107,9 +113,15 @@ async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
         assert request.parent_span_id.hex() == PARENT
         assert request.span_id.hex() == answer.headers["traceparent"].split("-")[2]
         about = attributes(request)
-        assert about["sluice.model"] == "digits"
-        assert about["sluice.outcome"] == "ok"
-        assert about["sluice.request_id"] == "job-1"
+        assert about == {
+            "sluice.protocol": "http",
+            "sluice.model": "digits",
+            "sluice.version": "1",
+            "sluice.outcome": "ok",
+            "sluice.request_id": "job-1",
+        }
+        assert request.kind == Span.SPAN_KIND_SERVER
+        assert sent_at <= request.start_time_unix_nano
         began = request.start_time_unix_nano
         for stage in ("admission", "read", "decode", "queue", "backend"):
             (span,) = collector.named(stage)
@@ -117,14 +129,21 @@ async def test_a_request_its_stages_and_its_batch_are_one_trace() -> None:
             assert span.start_time_unix_nano == pytest.approx(began, abs=1000), "one after the other"
             assert span.end_time_unix_nano >= span.start_time_unix_nano
             began = span.end_time_unix_nano
-        assert "sluice.arm" not in about
+        assert began <= request.end_time_unix_nano + CLOCKS_APART_NS
         (batch,) = collector.named("batch")
+        assert attributes(batch) == {
+            "sluice.model": "digits",
+            "sluice.version": "1",
+            "sluice.batch_size": "1",
+        }
+        assert batch.kind == Span.SPAN_KIND_CLIENT
+        assert request.start_time_unix_nano <= batch.start_time_unix_nano < batch.end_time_unix_nano
         assert [link.span_id for link in batch.links] == [request.span_id]
         # The replica hears of the batch's span; of requests that are not recorded it hears nothing.
         told = [each for each in replica.listening.heard if each is not None]
         assert told == [f"00-{TRACE}-{batch.span_id.hex()}-01"]
         assert len(replica.listening.heard) >= 3
-        assert collector.service_names == {"sluice"}
+        assert collector.services == {("sluice", version("sluice"))}
 
 
 async def test_a_batch_is_linked_to_every_request_in_it() -> None:
@@ -139,7 +158,7 @@ async def test_a_batch_is_linked_to_every_request_in_it() -> None:
             assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
             bad = await client.post(PATH, content=b"nonsense", headers=PNG)
             assert bad.status_code == 400
-        await until(lambda: len(collector.named("request")) == 13)
+        assert len(collector.named("request")) == 13, "what was left is sent at the end"
         requests = {span.span_id for span in collector.named("request")}
         batches = collector.named("batch")
         linked = [link.span_id for batch in batches for link in batch.links]
@@ -147,6 +166,20 @@ async def test_a_batch_is_linked_to_every_request_in_it() -> None:
         assert set(linked) < requests
         outcomes = [attributes(span)["sluice.outcome"] for span in collector.named("request")]
         assert sorted(set(outcomes)) == ["bad-image", "ok"]
+
+
+async def test_a_request_of_several_images_is_linked_to_once() -> None:
+    async with collecting() as collector, running(FakeReplica()) as replica:
+        settings: dict[str, Any] = {"traces_endpoint": collector.endpoint, "traces_share": 1.0}
+        async with gateway_over(replica, **settings) as (_, client):
+            image = ("images", ("image.png", SAMPLE.read_bytes(), "image/png"))
+            assert (await client.post(PATH, files=[image] * 3)).status_code == 200
+    (request,) = collector.named("request")
+    batches = collector.named("batch")
+    assert sum(int(attributes(batch)["sluice.batch_size"]) for batch in batches) == 3
+    for batch in batches:
+        assert [link.span_id for link in batch.links] == [request.span_id]
+    assert request.parent_span_id == b""
 
 
 async def test_a_request_that_the_service_failed_is_marked_and_a_callers_own_mistake_is_not() -> None:
@@ -189,7 +222,8 @@ def test_a_callers_trace_is_taken_up_if_it_is_one() -> None:
     assert (child_of(given).trace_id, child_of(given).parent_id) == (TRACE, PARENT)
     assert child_of(f"01{given[2:]}-more").parent_id == PARENT  # a later version may say more
     no_trace, no_parent = given.replace(TRACE, "0" * 32), given.replace(PARENT, "0" * 16)
-    for wrong in (f"{given}-more", f"ff{given[2:]}", no_trace, no_parent, given.upper()):
+    glued = f"01{given[2:]}more"
+    for wrong in (f"{given}-more", glued, f"ff{given[2:]}", no_trace, no_parent, given.upper()):
         assert child_of(wrong).parent_id == "", wrong
 
 
@@ -198,10 +232,11 @@ def test_a_callers_trace_is_recorded_if_the_caller_records_it(flags: str, sample
     trace = child_of(f"00-{TRACE}-{PARENT}-{flags}", share=1.0)
     assert trace.sampled == trace.below().sampled == sampled
     assert trace.below().parent_id == trace.span_id
+    assert trace.traceparent == f"00-{TRACE}-{trace.span_id}-0{int(sampled)}"
 
 
 def test_a_callers_request_id_is_taken_if_it_is_a_sane_one() -> None:
-    for sane in ("job-1", "a" * 128):
+    for sane in ("job-1", "a" * 128, "A/b+C=", "x.y_z:9"):
         assert request_id_from(sane) == sane
     for other in ("", "a" * 129, "a b", "a\n", "ä"):
         assert re.fullmatch(r"[0-9a-f]{32}", request_id_from(other)), other
