@@ -129,10 +129,13 @@ class ClassifyEndpoint:
         async with aclosing(parts):
             first = await anext(parts)
             lines = self._lines(first, parts, places, found.images)
-            response: Response = StreamingResponse(lines, media_type=NDJSON)
             if scope["http_version"] == "1.0":  # it knows no chunks (RFC 9112, 6.1)
-                response = Response(b"".join([line async for line in lines]), media_type=NDJSON)
-            await response(scope, receive, send)
+                whole = Response(b"".join([line async for line in lines]), media_type=NDJSON)
+                await whole(scope, receive, send)
+                return
+            # Not as an app: it would watch for the client, as is done already (`serving.rest.leaving`),
+            # and leave all images to the garbage collector if that one leaves.
+            await StreamingResponse(lines, media_type=NDJSON).stream_response(send)
 
     async def _lines(
         self,

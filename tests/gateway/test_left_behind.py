@@ -163,6 +163,30 @@ async def test_images_that_fail_behind_others_in_a_stream_of_lines() -> None:
         assert not our_frames(found)
 
 
+async def test_a_stream_of_lines_that_is_left() -> None:
+    asked = asyncio.Event()
+
+    async def hang_later(_request: Any) -> None:
+        if fake.batches[1:]:
+            asked.set()
+            await asyncio.Event().wait()
+
+    body = {"images": [base64.b64encode(PICTURE).decode()] * 2}
+    async with (
+        running(FakeReplica(before_predict=hang_later)) as fake,
+        gateway_over(fake, max_batch=1) as (_, client),
+    ):
+        tasks = len(asyncio.all_tasks())
+        with left_behind() as found:
+            async with client.stream("POST", CLASSIFY, json=body, headers=NDJSON) as answer:
+                lines = answer.aiter_lines()
+                line = await anext(lines)
+                await asked.wait()
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        assert json.loads(line)["index"] == 0
+        assert not our_frames(found)
+
+
 def classify_stream(channel: grpc.aio.Channel) -> Any:
     """ClassifyStream, of requests for an image each."""
     ask = channel.stream_stream(
