@@ -118,10 +118,10 @@ async def test_images_of_many_classes_leave_others_their_turn(accept: str) -> No
     ):
         body = {"images": images, "top_k": CLASSES}
         answer, longest_s = await answer_and_longest_s(client, PATH, body, accept)
-    answered = [json.loads(line) for line in answer.splitlines()]
+    found = [json.loads(line) for line in answer.splitlines()]
     if accept == "application/json":
-        (answered,) = (each["results"] for each in answered)
-    assert [len(result["classes"]) for result in answered] == [CLASSES] * EXAMPLES
+        (found,) = (each["results"] for each in found)
+    assert [len(each["classes"]) for each in found] == [CLASSES] * EXAMPLES
     assert longest_s < alone_s / 2
 
 

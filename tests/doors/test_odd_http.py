@@ -13,6 +13,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.main import Running
+from serving.rest import connection
 from serving.rest.connection import STEP_BYTES, Connection
 from serving.rest.server import HttpServer, listen
 from serving.settings import Settings
@@ -306,3 +307,34 @@ async def test_that_a_client_has_left_is_told_to_the_request_in_progress_though_
         await began.wait()
         writer.transport.abort()
         await told.wait()
+
+
+async def refused_who_sends_on(port: int, pieces: int) -> tuple[bytes, int]:
+    """What a client reads in the end that has been refused, and how many pieces it could send on."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"NONSENSE\r\n\r\n")
+    refusal, sent = await reader.readuntil(b"\r\n\r\n"), 0
+    try:
+        for _ in range(pieces):
+            await asyncio.sleep(0.02)
+            writer.write(b"x" * 1000)
+            await writer.drain()
+            sent += 1
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+    return refusal, sent
+
+
+async def test_who_still_sends_is_listened_to_for_a_while_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 0.4)
+    async with served(told) as (_, port), asyncio.timeout(60):
+        refusal, sent = await refused_who_sends_on(port, 50)
+        assert (statuses(refusal), sent) == ([400], 50)
+        monkeypatch.setattr(connection, "MOST_LINGER_S", 0.4)
+        refusal, sent = await refused_who_sends_on(port, 1000)
+        assert statuses(refusal) == [400]
+        assert sent < 1000
