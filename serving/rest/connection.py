@@ -75,9 +75,8 @@ class Connection(HttpToolsProtocol):
         self._refused = False
         self._still_sends = False
         self._unparsed = b""
-        self._answering: RequestResponseCycle | None = (
-            None  # `cycle` is the latest one, which may have to wait
-        )
+        # `cycle` is the latest one, which may have to wait.
+        self._answering: RequestResponseCycle | None = None
         self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
