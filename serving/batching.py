@@ -316,9 +316,10 @@ class Batcher(Generic[AnyPlace]):
             if not isinstance(error, SluiceError):
                 _log.exception("a batch failed in an unforeseen way", model=key.model, version=key.version)
                 error = Internal("the batch failed in an unforeseen way; the log says how", stage="backend")
+            without_frames(error)
             for entry in batch:
                 if not entry.future.done():
-                    entry.future.set_exception(without_frames(error))
+                    entry.future.set_exception(error)
         finally:
             lane.in_flight -= 1
             lane.images_in_flight -= len(batch)
