@@ -67,8 +67,8 @@ class Metrics:
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "sluice_requests",
-            "Requests that ended, by outcome: `ok` or the kind of error. The arm is empty where no rollout "
-            "chose, model and version where none was reached.",
+            "Requests that ended, by outcome: `ok` or the kind of error. The arm is empty if no rollout "
+            "chose the version; model and version are empty if none was reached.",
             ("protocol", "model", "version", "arm", "outcome"),
             registry=registry,
         )
@@ -80,7 +80,7 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge(
-            "sluice_requests_in_flight", "Requests that are admitted and not answered.", registry=registry
+            "sluice_requests_in_flight", "Requests admitted and not yet answered.", registry=registry
         )
         self.refused = Counter(
             "sluice_requests_refused",
@@ -110,22 +110,22 @@ class Metrics:
         )
         self.batches = Counter(
             "sluice_batches",
-            "Batches that left, by why: `idle` (a replica was free as the image came), `freed` (a call "
+            "Batches that left, by reason: `idle` (a replica was free when the image came), `freed` (a call "
             "ended), `full`.",
             ("model", "reason"),
             registry=registry,
         )
         self.stalls = Counter(
             "sluice_event_loop_stalls",
-            "How often the event loop stood still for over half a second; the log says where.",
+            "How often the event loop was blocked for over half a second; the log says where.",
             registry=registry,
         )
         self.stall_seconds = Counter(
-            "sluice_event_loop_stall_seconds", "How long it stood still, all in all.", registry=registry
+            "sluice_event_loop_stall_seconds", "How long it was blocked in total.", registry=registry
         )
         self.predictions = Counter(
             "sluice_predictions",
-            f"Images by the class that a version put first; beyond 20 classes the rarer ones are `{OTHER}`.",
+            f"Images by a version's top class; beyond 20 classes the rarer ones are `{OTHER}`.",
             ("model", "version", "class"),
             registry=registry,
         )
@@ -151,7 +151,7 @@ class Metrics:
         )
         self.model_server_restarts = Counter(
             "sluice_model_server_restarts",
-            "How often the model server that runs as a child had to be started again.",
+            "How often the model server that runs as a child process had to be restarted.",
             registry=registry,
         )
 
