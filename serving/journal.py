@@ -108,7 +108,7 @@ class Journal:
             failure = self._given_up(context)
             raise
         except BaseException:
-            failure = Internal("the request failed in an unforeseen way")
+            failure = Internal("the request failed unexpectedly")
             raise
         finally:
             self._ended(context, model() or "", failure, self._clock() - context.started)

@@ -72,8 +72,8 @@ class Boundary:
                 if answer.started:
                     raise
                 if not isinstance(error, SluiceError):
-                    _log.exception("a request failed in an unforeseen way", request_id=request_id)
-                    error = Internal("the request failed in an unforeseen way; the log says how")
+                    _log.exception("a request failed unexpectedly", request_id=request_id)
+                    error = Internal("the request failed unexpectedly; the log says how")
                 await tell(error)
         except asyncio.CancelledError:
             client = client_of(scope)

@@ -113,8 +113,8 @@ def as_kind(error: Exception, context: RequestContext) -> SluiceError:
     """The error itself if it is one of Sluice's; anything else is a fault of Sluice, and logged."""
     if isinstance(error, SluiceError):
         return error
-    _log.error("a request failed in an unforeseen way", request_id=context.request_id, exc_info=error)
-    return Internal("the request failed in an unforeseen way; the log says how")
+    _log.error("a request failed unexpectedly", request_id=context.request_id, exc_info=error)
+    return Internal("the request failed unexpectedly; the log says how")
 
 
 async def abort(call: Call, error: SluiceError, context: RequestContext) -> None:

@@ -297,7 +297,7 @@ async def test_an_unforeseen_failure_reaches_callers_as_an_internal_error() -> N
     send.gate.set()
     send.error = ZeroDivisionError("a bug")
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        with pytest.raises(Internal, match="unforeseen"):
+        with pytest.raises(Internal, match="unexpectedly"):
             await batcher.enqueue(LANE, pixels(0), FAR)
         send.error = None
         assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
