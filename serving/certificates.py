@@ -112,7 +112,7 @@ class Certificates:
             found = await asyncio.to_thread(self._changed)
         except InvalidInput as error:
             if error.message != self._told:
-                _log.error("new TLS files are bad; those before stay in force", error=error.message)
+                _log.error("new TLS files are invalid; the previous ones stay in force", error=error.message)
             self._told = error.message
             return
         self._told = None

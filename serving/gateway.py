@@ -205,7 +205,7 @@ class Gateway:
             raise InvalidInput("the request has no image; send at least one", stage="decode")
         if images > self.settings.max_images:
             raise InvalidInput(
-                f"the request has {images} images; at most {self.settings.max_images} are taken",
+                f"the request has {images} images; at most {self.settings.max_images} are allowed",
                 stage="admission",
             )
 

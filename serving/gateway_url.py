@@ -17,10 +17,10 @@ def checked(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise InvalidInput(f'"{url}" is no address of a gateway: {error}') from error
+        raise InvalidInput(f'"{url}" is not the address of a gateway: {error}') from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InvalidInput(
-            f'"{url}" is no address of a gateway; one begins with http:// or https://, '
+            f'"{url}" is not the address of a gateway; it must begin with http:// or https://, '
             "such as http://127.0.0.1:8080"
         )
     return parsed
@@ -44,7 +44,7 @@ def authorization(api_key: str | None) -> dict[str, str]:
         return {}
     if not all("!" <= each <= "~" for each in api_key):
         raise InvalidInput(
-            "the API key has a character that none has: a space, a line break at its end, or a letter "
+            "the API key has a character that no key has: a space, a line break at its end, or a letter "
             "beyond ASCII"
         )
     return {"authorization": f"Bearer {api_key}"}
@@ -54,7 +54,7 @@ def key_refused(sent: bool) -> str:
     """What a command says of a 401 instead of how credentials are sent: the command sends them."""
     if sent:
         return "it does not take the API key that was given; it may be another gateway's, revoked, or expired"
-    return "it asks for a key: pass --api-key, or better set SLUICE_API_KEY"
+    return "it requires a key: pass --api-key, or better set SLUICE_API_KEY"
 
 
 def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceError:

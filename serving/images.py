@@ -114,7 +114,7 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anythi
     except UnidentifiedImageError:
         kind = kind_of(data)
         subject = f"this is {kind}; it is" if kind else f"these {len(data)} bytes are"
-        text = f"{subject} no image of a kind that is taken: {', '.join(FORMATS)}"
+        text = f"{subject} not an image of a supported kind: {', '.join(FORMATS)}"
         raise BadImage(text, stage="decode") from None
     except Exception as error:  # hostile bytes make decoders raise almost anything
         raise BadImage(f"the image is damaged: {error}", stage="decode") from error
@@ -224,12 +224,13 @@ def _no_warnings() -> Iterator[None]:
 def _check_pixels(width: int, height: int, most: int, of_what: str = "") -> None:
     if width * height > most:
         raise TooLarge(
-            f"the image is {width}×{height}, {width * height:,} pixels; at most {most:,} are taken{of_what}",
+            f"the image is {width}×{height}, {width * height:,} pixels; at most {most:,} are allowed"
+            f"{of_what}",
             stage="decode",
         )
     if max(width, height) > _MOST_A_SIDE:
         raise TooLarge(
-            f"the image is {width}×{height}; a side of at most {_MOST_A_SIDE:,} pixels is taken",
+            f"the image is {width}×{height}; at most {_MOST_A_SIDE:,} pixels a side are allowed",
             stage="decode",
         )
 

@@ -46,7 +46,7 @@ class ModelVersion:
     described: bool = True
 
     def require_image(self) -> ImageSignature:
-        """How to classify with it; raises FailedPrecondition if it is no image classifier."""
+        """How to classify with it; raises FailedPrecondition if it is not an image classifier."""
         if self.image is None:
             raise FailedPrecondition(
                 f'version {self.version} of model "{self.name}" cannot classify images: its signature '

@@ -32,7 +32,7 @@ def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
     """
     try:
         if models_dir.exists() and not models_dir.is_dir():
-            raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
+            raise InvalidInput(f"{models_dir} is not a folder; it must hold a folder for each model")
         if not models_dir.is_dir():
             raise InvalidInput(
                 f"there is no folder {models_dir}; train a model into it: "

@@ -82,7 +82,7 @@ def data_type(datatype: str) -> int:
     """The `tensorflow.DataType` of a datatype's name; raises InvalidInput, naming those that exist."""
     found = DATA_TYPES.get(datatype)
     if found is None:
-        raise InvalidInput(f'"{datatype[:100]}" is no datatype; there are: {", ".join(DATA_TYPES)}')
+        raise InvalidInput(f'"{datatype[:100]}" is not a datatype; there are: {", ".join(DATA_TYPES)}')
     return found
 
 
@@ -141,7 +141,7 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     dtype = tensors.bits_dtype(data_type(datatype))
     count = _size_of(shape, name)
     if datatype in RAW_ONLY:
-        raise InvalidInput(f'"{name}" is {datatype}, which is taken as raw bytes only')
+        raise InvalidInput(f'"{name}" is {datatype}, which is accepted only as raw bytes')
     if len(values) != count:
         raise InvalidInput(f'"{name}" has {len(values)} elements; shape {list(shape)} takes {count}')
     if datatype == "BYTES":

@@ -33,7 +33,9 @@ class ModelRef:
 def version_number(text: str) -> int:
     """A version in decimal digits, an int64 as everywhere; raises InvalidInput if it is none."""
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= MOST_VERSION):
-        raise InvalidInput(f'"{text[:100]}" is no version; versions are numbers, such as 1', stage="routing")
+        raise InvalidInput(
+            f'"{text[:100]}" is not a version; versions are numbers, such as 1', stage="routing"
+        )
     return int(text)
 
 

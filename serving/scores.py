@@ -88,7 +88,7 @@ def with_numbers(scores: np.ndarray) -> np.ndarray:
 
 def no_numbers() -> Internal:
     """What is wrong with scores that are not all finite: none of them is the best."""
-    return Internal("the model gave a score that is no finite number", stage="backend")
+    return Internal("the model gave a score that is not a finite number", stage="backend")
 
 
 def labels_of(rows: Sequence[np.ndarray], labels: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ def _is_url(text: str) -> str:
     except ValueError:  # the port is no number, or the host's brackets do not match
         is_one = False
     if not is_one:
-        raise ValueError("it is no URL; one is http://HOST:PORT or https://HOST:PORT")
+        raise ValueError("it is not a URL; write http://HOST:PORT or https://HOST:PORT")
     return text
 
 
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
         for each in value:
             if each != "*" and not _ORIGIN.fullmatch(each):
                 raise ValueError(
-                    f"{each[:100]!r} is no origin as browsers send one: scheme, host in small letters, and "
+                    f"{each[:100]!r} is not an origin as browsers send it: scheme, host in lower case, and "
                     "a port that is not the scheme's, such as https://app.example; * stands for any"
                 )
         return value
@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_matchers(cls, value: str) -> str:
         if not _MATCHERS.fullmatch(value):
-            raise ValueError(f'{value[:100]!r} are no label matchers of PromQL, such as namespace="sluice"')
+            raise ValueError(f'{value[:100]!r} are not PromQL label matchers, such as namespace="sluice"')
         return value.strip()
 
     @model_validator(mode="after")
@@ -351,7 +351,7 @@ def misspelled() -> list[str]:
         name = variable.removeprefix(_PREFIX).lower()
         if variable.startswith(_PREFIX) and name not in Settings.model_fields:
             near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.85)
-            found += [f"{variable} is no setting; did you mean {_PREFIX}{each.upper()}?" for each in near]
+            found += [f"{variable} is not a setting; did you mean {_PREFIX}{each.upper()}?" for each in near]
     return found
 
 

@@ -149,7 +149,7 @@ def shape_of(proto: Any) -> tuple[int, ...]:
     if min(shape, default=0) < 0:
         raise InvalidInput(f"the tensor's shape {list(shape)} has a negative dimension")
     if len(shape) > MAX_RANK:
-        raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are taken")
+        raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are allowed")
     if is_beyond_memory(shape):
         raise InvalidInput(f"the tensor's shape {list(shape)} is beyond what memory can address")
     return shape

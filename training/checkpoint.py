@@ -74,7 +74,7 @@ class Checkpoint:
                 arrays = dict(archive)
             found, state = str(arrays["settings"]), json.loads(str(arrays["state"]))
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise BadInput(f"{self.path} is no checkpoint ({error}); remove it to start afresh") from error
+            raise BadInput(f"{self.path} is not a checkpoint ({error}); remove it to start afresh") from error
         if found != self.settings:
             raise BadInput(f"{self.path} is of other settings: {_difference(found, self.settings)}")
         holders = {"model": model, "optimizer": model.optimizer}

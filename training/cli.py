@@ -93,7 +93,8 @@ def publish(
     out: flags.Out = MODELS,
     name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's")] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Text file with a label a line.", show_default="the classes' numbers")
+        Path | None,
+        typer.Option(help="Text file with one label per line.", show_default="the classes' numbers"),
     ] = None,
     pixel_scale: Annotated[
         str,
@@ -127,7 +128,9 @@ def _number(flag: str, text: str) -> float:
     try:
         return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
-        raise BadInput(f"{flag} {text}: it is no number, as 0.5, and no fraction, as 1/255") from None
+        raise BadInput(
+            f"{flag} {text}: it is neither a number, such as 0.5, nor a fraction, such as 1/255"
+        ) from None
 
 
 def recipes() -> None:

@@ -258,7 +258,7 @@ def check_name(name: str) -> None:
     """Raises BadInput for what cannot be the name of a model."""
     if not _NAME.fullmatch(name):
         raise BadInput(
-            f"{name!r} is no name for a model: letters, digits, `_`, `.`, `-`, no dot in front;"
+            f"{name!r} is not a valid name for a model: letters, digits, `_`, `.`, `-`, no dot in front;"
             " choose one with --name"
         )
 
@@ -295,7 +295,7 @@ def check_folder(flag: str, folder: Path) -> None:
     """Raises BadInput if nothing can be written into the folder of a flag, which need not be there yet."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir():
-        raise BadInput(f"{flag} {folder}: {there} is no folder")
+        raise BadInput(f"{flag} {folder}: {there} is not a folder")
     if not os.access(there, os.W_OK):
         raise BadInput(f"{flag} {folder}: {there} may not be written to")
 

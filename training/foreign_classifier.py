@@ -46,7 +46,7 @@ _KEEPING = (
 
 
 def why_none(model: ForeignModel, path: Path) -> str | None:
-    """Why a model is no image classifier, and what would make it one; None if it is one."""
+    """Why a model is not an image classifier, and what would make it one; None if it is one."""
     if len(model.inputs) != 1:
         return f"it takes the inputs {', '.join(model.inputs)}, and not only images"
     ((name, spec),) = model.inputs.items()
@@ -127,7 +127,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise BadInput(f"--labels {path}: {reason}; it is a text file with a label a line") from error
+        raise BadInput(f"--labels {path}: {reason}; it is a text file with one label per line") from error
     if blank := [number for number, label in enumerate(labels, start=1) if not label.strip()]:
         raise BadInput(f"{path}: line {blank[0]} is blank")
     return labels
@@ -154,7 +154,7 @@ def notes_on(model: ForeignModel, scores: NDArray[np.float32], pixel_scale: floa
     elif not are_probabilities(scores):
         one = scores[0]
         yield (
-            f"the scores are no probabilities: those of one image are {one.min():.3g} to {one.max():.3g} and"
+            f"the scores are not probabilities: those of one image are {one.min():.3g} to {one.max():.3g} and"
             f" add up to {one.sum():.3g}; they are served as they are; if they are logits, end the model with"
             " softmax"
         )

@@ -47,7 +47,7 @@ def publish(model_folder: Path, write: Callable[[Path, int], None]) -> tuple[Pat
     Raises `PublishFailed`, with nothing left behind, if the disk is full or `write` fails.
     """
     if not model_folder.name or model_folder.name.startswith("."):
-        raise BadInput(f"{model_folder.name!r} is no name for a model")
+        raise BadInput(f"{model_folder.name!r} is not a valid name for a model")
     try:
         model_folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(model_folder)

@@ -63,7 +63,7 @@ class WatchedFile(Generic[Parsed]):
         except InvalidInput as error:
             if error.message != self._told:  # one that is away is so at each look
                 _log.error(
-                    "a credentials file is bad; what it said before stays in force", error=error.message
+                    "a credentials file is invalid; its previous contents stay in force", error=error.message
                 )
             self._told = error.message
         else:

@@ -97,7 +97,7 @@ class KeyFile(BaseModel):
             counts = Counter(getattr(each, what) for each in value)
             twice = [each for each, count in counts.items() if count > 1]
             if twice:
-                raise ValueError(f"the {what} {min(twice)} is there more than once")
+                raise ValueError(f"the {what} {min(twice)} appears more than once")
         return value
 
 
@@ -107,7 +107,9 @@ def _read_rate(text: str) -> RateLimitItem:
     except ValueError:
         items = []
     if len(items) != 1 or items[0].amount < 1:
-        raise ValueError(f'"{text}" is no rate; one is "20/second", "1000/hour" or "5 per 2 minutes"')
+        raise ValueError(
+            f'"{text}" is not a rate; write one like "20/second", "1000/hour" or "5 per 2 minutes"'
+        )
     return items[0]
 
 

@@ -81,24 +81,24 @@ def _usable_keys(jwks: bytes, source: str) -> KeySet:
     try:
         document = orjson.loads(jwks)
     except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"{source} is no JWKS document: {error}") from None
+        raise InvalidInput(f"{source} is not a JWKS document: {error}") from None
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
-        raise InvalidInput(f'{source} is no JWKS document: it is an object with an array "keys"')
+        raise InvalidInput(f'{source} is not a JWKS document: it is an object with an array "keys"')
     usable, reason = [], "there is none"
     for number, each in enumerate(listed, 1):
         if isinstance(each, dict) and each.get("kty") == "oct":
-            raise InvalidInput(f"{source} holds a shared secret (kty oct); only public keys are taken")
+            raise InvalidInput(f"{source} holds a shared secret (kty oct); only public keys are accepted")
         try:
             usable.append(_usable_key(each))
         except (JoseError, ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
             kid = each.get("kid") if isinstance(each, dict) else None
             reason = str(error) or "it is damaged"
             _log.warning(
-                "a key for tokens is of no use here", file=source, number=number, kid=kid, why=reason
+                "a key for tokens cannot be used here", file=source, number=number, kid=kid, why=reason
             )
     if not usable:
-        raise InvalidInput(f"{source} holds no key that a token could be checked with: {reason}")
+        raise InvalidInput(f"{source} has no key that can verify a token: {reason}")
     return KeySet(usable)
 
 
@@ -107,9 +107,9 @@ def _usable_key(given: Any) -> Key:
     if not isinstance(given, dict):
         raise TypeError("it is not an object")
     if "alg" in given and given["alg"] not in ALGORITHMS:
-        raise ValueError(f"its alg is {given['alg']}; taken are {', '.join(ALGORITHMS)}")
+        raise ValueError(f"its alg is {given['alg']}; supported are {', '.join(ALGORITHMS)}")
     if given.get("use", "sig") != "sig" or "verify" not in given.get("key_ops", ["verify"]):
         raise ValueError("it is not for signatures")
     if given.get("kty") in ("EC", "OKP") and given.get("crv") not in _CURVES:
-        raise ValueError(f"its crv is {given.get('crv')}; taken are {', '.join(_CURVES)}")
+        raise ValueError(f"its crv is {given.get('crv')}; supported are {', '.join(_CURVES)}")
     return JWKRegistry.import_key(given)

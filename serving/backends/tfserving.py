@@ -127,7 +127,9 @@ class TensorFlowServing:
                 text = f"the connection to {self.address} was closed"
                 raise errors.Unavailable(text, stage="backend") from error
             if answer is None:  # gRPC has logged why it could not be parsed
-                text = f"{self.address} answered {method} with bytes that are no {response.DESCRIPTOR.name}"
+                text = (
+                    f"{self.address} answered {method} with bytes that are not a {response.DESCRIPTOR.name}"
+                )
                 raise errors.Unavailable(text, stage="backend")
             return answer
 

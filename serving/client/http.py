@@ -110,9 +110,7 @@ def _prediction(answer: httpx.Response, content: bytes) -> Prediction:
         found = orjson.loads(content)
         return Prediction(found["model"], found["version"], tuple(map(_result, found["results"])))
     except (ValueError, KeyError, TypeError) as error:
-        text = (
-            f"{answer.url} answered {answer.status_code}, but with no prediction; is it a gateway of Sluice?"
-        )
+        text = f"{answer.url} answered {answer.status_code}, but with no prediction; is it a Sluice gateway?"
         raise Internal(text) from error
 
 

@@ -63,7 +63,7 @@ def _classify_request(question: Question) -> Any:
             top_k=question.top_k,
         )
     except ValueError as error:  # a number beyond the field's, or a name that is not Unicode
-        raise InvalidInput(f"this cannot be asked over gRPC: {error}") from error
+        raise InvalidInput(f"this cannot be sent over gRPC: {error}") from error
 
 
 def _prediction(response: Any) -> Prediction:

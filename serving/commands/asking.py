@@ -78,7 +78,7 @@ def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
     try:
         refused = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        refused = "not what a gateway of Sluice answers"
+        refused = "not what a Sluice gateway answers"
     raise SluiceError(f"{client.base_url} answered {answer.status_code}: {refused}")
 
 
@@ -89,5 +89,5 @@ def read_as_a_gateways(client: httpx.Client) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SluiceError(
-            f"{client.base_url} answers, but not as a gateway of Sluice does; is it the right address?"
+            f"{client.base_url} answers, but not as a Sluice gateway does; is it the right address?"
         ) from error

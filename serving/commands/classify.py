@@ -129,7 +129,7 @@ def _glob(anchor: Path, relative: str, whole: str) -> list[Path]:
     try:
         return list(anchor.glob(relative))
     except ValueError as error:
-        raise InvalidInput(f"{whole} is no pattern: {error}") from None
+        raise InvalidInput(f"{whole} is not a pattern: {error}") from None
 
 
 def _is_image(path: Path) -> bool:

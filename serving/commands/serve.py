@@ -34,7 +34,7 @@ ModelServer = Annotated[
 ]
 Keys = Annotated[
     Path | None,
-    typer.Option("--keys", help="File of API keys (see `sluice keys`).", show_default="no key is asked for"),
+    typer.Option("--keys", help="File of API keys (see `sluice keys`).", show_default="no key is required"),
 ]
 Rollouts = Annotated[
     Path | None,

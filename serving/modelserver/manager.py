@@ -188,8 +188,8 @@ class ModelManager:
                     )
         else:
             logger.error(
-                "Loading servable: {name: %s version: %d} is given up after %d tries, until its folder goes "
-                "and comes back, or the server starts anew",
+                "Loading servable: {name: %s version: %d} is given up after %d tries, until its folder is "
+                "removed and put back, or the server restarts",
                 name,
                 action.version,
                 failures.tries,

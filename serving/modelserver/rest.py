@@ -75,7 +75,7 @@ class RestApi:
         except StatusError as error:
             status = without_frames(error)
         except Exception as error:
-            logger.exception("A call failed in a way that nobody foresaw")
+            logger.exception("A call failed unexpectedly")
             status = from_exception(error)
         return HTTP_STATUS[status.code], tensor_json_writing.error_body(status.message)
 

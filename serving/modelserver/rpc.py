@@ -132,7 +132,7 @@ class RpcServer:
             except StatusError as caught:
                 error = without_frames(caught)
             except Exception as caught:
-                logger.exception("A call failed in a way that nobody foresaw")
+                logger.exception("A call failed unexpectedly")
                 error = from_exception(caught)
             else:
                 return response

@@ -77,7 +77,7 @@ def _serve(flags: Flags) -> int:
         return START_FAILED
     end.wait()
     if not server.stop():
-        logger.warning("Something still runs; ending without it")
+        logger.warning("Something is still running; ending without it")
     return 0
 
 

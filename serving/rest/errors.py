@@ -33,11 +33,11 @@ STATUS_OF_KIND: dict[type[errors.SluiceError], int] = {
 TITLE_OF_KIND: dict[type[errors.SluiceError], str] = {
     errors.InvalidInput: "The request is not valid",
     errors.BadImage: "The image cannot be read",
-    errors.UnsupportedMedia: "The content type is not taken",
+    errors.UnsupportedMedia: "The content type is not supported",
     errors.TooLarge: "The request is too large",
     errors.Unauthenticated: "Credentials are missing or wrong",
     errors.PermissionDenied: "The credentials do not allow this",
-    errors.NotFound: "There is no such thing",
+    errors.NotFound: "Not found",
     errors.FailedPrecondition: "It cannot do this",
     errors.Conflict: "Somebody else changed it first",
     errors.Overloaded: "The gateway is full",

@@ -91,7 +91,7 @@ def _check_codings(version: str, given: str) -> None:
     codings = [each for each in (part.strip(" \t").lower() for part in given.split(",")) if each]
     if codings == ["chunked"]:
         return
-    text = f'the Transfer-Encoding is "{given[:100]}"; the only one taken is "chunked"'
+    text = f'the Transfer-Encoding is "{given[:100]}"; the only one allowed is "chunked"'
     if codings.count("chunked") != 1 or codings[-1] != "chunked":  # where the body ends is anybody's guess
         raise _bad(text)
     raise Refused(501, Unimplemented(text, stage="admission"))

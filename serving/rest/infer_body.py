@@ -101,7 +101,7 @@ def _inputs(given: Sequence[Any], raw: memoryview) -> list[Tensor]:
         found.append(from_raw(name, datatype, shape, raw[position : position + size]))
         position += size
     if position != len(raw):
-        raise InvalidInput(f"{len(raw) - position} bytes behind the JSON belong to no input")
+        raise InvalidInput(f"{len(raw) - position} bytes after the JSON belong to no input")
     return found
 
 

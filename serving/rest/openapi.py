@@ -33,7 +33,7 @@ EXAMPLE_ANSWER = {
 }
 EXAMPLE_PROBLEM = {
     "type": "urn:sluice:problem:not-found",
-    "title": "There is no such thing",
+    "title": "Not found",
     "status": 404,
     "detail": 'model "resent" is not configured; there are: digits',
     "retryable": False,
@@ -144,7 +144,7 @@ _STATUSES = {
     "403": "The API key does not allow this",
     "404": "No such model or version",
     "413": "The body or the image is too large",
-    "415": "The content type is not taken",
+    "415": "The content type is not supported",
     "429": "This caller is over its limits; see Retry-After",
     "500": "A fault of the model",
     "503": "No replica can answer now, or the gateway is full; see Retry-After",

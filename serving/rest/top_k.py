@@ -24,7 +24,7 @@ def top_k_of_query(query: bytes) -> int | None:
     if not query:
         return None  # as most are; to parse even an empty one costs
     given = QueryParams(query).multi_items()
-    return _top_k(given, "the query", "parameter", f"the only one taken is {_NAME}", stage="admission")
+    return _top_k(given, "the query", "parameter", f"the only one allowed is {_NAME}", stage="admission")
 
 
 def top_k_of_form(fields: Iterable[tuple[str, str]], of_query: int | None) -> int | None:
@@ -33,7 +33,7 @@ def top_k_of_form(fields: Iterable[tuple[str, str]], of_query: int | None) -> in
     Raises:
         InvalidInput: as for a query; or the form and the query differ.
     """
-    taken = f"the only one taken is {_NAME}, and each image is a file part"
+    taken = f"the only one allowed is {_NAME}, and each image is a file part"
     top_k = _top_k(fields, "the multipart form", "text field", taken, stage="decode")
     return agreed(of_query, top_k, "the multipart form")
 

@@ -85,7 +85,7 @@ async def form_uploads(
     charset = options.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in CHARSETS:
         raise InvalidInput(
-            f'the content type multipart/form-data has the charset "{charset[:100]}"; taken are '
+            f'the content type multipart/form-data has the charset "{charset[:100]}"; supported are '
             f"{', '.join(CHARSETS)}",
             stage="decode",
         )

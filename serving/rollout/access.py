@@ -124,7 +124,7 @@ class ClusterAccess:
             self._store.refresh()
         after = next((each for each in self._store.history(model) if each.id == found.id), None)
         if after is None:
-            raise NotFound(f"ModelRollout {found.id} was deleted before a gateway obeyed")
+            raise NotFound(f"ModelRollout {found.id} was deleted before a gateway carried out the command")
         return after
 
     def load(self, model: str) -> Rollout | None:
@@ -218,14 +218,16 @@ class GatewayAccess:
                 told = key_refused("authorization" in self._client.headers)
                 raise InvalidInput(f"the gateway at {self._url} refused: {told}")
         except (ValueError, KeyError, TypeError):
-            kind, text = "", f"status {answer.status_code}, and not what a gateway of Sluice answers"
+            kind, text = "", f"status {answer.status_code}, not what a Sluice gateway answers"
         refused = InvalidInput if kind.endswith(f":{InvalidInput.kind}") else SluiceError
         raise refused(f"the gateway at {self._url} refused: {text}")
 
     def _unanswered(self, error: httpx.RequestError, method: str) -> SluiceError:
         told = unanswered(self._client.base_url, error, _TIMEOUT_S)
         if isinstance(told, DeadlineExceeded) and method == "POST":
-            return DeadlineExceeded(f"{told.message}; `sluice rollout status` says whether it was obeyed")
+            return DeadlineExceeded(
+                f"{told.message}; `sluice rollout status` says whether it was carried out"
+            )
         return for_command(told, "is --gateway the right address?")
 
 
@@ -243,7 +245,7 @@ def open_store(where: str) -> Access:
         folder = Path(where)
         if not is_store(folder):
             raise InvalidInput(
-                f"{folder} is no folder of rollouts; pass the one that a gateway has as --rollouts"
+                f"{folder} is not a folder of rollouts; pass the one that a gateway has as --rollouts"
             )
         return StoreAccess(FileStore(folder))
     from serving.rollout.kubernetes import KubernetesStore

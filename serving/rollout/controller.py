@@ -334,7 +334,7 @@ class Controller:
         if verdict.outcome is Outcome.FAIL:
             return verdict
         if blind is not None:
-            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts cannot be had: {blind}")
+            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts are not available: {blind}")
         if verdict.outcome in (Outcome.PASSED, Outcome.WAIT):
             held = self._held_back(rollout, at)
             if held is not None:

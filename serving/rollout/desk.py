@@ -47,7 +47,7 @@ class Desk:
     async def order(self, model: str, what: str, by: str) -> dict[str, Any]:
         """Gives a command; raises as `start.order` does, and InvalidInput for one that there is not."""
         if what not in COMMANDS:
-            raise InvalidInput(f'"{what[:100]}" is no command; there are: {", ".join(COMMANDS)}')
+            raise InvalidInput(f'"{what[:100]}" is not a command; there are: {", ".join(COMMANDS)}')
         moved = await asyncio.to_thread(
             lambda: order(self._store, model, COMMANDS[what], by=by, at=time.time())
         )

@@ -37,7 +37,7 @@ _MOST_ID_CHARACTERS = 1000
 
 Status = Literal["accepted", "duplicate"]
 
-_BAD = "this is no prediction id of this service, or it was changed"
+_BAD = "this is not a prediction id of this service, or it was altered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Receipts:
         if age_s > TTL_S:
             days, most = age_s / 86400, TTL_S / 86400
             raise FailedPrecondition(
-                f"the prediction is {days:.0f} days old; feedback is taken for {most:.0f}"
+                f"the prediction is {days:.0f} days old; feedback is accepted for {most:.0f}"
             )
         return Claim(model, version, label, routed, at, copy, int(place or 0))
 

@@ -199,7 +199,7 @@ class FolderMemory(OwnMemory):
         except sqlite3.Error as error:
             with self._lock:
                 self.failures += 1
-            raise Unavailable(f"what is known of feedback cannot be read or kept: {error}") from error
+            raise Unavailable(f"the store of feedback cannot be read or written: {error}") from error
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         """Makes the tables if there are none, and forgets what is old now and then."""

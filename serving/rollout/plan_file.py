@@ -35,7 +35,9 @@ def load_plan(path: Path) -> Plan:
             f"{path}: a plan is a .yaml or .toml file, not {path.suffix or 'one without a suffix'}"
         )
     if len(content) > _MAX_BYTES:
-        raise InvalidInput(f"{path}: {len(content)} bytes are no plan; at most {_MAX_BYTES} are read")
+        raise InvalidInput(
+            f"{path}: {len(content)} bytes are too many for a plan; at most {_MAX_BYTES} are read"
+        )
     try:
         text = content.decode()
     except UnicodeDecodeError as error:

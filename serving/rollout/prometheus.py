@@ -90,7 +90,7 @@ class PrometheusCounts:
         try:
             answer = self._client.get("/api/v1/query", params={"query": query})
             if not answer.is_success:  # httpx's own words have the URL, in which there may be a password
-                raise Unavailable(f"Prometheus cannot be asked: it answered {answer.status_code}")
+                raise Unavailable(f"Prometheus cannot be queried: it answered {answer.status_code}")
             series = answer.json()["data"]["result"]
             found: dict[str, Counts] = {}
             for each in series:
@@ -100,7 +100,7 @@ class PrometheusCounts:
                 if "name" in labels:
                     counts[labels["name"]] = float(each["value"][1])
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise Unavailable(f"Prometheus cannot be asked: {error}") from error
+            raise Unavailable(f"Prometheus cannot be queried: {error}") from error
         if not found:
             selected = f" with {self._selector}" if self._selector else ""
             raise Unavailable(

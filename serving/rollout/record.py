@@ -30,7 +30,7 @@ _ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,239}$")
 def check_candidate(version: int) -> None:
     """Raises InvalidInput if no rollout can let this version in."""
     if not 1 <= version <= MOST_VERSION:
-        raise InvalidInput(f"{version} is no version; versions are numbers from 1 to {MOST_VERSION}")
+        raise InvalidInput(f"{version} is not a version; versions are numbers from 1 to {MOST_VERSION}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Rollout:
     def __post_init__(self) -> None:
         for version in (self.stable, self.candidate):
             if not 0 <= version <= MOST_VERSION:
-                raise InvalidInput(f"{version} is no version; versions are numbers up to {MOST_VERSION}")
+                raise InvalidInput(f"{version} is not a version; versions are numbers up to {MOST_VERSION}")
 
     @property
     def finished(self) -> bool:

@@ -52,7 +52,7 @@ def _check_readable(store: Store, model: str) -> None:
     if store.unreadable(model):
         raise FailedPrecondition(
             f'what is stored of model "{model}" cannot be read (the log of its gateways says why), and it '
-            "stays as it is: mend the record, or delete it"
+            "stays as it is: repair the record, or delete it"
         )
 
 

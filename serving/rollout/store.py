@@ -129,7 +129,7 @@ class FileStore:
         except OSError as error:
             raise InvalidInput(
                 f"rollouts cannot be stored in {folder}: {error.strerror or error}; pass a folder that can be"
-                " made and written"
+                " created and written to"
             ) from error
         self._reported: dict[str, str] = {}
 
@@ -295,7 +295,7 @@ def _finite(number: str) -> float:
     """A number of a record. What is none, or beyond all, could not be saved again."""
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number} is no number of a record")
+        raise ValueError(f"{number} is not the number of a record")
     return value
 
 

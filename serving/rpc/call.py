@@ -59,7 +59,7 @@ def _parser(message: Any) -> Callable[[bytes], Any]:
         try:
             return message.FromString(serialized)
         except DecodeError:
-            text = f"the {len(serialized)} bytes of the request are no {message.DESCRIPTOR.full_name}"
+            text = f"the {len(serialized)} bytes of the request are not a {message.DESCRIPTOR.full_name}"
             return InvalidInput(text, stage="admission")
 
     return parse

@@ -72,7 +72,7 @@ class Watchdog:
             before, self._beat = self._beat, self._clock()
             late_s = self._beat - before - self._interval_s
             if late_s > self._threshold_s:
-                _log.warning("the event loop stood still", for_s=round(late_s, 3))
+                _log.warning("the event loop was blocked", for_s=round(late_s, 3))
                 self._stalled(late_s)
 
     def _watch(self, loop_thread: int) -> None:

@@ -19,7 +19,7 @@ ENCODE = r'; encode the pixels first, as Pillow does by save\(file, "PNG"\)'
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://localhost", "http://", "http://localhost:http", ""])
 def test_what_is_no_address_is_said_at_once(url: str) -> None:
-    with pytest.raises(InvalidInput, match=f'"{url}" is no address of a gateway'):
+    with pytest.raises(InvalidInput, match=f'"{url}" is not the address of a gateway'):
         Client(url)
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_image_is_said_before_anything_is_sent(client: Any, images: A
 @pytest.mark.parametrize("kind", [Client, AsyncClient, GrpcClient, AsyncGrpcClient])
 @pytest.mark.parametrize("key", ["s3cret\n", "two s3cret", "s3crét", "s3cret\x7f"])
 def test_what_cannot_be_a_key_is_said_without_it(kind: Any, key: str) -> None:
-    with pytest.raises(InvalidInput, match="the API key has a character that none has") as refused:
+    with pytest.raises(InvalidInput, match="the API key has a character that no key has") as refused:
         kind(api_key=key)
     assert "s3cr" not in refused.value.message
 

@@ -87,7 +87,7 @@ def test_a_file_of_keys_that_is_no_text_is_told_and_stays(key_file: Path, argume
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["add", "a", "--rate=often"], 2, 'error: rate: "often" is no rate; one is "20/second"'),
+        (["add", "a", "--rate=often"], 2, 'error: rate: "often" is not a rate; write one like "20/second"'),
         (
             ["add", "a", "--scope=all"],
             2,

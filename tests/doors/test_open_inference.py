@@ -123,7 +123,7 @@ def test_any_json_is_parsed_or_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     ("datatype", "shape", "values", "says"),
     [
-        ("FP33", [1], [1], "is no datatype; there are: BOOL, UINT8"),
+        ("FP33", [1], [1], "is not a datatype; there are: BOOL, UINT8"),
         ("FP16", [1], [1.0], "raw bytes only"),
         ("UINT8", [2], [1], "has 1 elements; shape \\[2\\] takes 2"),
         ("UINT8", [1], [256], "beyond the range of UINT8"),

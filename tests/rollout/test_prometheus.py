@@ -90,4 +90,4 @@ def test_a_prometheus_that_does_not_answer_is_unavailable(answer: Any, status: i
 def test_a_password_for_prometheus_is_in_no_error() -> None:
     with prometheus({}, 401) as (url, _), pytest.raises(Unavailable) as refused:
         PrometheusCounts(url.replace("//", "//me:secret@")).collect("digits")
-    assert refused.value.message == "Prometheus cannot be asked: it answered 401"
+    assert refused.value.message == "Prometheus cannot be queried: it answered 401"
