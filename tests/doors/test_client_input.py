@@ -53,7 +53,7 @@ def test_no_version_over_grpc_stands_for_another() -> None:
     with GrpcClient() as client:
         with pytest.raises(InvalidInput, match="version is 0, which over gRPC stands for the routed one"):
             client.classify(b"x", model="digits", version=0)
-        with pytest.raises(InvalidInput, match=r"cannot be asked over gRPC: .*out of range"):
+        with pytest.raises(InvalidInput, match=r"cannot be sent over gRPC: .*out of range"):
             client.classify(b"x", model="digits", version=2**63)
 
 

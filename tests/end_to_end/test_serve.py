@@ -221,7 +221,7 @@ async def test_the_command_line_classifies_and_lists(models: Path, tmp_path: Pat
         nonsense.write_bytes(b"nonsense")
         code, out, err = await run("classify", str(nonsense), str(SAMPLE), url)
         assert code == 1
-        assert "no image" in out + err
+        assert "not an image" in out + err
         code, out, _ = await run("models", url)
         assert code == 0
         assert "AVAILABLE" in out

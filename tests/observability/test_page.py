@@ -300,7 +300,7 @@ def test_what_came_of_a_command_stays_while_the_rollout_goes_on(page: Page) -> N
 @pytest.mark.parametrize(
     ("answer_of", "says"),
     [
-        ({"status": 200, "content_type": "text/html", "body": "<b>Log in</b>"}, "is no gateway of Sluice"),
+        ({"status": 200, "content_type": "text/html", "body": "<b>Log in</b>"}, "is not a Sluice gateway"),
         ({"status": 502, "content_type": "text/html", "body": "<b>Bad</b>"}, "The gateway answered 502."),
     ],
 )

@@ -83,7 +83,7 @@ def test_every_gateway_exports_from_its_start_what_it_is_known_by() -> None:
 
 @pytest.mark.parametrize(("answer", "status"), [({}, 200), ({"data": 3}, 200), ({}, 503)])
 def test_a_prometheus_that_does_not_answer_is_unavailable(answer: Any, status: int) -> None:
-    with prometheus(answer, status) as (url, _), pytest.raises(Unavailable, match="cannot be asked"):
+    with prometheus(answer, status) as (url, _), pytest.raises(Unavailable, match="cannot be queried"):
         PrometheusCounts(url).collect("digits")
 
 

@@ -161,8 +161,8 @@ def test_traffic_follows_the_state(state: State, split: Split) -> None:
         ({"plan": {"alpha": 7}}, "the stored plan is not valid"),
         ({"clock_s": "soon"}, "wrong value"),
         ({"stable": None}, "wrong value"),
-        ({"candidate": 2**63}, "9223372036854775808 is no version"),
-        ({"stable": -1}, "-1 is no version"),
+        ({"candidate": 2**63}, "9223372036854775808 is not a version"),
+        ({"stable": -1}, "-1 is not a version"),
         ({"events": [{}]}, "no field"),
     ],
 )

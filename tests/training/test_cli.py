@@ -119,7 +119,7 @@ def test_what_is_wrong_with_the_arguments_is_told_without_tensorflow(tmp_path: P
         "train resnet --strategy tpu": "there is no strategy 'tpu'; there are: none, mirrored, multiworker",
         "train resnet --learning-rate 0": "the learning rate is 0.0; it must be a number above 0",
         "train resnet --out README.md": "--out README.md: README.md is not a folder",
-        f"train resnet --out {tmp_path} --name taken": f"--out {tmp_path}/taken: {tmp_path}/taken is no",
+        f"train resnet --out {tmp_path} --name taken": f"--out {tmp_path}/taken: {tmp_path}/taken is not a",
         "publish none.keras": "none.keras: no such file or folder",
         "publish README.md": "README.md: neither a .keras file nor a SavedModel folder",
         "publish none.keras --pixel-scale 1/255": "none.keras: no such file or folder",

@@ -32,7 +32,7 @@ export async function call(path, { waitMs = WAIT_MS, ...options } = {}) {
   }
   const body = object(text);
   if (!response.ok) throw new Refused(response.status, body?.detail ?? body?.error ?? `The gateway answered ${response.status}.`);
-  if (!body) throw new Refused(response.status, "What answers here is no gateway of Sluice.");
+  if (!body) throw new Refused(response.status, "What answers here is not a Sluice gateway.");
   return { body, headers: response.headers };
 }
 
