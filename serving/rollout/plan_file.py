@@ -59,7 +59,7 @@ def parse_plan(text: str, *, source: str = "plan", toml: bool = False) -> Plan:
 
 
 def _own(found: Sequence[Any]) -> list[Any]:
-    """The faults that do not merely follow from one within: a list without its bad items is too short."""
+    """The faults that do not just follow from one further in: a list without its bad items is too short."""
     places = [tuple(each["loc"]) for each in found]
     return [
         each
