@@ -92,7 +92,7 @@ class FolderCounts:
         found = {}
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-                # A file from the future was written before the clock was set back: a live gateway rewrites it.
+                # A file from the future was written before the clock was set back: live gateways rewrite it.
                 if abs(self._wall() - path.stat().st_mtime) > _GONE_S:
                     path.unlink()
                     continue
