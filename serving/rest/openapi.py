@@ -1,4 +1,4 @@
-"""What OpenAPI cannot read off plain ASGI routes: the operations of the doors, with real examples."""
+"""What cannot be derived from plain ASGI routes for OpenAPI: the doors' operations, with real examples."""
 
 from __future__ import annotations
 
@@ -164,18 +164,18 @@ def document(app: FastAPI) -> dict[str, Any]:
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a token."},
         "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    # The empty one: a gateway without keys asks for none.
+    # The empty one: a gateway without keys requires none.
     found["security"] = [{}, {"bearer": []}, {"apiKey": []}]
     _give_problems(found["paths"])
     return found
 
 
 def _give_problems(paths: dict[str, Any]) -> None:
-    """Say of FastAPI's own operations that they are refused with problem documents, as all others are."""
+    """Describe the refusals of FastAPI's own operations as problem documents, like those of all others."""
     for path, operations in paths.items():
         for operation in operations.values():
             answers = operation["responses"]
-            answers.pop("422", None)  # FastAPI's; here it is a 400
+            answers.pop("422", None)  # FastAPI's own; here it is a 400
             if path.startswith("/v1/") and "default" not in answers and "400" not in answers:
                 answers |= {status: _problem(text) for status, text in _STATUSES.items()}
             if path.startswith("/v1/rollouts"):

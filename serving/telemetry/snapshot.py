@@ -1,6 +1,6 @@
 """Metrics that are read from the gateway's parts when somebody scrapes, instead of being kept up to date.
 
-What a part knows anyway (how long its queue is, which replicas there are) is so never stale, and costs
+So what a part knows anyway (how long its queue is, which replicas there are) is never stale, and costs
 nothing between scrapes. The families are declared here, once; readers fill them in.
 """
 
