@@ -20,7 +20,7 @@ _LATENCY = re.compile(r"(?P<batch>\d+):(?P<value>\d+(\.\d+)?)(?P<unit>ms|us|s)")
 
 
 def parse_latencies(texts: list[str]) -> dict[int, float]:
-    """`8:6.2ms` -> {8: 0.0062}; raises InvalidInput for another form, and for a size that is given twice."""
+    """`8:6.2ms` -> {8: 0.0062}; raises InvalidInput for any other form, and for a size given twice."""
     found: dict[int, float] = {}
     for text in [part for each in texts for part in each.split(",") if part]:
         match = _LATENCY.fullmatch(text.strip())

@@ -91,6 +91,6 @@ def test_what_cannot_be_a_key_is_said_without_it(kind: Any, key: str) -> None:
 )
 def test_what_cannot_be_tried_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(
-        InvalidInput, match=r"cannot be; there is one attempt at least, and no pause is below 0"
+        InvalidInput, match=r"is not valid: attempts must be at least 1, and no pause below 0"
     ):
         Retries(**wrong)
