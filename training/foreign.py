@@ -1,4 +1,4 @@
-"""Models that were not made here: a `.keras` archive or a SavedModel of the user's own, published alike."""
+"""Publishes models that were not made here: a `.keras` archive or a SavedModel of the user's own."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _made_classifier(model: ForeignModel, labels: Path | None, pixel_scale: floa
 def _made_as_it_is(
     model: ForeignModel, reason: str, labels: Path | None, pixel_scale: float, path: Path
 ) -> _Made:
-    """A model that is, for this reason, no image classifier, and keeps its inputs and outputs."""
+    """A model that is not an image classifier, for this reason, and keeps its inputs and outputs."""
     _check_no_classifier(model, reason, labels, pixel_scale, path)
     golden = _golden(model.inputs)
     _answers(model.call, golden, path)
@@ -118,7 +118,7 @@ def _made_as_it_is(
 def _check_no_classifier(
     model: ForeignModel, reason: str, labels: Path | None, pixel_scale: float, path: Path
 ) -> None:
-    """Raises `BadInput` for what only an image classifier can be given, and for inputs that none can name."""
+    """Raises `BadInput` for flags that only fit an image classifier, and for inputs that cannot be named."""
     if labels is not None:
         text = "so there is nothing that --labels could name"
         raise BadInput(f"{path} is not an image classifier, {text}: {reason}")
