@@ -66,13 +66,13 @@ class Entry:
 class Lane:
     """One queue, and the calls and images it has in flight.
 
-    `left` counts the images whose caller left since those were last cleared out.
+    `abandoned` counts the images whose caller left since those were last cleared out.
     """
 
     queue: TurnQueue[Entry] = field(default_factory=TurnQueue)
     in_flight: int = 0
     images_in_flight: int = 0
-    left: int = 0
+    abandoned: int = 0
 
     def is_worth_a_call(self) -> bool:
         """Whether what waits makes a batch that is no smaller than those in flight are on average."""
@@ -229,7 +229,7 @@ class Batcher(Generic[AnyPlace]):
             pass
         return future
 
-    def has_left(self, key: LaneKey, images: int) -> None:
+    def abandoned(self, key: LaneKey, images: int) -> None:
         """Note that a caller left who had queued this many images.
 
         Abandoned entries are cleared out once they may be half of the queue, not one by one. While replicas
@@ -239,9 +239,9 @@ class Batcher(Generic[AnyPlace]):
         lane = self._lanes.get(key)
         if lane is None:
             return
-        lane.left += images
-        if 2 * lane.left >= len(lane.queue):
-            lane.left = 0
+        lane.abandoned += images
+        if 2 * lane.abandoned >= len(lane.queue):
+            lane.abandoned = 0
             lane.queue.keep(lambda entry: not entry.future.done())
             if not lane.queue and not lane.in_flight:
                 del self._lanes[key]

@@ -120,7 +120,7 @@ class Classifier:
             for future in pending:  # when one fails or the caller leaves, the rest must not be computed
                 future.cancel()
             if rows is None:
-                self._batcher.has_left(lane, len(pending))
+                self._batcher.abandoned(lane, len(pending))
             if images and (rows is not None or is_at_fault(pending, context, asked_at, self._clock())):
                 context.copied = self._steering.copy(
                     model.name,

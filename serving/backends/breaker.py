@@ -21,16 +21,16 @@ class Breaker:
 
     failures: int = 0
     failed_at: float = -math.inf
-    closed_at: float = 0.0
+    probe_at: float = 0.0
     probing: bool = False
 
     def allows(self, now: float) -> bool:
         """Whether the replica may get a call: it is healthy, or its pause is over and no call probes it."""
-        return self.failures < THRESHOLD or (now >= self.closed_at and not self.probing)
+        return self.failures < THRESHOLD or (now >= self.probe_at and not self.probing)
 
     def open(self, now: float) -> bool:
         """Whether the breaker keeps calls from the replica at `now`."""
-        return self.failures >= THRESHOLD and now < self.closed_at
+        return self.failures >= THRESHOLD and now < self.probe_at
 
     def start(self) -> None:
         """A call is about to be made."""
@@ -50,7 +50,7 @@ class Breaker:
         self.failed_at = now
         if self.failures >= THRESHOLD:
             pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.failures - THRESHOLD, 10))
-            self.closed_at = now + pause_s
+            self.probe_at = now + pause_s
 
     def trip(self) -> None:
         """A call got no answer at all: the `fail` that follows is to open the breaker by itself."""

@@ -218,11 +218,11 @@ async def test_while_replicas_hang_those_who_leave_leave_nothing_in_the_queue() 
         await until(lambda: len(send.batches) == 1)
         for count, each in enumerate(waiting, 1):
             each.cancel()
-            batcher.has_left(LANE, 1)
+            batcher.abandoned(LANE, 1)
             assert batcher.depth() <= 2 * (len(waiting) - count), "half of what waits may have left"
         hangs.cancel()
         await until(lambda: not batcher.depths())
-        batcher.has_left(LANE, 1)  # the last to hear of it
+        batcher.abandoned(LANE, 1)  # the last to hear of it
         send.gate.set()
         assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
 
