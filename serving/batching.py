@@ -209,7 +209,7 @@ class Batcher(Generic[AnyPlace]):
                 text = "the deadline has passed before it could be queued"
             raise DeadlineExceeded(text, stage="queue")
         if wait_s > self._target_s and ahead >= self._max_batch * max(lane.in_flight, 1):
-            text = f"{ahead} images are queued, as many as get done in time"
+            text = f"{ahead} images are queued, as many as finish in time"
             raise Overloaded(text, stage="queue", retry_after_s=RETRY_AFTER_S)
 
     def enqueue(
