@@ -21,7 +21,7 @@ export async function call(path, { waitMs = WAIT_MS, ...options } = {}) {
   const headers = { ...options.headers };
   if (key) headers.authorization = `Bearer ${key}`;
   // A browser refuses to send what no header can hold, and does not say so.
-  if (/[^!-~]/.test(key)) throw new Refused(401, "A key has neither spaces nor letters beyond ASCII.");
+  if (/[^!-~]/.test(key)) throw new Refused(401, "A key has only ASCII characters and no spaces.");
   let response;
   let text;
   try {
