@@ -178,7 +178,7 @@ def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
 def _cannot_have(rollout: Rollout, replica: Seen) -> bool:
     """Whether a replica has lost the candidate, or cannot load it.
 
-    A state of END is left over from earlier before it is to be loaded, and without an error also while it is.
+    END is left over from earlier while it is not to be loaded yet; so is END without an error while it loads.
     """
     state = rollout.state
     match state.under_way:
