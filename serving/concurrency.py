@@ -69,7 +69,7 @@ class ConcurrencyLimit:
         if few <= self._floor() or now < self._next_cut:
             return
         self._next_cut = now + max(latency_s, _EVEN_IF_FAST_S)
-        # What was in progress took so long; the same share of it takes as long as it may.
+        # This much in progress took this long; scaled by the ratio it would take the target (Little's law).
         fitting = self._target_s / latency_s
         self._limit = min(limit, float(in_progress)) * min(_MOST_CUT, max(_LEAST_CUT, fitting))
 

@@ -66,7 +66,7 @@ def unserved(models_dir: Path, models: Collection[str]) -> Iterator[str]:
     """
     try:
         children = sorted(models_dir.iterdir())
-    except OSError:  # which is told where models are looked for
+    except OSError:  # reported where models are looked for
         return
     for child in children:
         if child.name in models or not _NAME.fullmatch(child.name):

@@ -42,7 +42,7 @@ _JUDGED = frozenset({Phase.SHADOW, Phase.CANARY})
 Command = Literal["pause", "resume", "promote", "abort"]
 
 
-_STARTED = Reason("started", "the rollout was asked for")
+_STARTED = Reason("started", "the rollout was requested")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def command(state: State, what: Command, now: float, *, by: str) -> State:
     Raises:
         FailedPrecondition: The rollout is not where this command makes sense; the message says where it is.
     """
-    phase, reason = state.phase, Reason(f"command.{what}", f"{what} was asked for by {by}")
+    phase, reason = state.phase, Reason(f"command.{what}", f"{what} was requested by {by}")
     if phase in FINISHED or phase is Phase.ROLLING_BACK:
         raise FailedPrecondition(f"the rollout is {phase.value}: there is nothing to {what}")
     if what == "abort":

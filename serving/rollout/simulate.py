@@ -30,7 +30,7 @@ class Runs:
     """How each simulated rollout ended.
 
     Attributes:
-        ended: `promoted`, `rolled back` or `undecided` (paused for want of evidence), [runs].
+        ended: `promoted`, `rolled back` or `undecided` (paused for lack of evidence), [runs].
         after_s: When, in seconds of traffic, [runs].
         exposed: Requests of callers that the candidate answered until then, [runs].
         harmed: How many of those were bad, by any criterion, [runs].

@@ -79,7 +79,7 @@ async def through_its_life(scene: Scene, where: list[str], plan: Path) -> None:
 async def told_afterwards(where: list[str], id_: str) -> None:
     """What commands say of a rollout that was aborted."""
     past = (await sluice(where, "history", "digits")).stdout
-    assert f"{id_}  1 → 2  rolled_back: abort was asked for by" in past
+    assert f"{id_}  1 → 2  rolled_back: abort was requested by" in past
     story = (await sluice(where, "explain", "digits", "--id", id_)).stdout
     assert "because agrees with stable on" in story
     replayed = await sluice(where, "replay", "digits", "--id", id_)

@@ -132,7 +132,7 @@ def test_commands_are_in_the_story() -> None:
     rollout = new_rollout()
     rollout = rollout.moved(command(rollout.state, "abort", 3.0, by="the operator"), None, 1e9 + 3)
     assert [event.outcome for event in rollout.events] == ["command"]
-    assert "abort was asked for by the operator" in "\n".join(explain(rollout))
+    assert "abort was requested by the operator" in "\n".join(explain(rollout))
     assert [each.same for each in replay(rollout)] == [True]
 
 
