@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
 _TIMEOUT_S = 10.0
 
 ApiKey = Annotated[
-    str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
+    str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better set in the environment.")
 ]
-Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
+Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="URL of the gateway.")]
 Ca = Annotated[
     Path | None,
     typer.Option(
-        envvar="SSL_CERT_FILE", help="PEM file of the authorities that the gateway's certificate is of."
+        envvar="SSL_CERT_FILE", help="PEM file of the authorities that issued the gateway's certificate."
     ),
 ]
 

@@ -75,14 +75,14 @@ def classify(
     url: Url = "http://127.0.0.1:8080",
     model: Annotated[str | None, typer.Option(help="Model.", show_default="the gateway's default")] = None,
     version: Annotated[int | None, typer.Option(help="Version.", show_default="the routed one")] = None,
-    label: Annotated[str | None, typer.Option(help="Label of a version, instead of one.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 1,
+    label: Annotated[str | None, typer.Option(help="Version label, instead of --version.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes per image.")] = 1,
     output: Annotated[Format, typer.Option("--format", help="How to print the answers.")] = Format.TABLE,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     api_key: ApiKey = None,
     ca: Ca = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, max=86_400, help="Seconds for each image, retries included.")
+        float, typer.Option(min=0.1, max=86_400, help="Seconds per image, retries included.")
     ] = 60,
 ) -> None:
     """Classify images with a running gateway. Exits with 1 if any of them failed."""

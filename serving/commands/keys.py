@@ -33,8 +33,10 @@ def add(
         list[str] | None,
         typer.Option(help="What it may do: classify, admin; repeatable.", show_default="classify"),
     ] = None,
-    rate: Annotated[str | None, typer.Option(help="Most requests: 20/second, 1000/hour.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Most requests in flight.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Rate limit, such as 20/second or 1000/hour.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Most requests in flight at once.")
+    ] = None,
     file: File = DEFAULT_FILE,
 ) -> None:
     """Make a key and print it, once: the file keeps only its hash."""

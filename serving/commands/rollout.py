@@ -43,7 +43,7 @@ Where = Annotated[
 ]
 GatewayUrl = Annotated[
     str | None,
-    typer.Option("--gateway", metavar="URL", help="A gateway that runs elsewhere, in place of a store."),
+    typer.Option("--gateway", metavar="URL", help="A remote gateway, instead of a store."),
 ]
 Key = Annotated[
     str | None,
@@ -51,7 +51,7 @@ Key = Annotated[
         "--key",
         "--api-key",
         envvar="SLUICE_API_KEY",
-        help="The gateway's API key, scope admin; better by environment.",
+        help="The gateway's API key, scope admin; better set in the environment.",
     ),
 ]
 RolloutId = Annotated[
@@ -94,8 +94,8 @@ def simulate(
     candidate_slow: Annotated[
         float | None, typer.Option("--candidate-latency", help="The candidate's.", show_default="stable's")
     ] = None,
-    agreement: Annotated[float, typer.Option(help="Share of images both name alike.")] = 0.97,
-    incidents: Annotated[float, typer.Option(help="Incidents an hour that hit both versions.")] = 0.0,
+    agreement: Annotated[float, typer.Option(help="Share of images on which both agree.")] = 0.97,
+    incidents: Annotated[float, typer.Option(help="Incidents per hour that hit both versions.")] = 0.0,
     incident_error: Annotated[
         float, typer.Option(help="Share of requests that fail in one minute of it.")
     ] = 0.2,
