@@ -1,8 +1,8 @@
-"""Whether a request is let in: who asks, whether there is room, and whether the caller keeps to its limits.
+"""Admission control: who asks, whether there is room, and whether the caller keeps to its limits.
 
-A refusal must stay cheap while the house is full, so nothing here waits, and nothing is read or decoded
-before a request is admitted. A caller that floods the gateway fills it for itself: a part of the room is
-kept for those who hold less than an equal share. A model that is asked for too much is so by itself
+A refusal must stay cheap under overload, so nothing here waits, and nothing is read or decoded before a
+request is admitted. A caller that floods the gateway fills it only for itself: part of the room is reserved
+for those who hold less than an equal share. A model that is overloaded does not crowd out the others
 (`serving.concurrency`).
 """
 
@@ -25,21 +25,21 @@ from serving.concurrency import ConcurrencyLimit, Progress, Work
 from serving.errors import Overloaded, RateLimited, SluiceError, TooLarge
 from serving.telemetry.metrics import Metrics
 
-# Long enough for a queue of requests to empty, short enough that capacity is not left idle.
+# Long enough for a queue of requests to drain, short enough that capacity is not left idle.
 RETRY_AFTER_S = 1.0
-# An eighth of the hard limits is kept for who holds less than an equal share: enough for a few requests of
-# each of several, and little enough that one who is alone does not miss it.
+# An eighth of the hard limits is reserved for callers who hold less than an equal share: enough for a few
+# requests of each of several, and little enough that a caller who is alone does not miss it.
 _RESERVE = 8
 
 
 class Ticket:
     """The room that one admitted request takes: itself, and the bytes of its body as they come in.
 
-    A context manager, which gives it back at its end.
+    A context manager, which gives the room back at its end.
 
     Attributes:
         caller: whose request it is.
-        of_whom: whose share it is part of.
+        of_whom: whose share it counts towards.
         held_bytes: how much of its body is held.
     """
 
@@ -55,8 +55,8 @@ class Ticket:
         """Take room for `size_bytes` more of the body.
 
         Raises:
-            TooLarge: there never is so much for one request.
-            Overloaded: there is none at the moment.
+            TooLarge: there is never that much for one request.
+            Overloaded: there is not enough at the moment.
         """
         self._admission.take_bytes(self, size_bytes)
         self.held_bytes += size_bytes
@@ -81,9 +81,9 @@ class Admission:
         max_in_flight_bytes: bytes of bodies held at once.
         metrics: where refusals and requests in flight are counted.
         callers: who may come in; None: anyone.
-        limit: makes the limit of how many requests for a model may be in progress, with their bodies read;
+        limit: makes the limit on how many requests for a model may be in progress, with their bodies read;
             None: `max_in_flight`.
-        models: how many models there are to ask for.
+        models: how many models are served.
         clock: the monotonic clock, in seconds.
     """
 
@@ -115,10 +115,10 @@ class Admission:
         return self._max_in_flight, self._max_in_flight_bytes
 
     def _kept_of(self, most: int) -> int:
-        """How much of a hard limit is kept for who holds less than an equal share.
+        """How much of a hard limit is reserved for those who hold less than an equal share.
 
-        Those who share are the callers; where these are not told apart the models, of which one that hangs
-        must not take all the room; and nobody where there is one model.
+        Those who share are the callers; or, if callers are not told apart, the models, one of which may hang
+        and must not take all the room. With a single model, nothing is reserved.
         """
         return 0 if self.callers.open and self._models() < 2 else most // _RESERVE
 
@@ -133,7 +133,7 @@ class Admission:
         return self._progress.total
 
     def progress_of(self, model: str) -> tuple[int, int]:
-        """Of those the ones for a model, and how many of it there may be at the moment."""
+        """How many of those are for this model, and how many there may be at the moment."""
         return self._progress.of(model), self._progress.limit_of(model)
 
     @property
@@ -149,7 +149,7 @@ class Admission:
         Args:
             credential: the caller's, as it was sent.
             scope: what the credential must allow.
-            model: which model is asked for; None: none that there is, or that is known yet.
+            model: which model is asked for; None: one that does not exist, or is not known yet.
 
         Raises:
             Unauthenticated, PermissionDenied: the credential does not allow this.
@@ -174,9 +174,9 @@ class Admission:
             self._bytes.give_back(ticket.of_whom, ticket.held_bytes)
 
     def progress(self, caller: str, model: str) -> Work:
-        """Room for the work on a caller's request for a model, whose body was read, while its block runs.
+        """Room, while its block runs, for the work on a caller's request for a model, whose body was read.
 
-        To enter it raises Overloaded if requests for this model take too long already.
+        Entering it raises Overloaded if requests for this model already take too long.
         """
         return self._progress.work(model, caller, functools.partial(self._check_progress, caller, model))
 
@@ -186,19 +186,19 @@ class Admission:
                 "progress",
                 Overloaded(
                     f'{self._progress.of(model)} requests for model "{model}" are in progress, '
-                    "as many as get done in time",
+                    "as many as finish in time",
                     stage="admission",
                     retry_after_s=RETRY_AFTER_S,
                 ),
             )
 
     def take_bytes(self, ticket: Ticket, size_bytes: int) -> None:
-        """Take room for bytes of a request's body; its ticket gives it back, and says what this raises."""
+        """Take room for bytes of a request's body; its ticket gives it back. Raises as `Ticket.hold` does."""
         kept = self._kept_of(self._max_in_flight_bytes)
         most = self._max_in_flight_bytes - kept
-        if ticket.held_bytes + size_bytes > most:  # to ask for another try would be to ask for ever
+        if ticket.held_bytes + size_bytes > most:  # inviting a retry would mean retrying for ever
             raise TooLarge(
-                f"the request has over {most:,} bytes, which is all that this gateway holds at once",
+                f"the request has over {most:,} bytes, which is the most that this gateway holds at once",
                 stage="admission",
             )
         if not self._bytes.fits(ticket.of_whom, size_bytes, most, kept):
@@ -254,7 +254,7 @@ class Admission:
             )
 
     def _window(self, caller: str, rate: RateLimitItem) -> SlidingWindow:
-        """What a caller has asked for lately; from nothing if its rate was changed."""
+        """What a caller has asked for lately; starts afresh if its rate was changed."""
         found = self._windows.get(caller)
         if found is None or found[0] != rate:
             found = self._windows[caller] = rate, SlidingWindow(rate.amount, rate.get_expiry())

@@ -32,8 +32,8 @@ def choose_version(
     if ref.version is not None:
         return catalog.resolve(ref)
     name = catalog.resolve_name(ref.name)
-    # Without a key of its caller's each request is on its own, though its id may be that of many: of all of a
-    # caller's, or of a whole stream's.
+    # Without a caller's routing key each request is routed on its own, even if many share an id: all of a
+    # caller's, or of a stream.
     key = context.routing_key if context.keyed else f"{context.request_id} {context.started}"
     route = context.route = steering.route(name, key, keyed=context.keyed)
     if route is None:
@@ -44,15 +44,15 @@ def choose_version(
         stand_in = _stand_in(steering, catalog, name, route)
         if stand_in is None:
             raise
-    context.route = None  # neither version is to blame for what becomes of it
+    context.route = None  # whatever becomes of it is neither version's fault
     return stand_in
 
 
 def _stand_in(steering: Steering, catalog: Catalog, name: str, route: Route) -> ModelVersion | None:
-    """The version that answers where no replica has the one of the route at the moment.
+    """The version that answers while no replica has the routed one.
 
-    Both ways: while a promotion is undone stable has yet to be loaded again, and the candidate is better than
-    nobody. A stable version that replicas do have is only about to be learned of, and worth waiting for.
+    It works both ways: while a promotion is undone, stable has yet to be loaded again, and the candidate is
+    better than nothing. A stable version that replicas do have will be known in a moment, and is waited for.
     """
     split, there = steering.splits()[name], catalog.versions(name)
     if route.arm == "candidate":
@@ -83,13 +83,13 @@ def measured(
 def is_at_fault(
     answers: Iterable[asyncio.Future[Any]], context: RequestContext, asked_at: float, now: float
 ) -> bool:
-    """Whether the version that was asked failed by a fault of its own, as a copy's answer may show another's.
+    """Whether the version failed by a fault of its own, so that a copy may show whether the other does too.
 
-    What befalls both versions alike (nobody could be reached, somebody was full) is none. A deadline is one,
-    as it is of a copy (`Dispatcher.name`), if a replica had the request for a fair time.
+    What can befall either version (no replica could be reached, one was full) is no fault. A deadline is one,
+    as for a copy (`Dispatcher.name`), if a replica had the request for a fair time.
 
     Args:
-        answers: What it answered each image, as far as it did.
+        answers: Its answer to each image, as far as there is one.
         context: The request.
         asked_at: When the images were queued, on the monotonic clock, in seconds.
         now: The time, on the same clock.
@@ -102,7 +102,7 @@ def is_at_fault(
 
 
 def require_desk(gateway: Gateway) -> Desk:
-    """Where a gateway's rollouts are administered; raises FailedPrecondition if it runs without any."""
+    """Where a gateway's rollouts are administered; raises FailedPrecondition if it runs without rollouts."""
     if gateway.desk is None:
         raise FailedPrecondition("this gateway runs without rollouts; start it with rollout_store set")
     return gateway.desk

@@ -1,12 +1,12 @@
-"""Work-conserving batches: an idle replica gets a request at once; while all are busy requests gather.
+"""Work-conserving batches: an idle replica gets a request at once; while all are busy, requests gather.
 
 There is no fixed wait. A lane is one queue, for one version of one model; whenever a request arrives or a
 call ends, lanes take turns to send what has gathered, up to the largest batch, as long as there is a place
-at a replica. A batch that would stand there behind another one of its lane leaves once it is as large as
-that: smaller, it would be done no sooner, and cost more than as a part of a larger one. Within a lane callers
-take turns, so that one who floods it delays itself only. A request that its caller has left, or that cannot
-be answered before its deadline as calls have gone lately, is dropped before it costs compute; a call that
-all its callers have left is cancelled.
+at a replica. A batch that would queue there behind another one of its lane leaves only once it is as large:
+a smaller one would be done no sooner, and costs more than as part of a larger one. Within a lane callers
+take turns, so that one who floods it delays only itself. A request whose caller has left, or that recent
+latencies say cannot be answered before its deadline, is dropped before it costs compute; a call that all its
+callers have left is cancelled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 # Long enough for much of a queue to empty, short enough that replicas are not left idle.
 RETRY_AFTER_S = 1.0
 
-# Beyond this many, the latencies of the version that was asked longest ago are forgotten.
+# Beyond this many, the profile of the version that was called longest ago is forgotten.
 _MOST_PROFILES = 256
 
 
@@ -64,12 +64,15 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One queue, the calls it has in flight, and the images in them; how many left it since it was tidied."""
+    """One queue, and the calls and images it has in flight.
+
+    `abandoned` counts the images whose caller left since those were last cleared out.
+    """
 
     queue: TurnQueue[Entry] = field(default_factory=TurnQueue)
     in_flight: int = 0
     images_in_flight: int = 0
-    left: int = 0
+    abandoned: int = 0
 
     def is_worth_a_call(self) -> bool:
         """Whether what waits makes a batch that is no smaller than those in flight are on average."""
@@ -104,7 +107,7 @@ Send = Callable[[LaneKey, Sequence[Entry], AnyPlace, float | None], Awaitable[np
 after how many seconds the answer is overdue, None while that is unknown."""
 
 Reason = Literal["idle", "freed", "full"]
-"""Why a batch left: a slot was free as its image came; a call ended; it was as large as it may be."""
+"""Why a batch left: a place was free when its image came; a call ended; it was as large as it may be."""
 
 
 def take(
@@ -116,8 +119,8 @@ def take(
 ) -> Taken:
     """Take the next batch off the front of `queue`.
 
-    Entries whose caller has left are dropped on the way; entries that cannot be answered in time come back
-    apart. A batch stays as small as the most urgent entry in it needs.
+    Entries whose caller has left are dropped on the way; entries that cannot be answered in time are returned
+    separately. A batch stays as small as its most urgent entry needs.
 
     Args:
         queue: who waits.
@@ -148,10 +151,10 @@ class Batcher(Generic[AnyPlace]):
 
     Args:
         send: sends a batch.
-        book: takes a place for a batch; gives one, too, if nobody can be reached, so that callers hear why.
+        book: takes a place for a batch; gives one even if no replica can be reached, for callers to hear why.
         max_batch: images in one batch.
-        target_s: how long an image may wait that is let in, once full batches wait for every place.
-        left: is told of each batch that leaves: its lane, its size, and why it left then.
+        target_s: once full batches wait for every place, an image is refused if it would wait longer.
+        left: called for each batch that leaves, with its lane, its size, and why it left then.
         clock: the monotonic clock, in seconds.
     """
 
@@ -188,11 +191,11 @@ class Batcher(Generic[AnyPlace]):
         await self._tasks.__aexit__(kind, error, traceback)
 
     def check(self, key: LaneKey, deadline: float, caller: str = "") -> None:
-        """Refuse what cannot be done in time, before anything is done.
+        """Refuse what cannot be done in time, before any work is spent on it.
 
         Raises:
-            DeadlineExceeded: not before the deadline.
-            Overloaded: not within the target; it may be worth a try later.
+            DeadlineExceeded: it cannot be done before the deadline.
+            Overloaded: it cannot be done within the target; it may be worth a try later.
         """
         profile = self._profiles.get(key)
         if profile is None:
@@ -206,7 +209,7 @@ class Batcher(Generic[AnyPlace]):
                 text = "the deadline has passed before it could be queued"
             raise DeadlineExceeded(text, stage="queue")
         if wait_s > self._target_s and ahead >= self._max_batch * max(lane.in_flight, 1):
-            text = f"{ahead} images are queued, as many as get done in time"
+            text = f"{ahead} images are queued, as many as finish in time"
             raise Overloaded(text, stage="queue", retry_after_s=RETRY_AFTER_S)
 
     def enqueue(
@@ -226,18 +229,19 @@ class Batcher(Generic[AnyPlace]):
             pass
         return future
 
-    def has_left(self, key: LaneKey, images: int) -> None:
-        """Told that a caller left who had queued so many images.
+    def abandoned(self, key: LaneKey, images: int) -> None:
+        """Note that a caller left who had queued this many images.
 
-        What has been left is taken out once it is half of a queue, and not one by one: while replicas hang
-        nothing else would, and it must neither hold memory nor count as work that is ahead of others.
+        Abandoned entries are cleared out once they may be half of the queue, not one by one. While replicas
+        hang nothing else would take them out, and they must neither hold memory nor count as work ahead of
+        others.
         """
         lane = self._lanes.get(key)
         if lane is None:
             return
-        lane.left += images
-        if 2 * lane.left >= len(lane.queue):
-            lane.left = 0
+        lane.abandoned += images
+        if 2 * lane.abandoned >= len(lane.queue):
+            lane.abandoned = 0
             lane.queue.keep(lambda entry: not entry.future.done())
             if not lane.queue and not lane.in_flight:
                 del self._lanes[key]
@@ -314,8 +318,8 @@ class Batcher(Generic[AnyPlace]):
             raise
         except Exception as error:  # whatever it is, every caller must hear of it
             if not isinstance(error, SluiceError):
-                _log.exception("a batch failed in an unforeseen way", model=key.model, version=key.version)
-                error = Internal("the batch failed in an unforeseen way; the log says how", stage="backend")
+                _log.exception("a batch failed unexpectedly", model=key.model, version=key.version)
+                error = Internal("the batch failed unexpectedly; the log says how", stage="backend")
             without_frames(error)
             for entry in batch:
                 if not entry.future.done():
@@ -330,7 +334,7 @@ class Batcher(Generic[AnyPlace]):
 
 
 def _end_if_unwanted(batch: Sequence[Entry], call: asyncio.Task[None]) -> None:
-    """Cancel a call once the last of its callers has left; one of those who wait is watched at a time."""
+    """Cancel a call once the last of its callers has left, watching one of those who wait at a time."""
     if call.done():
         return
     for entry in batch:

@@ -1,7 +1,7 @@
-"""What the gateway knows about models: which versions there are, where, and which of them a caller means.
+"""What the gateway knows about models: which versions there are, where, and which one a caller means.
 
-Everything comes through TensorFlow Serving's own API: states from GetModelStatus, what a version is from its
-signatures (`serving.learning`).
+Everything comes through TensorFlow Serving's own API: states from GetModelStatus, what a version takes and
+gives from its signatures (`serving.learning`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from serving.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 
 LABEL_TIMEOUT_S = 10.0
-# How long a round of questions waits to learn about new versions. Most are known within milliseconds; one
-# that takes longer must not keep the gateway from hearing how all its replicas are.
+# How long a round of status calls waits to learn about new versions. Most are known within milliseconds; a
+# slow one must not keep the gateway from hearing how all its replicas are.
 LEARN_PATIENCE_S = 2.0
-# A label may move at any time. Once its version is gone it is asked for sooner.
+# A label may move at any time. Once its version is gone it is looked up sooner.
 LABEL_TTL_S = 1.0
 
 
@@ -53,7 +53,7 @@ class ModelReport:
 
 # While a model has no version at all, requests are being refused: look more often.
 _MISSING_INTERVAL_S = 0.2
-# Nor more often than this, however many ask for such a model, or for a version that was just unloaded.
+# But no more often than this, however many ask for such a model, or for a version that was just unloaded.
 LEAST_INTERVAL_S = 0.05
 
 # A version is shown by the state that is furthest to the right here.
@@ -61,7 +61,7 @@ _STATE_ORDER = ("UNKNOWN", "END", "UNLOADING", "START", "LOADING", "AVAILABLE")
 
 
 def preferred_version(replicas_with: Mapping[int, int]) -> int:
-    """The version for requests that name none: the one on the most replicas, the newest of equals.
+    """The version for requests that name none: the one on the most replicas, and of those the newest.
 
     The newest alone would send everything to the first replica that has loaded a new version.
     """
@@ -74,12 +74,12 @@ class Catalog:
     Args:
         pool: the replicas.
         models: the names of the models to serve.
-        default_model: the model of requests that name none; None: the only one, if there is one only.
-        metrics: where the versions that are available are shown.
+        default_model: the model of requests that name none; None: the only one, if there is just one.
+        metrics: where the available versions are shown.
         clock: the monotonic clock, in seconds.
 
     Attributes:
-        asked: whether the replicas have been asked what they have, ever.
+        asked: whether the replicas have ever been asked what they have.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Catalog:
                 retry_after_s=RETRY_AFTER_S,
             )
         if ref.version is None:
-            # Labels must not turn into numbers because the newest version cannot say them.
+            # Labels must not turn into numbers because the newest version's are not known.
             usual = [each for each, known in versions.items() if known.described] or versions
             return versions[preferred_version({number: replicas_with[number] for number in usual})]
         if ref.version not in versions:
@@ -217,7 +217,7 @@ class Catalog:
                 return stable
             if label == "latest":
                 return max(self.versions(routed.name), default=routed.version)
-            # What labels replicas were given cannot be asked for.
+            # Replicas cannot be asked which labels they have.
             raise NotFound(
                 f'the replicas of model "{routed.name}" know no version label "{label[:100]}"; '
                 "the gateway itself knows stable and latest",
@@ -259,7 +259,7 @@ class Catalog:
         ]
 
     async def watch(self, interval_s: float) -> None:
-        """Ask for ever: every `interval_s` seconds, and soon whenever somebody awaits `refreshed`."""
+        """Ask the replicas for ever: every `interval_s` seconds, and soon whenever `refreshed` is awaited."""
         async with self._learner:
             while True:
                 self._wanted.clear()
@@ -278,7 +278,7 @@ class Catalog:
                     await asyncio.sleep(started + LEAST_INTERVAL_S - self._clock())
 
     async def refreshed(self) -> None:
-        """Have `watch` ask the replicas anew, soon, and wait for it; callers share one round of questions."""
+        """Have `watch` ask the replicas again soon, and wait for that; callers share one round."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._wanted.set()
@@ -316,7 +316,7 @@ class Catalog:
             _log.info("a version is served", model=version.name, version=version.version)
 
     def _show(self, names: Iterable[str]) -> None:
-        self._metrics.replica_up.clear()  # of replicas that have left nothing is shown
+        self._metrics.replica_up.clear()  # replicas that have left are not shown
         self._metrics.replica_calls_limit.clear()
         for replica in self._pool.replicas:
             self._metrics.replica_up.labels(replica.address).set(replica.reachable)

@@ -1,7 +1,7 @@
-"""The certificate, key and authorities of the gateway's ports, read anew when their files change.
+"""The certificate, key and authorities of the gateway's ports, reloaded when their files change.
 
-Certificates live for weeks, gateways for longer, and whoever renews the one cannot be asked to restart the
-other. Connections that are open keep what they began with; those that come later get the new files.
+Certificates live for weeks and gateways for longer, and a renewal must not need a restart. Open connections
+keep what they began with; later ones get the new files.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _Papers:
 
 
 class _CurrentContext(ssl.SSLContext):
-    """Hands each new connection to the context that is in force as it comes.
+    """Hands each new connection to the context that is in force when it comes.
 
-    Loading new files into one context would do for the certificate, and never take an authority away.
+    Loading new files into one context would replace the certificate, but never remove an authority.
     """
 
     certificates: Certificates
@@ -48,12 +48,12 @@ class _CurrentContext(ssl.SSLContext):
 
 
 class Certificates:
-    """The files of both ports; files that turn bad later leave the last good ones in force.
+    """The files of both ports; if they become invalid later, the last good ones stay in force.
 
     Args:
         certificate: PEM chain.
         key: its PEM private key.
-        client_ca: PEM authorities, of one of which a client must show a certificate; None: of none.
+        client_ca: PEM authorities, one of which must have issued a client's certificate; None: none needed.
 
     Raises:
         InvalidInput: the files cannot be used.
@@ -85,7 +85,7 @@ class Certificates:
         return following
 
     def for_grpc(self) -> grpc.ServerCredentials:
-        """For a server's whole life: gRPC asks at each new connection what is in force."""
+        """For a server's whole life: gRPC asks for the files in force at each new connection."""
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(), self._configuration, require_client_authentication=bool(self._client_ca)
         )
@@ -95,8 +95,8 @@ class Certificates:
         return grpc.ssl_server_certificate_configuration([(papers.key, papers.chain)], papers.client_ca)
 
     def expires(self) -> float:
-        """When the certificate in force ends, in Unix seconds."""
-        from cryptography import x509  # a tenth of a second, for those with TLS only
+        """When the certificate in force expires, in Unix seconds."""
+        from cryptography import x509  # takes a tenth of a second, only for those with TLS
 
         return x509.load_pem_x509_certificate(self._papers.chain).not_valid_after_utc.timestamp()
 
@@ -107,12 +107,12 @@ class Certificates:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Look whether the files have changed, and take in what they hold now."""
+        """Check whether the files have changed, and if so load them."""
         try:
             found = await asyncio.to_thread(self._changed)
         except InvalidInput as error:
             if error.message != self._told:
-                _log.error("new TLS files are bad; those before stay in force", error=error.message)
+                _log.error("new TLS files are invalid; the previous ones stay in force", error=error.message)
             self._told = error.message
             return
         self._told = None
@@ -135,7 +135,7 @@ class Certificates:
         return chain, key, client_ca
 
     def _load(self) -> _Papers:
-        """What the files hold, once they fit together; files that change meanwhile are bad this time."""
+        """What the files hold, if they match each other; files that change meanwhile count as invalid."""
         before = self._read()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:

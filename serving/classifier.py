@@ -1,4 +1,4 @@
-"""What becomes of images once their version is chosen: decode, batch, ask a replica, name the classes."""
+"""What happens to images once their version is chosen: decode, batch, ask a replica, name the classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Classifier:
         settings: limits and defaults.
         decoders: files to pixels.
         batcher: pixels to scores.
-        dispatcher: asks replicas beside the batches, for comparison.
+        dispatcher: asks replicas outside the batches, for comparison.
         steering: what a rollout is told of each answer.
         journal: where stages are written down.
         metrics: where images and predictions are counted.
@@ -69,7 +69,7 @@ class Classifier:
         *,
         desk: Desk | None,
     ) -> Prediction:
-        """Classify encoded image files by a version; one that cannot be gets its error as its result.
+        """Classify encoded image files by a version; an image that cannot be has its error as its result.
 
         Args:
             model: the version that was chosen.
@@ -114,13 +114,13 @@ class Classifier:
         pending = [self._batcher.enqueue(lane, each, context.deadline, context) for each in images]
         rows: list[np.ndarray] | None = None
         try:
-            # A gathering for one costs as much as its place in a batch.
+            # A `gather` for a single future costs as much as that image's place in a batch.
             rows = [await pending[0]] if len(pending) == 1 else await asyncio.gather(*pending)
         finally:
             for future in pending:  # when one fails or the caller leaves, the rest must not be computed
                 future.cancel()
             if rows is None:
-                self._batcher.has_left(lane, len(pending))
+                self._batcher.abandoned(lane, len(pending))
             if images and (rows is not None or is_at_fault(pending, context, asked_at, self._clock())):
                 context.copied = self._steering.copy(
                     model.name,
@@ -136,7 +136,7 @@ class Classifier:
     def _named(
         model: ModelVersion, rows: list[np.ndarray] | None, context: RequestContext
     ) -> list[str] | None:
-        """The labels to compare a candidate's with, if it gets a copy at all; None if it was at fault."""
+        """The labels to compare the candidate's with; None if stable was at fault, or there is no copy."""
         if rows is None or context.route is None or context.route.shadow is None:
             return None
         try:

@@ -62,10 +62,10 @@ def _root(
 
 
 def _open_standard_streams() -> None:
-    """Have the null device for those that the parent closed, as some supervisors do.
+    """Open the null device in place of those that the parent closed, as some supervisors do.
 
-    Their numbers would go to the next files and connections, where whatever writes to stderr would write;
-    and the event loop's library ends the process rather than close one of them.
+    Otherwise the next files and connections would get their numbers, and what is written to stderr would go
+    there; and the event loop's library ends the process rather than close one of them.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -79,7 +79,7 @@ def main() -> None:
     _open_standard_streams()
     grpc_environment.prepare()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names are any bytes, and labels any text: what the terminal has no letters for is escaped.
+        # File names may be any bytes, and labels any text: what the terminal cannot show is escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.argv[1:2] == ["model-server"]:
         # Its flags are tensorflow_model_server's, in that program's forms; it reads them itself.

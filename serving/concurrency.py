@@ -1,7 +1,7 @@
-"""How much may be in progress at once of each model, learned from how long it takes.
+"""An adaptive concurrency limit for each model, learned from latency.
 
-Each model has a limit of its own: one that takes longer than the target however few ask, or that is asked for
-more than it can do, is no reason to refuse the others' callers.
+Each model has a limit of its own: a model that is slower than the target even when idle, or that is asked for
+more than it can do, is no reason to refuse callers of the others.
 
 Additive increase and multiplicative decrease, after Netflix's concurrency-limits (its AIMDLimit) and
 TCP's congestion avoidance (RFC 5681). Latency below the target and a limit in use let the limit grow by
@@ -40,7 +40,7 @@ class ConcurrencyLimit:
         self._target_s = target_s
         self._floor = floor
         self._ceiling = ceiling
-        # Nothing is known yet: a rush at the start must not fill all of it before the first latency is seen.
+        # Nothing is known yet: a rush at the start must not fill all of it before a latency has been seen.
         self._limit = ceiling / 2
         self._next_cut = 0.0
 
@@ -64,12 +64,12 @@ class ConcurrencyLimit:
                 self._limit = min(float(self._ceiling), limit + 1 / limit)
             return
         # So few are let in however long they take: a first call that compiles must not shut out a later rush,
-        # nor a slow candidate that has a small share of the requests those of the stable version.
+        # nor a slow candidate with a small share of the requests those of the stable version.
         few = in_progress if alike is None else alike
         if few <= self._floor() or now < self._next_cut:
             return
         self._next_cut = now + max(latency_s, _EVEN_IF_FAST_S)
-        # What was in progress took so long; the same share of it takes as long as it may.
+        # This much in progress took this long; scaled by the ratio it would take the target (Little's law).
         fitting = self._target_s / latency_s
         self._limit = min(limit, float(in_progress)) * min(_MOST_CUT, max(_LEAST_CUT, fitting))
 
@@ -88,7 +88,7 @@ class _Model:
 class Work:
     """The work on one request: a context manager, in progress while its block runs.
 
-    How long that takes is learned from if it ends well or at its deadline, and a version was found.
+    Its duration counts if it ends well or at its deadline, and a version was found for it.
 
     Args:
         of: what else is in progress of its model.
@@ -114,7 +114,7 @@ class Work:
         return self
 
     def by(self, version: int | None) -> None:
-        """This version answers, in place of any other; None: none does any longer."""
+        """This version answers now, instead of any before; None: none does any longer."""
         count = self._of.of_version
         if self._version is not None:
             count[self._version] -= 1
@@ -142,9 +142,9 @@ class Progress:
     """What is in progress in one gateway, with a limit for each model.
 
     Args:
-        limit: makes the limit of a model that is asked for the first time. Names are to be those of models
-            that there are: what is learned of each is kept.
-        most: what may be in progress of a model in any case, at most.
+        limit: makes the limit of a model that is asked for the first time. Only names of existing models may
+            be asked for: what is learned of each is kept.
+        most: how much may be in progress of a model at the very most.
         clock: the monotonic clock, in seconds.
     """
 
@@ -176,8 +176,8 @@ class Progress:
     def fits(self, model: str, caller: str) -> bool:
         """Whether one more request of a caller may be in progress.
 
-        The limit is an estimate and may be passed: whoever holds less than an equal share is let in on top of
-        it, and who holds more is not until there are fewer again.
+        The limit is an estimate and may be exceeded: a caller who holds less than an equal share is let in on
+        top of it, and one who holds more waits until there are fewer again.
         """
         of = self._of(model)
         return of.working.fits(caller, 1, of.limit.limit, reserve=self._most)

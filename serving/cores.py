@@ -10,10 +10,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """Those that it may run on, or fewer where its control group has less time, as a container with a limit.
+    """Those that it may run on, or fewer if its control group has less CPU time, as a container with a limit.
 
-    A thread for each core of a large machine would use up a small limit in the first part of each period, and
-    the process would stand still for the rest (cgroups(7), "CPU bandwidth control").
+    One thread per core of a large machine would use up a small limit early in each period, and the process
+    would be throttled for the rest of it (cgroups(7), "CPU bandwidth control").
 
     Args:
         cgroup: where the control group's files are, of version 2 or 1.
@@ -23,7 +23,7 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float:
-    """Processors' worth of time that the control group has; infinite where it does not say."""
+    """How many processors' time the control group has; infinite if it does not say."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Decodes images beside the event loop, on threads of its own.
+"""Decodes images off the event loop, on threads of its own.
 
-The decoders release the interpreter lock, so that a thread a core keeps all cores busy. A thread takes
-several images at once while many wait: handing over each alone costs as much as a tenth of its decoding.
-Callers take turns, so that one who sends large or damaged files in numbers delays itself and not the others.
+The decoders release the interpreter lock, so one thread per core keeps all cores busy. While many images
+wait a thread takes several at once: handing over each one costs as much as a tenth of its decoding. Callers
+take turns, so that one who sends large or damaged files in numbers delays itself and not the others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Decoders:
 
     Args:
         threads: how many; as many as there are cores.
-        pressure: what has room for pixels; None: there is room for all.
+        pressure: grants memory for pixels; None: there is always room.
     """
 
     def __init__(self, threads: int, pressure: Pressure | None = None) -> None:
@@ -62,7 +62,7 @@ class Decoders:
         loop = asyncio.get_running_loop()
         jobs = [_Job(data, spec, max_pixels, loop.create_future()) for data in images]
         with self._changed:
-            # An idle thread that was notified is idle until it wakes: what waits already is its work.
+            # A thread that was notified counts as idle until it wakes: what waits already is its work.
             wanted = len(self._jobs) + len(jobs) - self._idle
             for _ in range(min(wanted, self._count - len(self._threads))):
                 self._start(loop)
@@ -105,7 +105,7 @@ class Decoders:
                 return
 
     def _next(self) -> list[_Job]:
-        """Some images, the first of them still wanted; or none if the threads are to end."""
+        """The next images to decode, the first of them still wanted; none if the threads are to end."""
         with self._changed:
             while True:
                 while self._jobs and self._jobs.first().done.cancelled():
@@ -125,7 +125,7 @@ def _decoded(job: _Job, room: Room) -> Decoded:
     except SluiceError as error:
         return without_frames(error)
     except Exception as error:  # a bug; the thread must outlive it
-        return Internal(f"the decoder failed in an unforeseen way: {error}", stage="decode")
+        return Internal(f"the decoder failed unexpectedly: {error}", stage="decode")
 
 
 def _tell(done: Sequence[tuple[asyncio.Future[Decoded], Decoded]]) -> None:

@@ -1,7 +1,7 @@
 """What a version says of itself by its `describe` signature: the question, and the answer, checked. Pure.
 
 Anybody's model may have a signature of that name. One that gives something else describes nothing, which
-costs it its labels or its card, and nobody else anything.
+costs only that model its labels or its card.
 """
 
 from __future__ import annotations

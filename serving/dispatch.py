@@ -47,7 +47,7 @@ class _Scores:
 
 
 class Dispatcher:
-    """Makes calls on replicas, and has rollouts and the journal know of them.
+    """Makes calls on replicas, and reports them to rollouts and the journal.
 
     Args:
         settings: sizes and times.
@@ -89,7 +89,8 @@ class Dispatcher:
     ) -> Result:
         """Make a call on a replica, as `Pool.call` does.
 
-        If `faults` are given it is a rollout's evidence, bad if it meets one or its answer is not sound.
+        If `faults` are given, the call counts as evidence in a rollout: bad if it fails by one of them, or if
+        its answer is not sound.
         """
 
         def make(attempt: Call[Result]) -> Awaitable[Result]:
@@ -134,7 +135,7 @@ class Dispatcher:
                 slot=slot,
                 patience_s=patience_s,
                 hedge_after_s=None if self._hedges is None else self._hedges.after_s(kind),
-                # An image without numbers costs only itself an answer, but is the version's fault.
+                # An image without numbers loses only its own answer, but it is the version's fault.
                 is_sound=lambda scores: bool(with_numbers(scores[: len(batch)]).all()),
             )
         except Internal:
@@ -156,7 +157,7 @@ class Dispatcher:
             name: the model.
             version: its version.
             images: each uint8 [H,W,C].
-            timeout_s: how long the request had that this is a copy of; a copy has as long, or a second.
+            timeout_s: how long the copied request had; the copy has as long, but at least a second.
 
         Raises:
             DeadlineExceeded: a replica had the copy for a fair time, and gave no answer.

@@ -1,4 +1,4 @@
-"""How long anything may take that somebody gives a time for."""
+"""The longest time limit that anybody may set."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Overloaded(SluiceError):
 
 
 def out_of_memory(stage: str | None = None) -> Overloaded:
-    """What one request is told for which there was no memory; others may be over before it is asked again."""
+    """For a request for which there is no memory; by the time it is retried others may be done."""
     text = "there is not enough memory for this request at the moment"
     return Overloaded(text, stage=stage, retry_after_s=1.0)
 
@@ -181,13 +181,13 @@ def all_kinds() -> list[type[SluiceError]]:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text that may quote what a caller sent, cut to a length that does no harm; always valid Unicode."""
+    """A text that may quote what a caller sent, cut to a harmless length; always valid Unicode."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= most else text[:most] + "…"
 
 
 def for_a_header(message: str) -> str:
-    """A text as it may go into a header of gRPC's: valid Unicode, cut where TensorFlow Serving cuts it."""
+    """A text made fit for a gRPC header: valid Unicode, cut where TensorFlow Serving cuts it."""
     encoded = message.encode(errors="replace")
     if len(encoded) <= _MOST_HEADER_BYTES:
         return encoded.decode()
@@ -195,12 +195,11 @@ def for_a_header(message: str) -> str:
 
 
 def without_frames(error: AnyError) -> AnyError:
-    """The error, through which nothing is held any more that it passed.
+    """The error without its traceback, so that it keeps none of the frames that it passed alive.
 
-    A traceback holds the frames that an error went through, and these a request's body, its images, its
-    batch. From one of them the error is most often to be reached again (a future whose exception it is, say):
-    then all of it stays until the garbage collector looks through everything, which is seldom, and damaged
-    images of a megabyte each are hundreds of megabytes by then.
+    Those frames hold a request's body, its images, its batch. One of them usually leads back to the error (by
+    a future whose exception it is, say): a cycle, which stays until the garbage collector's next full run.
+    That is seldom, and damaged images of a megabyte each are hundreds of megabytes by then.
     """
     links: list[BaseException | None] = [error]
     while links:
@@ -212,7 +211,7 @@ def without_frames(error: AnyError) -> AnyError:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """What went wrong, out of the groups in which task groups wrap it."""
+    """What went wrong, unwrapped from the exception groups of task groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

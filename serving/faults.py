@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in words for who wrote it."""
+"""What pydantic finds wrong with a value, in words for the person who wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is, from its first bytes: an image of a kind that is taken, or something else by name."""
+"""What a file is, from its first bytes: an image of a supported kind, or something else by name."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TEXTS = ((b"<svg", "SVG"), (b"<!doctype html", "an HTML page"), (b"<html", "an 
 
 
 def begins_as_image(data: bytes) -> bool:
-    """Whether it begins as an image of a kind that is taken (`serving.images.FORMATS`)."""
+    """Whether it begins as an image of a supported kind (`serving.images.FORMATS`)."""
     return data.startswith(_IMAGES) or (data[:4] == b"RIFF" and data[_BRAND] == b"WEBP")
 
 
 def kind_of(data: bytes) -> str | None:
-    """What the file is, in words that go on a sentence; None if that cannot be told."""
+    """What the file is, in words that complete a sentence; None if that cannot be told."""
     if data[4:8] == b"ftyp":
         brand = data[_BRAND]
         if brand in _HEIF_BRANDS:

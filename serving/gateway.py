@@ -1,12 +1,13 @@
-"""The one path of a request: it is let in, a version is chosen, and that version answers it.
+"""The one path of a request: it is admitted, a version is chosen, and that version answers it.
 
-Transports translate to and from what is here, and add nothing of their own. The steps in their order:
+Transports translate to and from what is here, and add nothing of their own. The steps, in order:
 
-1. `Gateway.request` lets it in (`serving.admission`; `serving.pressure` where memory is limited), and has it
-   written down as it ends (`serving.journal`);
-2. `Gateway._routed` finds its version (`serving.arms`, `serving.catalog`), and keeps to its deadline;
-3. images go through `serving.classifier`: decoded, batched, scored by a replica, named; many of them in parts
-   (`serving.parts`). Calls that have their tensors go straight to a replica (`ask`, `serving.dispatch`).
+1. `Gateway.request` admits it (`serving.admission`; `serving.pressure` where memory is limited), and records
+   how it ends (`serving.journal`);
+2. `Gateway._routed` finds its version (`serving.arms`, `serving.catalog`), and enforces its deadline;
+3. images go through `serving.classifier`: decoded, batched, scored by a replica, given their labels; many of
+   them in parts (`serving.parts`). Calls that bring tensors go straight to a replica (`ask`,
+   `serving.dispatch`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Gateway:
     Attributes:
         draining: whether it is shutting down: not ready, but everything that still comes is answered.
         desk: where rollouts are administered and feedback is taken; None without rollouts.
-        pressure: what is let in while memory is short; None: the process has no limit of memory.
+        pressure: decides what is let in while memory is short; None: the process has no memory limit.
     """
 
     def __init__(
@@ -165,13 +166,13 @@ class Gateway:
                 raise out_of_memory() from None
 
     def _admit(self, context: RequestContext, scope: Scope, ref: ModelRef) -> Ticket:
-        # What comes over gRPC has been let in before its message was read.
+        # What comes over gRPC has passed this check before its message was read.
         if self.pressure is not None and context.protocol == "http":
             self.pressure.check(time.monotonic())
         return self.admission.admit(context.credential, scope, self._asked_for(ref))
 
     def _asked_for(self, ref: ModelRef) -> str | None:
-        """The model that a caller means, who may name none; None if there is no such model."""
+        """The model that a caller means, the default one if it names none; None if there is no such model."""
         name = ref.name or self.catalog.default_name()
         return name if name in self.catalog.names() else None
 
@@ -180,8 +181,8 @@ class Gateway:
     ) -> Prediction:
         """Classify encoded image files.
 
-        An image that cannot be decoded, or gets no numbers for scores, has its error as its result, and the
-        others their classes. If the model gave no image numbers the request has failed.
+        An image that cannot be decoded, or whose scores are not numbers, has its error as its result, and the
+        others have their classes. If the model gave no image numbers, the request fails.
 
         Raises:
             NotFound: no such model or version; the text names those that exist.
@@ -199,12 +200,12 @@ class Gateway:
         return prediction
 
     def check_number(self, images: int) -> None:
-        """Raise InvalidInput unless a request may have so many images."""
+        """Raise InvalidInput unless a request may have this many images."""
         if not images:
             raise InvalidInput("the request has no image; send at least one", stage="decode")
         if images > self.settings.max_images:
             raise InvalidInput(
-                f"the request has {images} images; at most {self.settings.max_images} are taken",
+                f"the request has {images} images; at most {self.settings.max_images} are allowed",
                 stage="admission",
             )
 
@@ -281,14 +282,14 @@ class Gateway:
             LaneKey(model.name, model.version),
             lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
             deadline=context.deadline,
-            # What a caller put together may be the caller's own fault; only what no request excuses counts.
+            # A caller's own tensors may be the caller's fault; only an error that no request excuses counts.
             faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
         )
         self.journal.called(model.name, model.version, [context], self._clock() - started, trace)
         return response
 
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Do work that takes a while, such as parsing a large body, beside the event loop: `Threads.run`."""
+        """Do work that takes a while, such as parsing a large body, off the event loop: `Threads.run`."""
         return await self._threads.run(work, *args)
 
     async def resolve(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
@@ -317,7 +318,7 @@ class Gateway:
     ) -> Result:
         """Answer by the version that `ref` is routed to, before the deadline.
 
-        Once more if that version was unloaded meanwhile: the caller named none, or a label.
+        If that version was unloaded meanwhile, it is tried once more, unless the caller named it by number.
         """
         try:
             async with asyncio.timeout(context.deadline - self._clock()):
@@ -335,8 +336,8 @@ class Gateway:
     async def _resolved(self, ref: ModelRef, context: RequestContext) -> ModelVersion:
         """The version that `ref` is routed to now.
 
-        If there is none although replicas answer, they may have swapped versions since they were asked, or
-        moved a label; and a gateway that has only just started has not asked them yet.
+        If there is none although replicas answer, they may have swapped versions or moved a label since they
+        were last asked; and a gateway that has only just started has not asked them yet.
         """
         self.catalog.resolve_name(ref.name)
         try:

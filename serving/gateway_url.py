@@ -13,14 +13,14 @@ _NOBODY = "no gateway answers at"
 
 
 def checked(url: str) -> httpx.URL:
-    """The address, parsed; raises InvalidInput if it is none."""
+    """The address, parsed; raises InvalidInput if it is not one."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError, ValueError) as error:
-        raise InvalidInput(f'"{url}" is no address of a gateway: {error}') from error
+        raise InvalidInput(f'"{url}" is not the address of a gateway: {error}') from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InvalidInput(
-            f'"{url}" is no address of a gateway; one begins with http:// or https://, '
+            f'"{url}" is not the address of a gateway; it must begin with http:// or https://, '
             "such as http://127.0.0.1:8080"
         )
     return parsed
@@ -38,30 +38,30 @@ def authorization(api_key: str | None) -> dict[str, str]:
     """The header of HTTP, or the metadata of gRPC, that sends a key or token; nothing without one.
 
     Raises:
-        InvalidInput: It cannot be one. The text does not show it, as those of httpx and gRPC would.
+        InvalidInput: It cannot be a key. The text does not show it, as those of httpx and gRPC would.
     """
     if not api_key:
         return {}
     if not all("!" <= each <= "~" for each in api_key):
         raise InvalidInput(
-            "the API key has a character that none has: a space, a line break at its end, or a letter "
+            "the API key has a character that no key has: a space, a line break at its end, or a letter "
             "beyond ASCII"
         )
     return {"authorization": f"Bearer {api_key}"}
 
 
 def key_refused(sent: bool) -> str:
-    """What a command says of a 401 instead of how credentials are sent: the command sends them."""
+    """What a command says about a 401, in place of how to send credentials: it sends them itself."""
     if sent:
         return "it does not take the API key that was given; it may be another gateway's, revoked, or expired"
-    return "it asks for a key: pass --api-key, or better set SLUICE_API_KEY"
+    return "it requires a key: pass --api-key, or better set SLUICE_API_KEY"
 
 
 def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceError:
     """What to raise when a request did not get through to the gateway, or its answer not back in time."""
     reason = str(error) or type(error).__name__
-    # Who does not even take a connection is away, as is one whose path the kernel found to be cut, for which
-    # Python has the class of time-outs, too; of the others it is known that they were too slow.
+    # A gateway that does not even accept a connection is away, and so is one whose path the kernel found to
+    # be cut, for which Python also raises a timeout; any other timeout means that it was too slow.
     is_late = isinstance(error, httpx.TimeoutException | TimeoutError)
     is_cut = isinstance(error, httpx.ConnectTimeout) or f"[Errno {errno.ETIMEDOUT}]" in reason
     if is_late and not is_cut:
@@ -78,7 +78,7 @@ def unanswered(url: httpx.URL, error: Exception, timeout_s: float) -> SluiceErro
 
 
 def _by_proxy(url: httpx.URL) -> str:
-    """That a gateway was not asked itself, if so: from a machine with proxies not even one on it is."""
+    """A note that a proxy was in between, if so: if one is set, even local gateways are asked through it."""
     proxies = getproxies()
     if not ({url.scheme, "all"} & proxies.keys()) or proxy_bypass(url.host):
         return ""
@@ -86,7 +86,7 @@ def _by_proxy(url: httpx.URL) -> str:
 
 
 def for_command(error: SluiceError, hint: str) -> SluiceError:
-    """What `unanswered` gave, for who runs a command: an address can be mended there, slowness cannot.
+    """What `unanswered` gave, for a command's user, who can correct an address but not slowness.
 
     Args:
         error: What `unanswered` gave.

@@ -1,7 +1,7 @@
 """Encoded image files to pixels, within limits.
 
 JPEG is decoded by libjpeg-turbo (simplejpeg) with DCT scaling down to at least twice the model's
-input, which is where the difference to a full decode ends to matter and most of the time is saved;
+input, where the difference from a full decode no longer matters and most of the time is saved;
 everything else by Pillow. The resize is antialiased bilinear (Pillow's BILINEAR, the same filter as
 `tf.image.resize(..., antialias=True)`), as in training and in the `serving_bytes` signature.
 """
@@ -29,13 +29,13 @@ CONTENT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bm
 # The limit is checked here, from the header, with an error of our own; Pillow's would come later.
 Image.MAX_IMAGE_PIXELS = None
 
-# A marker in a JPEG (ITU-T T.81, B.1.1.3) that has a segment behind it: no stuffed or fill byte, no restart.
+# A marker in a JPEG (ITU-T T.81, B.1.1.3) that is followed by a segment: no stuffed or fill byte, no restart.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 _APP1, _SCAN, _END = 0xE1, 0xDA, 0xD9
 _BASELINE = (0xC0, 0xC1)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the rest are tables
-# libjpeg goes over all of the image for each scan, and a hundred bytes can be one. At 64 megapixels each took
-# 5 ms, so that 32 MB of them would keep a thread for half an hour. Encoders write about ten.
+# libjpeg goes over the whole image for each scan, and a scan can be a hundred bytes. At 64 megapixels each
+# took 5 ms, so 32 MB of them would occupy a thread for half an hour. Encoders write about ten.
 _MOST_SCANS = 100
 # Pillow reads them one by one, in Python. A profile or XMP of megabytes comes in dozens.
 _MOST_SEGMENTS = 10_000
@@ -56,24 +56,24 @@ _UPRIGHT = {
 # DCT scaling stays at or above this multiple of the model's input: at 2 the mean difference of a
 # pixel to a full decode is about 1 of 255 at 32×32, and 0.04 at 224×224.
 _DCT_MARGIN = 2
-# Of one decoded image, at most: Pillow has 4 bytes for each of nearly all modes, and the picture twice while
-# it is brought into another mode or upright; libwebp has three pictures for the frames of an animation;
+# The most memory that a decoded image takes per pixel: Pillow has 4 bytes in nearly all modes, and the
+# picture twice while it is converted or rotated; libwebp has three pictures for the frames of an animation;
 # libjpeg keeps the coefficients of a progressive file.
 _PIXEL_BYTES = 8
 _WEBP_PIXEL_BYTES = 16
 _JPEG_PIXEL_BYTES = 4
 # As in JPEG and GIF. To scale a longer side down, Pillow takes 16 bytes for each of its pixels.
 _MOST_A_SIDE = 65_535
-# Each thread may have so many at any time: it is not worth asking.
+# Each thread may always have this much: it is not worth asking.
 _FEW_PIXELS = 2**20
 _STRIP_PIXELS = 2**20
 
 Room = Callable[[int], AbstractContextManager[None]]
-"""Room for so many bytes while the context lasts; raises Overloaded if there is none."""
+"""Room for this many bytes while the context lasts; raises Overloaded if there is none."""
 
 
 def anything_fits(_size_bytes: int) -> AbstractContextManager[None]:
-    """There is room for all."""
+    """There is always room."""
     return nullcontext()
 
 
@@ -89,17 +89,18 @@ class ImageSpec:
 def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anything_fits) -> np.ndarray:
     """The image in `data` as uint8 [height, width, channels], contiguous, of the size that `spec` says.
 
-    EXIF orientation is honoured; transparency is laid over white; of an animation the first frame counts.
+    EXIF orientation is honoured; transparency is composited over white; of an animation the first frame
+    counts.
 
     Args:
         data: the file.
         spec: what to make of it.
         max_pixels: how many it may have.
-        room: has room for its pixels while they are there; raises Overloaded if there is none.
+        room: grants memory for its pixels while they are there; raises Overloaded if there is none.
 
     Raises:
-        BadImage: not an image of a format that is taken, or a damaged one, or a JPEG made to take long.
-        TooLarge: by its header more than `max_pixels`, or than are taken of its kind; no pixel was decoded.
+        BadImage: not an image of a supported format, or a damaged one, or a JPEG made to take long.
+        TooLarge: by its header it has more than `max_pixels`, or than its kind may have; nothing was decoded.
         Overloaded: there is no memory for its pixels.
     """
     if not data:
@@ -114,14 +115,14 @@ def decode(data: bytes, spec: ImageSpec, *, max_pixels: int, room: Room = anythi
     except UnidentifiedImageError:
         kind = kind_of(data)
         subject = f"this is {kind}; it is" if kind else f"these {len(data)} bytes are"
-        text = f"{subject} no image of a kind that is taken: {', '.join(FORMATS)}"
+        text = f"{subject} not an image of a supported kind: {', '.join(FORMATS)}"
         raise BadImage(text, stage="decode") from None
     except Exception as error:  # hostile bytes make decoders raise almost anything
         raise BadImage(f"the image is damaged: {error}", stage="decode") from error
 
 
 def _decode_jpeg(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> np.ndarray | None:
-    """The fast path; None where Pillow must have a look: no JPEG, CMYK, damaged or unusual."""
+    """The fast path; None if it is for Pillow: not a JPEG, CMYK, damaged or unusual."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     has_exif = _look_through(data)
@@ -145,8 +146,8 @@ def _look_through(data: bytes) -> bool:
     """Whether a JPEG has EXIF, from its segments (ITU-T T.81, B.1.1.4: marker, length, content).
 
     Raises:
-        BadImage: it has more segments or scans than a picture needs; to decode it would take out of all
-            proportion.
+        BadImage: it has more segments or scans than a picture needs; decoding it would take
+            disproportionately long.
     """
     has_exif, frame, scans, at = False, 0, 0, 2
     for _ in range(_MOST_SEGMENTS):
@@ -173,14 +174,14 @@ def _jpeg_orientation(data: bytes) -> Any:
     try:
         with _no_warnings(), Image.open(BytesIO(data), formats=("JPEG",)) as header:
             return _orientation(header)
-    except OSError:  # Pillow looks into segments that libjpeg passes over
+    except OSError:  # Pillow looks into segments that libjpeg skips
         return 1
 
 
 def _orientation(image: Image.Image) -> Any:
-    """As EXIF says, whatever that is; upright where it is damaged, since the picture is not."""
+    """The EXIF orientation, whatever it is; upright if the EXIF data is damaged, since the picture is not."""
     if image.format in ("JPEG", "MPO") and "exif" not in image.info:
-        return 1  # Pillow would take what XMP says; the fast path, like browsers, does not
+        return 1  # Pillow would follow XMP; the fast path, like browsers, does not
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except MemoryError:
@@ -200,7 +201,7 @@ def _decode_any(data: bytes, spec: ImageSpec, max_pixels: int, room: Room) -> np
         pixel_bytes = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES
         with _room_for(image.width * image.height, pixel_bytes, room):
             _load(image)
-            # Not before: without EXIF at its begin, Pillow decodes all of a PNG to look for it at the end.
+            # Not earlier: without EXIF at its beginning, Pillow decodes all of a PNG to look at its end.
             return _resize(_upright(_to_8_bits(image), _orientation(image)), spec)
 
 
@@ -215,7 +216,7 @@ def _load(image: Image.Image) -> None:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Keep Pillow from warning of odd metadata; what matters raises."""
+    """Keep Pillow from warning about odd metadata; what matters raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -224,12 +225,13 @@ def _no_warnings() -> Iterator[None]:
 def _check_pixels(width: int, height: int, most: int, of_what: str = "") -> None:
     if width * height > most:
         raise TooLarge(
-            f"the image is {width}×{height}, {width * height:,} pixels; at most {most:,} are taken{of_what}",
+            f"the image is {width}×{height}, {width * height:,} pixels; at most {most:,} are allowed"
+            f"{of_what}",
             stage="decode",
         )
     if max(width, height) > _MOST_A_SIDE:
         raise TooLarge(
-            f"the image is {width}×{height}; a side of at most {_MOST_A_SIDE:,} pixels is taken",
+            f"the image is {width}×{height}; at most {_MOST_A_SIDE:,} pixels a side are allowed",
             stage="decode",
         )
 

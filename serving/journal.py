@@ -1,4 +1,4 @@
-"""What is written down of each request as it ends: metrics, a line in the log, the refusals, a trace."""
+"""What is recorded of each request as it ends: metrics, a line in the log, refusals, a trace."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # OpenTelemetry is there only where traces are wanted
 # What a page can show at a glance.
 _MOST_REFUSALS = 30
 _MOST_TEXT = 200
-# A gRPC client cancels its call at the deadline by its own clock. Here that may be before the deadline as it
-# was sent, which gRPC rounds up by at most a hundredth of what is left.
+# A gRPC client cancels its call at the deadline by its own clock. That may be before the deadline as it
+# arrived here, which gRPC rounds up by at most a hundredth of what is left.
 _ROUNDED_UP = 0.01
 _ON_ITS_WAY_S = 0.01
 
@@ -43,7 +43,7 @@ class Refusal:
 
 
 class Journal:
-    """Writes down what becomes of requests.
+    """Records what becomes of requests.
 
     Args:
         metrics: where they are counted.
@@ -76,7 +76,7 @@ class Journal:
         """A journal that logs and traces as the settings say.
 
         Raises:
-            InvalidInput: traces are wanted, and what makes them is not installed.
+            InvalidInput: traces are wanted, but the packages for them are not installed.
         """
         spans = None
         if settings.traces_endpoint is not None:
@@ -92,7 +92,7 @@ class Journal:
 
     @contextmanager
     def recorded(self, context: RequestContext, model: Callable[[], str | None]) -> Iterator[None]:
-        """The span of one request, which is written down as it ends.
+        """The span of one request, which is recorded as it ends.
 
         Args:
             context: the request's.
@@ -108,13 +108,13 @@ class Journal:
             failure = self._given_up(context)
             raise
         except BaseException:
-            failure = Internal("the request failed in an unforeseen way")
+            failure = Internal("the request failed unexpectedly")
             raise
         finally:
             self._ended(context, model() or "", failure, self._clock() - context.started)
 
     def _given_up(self, context: RequestContext) -> SluiceError:
-        """Why a caller gave up: for want of an answer in time, or for reasons of its own."""
+        """Why a caller gave up: it had no answer in time, or for reasons of its own."""
         slack_s = _ON_ITS_WAY_S + _ROUNDED_UP * (context.deadline - context.started)
         if self._clock() >= context.deadline - slack_s:
             return DeadlineExceeded("the request's deadline passed before its answer")
@@ -125,7 +125,7 @@ class Journal:
         self.stage(context, "admission", self._clock() - context.started)
 
     def has_read(self, context: RequestContext) -> None:
-        """The body is here; a request that is answered in parts has one body."""
+        """The body is here; a request that is answered in parts has only one."""
         if "read" not in context.stages_s:
             admitted = context.started + context.stages_s.get("admission", 0.0)
             self.stage(context, "read", self._clock() - admitted)
@@ -136,13 +136,13 @@ class Journal:
         self._ended(context, "", error, 0.0)
 
     def stage(self, context: RequestContext | None, name: str, duration_s: float) -> None:
-        """A stage took this long; of several at once the longest counts for the request."""
+        """A stage took this long; if it ran several times at once, the longest counts for the request."""
         self._metrics.stage_seconds.labels(name).observe(duration_s)
         self.spent(context, name, duration_s)
 
     @staticmethod
     def spent(context: RequestContext | None, name: str, duration_s: float) -> None:
-        """Note a stage for the request alone, where the stage was measured for several together."""
+        """Note a stage for this request only, when it was measured for several together."""
         if context is not None:
             context.stages_s[name] = max(duration_s, context.stages_s.get(name, 0.0))
 
@@ -165,14 +165,14 @@ class Journal:
             self._spans.request(context, name, version, outcome, now - duration_s, now)
 
     def batch_left(self, model: str, size: int, reason: str) -> None:
-        """A batch of images left for a replica, and why then."""
+        """A batch of images left for a replica, for this reason."""
         self._metrics.batches.labels(model, reason).inc()
         self._metrics.batch_size.labels(model).observe(size)
 
     def calling(self, contexts: Sequence[RequestContext | None]) -> Trace | None:
-        """The trace of a call that is about to be made for these requests; None if none of them is recorded.
+        """The trace of a call that is about to be made for these requests; None if none of them is sampled.
 
-        It is the first recorded request's, and the call a span in it.
+        It is the first sampled request's trace, and the call is a span in it.
         """
         recorded = _recorded(contexts) if self._spans is not None else ()
         return recorded[0].trace.below() if recorded else None
@@ -195,7 +195,7 @@ class Journal:
             self._spans.batch(trace, _recorded(contexts), about, now - duration_s, now)
 
     def close(self) -> None:
-        """Send what traces are left."""
+        """Send the traces that are left."""
         if self._spans is not None:
             self._spans.close()
 

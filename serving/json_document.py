@@ -16,7 +16,7 @@ from serving.errors import InvalidInput
 
 MAX_QUOTED_CHARS = 1000  # of a value that an error quotes
 _QUOTING = json.JSONEncoder(indent=4, ensure_ascii=False)
-# Encoders of e-mail break lines; the original passes over these, too (`absl::Base64Unescape`).
+# E-mail encoders break lines; the original skips line breaks, too (`absl::Base64Unescape`).
 WHITE_SPACE = b"\t\n\v\f\r "
 
 _PARSE_ERRORS = {
@@ -63,7 +63,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _check_surrogates(body: bytes) -> None:
-    """Refuse half a surrogate pair: no text in UTF-8 could hold the string, nor an error quote it."""
+    """Refuse half a surrogate pair: the string could not be encoded in UTF-8, nor quoted in an error."""
     if _SURROGATE.search(body) is None:
         return
     for escape in _ESCAPE.finditer(body):

@@ -1,7 +1,7 @@
 """What a call costs as a function of its batch size, learned from the calls themselves.
 
 Sizes share a bucket up to the next power of two. Each bucket keeps a moving mean and a moving mean deviation,
-as TCP does of its round trips (Jacobson and Karels, "Congestion Avoidance and Control", 1988; RFC 6298).
+as TCP does for round-trip times (Jacobson and Karels, "Congestion Avoidance and Control", 1988; RFC 6298).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 _MEAN_WEIGHT = 1 / 8
 _DEVIATION_WEIGHT = 1 / 4
-# Before so many calls of a bucket nothing is concluded: the first of a size may compile kernels.
+# With fewer calls in a bucket nothing is concluded: the first of a size may compile kernels.
 _LEAST_CALLS = 5
-# Without new calls an estimate halves in this time: who refuses requests by it prevents the calls that would
+# Without new calls an estimate halves in this time: refusing requests by it prevents the calls that would
 # correct it.
 HALF_LIFE_S = 2.0
-# An answer that takes longer than this multiple of what it may take at worst will not come.
+# An answer that takes longer than this multiple of the plausible worst case is not going to come.
 _PATIENCE_FACTOR = 4.0
 LEAST_PATIENCE_S = 1.0
 
@@ -38,7 +38,7 @@ class _Bucket:
 
 @dataclass(slots=True)
 class LatencyProfile:
-    """The latencies of one version's calls, from their start to their answer. Times are the caller's."""
+    """The latencies of one version's calls, from start to answer. Times are given by the caller."""
 
     _buckets: dict[int, _Bucket] = field(default_factory=dict)
     _learned_at: float = 0.0
@@ -58,7 +58,7 @@ class LatencyProfile:
         return self._fresh(now) * max((each.mean_s for each in self._known(size)), default=0.0)
 
     def _known(self, size: int) -> Iterator[_Bucket]:
-        """The buckets that tell of `size` images or fewer."""
+        """The buckets with calls of `size` images or fewer."""
         for bucket, each in self._buckets.items():
             if bucket <= size and each.calls >= _LEAST_CALLS:
                 yield each
@@ -67,7 +67,7 @@ class LatencyProfile:
         return float(0.5 ** ((now - self._learned_at) / HALF_LIFE_S))
 
     def patience_s(self, size: int) -> float | None:
-        """After how long a call with `size` images is given up for lost; None while too little is known."""
+        """After how long a call with `size` images is given up as lost; None while too little is known."""
         found = self._buckets.get(_bucket(size))
         if found is None or found.calls < _LEAST_CALLS:
             return None

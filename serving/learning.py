@@ -1,9 +1,9 @@
-"""Learns what versions are, as replicas come to have them: their signatures, labels and cards.
+"""Learns about versions as replicas load them: their signatures, labels and cards.
 
-Signatures come from GetModelMetadata, labels and the card from the `describe` signature, where a model has
-one. A version without it, or whose says something else, is known too, with indices for labels. So is one
-whose `describe` fails for ever, after some attempts; it goes on being asked, ever less often, since a call
-that hangs keeps a thread of its replica.
+Signatures come from GetModelMetadata, labels and the card from the `describe` signature, if a model has one.
+A version without it, or with one of another kind, is served too, with indices as labels. So is, after some
+attempts, one whose `describe` keeps failing; it is asked again ever less often, since a call that hangs keeps
+a thread of its replica.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _log = structlog.get_logger()
 Described = TypeVar("Described")
 
 DESCRIBE_TIMEOUT_S = 10.0
-# So often `describe` may fail before a version is served without what it says. A replica that has only just
-# loaded it may be slow once or twice.
+# How often `describe` may fail before a version is served without it. A replica that has only just loaded it
+# may be slow once or twice.
 DESCRIBE_ATTEMPTS = 3
-FIRST_PAUSE_S = 1.0  # after those; it doubles with each that fails
+FIRST_PAUSE_S = 1.0  # after those attempts; it doubles with each failure
 LONGEST_PAUSE_S = 300.0
 
 
@@ -46,7 +46,7 @@ class _Attempts:
     """What became of the attempts to learn about one version.
 
     Attributes:
-        undescribed: how often `describe` failed, one time after the other.
+        undescribed: how often `describe` has failed in a row.
         again_at: when to try again, on the monotonic clock.
         told: what has been logged about them last.
     """
@@ -61,7 +61,7 @@ class Learner:
 
     Args:
         pool: the replicas.
-        learned: is given each version as it becomes known, and anew if more becomes known of it.
+        learned: called with each version as it becomes known, and again when more is known of it.
         clock: the monotonic clock, in seconds.
     """
 
@@ -84,12 +84,12 @@ class Learner:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def learn(self, unknown: Collection[VersionName], patience_s: float) -> None:
-        """Learn about the versions of which something is unknown; what is remembered of others is forgotten.
+        """Learn about these versions; what is remembered of attempts at others is forgotten.
 
         Args:
             unknown: all such versions that are available. Those that are being asked about already, or that
                 failed too often and recently, are left alone.
-            patience_s: how long to wait for what begins now; it goes on beside.
+            patience_s: how long to wait for what begins now; it then goes on in the background.
         """
         self._attempts = {version: self._attempts.get(version, _Attempts()) for version in unknown}
         begun = []
@@ -102,7 +102,7 @@ class Learner:
             await asyncio.wait(begun, timeout=patience_s)
 
     async def _try(self, version: VersionName, attempts: _Attempts) -> None:
-        """Learn about one version; whatever is wrong with it is no other's affair."""
+        """Learn about one version; whatever is wrong with it does not affect the others."""
         try:
             await self._describe(version, attempts)
         except Exception as error:  # a later round tries again
@@ -132,7 +132,7 @@ class Learner:
         self._learned(found)
 
     async def _described(self, version: VersionName, found: ModelVersion, deadline: float) -> ModelVersion:
-        """What is found of a version, with the card and the labels that its `describe` gives."""
+        """The version as it was found, with the card and the labels that its `describe` gives."""
         nothing: Mapping[str, Any] = {}
         card = await self._output(version, "card", range(1), read_card, nothing, deadline)
         labels = found.labels
@@ -152,7 +152,7 @@ class Learner:
         otherwise: Described,
         deadline: float,
     ) -> Described:
-        """One output of a version's `describe`; `otherwise`, where that gives something else."""
+        """One output of a version's `describe`; `otherwise` if that gives something else."""
         request = describe_request(*version, indices, output)
         try:
             return read(
@@ -171,7 +171,7 @@ class Learner:
         return await self._pool.call(*version, what, deadline=deadline)
 
     def _put_off(self, attempts: _Attempts, found: ModelVersion) -> None:
-        """Note that `describe` failed: after some times the version is served without what it says."""
+        """Note that `describe` failed: after some failures the version is served without it."""
         attempts.undescribed += 1
         more = attempts.undescribed - DESCRIBE_ATTEMPTS
         if more >= 0:

@@ -49,11 +49,11 @@ from serving.telemetry.watchdog import Watchdog
 _log = structlog.get_logger()
 
 # Decoding threads need the interpreter lock for a moment now and then. By default they wait up to 5 ms for
-# the event loop to let go of it, and a core is idle meanwhile: with all cores decoding that is a fifth of
-# what they could do.
+# the event loop to release it, and a core is idle meanwhile: with all cores decoding that costs a fifth of
+# their throughput.
 SWITCH_INTERVAL_S = 20e-6
-# Requests leave next to no cycles behind, but what is in flight is looked at by every collection: at the
-# default of 700 objects these were 4 % of the event loop's time.
+# Requests leave next to no cycles behind, but every collection walks whatever is in flight: at the default
+# threshold of 700 objects, collections took 4 % of the event loop's time.
 GC_THRESHOLDS = (10_000, 20, 50)
 # Far more connections than one process answers.
 MOST_FILES = 65_536
@@ -152,7 +152,7 @@ async def run_one(
         upstream: what it is in front of.
         metrics: what it measures with.
         while_up: what to do while it is up.
-        peers: the other workers on its ports; None: it has them for itself.
+        peers: the other workers on its ports; None: it has the ports to itself.
     """
     async with (
         gateway_up(settings, upstream.replicas, upstream.models, metrics, peers) as running,
@@ -168,7 +168,7 @@ def new_metrics() -> Metrics:
 
 
 def _trimming(gateway: Gateway) -> Coroutine[Any, Any, None]:
-    """Gives memory back, sooner where the gateway has a limit and is close to it."""
+    """Gives memory back to the system, sooner if the gateway is close to its limit."""
     return trim_steadily(asyncio.Event() if gateway.pressure is None else gateway.pressure.short)
 
 
@@ -227,7 +227,7 @@ def _port(listener: socket.socket) -> int:
 async def _serving(
     gateway: Gateway, http: HttpServer, listener: socket.socket, rpc: RpcServer
 ) -> AsyncIterator[None]:
-    """Serve both ports while the block runs; at its end what they have accepted is answered."""
+    """Serve both ports while the block runs; at its end, answer what they have accepted."""
     async with asyncio.TaskGroup() as servers:
         await rpc.start()
         servers.create_task(http.serve(sockets=[listener]))
@@ -317,9 +317,8 @@ async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None
 async def _until_signalled(work: Awaitable[None], dump: Callable[[], None]) -> None:
     """Run `work` to its end, or until SIGTERM, SIGINT or SIGHUP, which cancel it and count as a regular end.
 
-    What is drained after it is drained to its end: another SIGTERM or SIGHUP changes nothing, another SIGINT
-    cuts it short. SIGHUP, which comes when a terminal closes, is left ignored where it is (nohup). SIGUSR1
-    calls `dump`.
+    Draining then runs to its end: another SIGTERM or SIGHUP changes nothing, another SIGINT cuts it short.
+    SIGHUP, which comes when a terminal closes, stays ignored if it was (nohup). SIGUSR1 calls `dump`.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
@@ -351,9 +350,9 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _allow_many_files() -> None:
-    """Raise the limit of open files, of which a connection is one: shells give 1,024 where more may be had.
+    """Raise the limit on open files, since each connection is one: shells give 1,024 where more may be had.
 
-    Not without end: programs that go through all files that may be open take minutes for a billion.
+    Not to infinity: code that walks every possible file descriptor takes minutes for a billion.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)

@@ -1,16 +1,16 @@
 """How much memory there is, and how the process gives back what it has used.
 
-A gateway in a container is killed if it takes more than the container may have, with all that it was asked.
-So the bytes of bodies that it holds at once are kept to a part of what is left of such a limit at the start,
-and what is left is looked at while requests come (`serving.pressure`).
+A gateway that takes more memory than its container may have is killed, with all its requests in flight. So
+the bytes of bodies that it holds at once are kept to a part of what such a limit leaves at the start, and
+what is left is watched while requests come (`serving.pressure`).
 
-Memory is given back by glibc's malloc, told that images and tensors come and go (mallopt(3)).
+Memory is given back by glibc's malloc, tuned (mallopt(3)) for images and tensors that come and go.
 
 By default glibc keeps an arena for each thread, and raises its thresholds with the largest block it has seen.
-Here there are few arenas, and the thresholds stay as they are: large enough that what one request frees
-serves the next. Where it is mapped and given back each time, page by page, as with glibc's first thresholds
-of 128 KiB, a call with a tensor of 600 kB takes 4.3 core-ms in place of 1.3, and a photograph of 1 MB 14.0 in
-place of 12.1. What lies free meanwhile goes back by `malloc_trim` every so often.
+Here there are few arenas, and the thresholds are fixed: large enough that what one request frees serves the
+next. If it were mapped and unmapped each time, page by page, as with glibc's initial thresholds of 128 KiB, a
+call with a tensor of 600 kB would take 4.3 core-ms instead of 1.3, and a photograph of 1 MB 14.0 instead of
+12.1. What lies free in between goes back by `malloc_trim` every so often.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from serving.errors import InvalidInput
 
 _log = structlog.get_logger()
 
-# Control groups (cgroups(7)): version 2, and version 1, whose file says a number beyond any memory for none.
+# Control groups (cgroups(7)): version 2, and version 1, whose file has a number beyond any memory for "none".
 _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-# A body is held once, and twice for a moment as it is put together; the other part is for decoded images.
+# A body is held once, and for a moment twice, while it is joined; the rest is for decoded images.
 _PART = 1 / 3
-# For files and name servers, beside the event loop: they wait, and need no cores.
+# For files and name servers, off the event loop: these threads wait, and need no cores.
 _THREADS = 6
 # Version 1's way to say that there is none.
 _NO_LIMIT_BYTES = 2**50
@@ -49,9 +49,9 @@ _BETWEEN_TRIMS_S = 0.2
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-# A batch of 32 images of 224×224 bytes is 4.8 MB; what is larger is mapped, and gone as soon as it is free.
+# A batch of 32 images of 224×224 pixels is 4.8 MB; larger blocks are mapped, and gone once they are free.
 MMAP_THRESHOLD_BYTES = 8 * 2**20
-# Most that lies free at an arena's end until the next trim: several copies of such a batch.
+# The most that may lie free at an arena's end until the next trim: several copies of such a batch.
 TRIM_THRESHOLD_BYTES = 32 * 2**20
 ARENAS = 2
 
@@ -69,10 +69,10 @@ class Bound(NamedTuple):
 
 
 class Usage:
-    """What of its limits this process uses: its control group's, its address space's, a setting's.
+    """How much this process uses of its limits: its control group's, its address space's, a setting's.
 
-    Reading it takes about 10 µs: what the control group has beside this process (other workers, the kernel's
-    buffers) is asked once a second only.
+    Reading it takes about 10 µs: what the control group holds besides this process (other workers, the
+    kernel's buffers) is read only once a second.
 
     Args:
         max_bytes: how much it may have resident; None: as much as the others allow.
@@ -128,7 +128,7 @@ class Usage:
         return found
 
     def left(self) -> int:
-        """What may still be taken, of the limit of which least is left; there must be one."""
+        """What may still be taken under the limit that leaves the least; there must be a limit."""
         return min(each.left_bytes for each in self.bounds())
 
     def _ask(self, resident_bytes: int) -> None:
@@ -141,7 +141,7 @@ class Usage:
 
 
 def held_by_group(folder: Path) -> int:
-    """What a control group holds that cannot be taken from it: without files' pages. 0 if it does not say."""
+    """What a control group holds and cannot reclaim: all but files' pages. 0 if it does not say."""
     try:
         pairs = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
     except OSError:
@@ -178,10 +178,10 @@ def fitting(wanted_bytes: int, limits: Sequence[Bound]) -> int:
 
 
 def start_threads() -> None:
-    """Start the threads that the running event loop hands work to, all of them, now.
+    """Start all the threads that the running event loop hands work to, now.
 
-    Else they are started one by one as they are needed: where memory has run short meanwhile a thread finds
-    none for its stack, and whatever wanted to read a file fails.
+    Otherwise they start one by one as they are needed: if memory has run short by then, there is none for a
+    thread's stack, and whatever wanted to read a file fails.
     """
     executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="beside")
     all_started = threading.Barrier(_THREADS)
@@ -225,7 +225,7 @@ def trim() -> bool:
 
 
 async def trim_steadily(short: asyncio.Event, interval_s: float = 10.0) -> None:
-    """Give free pages back every so often, and when memory is `short`, for ever; beside the event loop."""
+    """Give free pages back every so often, and when memory is `short`, for ever; off the event loop."""
     while True:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s):

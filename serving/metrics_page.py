@@ -18,25 +18,26 @@ _SUFFIX = {"counter": "_total", "info": "_info"}
 _INTRODUCTION = """\
 # Metrics
 
-What a gateway exports at `/metrics`. This page is written from the code by `python -m serving.metrics_page`;
-a test fails when it is out of date. What to do when an alert rests on one of them: [runbook.md](runbook.md).
+What a gateway exports at `/metrics`. This page is generated from the code, by
+`python -m serving.metrics_page`; a test fails when it is out of date. For what to do when an alert fires, see
+[runbook.md](runbook.md).
 
-- Durations are in seconds, sizes in bytes, moments in Unix seconds; counters end in `_total`.
-- Labels are bounded. A model that a caller merely names is counted under the empty label; `version` is one
-  that replicas have; `outcome` is `ok` or a kind of `serving/errors.py`; of more than 20 classes the rarer
-  ones in training are `other`, the same ones in every gateway.
-- Sums over several gateways (or pods) are right for every counter and histogram, and for the gauges of
+- Durations are in seconds, sizes in bytes, points in time in Unix seconds; counters end in `_total`.
+- Labels are bounded. Requests for a model that does not exist are counted under the empty label; `version` is
+  one that replicas have; `outcome` is `ok` or a kind from `serving/errors.py`; beyond 20 classes the ones
+  rarer in training are `other`, the same ones in every gateway.
+- Summing over several gateways (or pods) is right for every counter and histogram, and for the gauges of
   requests, queues and calls. The gauges of replicas, versions and rollouts say what each gateway *sees*: take
   `max by (...)`.
-- `sluice_requests_total` counts every request for a model, once, as it ends: over all its labels it is what
-  clients sent, refusals and failures included. Metrics, health and the page are not counted.
-- What alerts take a rate of is there at zero as soon as a version may answer: Prometheus sees no growth in
-  the value that a series begins with. Five models under rollouts, with three versions of a thousand classes
-  each, are some 1,800 series.
-- What is counted of a version ends a quarter of an hour after the last replica that had it: a sum over its
-  whole life is Prometheus' to keep, and a rate or an increase does not notice.
+- `sluice_requests_total` counts every request for a model once, as it ends: summed over all its labels it is
+  what clients sent, refusals and failures included. Metrics, health and the page are not counted.
+- Series that alerts take a rate of start at zero as soon as a version may answer, since Prometheus sees no
+  growth in the first value of a series. Five models under rollouts, with three versions of a thousand classes
+  each, make some 1,800 series.
+- The series of a version end a quarter of an hour after the last replica that had it: a sum over a version's
+  whole life is for Prometheus to keep; a rate or an increase is not affected.
 - Scraped as OpenMetrics, `sluice_requests_total` and `sluice_request_duration_seconds` carry the trace ids of
-  requests that are recorded (`SLUICE_TRACES_ENDPOINT`) as exemplars.
+  sampled requests (`SLUICE_TRACES_ENDPOINT`) as exemplars.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

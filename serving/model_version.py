@@ -17,7 +17,7 @@ CLASSIFY_SIGNATURE = "serving_default"
 
 @dataclass(frozen=True, slots=True)
 class ImageSignature:
-    """The names of the tensors of `serving_default`, where it takes images and gives scores."""
+    """The names of the tensors of `serving_default`, if it takes images and gives scores."""
 
     input_name: str
     output_name: str
@@ -34,7 +34,7 @@ class ModelVersion:
         image: how to classify with it; None if it does not take images as uint8 [N,H,W,C].
         labels: a label for each class; the classes' indices if the model does not say.
         card: what the model says about itself; empty if it says nothing.
-        described: whether labels and card are all that it says of itself; False while asking it fails.
+        described: whether labels and card are final; False while asking for them fails.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ModelVersion:
     described: bool = True
 
     def require_image(self) -> ImageSignature:
-        """How to classify with it; raises FailedPrecondition if it is no image classifier."""
+        """How to classify with it; raises FailedPrecondition if it is not an image classifier."""
         if self.image is None:
             raise FailedPrecondition(
                 f'version {self.version} of model "{self.name}" cannot classify images: its signature '

@@ -32,7 +32,7 @@ def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
     """
     try:
         if models_dir.exists() and not models_dir.is_dir():
-            raise InvalidInput(f"{models_dir} is no folder; it must hold a folder for each model")
+            raise InvalidInput(f"{models_dir} is not a folder; it must hold a folder for each model")
         if not models_dir.is_dir():
             raise InvalidInput(
                 f"there is no folder {models_dir}; train a model into it: "
@@ -44,7 +44,7 @@ def find_models(models_dir: Path, served: Collection[str] = ()) -> list[str]:
 
 
 def no_model(models_dir: Path) -> InvalidInput:
-    """The error of a folder that holds no model, and may be one, as TensorFlow Serving is given it."""
+    """The error for a folder without models, which may itself be a model's, as for TensorFlow Serving."""
     folder = models_dir.absolute()
     model, above = folder, folder.parent
     if _is_version(folder):
@@ -60,13 +60,13 @@ def no_model(models_dir: Path) -> InvalidInput:
 
 
 def unserved(models_dir: Path, models: Collection[str]) -> Iterator[str]:
-    """Why what lies in a folder beside its models, and may be meant for one, is none: a text each.
+    """For each thing next to the models in a folder that may be meant as a model, why it is not one.
 
-    Such as a SavedModel that was exported to there, a `.keras` file, or what another user may read.
+    Such as a SavedModel that was exported there, a `.keras` file, or what only another user may read.
     """
     try:
         children = sorted(models_dir.iterdir())
-    except OSError:  # which is told where models are looked for
+    except OSError:  # reported where models are looked for
         return
     for child in children:
         if child.name in models or not _NAME.fullmatch(child.name):
@@ -105,7 +105,7 @@ def _is_model(folder: Path, served: Collection[str]) -> bool:
 
 
 def first_config(settings: Settings, models: Sequence[str]) -> Any:
-    """The config with which a model server starts: under rollouts, of each model the version that serves.
+    """The config with which a model server starts: under rollouts, the serving version of each model.
 
     Raises:
         InvalidInput: under rollouts, a model has none.
@@ -132,7 +132,7 @@ def first_config(settings: Settings, models: Sequence[str]) -> Any:
 async def follow(upstream: Upstream, pool: Pool, catalog: Catalog, settings: Settings) -> None:
     """Serve models that appear in the folder later, for ever; a fixed list of models stays as it is.
 
-    While the folder cannot be read, or the model server cannot be told, the models that there are stay.
+    While the folder cannot be read, or the model server cannot be configured, the models stay as they are.
     """
     if settings.models or upstream.config is None:
         return
@@ -154,7 +154,7 @@ async def follow(upstream: Upstream, pool: Pool, catalog: Catalog, settings: Set
 
 
 async def _take_models(config: ConfigFile, pool: Pool, catalog: Catalog, settings: Settings) -> None:
-    # A folder may lie on a network, and be slow.
+    # A folder may be on a network, and slow.
     found = await asyncio.to_thread(find_models, config.models_dir, catalog.names())
     if not found or found == catalog.names():
         return

@@ -42,7 +42,7 @@ def watch(gateway: Gateway, certificates: Certificates | None, rollouts: Rollout
     Args:
         gateway: the gateway.
         certificates: its certificate; None without TLS.
-        rollouts: its rollouts, which somebody else reads steadily.
+        rollouts: its rollouts, which something else keeps reading.
     """
     snapshot = gateway.metrics.snapshot
     snapshot.read_by(lambda _readings: _begin_series(gateway))
@@ -62,7 +62,7 @@ def watch(gateway: Gateway, certificates: Certificates | None, rollouts: Rollout
 
 
 def _begin_series(gateway: Gateway) -> None:
-    """Have what alerts go by begin at zero for every version and arm that may answer."""
+    """Start the series that alerts rely on at zero, for every version and arm that may answer."""
     begin, catalog, splits = gateway.metrics.begin, gateway.catalog, gateway.steering.splits()
     for name in ("", *catalog.names()):
         split = splits.get(name)
@@ -133,7 +133,7 @@ def _read_counts(readings: Readings, gateway: Gateway) -> None:
 
 
 def _from_zero(counts: Mapping[str, float]) -> dict[str, float]:
-    """The counts, with a zero for what never came of one yet: a rate needs a beginning."""
+    """The counts, with zeros for what has not happened yet: a rate needs a beginning."""
     found = dict(counts)
     for key in counts:
         kind, _, of = key.partition("/")

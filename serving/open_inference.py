@@ -44,13 +44,13 @@ DATA_TYPES: dict[str, int] = {
     name: tensors.DATA_TYPES.values_by_name[theirs].number for name, theirs in _TYPES.items()
 }
 NAMES = {number: name for name, number in DATA_TYPES.items()}
-# Which have no field among the typed contents, in gRPC and in JSON.
+# Those that have no field among the typed contents, in gRPC and in JSON.
 RAW_ONLY = ("FP16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output. `array` has the datatype's numpy type: of BYTES objects, of BF16 its bits."""
+    """One input or output. `array` has the datatype's numpy type: for BYTES objects, for BF16 its bits."""
 
     name: str
     datatype: str
@@ -82,7 +82,7 @@ def data_type(datatype: str) -> int:
     """The `tensorflow.DataType` of a datatype's name; raises InvalidInput, naming those that exist."""
     found = DATA_TYPES.get(datatype)
     if found is None:
-        raise InvalidInput(f'"{datatype[:100]}" is no datatype; there are: {", ".join(DATA_TYPES)}')
+        raise InvalidInput(f'"{datatype[:100]}" is not a datatype; there are: {", ".join(DATA_TYPES)}')
     return found
 
 
@@ -94,7 +94,7 @@ def _size_of(shape: Sequence[int], name: str) -> int:
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Tensor:
-    """A tensor from its elements' bytes: little-endian, row-major; of BYTES each after its length (uint32).
+    """A tensor from its elements' bytes: little-endian, row-major; for BYTES each after its length (uint32).
 
     Raises:
         InvalidInput: the bytes do not fit the shape.
@@ -141,7 +141,7 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
     dtype = tensors.bits_dtype(data_type(datatype))
     count = _size_of(shape, name)
     if datatype in RAW_ONLY:
-        raise InvalidInput(f'"{name}" is {datatype}, which is taken as raw bytes only')
+        raise InvalidInput(f'"{name}" is {datatype}, which is accepted only as raw bytes')
     if len(values) != count:
         raise InvalidInput(f'"{name}" has {len(values)} elements; shape {list(shape)} takes {count}')
     if datatype == "BYTES":
@@ -170,7 +170,7 @@ def predict_request(model: ModelVersion, request: InferRequest) -> Any:
     """The PredictRequest of a request to infer.
 
     Raises:
-        InvalidInput: no such signature, or inputs or outputs that it has not; the text names those it has.
+        InvalidInput: no such signature, or it lacks an input or output; the text names those it has.
     """
     signature_name = _choose_signature(model, request)
     signature = model.signatures[signature_name]
@@ -211,7 +211,7 @@ def _choose_signature(model: ModelVersion, request: InferRequest) -> str:
 
 
 def _takes(model: ModelVersion) -> dict[str, set[str]]:
-    """The inputs of each signature that has any; those of a SavedModel's own (`__saved_model_…`) none."""
+    """The inputs of each signature that has any; a SavedModel's own (`__saved_model_…`) have none."""
     return {name: set(signature.inputs) for name, signature in model.signatures.items() if signature.inputs}
 
 
@@ -238,7 +238,7 @@ def outputs_of(response: Any, request: InferRequest, model: ModelVersion) -> lis
 def classified(tensor: Tensor, count: int, labels: Sequence[str]) -> Tensor:
     """The `count` best of a tensor's last dimension, best first, each as `score:index:label` (BYTES).
 
-    The label is left out where `labels` has not one for each.
+    The label is left out if `labels` does not have one for each.
 
     Raises:
         InvalidInput: the tensor is not of numbers, or has no dimension.
@@ -320,7 +320,7 @@ def config(model: ModelVersion, max_batch: int) -> dict[str, Any]:
 
 
 def is_ready(catalog: Catalog, ref: ModelRef) -> bool:
-    """Whether a model, or a version of it, can be asked now; raises NotFound if there is no such model."""
+    """Whether a model, or a version of it, can answer now; raises NotFound if there is no such model."""
     name = catalog.resolve_name(ref.name)
     try:
         catalog.resolve(ModelRef(name, ref.version))

@@ -1,6 +1,6 @@
-"""A request of many images a batch at a time: its answers come as they are done.
+"""A request of many images, answered a batch at a time, as each is done.
 
-The work goes on whoever reads them: it ends with the last part, or when its reader leaves.
+The work does not wait for its reader: it ends with the last part, or when the reader leaves.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ async def in_parts(
 ) -> AsyncGenerator[Part, None]:
     """Classify images `size` at a time.
 
-    Parts come as they are done, in any order, and all by the version that answered the first; none is begun
-    before that.
+    Parts come as they are done, in any order, all from the version that answered the first; no other part
+    begins before that.
 
     Args:
         classify: classifies some of them.
         ref: the model and version that the caller asks for.
         images: the files.
         size: images in a part.
-        progress: entered while there is work, and no longer, however slowly the parts are taken.
+        progress: entered only while there is work, however slowly the parts are read.
 
     Raises:
-        SluiceError: what the first part that failed has failed with.
+        SluiceError: the error of the first part that failed.
     """
     done: asyncio.Queue[Part | BaseException | None] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""What goes through the gateway: which model, what came of each image, and for whom."""
+"""What passes through the gateway: which model is asked for, the result of each image, and whose request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving.errors import InvalidInput, SluiceError
 from serving.routing import Arm, Route
 from serving.telemetry.tracing import Trace
 
-# Versions are int64 in TensorFlow Serving's API: what is beyond could be told to no replica.
+# Versions are int64 in TensorFlow Serving's API: no replica could be asked for a larger one.
 MOST_VERSION = 2**63 - 1
 
 _MANY_CLASSES = 2_000
@@ -33,7 +33,9 @@ class ModelRef:
 def version_number(text: str) -> int:
     """A version in decimal digits, an int64 as everywhere; raises InvalidInput if it is none."""
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= MOST_VERSION):
-        raise InvalidInput(f'"{text[:100]}" is no version; versions are numbers, such as 1', stage="routing")
+        raise InvalidInput(
+            f'"{text[:100]}" is not a version; versions are numbers, such as 1', stage="routing"
+        )
     return int(text)
 
 
@@ -48,9 +50,9 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What came of one image: its classes, best first, or the error that it met.
+    """The result of one image: its classes, best first, or its error.
 
-    `prediction_id` is what feedback on it names; empty where no feedback is taken.
+    `prediction_id` is what feedback on it names; empty if no feedback is taken.
     """
 
     classes: tuple[ClassScore, ...] = ()
@@ -68,7 +70,7 @@ class Prediction:
 
     @property
     def is_large(self) -> bool:
-        """Whether it takes so long to write down that it is to be done beside the event loop."""
+        """Whether it takes so long to serialize that it is to be done off the event loop."""
         return sum(len(each.classes) for each in self.results) > _MANY_CLASSES
 
 
@@ -80,12 +82,12 @@ class RequestContext:
         request_id: the caller's `X-Request-ID`, or one made here.
         protocol: `http` or `grpc`, for metrics.
         deadline: when the answer is of no more use, on `time.monotonic`'s clock, in seconds.
-        routing_key: what keeps a caller on one arm of a rollout; nothing does if it is the request's id.
+        routing_key: keeps a caller on one arm of a rollout, unless it is just the request's id.
         credential: the API key or token as the caller sent it; never shown.
-        caller: whose it is, once it was admitted; empty before.
+        caller: whose it is, once it is admitted; empty before.
         trace: where this request stands in a trace, the caller's or its own.
         started: when it arrived, on the same clock.
-        answered_by: the model and version that it was routed to, once it was; for metrics.
+        answered_by: the model and version that it was routed to, once it is; for metrics.
         route: where a rollout sent it; None if the caller named a version, or the model has none.
         copied: a name for each of its images that the candidate gets a copy of, in their order.
         stages_s: seconds spent in each stage of its path so far, by the stage's name.
@@ -106,7 +108,7 @@ class RequestContext:
 
     @property
     def arm(self) -> Arm | Literal[""]:
-        """Which arm of a rollout answers it; empty where none chose."""
+        """Which arm of a rollout answers it; empty if no rollout chose."""
         return "" if self.route is None else self.route.arm
 
     @property

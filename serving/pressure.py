@@ -1,11 +1,11 @@
-"""What is let in while memory may run short, before it takes any: an overload manager, after Envoy's.
+"""Decides what may come in while memory is short, before it takes any: an overload manager, after Envoy's.
 
-HTTP bodies are counted as they come. gRPC hands over whole messages, of whose size nothing is known before
-they are here. So a message is read only while there is room for one as large as its connection has brought
-so far, and for the largest where that has brought none; those after it wait for a moment, unread. A client
-that is slow is promised less and less, so that it keeps out nobody: it brings little meanwhile. Where
-that turns out to be wrong, and memory is nearly gone, messages are given up that have been coming the longest
-(Envoy's "reset high memory stream").
+HTTP bodies are counted as they come in. gRPC hands over whole messages, whose size is unknown until they are
+here. So a message is read only while there is room for one as large as its connection has sent so far, or for
+the largest if it has sent none; those after it wait for a moment, unread. For a slow client ever less room is
+set aside, so that it does not keep others out: it cannot send much meanwhile. If that turns out to be wrong,
+and memory is nearly gone, the messages that have been coming in the longest are given up (Envoy's "reset high
+memory stream").
 
 Decides, and awaits nothing; times are on the monotonic clock and given by the caller.
 """
@@ -19,22 +19,22 @@ from contextlib import contextmanager
 
 from serving.errors import Overloaded, out_of_memory
 
-# Parts of what is left when nothing is worked on, not of the limit: what a process takes by itself varies.
+# Shares of what is left while the process is idle, not of the limit: what it takes by itself varies.
 _KEPT_PART = 0.2
 _LAST_PART = 0.1
-# A message is there about three times: as gRPC has it and as one string of bytes; then parsed, and as what is
-# made of it, such as the message to a replica. Of one that has been read two are to come.
+# A message takes about three times its size: as gRPC's buffers and one string of bytes, then parsed, and as
+# what is made of it, such as the message to a replica. Of one that has been read, two of these are to come.
 _COPIES = 3
 _COPIES_BEYOND_READ = 2
-# A fast client has sent a large message by then, one that takes ten times as long brings a tenth meanwhile.
+# A fast client has sent a large message by then; one ten times as slow has sent a tenth.
 _FAST_S = 0.05
-# The same for what messages turn out to be; and in so much time of reading their mean follows.
+# The same, by the size that messages turn out to have; their mean follows within this much time of reading.
 _USUAL_S = 1.0
 _SAMPLE_S = 0.005
 _STALE_S = 0.001
 _SMALL_BYTES = 256 * 2**10
 _GIVEN_UP_PART = 4
-# Long enough for what is free to be given back.
+# Long enough for free memory to be given back to the system.
 _SETTLE_S = 0.5
 _FORGETTING = 0.99
 _MOST_PEERS = 4096
@@ -42,13 +42,13 @@ RETRY_AFTER_S = 1.0
 
 
 class Read:
-    """A message that is on its way.
+    """A message that is being received.
 
     Args:
         started: since when.
         give_up: ends its call with an error.
-        expected_bytes: its size, by what its connection has brought so far; None: that has brought nothing.
-        stream: whether it is one of a stream, whose client may as well be idle.
+        expected_bytes: its size, by what its connection has sent so far; None: it has sent nothing.
+        stream: whether it is one of a stream, whose client may just be idle.
     """
 
     __slots__ = ("charge_bytes", "expected_bytes", "give_up", "started", "stream")
@@ -69,13 +69,13 @@ class Read:
 
 
 class ExpectedSizes:
-    """How large a connection's next message may be: as the largest lately, which counts less with each."""
+    """How large a connection's next message may be: as the largest so far, which fades with each new one."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
 
     def of(self, peer: str) -> int | None:
-        """In bytes; None: it has brought none, or it was long ago."""
+        """In bytes; None: it has sent none, or that was long ago."""
         return self._sizes.get(peer)
 
     def came(self, peer: str, size_bytes: int) -> None:
@@ -87,16 +87,16 @@ class ExpectedSizes:
 
 
 class Pressure:
-    """The memory of one process that has a limit. For its event loop; `decoding` is for any thread.
+    """The memory of one process that has a limit. Belongs to its event loop; `decoding` is for any thread.
 
     Args:
         left: reads how many bytes the process may still take.
-        largest_bytes: what a message has at most.
+        largest_bytes: the largest size that a message may have.
         refused: counts a refusal.
 
     Attributes:
-        short: set while memory is short, so that what is free can be given back; whoever does so clears it.
-        busy: whether requests are worked on.
+        short: set when memory is short, to have free memory given back; whoever does that clears it.
+        busy: whether requests are being worked on.
     """
 
     def __init__(
@@ -124,20 +124,20 @@ class Pressure:
 
     @property
     def reading(self) -> bool:
-        """Whether messages are on their way."""
+        """Whether messages are being received."""
         return bool(self._reads)
 
     def check(self, now: float) -> None:
-        """Raise Overloaded if memory is so short that nothing more is taken."""
+        """Raise Overloaded if memory is so short that nothing more may come in."""
         if self._sample(now, _SAMPLE_S) > 0 or self._sample(now, _STALE_S) > 0:
             self._short_since = None
         elif not self._settled(now):
             raise self.too_short()
 
     def _settled(self, now: float) -> bool:
-        """Whether nothing is worked on, and yet no more memory is to be had, not even by giving some back.
+        """Whether the process is idle, and yet no more memory can be had, not even by giving some back.
 
-        What is left then is all there is, and to refuse would be for ever.
+        What is left then is all there is, and refusing would never end.
         """
         if self.busy() or self._working_bytes:
             self._short_since = None
@@ -153,8 +153,8 @@ class Pressure:
     def has_room(self, now: float, expected_bytes: int | None = None) -> bool:
         """Whether one more message can be read, of the size that is expected of it; None: of the largest.
 
-        Where there is room for less than two of the largest, it need not be sure of all that it may take:
-        else one slow client would keep out all others, and a low limit everybody.
+        If there is room for fewer than two of the largest, not all that it may take need be free: else one
+        slow client would keep out all others, and a low limit everybody.
         """
         for oldest_s in (_SAMPLE_S, _STALE_S):
             beyond_bytes = self._sample(now, oldest_s)
@@ -164,7 +164,7 @@ class Pressure:
         return False
 
     def _sample(self, now: float, oldest_s: float) -> int:
-        """How much is left beyond what is kept, as it was at most `oldest_s` ago."""
+        """How much is left beyond the reserve, as it was at most `oldest_s` ago."""
         if now - self._sampled >= oldest_s:
             self._sampled = now
             left_bytes = self._left()
@@ -188,16 +188,16 @@ class Pressure:
         return max(most_bytes * _FAST_S / age_s, usual_bytes * min(1.0, _USUAL_S / age_s))
 
     def begin(self, read: Read) -> None:
-        """A message is on its way from now on."""
+        """A message is being received from now on."""
         read.charge_bytes = self._charge(read, 0.0)
         self._reads[read] = None
         self._coming_bytes += read.charge_bytes
 
     def end(self, read: Read, size_bytes: int | None, now: float) -> None:
-        """It has come, of this size; or it will not (None).
+        """It has come, with this size; or it will not (None).
 
-        The mean is over the time that messages take: a large one is on its way for longer, so that of those
-        that are at any moment more are large.
+        The mean is weighted by the time that messages take: large ones take longer, so at any moment more of
+        those being received are large.
         """
         if read in self._reads:
             del self._reads[read]
@@ -208,7 +208,7 @@ class Pressure:
 
     @contextmanager
     def working(self, size_bytes: int) -> Iterator[None]:
-        """Room for what is made of a message that has come, while the block runs.
+        """Room, while the block runs, for what is made of a message that has come.
 
         Raises:
             Overloaded: there is none.
@@ -225,10 +225,10 @@ class Pressure:
             self._working_bytes -= promised_bytes
 
     def give_up(self) -> None:
-        """Give up some of the messages on their way if memory is nearly gone, so that it lasts for others.
+        """Give up some of the messages being received if memory is nearly gone, so that it lasts for others.
 
-        First those that have been coming the longest: they hold the most, and slow clients must not keep the
-        others out. Then of streams the latest: an older one is more likely idle, and holds nothing.
+        First those that have been coming in the longest: they hold the most, and slow clients must not keep
+        others out. Then, of streams, the latest: an older one is more likely to be idle and to hold nothing.
         """
         if not self._reads or self._left() >= self._last_bytes:
             return
@@ -241,7 +241,7 @@ class Pressure:
             each.give_up(self.too_short())
 
     def too_short(self) -> Overloaded:
-        """What those are told who are refused for want of memory; counted."""
+        """The error for those who are refused for lack of memory; it is counted."""
         self.short.set()
         self._refused()
         return Overloaded(

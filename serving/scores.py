@@ -1,4 +1,4 @@
-"""Images into a replica's request, and its answer into scores and classes."""
+"""Turns images into a replica's request, and its answer into scores and classes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from serving.errors import Internal, InvalidInput
 from serving.model_version import CLASSIFY_SIGNATURE, ImageSignature, ModelVersion
 from serving.prediction import ClassScore
 
-# Up to so many classes Python sorts faster: numpy gives the interpreter lock away, to a decoding thread.
+# Up to this many classes Python sorts faster: numpy lets a decoding thread have the interpreter lock.
 _FEW_CLASSES = 64
-# To name the classes of so many scores takes a millisecond or less.
+# Naming the classes of this many scores takes a millisecond or less.
 _CLASSES_A_TURN = 2_000
 
 
@@ -53,9 +53,9 @@ def _fill(proto: Any, images: Sequence[np.ndarray]) -> None:
 
 
 def read_scores(response: Any, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """The output `name` of a PredictResponse, of this shape; raises Internal if it is not so.
+    """The output `name` of a PredictResponse, of this shape; raises Internal if it is something else.
 
-    Rows without numbers are left to `best`: one image must not cost the others of its batch their answers.
+    Rows without numbers are left to `best`: one image must not cost the others in its batch their answers.
     """
     if name not in response.outputs:
         raise Internal(f'the replica\'s answer has no output "{name}"', stage="backend")
@@ -87,8 +87,8 @@ def with_numbers(scores: np.ndarray) -> np.ndarray:
 
 
 def no_numbers() -> Internal:
-    """What is wrong with scores that are not all finite: none of them is the best."""
-    return Internal("the model gave a score that is no finite number", stage="backend")
+    """The error for scores that are not all finite: none of them is the best."""
+    return Internal("the model gave a score that is not a finite number", stage="backend")
 
 
 def labels_of(rows: Sequence[np.ndarray], labels: Sequence[str]) -> list[str]:
@@ -99,7 +99,7 @@ def labels_of(rows: Sequence[np.ndarray], labels: Sequence[str]) -> list[str]:
 
 
 def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
-    """How many classes to return; raises InvalidInput if the model has not so many."""
+    """How many classes to return; raises InvalidInput if the model has fewer."""
     classes = model.require_image().classes
     if top_k is None:
         return min(default, classes)
@@ -114,7 +114,7 @@ def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
 async def best_of_each(
     rows: Sequence[np.ndarray], labels: Sequence[str], count: int
 ) -> list[tuple[ClassScore, ...] | Internal]:
-    """`best` of each of `rows`, or its error; what else the event loop has to do gets its turn in between."""
+    """`best` of each of `rows`, or its error; the event loop gets to its other work in between."""
     found: list[tuple[ClassScore, ...] | Internal] = []
     classes = 0
     for scores in rows:

@@ -1,4 +1,4 @@
-"""Every setting of the gateway: its unit, what its default is, and why.
+"""Every setting of the gateway: its unit, its default, and the reason for it.
 
 This is the only reader of the environment. A value comes from, in this order: a command's flag, an
 environment variable (`SLUICE_` and the name in capitals), `sluice.toml` in the working folder, the
@@ -32,14 +32,14 @@ from serving.errors import InvalidInput
 CONFIG_FILE = "sluice.toml"
 _PREFIX = "SLUICE_"
 
-# What stands in braces behind the name of a metric in PromQL.
+# What stands in braces after the name of a metric in PromQL.
 _MATCHER = r'[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
 _MATCHERS = re.compile(rf"\s*(?:{_MATCHER}(?:\s*,\s*{_MATCHER})*)?\s*")
 
 # What gRPC takes as a key of metadata; a header of HTTP may have more characters.
 _HEADER = re.compile(r"[a-z0-9_.-]{1,100}")
 
-# RFC 6454, 6.2: nothing behind the port, and not even a slash.
+# RFC 6454, 6.2: nothing after the port, not even a slash.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z*]+")
 
 # What OpenTelemetry and httpx take; without the scheme the one would try TLS, and the other nothing.
@@ -61,7 +61,7 @@ def _is_url(text: str) -> str:
     except ValueError:  # the port is no number, or the host's brackets do not match
         is_one = False
     if not is_one:
-        raise ValueError("it is no URL; one is http://HOST:PORT or https://HOST:PORT")
+        raise ValueError("it is not a URL; write http://HOST:PORT or https://HOST:PORT")
     return text
 
 
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     http_host: Host = "127.0.0.1"
-    """Loopback by default: whoever listens to a network says so on purpose."""
+    """Loopback by default: listening on a network is to be a decision."""
     http_port: Port = 8080
     """The port of the HTTP API; 0 takes any free one."""
     grpc_host: Host = "127.0.0.1"
@@ -97,12 +97,12 @@ class Settings(BaseSettings):
     models: CommaSeparated = ()
     """Names of the models to serve. TensorFlow Serving cannot be asked which it has."""
     default_model: Name | None = None
-    """Which model `/v1/classify` uses. None: the only one, if there is one only."""
+    """Which model `/v1/classify` uses. None: the only one, if there is just one."""
 
     keys_file: NamedPath | None = None
-    """API keys (`sluice keys` writes it); watched. None: no key is asked for."""
+    """API keys (`sluice keys` writes it); watched. None: no key is required."""
     jwks_file: NamedPath | None = None
-    """Public keys (JWKS) that sign tokens which are taken instead of an API key; watched. None: no tokens."""
+    """Public keys (JWKS) of tokens that are accepted in place of an API key; watched. None: no tokens."""
     jwt_issuer: Name | None = None
     """The `iss` that a token must have. None: any."""
     jwt_audience: Name | None = None
@@ -121,8 +121,8 @@ class Settings(BaseSettings):
     """`sluice serve` only: a program that takes `tensorflow_model_server`'s flags. None: Sluice's own."""
 
     rollout_store: NamedPath | None = None
-    """Folder in which rollouts are kept, shared by gateways on one machine. With it a new version is let in
-    by a rollout only. None: the newest version serves as soon as it is loaded, as in TensorFlow Serving."""
+    """Folder in which rollouts are kept, shared by gateways on one machine. With it a new version comes in
+    only by a rollout. None: the newest version serves once it is loaded, as in TensorFlow Serving."""
     rollout_plan: NamedPath | None = None
     """Plan, YAML or TOML, of rollouts that start by themselves (`on_new_version: rollout`)."""
     rollout_interval_s: Interval = 1.0
@@ -134,13 +134,13 @@ class Settings(BaseSettings):
     """Prometheus that scrapes all gateways, such as http://prometheus:9090."""
     prometheus_selector: str = ""
     """Label matchers of this service's gateways in it, such as `namespace="sluice"`. Empty: all that it
-    scrapes are this service's. Where others are among them, their requests would count as ours."""
+    scrapes are this service's. If others are among them, their requests would count as ours."""
     feedback_key_file: NamedPath | None = None
     """In a cluster: 32 random bytes that sign prediction ids, the same for every gateway. None: each has its
     own, and takes feedback on its own predictions only. With a folder of rollouts the key lies there."""
     routing_header: str = "x-routing-key"
-    """Header of HTTP, and key of gRPC's metadata, whose value keeps a caller on one version while a new one
-    is let in, such as `x-user-id`; without it each request is on its own."""
+    """HTTP header, and gRPC metadata key, whose value keeps a caller on one version while a new one is let
+    in, such as `x-user-id`; a request without it is routed on its own."""
     replica_models_dir: Name = "/models"
     """`sluice gateway` with rollouts only: where the replicas find the models' folders. TensorFlow Serving
     takes a bucket, too, such as `gs://models`."""
@@ -150,8 +150,8 @@ class Settings(BaseSettings):
 
     workers: Parallel = 1
     """Processes of this gateway. One feeds a small GPU or two cores; with more, `max_in_flight`,
-    `max_in_flight_bytes`, `max_memory_bytes` and `decode_threads` are shared out among them, and keys' limits
-    hold in each."""
+    `max_in_flight_bytes`, `max_memory_bytes` and `decode_threads` are divided among them, and keys' limits
+    apply to each."""
 
     max_body_bytes: Annotated[int, Field(ge=1, le=2_000_000_000)] = 32 * 2**20
     """One request's body, 2 GB at most, which is what gRPC and protobuf can count. A 48-megapixel photograph
@@ -168,56 +168,56 @@ class Settings(BaseSettings):
     header_timeout_s: Duration = 10.0
     """How long the headers of one HTTP request may take; a phone on a bad line needs one or two."""
     idle_timeout_s: Duration = 75.0
-    """How long an HTTP connection is kept that asks for nothing more. It must be longer than what is in front
-    keeps one (nginx and AWS 60 s, Google's load balancers 600 s), which would send into one that closes."""
+    """How long an idle HTTP connection is kept. It must be longer than the proxy in front keeps one (nginx
+    and AWS 60 s, Google's load balancers 600 s), or that sends requests into a connection that closes."""
     connection_age_s: Duration = 600.0
-    """After how long, give or take a tenth, a client is told to connect anew, once what it asked is answered.
-    A Service of Kubernetes spreads connections, not requests: a gateway that is added would get none."""
+    """After how long, give or take a tenth, a client is told to reconnect, once its request is answered. A
+    Kubernetes Service balances connections, not requests: a gateway that was added would get none."""
     body_grace_s: Duration = 10.0
-    """How long a body may come slower than `min_body_bytes_per_s` before it is given up."""
+    """How long a body may come in slower than `min_body_bytes_per_s` before it is given up."""
     min_body_bytes_per_s: AtLeastOne = 1024
-    """The slowest body that is waited for, on average beyond the grace: a 1990s modem did 5,000."""
+    """The slowest body that is waited for, on average after the grace: a 1990s modem did 5,000."""
     max_in_flight: AtLeastOne = 1024
-    """Requests admitted at once; the rest is refused at once instead of waiting past its deadline. Where keys
-    are asked for, an eighth of it, and of the bytes, is kept for callers who hold less than an equal share;
-    else, where there are several models, for those that do."""
+    """Requests admitted at once; the rest is refused immediately instead of waiting past its deadline. An
+    eighth of it, and of the bytes, is reserved for callers who hold less than an equal share; without keys
+    callers are not told apart, and it is reserved for such models, if there are several."""
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
     """Bodies held at once: what bounds memory when bodies are large. Where memory is limited (a container's,
     or RLIMIT_AS) it is a third of what is left at the start, if that is less."""
     max_memory_bytes: AtLeastOne | None = None
-    """What the process may have resident. When of what it left at the start a fifth is left, requests are
-    refused before anything of them is read. None: what its container or RLIMIT_AS allows, if they do."""
+    """What the process may have resident. Once only a fifth is left of what was free at the start, requests
+    are refused before anything of them is read. None: what its container or RLIMIT_AS allows, if they do."""
 
     target_latency_s: Duration = 2.0
-    """Requests that take longer than this, their bodies read, make the gateway take fewer at once for their
-    model, down to two full batches a replica: people give up after a few seconds, and a longer queue answers
-    no more."""
+    """If requests take longer than this, counted from when their bodies are read, the gateway takes fewer at
+    once for their model, down to two full batches per replica: people give up after a few seconds, and a
+    longer queue does not raise throughput."""
 
     max_batch: AtLeastOne = 32
     """Images in one call to a replica. Beyond 32 throughput hardly grows, and latency does."""
     batch_sizes: Annotated[tuple[AtLeastOne, ...], NoDecode] = ()
-    """Batches are filled up to the next of these sizes, for a replica that compiles each size anew, as XLA
+    """Batches are padded to the next of these sizes, for a replica that compiles each size separately, as XLA
     does. The largest is `max_batch`, or more. Empty: they leave as they are."""
     calls_per_replica: AtLeastOne = 2
     """Batches in flight to one replica: one that computes, and one ready behind it. Models share them, but
     each has one in any case: a light model must not wait for a heavy one's."""
     hedge: bool = False
-    """Whether a batch that takes longer than 95 % of its size do is given to a second replica, too, if one
-    has a free place; the first answer wins. Off: it costs up to a call in twenty, out of the budget of
-    retries, and helps where single replicas are slow now and then, not where all are busy."""
+    """Whether a batch that takes longer than 95 % of those of its size also goes to a second replica (a
+    hedged call), if one has a free place; the first answer wins. Off: it costs up to a call in twenty, out of
+    the retry budget, and helps where single replicas are slow now and then, not where all are busy."""
     decode_threads: Parallel = Field(default_factory=usable_cores)
-    """Threads that decode images. The decoders release the interpreter lock: one a core, of those that the
-    process may use and its container's limit has time for."""
+    """Threads that decode images. The decoders release the interpreter lock, so there is one per core, of
+    those that the process may use and its container's limit has time for."""
 
     access_log_share: Share = 0.01
-    """How many answered requests get a line in the log; the others get one each, up to 20 a second."""
+    """Share of the successful requests that are logged; failed ones get a line each, up to 20 a second."""
     traces_endpoint: Url | None = None
     """Where traces go, by OTLP over gRPC, such as `http://collector:4317`. None: none are made."""
     traces_share: Share = 0.1
-    """How many of the traces that begin here are recorded; of callers' traces those that they record."""
+    """Share of the traces that begin here that is sampled; a caller's trace is sampled if the caller does."""
 
     discovery_interval_s: Interval = 5.0
-    """How often `dns:` names are resolved anew; Kubernetes' DNS lets an answer live for 5 s."""
+    """How often `dns:` names are resolved again; Kubernetes' DNS lets an answer live for 5 s."""
     status_interval_s: Interval = 1.0
     """How often replicas are asked which versions they have; TensorFlow Serving polls its folder as often."""
     drain_timeout_s: Duration = 30.0
@@ -234,7 +234,7 @@ class Settings(BaseSettings):
 
     @property
     def recorded_share(self) -> float:
-        """How many of the traces that begin here are recorded: none without somewhere to send them."""
+        """Share of the traces that begin here that is sampled: none without somewhere to send them."""
         return 0.0 if self.traces_endpoint is None else self.traces_share
 
     @classmethod
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
         for each in value:
             if each != "*" and not _ORIGIN.fullmatch(each):
                 raise ValueError(
-                    f"{each[:100]!r} is no origin as browsers send one: scheme, host in small letters, and "
+                    f"{each[:100]!r} is not an origin as browsers send it: scheme, host in lower case, and "
                     "a port that is not the scheme's, such as https://app.example; * stands for any"
                 )
         return value
@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_matchers(cls, value: str) -> str:
         if not _MATCHERS.fullmatch(value):
-            raise ValueError(f'{value[:100]!r} are no label matchers of PromQL, such as namespace="sluice"')
+            raise ValueError(f'{value[:100]!r} are not PromQL label matchers, such as namespace="sluice"')
         return value.strip()
 
     @model_validator(mode="after")
@@ -351,7 +351,7 @@ def misspelled() -> list[str]:
         name = variable.removeprefix(_PREFIX).lower()
         if variable.startswith(_PREFIX) and name not in Settings.model_fields:
             near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.85)
-            found += [f"{variable} is no setting; did you mean {_PREFIX}{each.upper()}?" for each in near]
+            found += [f"{variable} is not a setting; did you mean {_PREFIX}{each.upper()}?" for each in near]
     return found
 
 

@@ -1,6 +1,6 @@
 """TensorFlow Serving's REST bodies <-> numpy arrays, without TensorFlow.
 
-What is taken, what is written and what an error says follow TensorFlow Serving's `json_tensor.cc` and
+What is accepted, what is written and what an error says follow TensorFlow Serving's `json_tensor.cc` and
 its REST guide: row form (`instances` -> `predictions`), column form (`inputs` -> `outputs`), `{"b64": …}`
 for bytes, `NaN` and `Infinity` both ways, numbers with enough digits to round-trip.
 """
@@ -31,7 +31,7 @@ INT_RANGES = {
     TYPES["DT_INT64"]: (-(2**63), 2**63 - 1),
     TYPES["DT_UINT64"]: (0, 2**64 - 1),
 }
-_MOST_LOOSE = 2**14  # values that wait in a list, which takes eight bytes for each, to be put into an array
+_MOST_LOOSE = 2**14  # values gathered in a list, at eight bytes each, before they go into an array
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT64_MAX = float(np.finfo(np.float64).max)
 FLOATS = frozenset(TYPES[name] for name in ("DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16"))
@@ -75,7 +75,7 @@ def to_array(value: Any, data_type: int, most_dimensions: int = tensors.MAX_RANK
 
 
 def _flatten(value: Any, data_type: int, flat: list[Any], most_dimensions: int) -> list[int]:
-    """Append the values of nested lists to `flat`; gives their shape, and raises as `to_array` does."""
+    """Append the values of nested lists to `flat`; returns their shape, and raises as `to_array` does."""
     shape: list[int] = []
     inner = value
     while isinstance(inner, list):

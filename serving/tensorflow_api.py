@@ -14,7 +14,7 @@ from serving.prediction import ModelRef
 
 SIGNATURE_DEF = "signature_def"
 DEFAULT_SIGNATURE = "serving_default"
-# google.rpc.Code: what a version that failed to load has failed with is not kept by kind.
+# google.rpc.Code: the kind of error with which a version failed to load is not kept.
 _OK, _UNKNOWN = 0, 2
 _STATES = {name: number for number, name in protos.MODEL_VERSION_STATES.items()}
 
@@ -29,9 +29,9 @@ def ref_of(spec: Any) -> ModelRef:
 
 @contextmanager
 def their_words(ref: ModelRef) -> Iterator[None]:
-    """Say that a model, version or label is missing as TensorFlow Serving says it: its clients look for that.
+    """Report a missing model, version or label as TensorFlow Serving does: its clients look for that.
 
-    A label that is not there is INVALID_ARGUMENT there, hence an InvalidInput.
+    There an unknown label is INVALID_ARGUMENT, hence an InvalidInput.
     """
     try:
         yield
@@ -45,12 +45,12 @@ def their_words(ref: ModelRef) -> Iterator[None]:
 
 
 def check_signature_name(name: str) -> None:
-    """Refuse what is no signature to be served: a SavedModel's own, such as `__saved_model_init_op`.
+    """Refuse signatures that are not for serving: a SavedModel's own, such as `__saved_model_init_op`.
 
-    A replica answers INTERNAL to it, which would tell against the replica.
+    A replica answers INTERNAL to one, which would count against the replica.
 
     Raises:
-        InvalidInput: it is one of these; worded as for a signature that is not there.
+        InvalidInput: it is one of these; worded as for a missing signature.
     """
     if name.startswith("__"):
         raise InvalidInput(
@@ -61,18 +61,18 @@ def check_signature_name(name: str) -> None:
 def check_shapes(model: ModelVersion, request: Any) -> None:
     """Refuse a PredictRequest whose tensors cannot be the signature's inputs.
 
-    TensorFlow does not check what is fed against the signature, and kernels may end the whole process on a
-    shape that the graph was not made for: a request that one caller can send must not take replicas down.
+    TensorFlow does not check what is fed against the signature, and kernels may crash the whole process on a
+    shape that the graph was not made for: no caller's request may take replicas down.
 
     Raises:
-        InvalidInput: a tensor's shape is none that the signature takes.
+        InvalidInput: a tensor has a shape that the signature does not take.
     """
     signature = model.signatures.get(request.model_spec.signature_name or DEFAULT_SIGNATURE)
-    if signature is None:  # likewise the replica's to refuse
+    if signature is None:  # likewise for the replica to refuse
         return
     for name, tensor in request.inputs.items():
         if name not in signature.inputs or signature.inputs[name].tensor_shape.unknown_rank:
-            continue  # an input that it does not have is the replica's to refuse, in its own words
+            continue  # an unknown input is for the replica to refuse, in its own words
         taken = [dim.size for dim in signature.inputs[name].tensor_shape.dim]
         given = [dim.size for dim in tensor.tensor_shape.dim]
         if tensor.tensor_shape.unknown_rank or not tensors.fits(taken, given):

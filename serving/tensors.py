@@ -28,7 +28,7 @@ from serving import protos
 from serving.errors import InvalidInput
 
 MAX_FILL_BYTES = 64 * 2**20
-MAX_ELEMENTS = 2**58  # of 16 bytes at most; beyond it numpy's own arithmetic fails
+MAX_ELEMENTS = 2**58  # of up to 16 bytes each; beyond this numpy's own arithmetic fails
 MAX_RANK = 64  # numpy's own limit; TensorFlow's kernels stop long before
 
 _LENGTH_DELIMITED = 2  # protobuf's wire type of packed numbers
@@ -113,7 +113,7 @@ _BY_DTYPE = {
 
 
 def type_name(data_type: int) -> str:
-    """`DT_FLOAT` for 1, and so on; `DataType(99)` for a number that names none."""
+    """`DT_FLOAT` for 1, and so on; `DataType(99)` for an unknown number."""
     value = DATA_TYPES.values_by_number.get(data_type)
     return value.name if value is not None else f"DataType({data_type})"
 
@@ -149,14 +149,14 @@ def shape_of(proto: Any) -> tuple[int, ...]:
     if min(shape, default=0) < 0:
         raise InvalidInput(f"the tensor's shape {list(shape)} has a negative dimension")
     if len(shape) > MAX_RANK:
-        raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are taken")
+        raise InvalidInput(f"the tensor has {len(shape)} dimensions; at most {MAX_RANK} are allowed")
     if is_beyond_memory(shape):
         raise InvalidInput(f"the tensor's shape {list(shape)} is beyond what memory can address")
     return shape
 
 
 def is_beyond_memory(shape: Sequence[int]) -> bool:
-    """Whether a shape, its zeros aside, has more elements than numpy takes, even of an empty array."""
+    """Whether a shape, zeros aside, has more elements than numpy allows, even for an empty array."""
     return math.prod([size or 1 for size in shape]) > MAX_ELEMENTS
 
 
@@ -164,8 +164,8 @@ def fits(taken: Sequence[int], given: Sequence[int]) -> bool:
     """Whether a tensor of shape `given` is one that a signature takes.
 
     Args:
-        taken: the signature's shape, -1 for any size. Where it is a column, [-1, 1], a list [n] does as well:
-            TensorFlow Serving's guide calls its own model so.
+        taken: the signature's shape, -1 for any size. If it is a column, [-1, 1], a list [n] fits as well:
+            TensorFlow Serving's guide calls its own model that way.
         given: the tensor's shape.
     """
     if len(taken) == 2 and taken[1] == 1 and len(given) == 1:

@@ -1,4 +1,4 @@
-"""Work that takes a while, such as parsing a large body, on threads beside the event loop."""
+"""Work that takes a while, such as parsing a large body, on threads off the event loop."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Threads:
             Overloaded: there is no memory for a thread.
             BaseException: what `work` raises.
         """
-        # The executor's queue keeps what it was given until a thread comes to it, wanted or not: a body must
-        # not be held for so long by one who has left.
+        # The executor's queue keeps what it was given until a thread gets to it, wanted or not: the body of a
+        # caller who has left must not be held that long.
         waiting = [functools.partial(work, *args)]
         try:
             begun = asyncio.get_running_loop().run_in_executor(self._pool, _do, waiting)

@@ -1,4 +1,4 @@
-"""A queue in which callers take turns: who floods it waits behind itself, and not before the others."""
+"""A queue in which callers take turns: one who floods it waits behind itself, not ahead of the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TurnQueue(Generic[Item]):
         return item
 
     def keep(self, wanted: Callable[[Item], bool]) -> None:
-        """Take out what is not wanted any more; who has nothing left has no turn."""
+        """Take out what is no longer wanted; a caller with nothing left loses its turn."""
         for caller, line in list(self._lines.items()):
             kept = deque(filter(wanted, line))
             self._length -= len(line) - len(kept)

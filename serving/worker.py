@@ -23,13 +23,13 @@ from serving.telemetry.logs import configure_logging
 
 
 class _Given(Settings):
-    """The parent's settings as they are: what the file has by now is for the parent's next start."""
+    """The parent's settings as they are: what the file says by now counts from the parent's next start."""
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]  # the rest is passed over
         cls, _settings_cls: Any, *, init_settings: Any, **_others: Any
     ) -> tuple[Any, ...]:
-        """What is given, and neither the environment nor the file."""
+        """Only what is given, neither the environment nor the file."""
         return (init_settings,)
 
 

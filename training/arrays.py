@@ -30,7 +30,7 @@ class ImageData:
         return height, width, channels
 
     def limited(self, examples: int | None) -> ImageData:
-        """About so many training examples: the same share of every class, one at least; None takes all."""
+        """About this many training examples: the same share of every class, at least one; None takes all."""
         if examples is None or examples >= len(self.train_classes):
             return self
         left_out = 1 - examples / len(self.train_classes)
@@ -41,9 +41,9 @@ class ImageData:
 def split_by_class(
     classes: NDArray[np.int64], held_out: float, seed: int | None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices (kept, held out), the same share of every class, one at least on both sides.
+    """Indices (kept, held out), the same share of every class, at least one on each side.
 
-    A class of a single example is kept. Without a seed to draw by, the first of each class are held out.
+    A class with a single example is kept. Without a seed to draw by, the first of each class are held out.
     """
     random = None if seed is None else np.random.default_rng(seed)
     kept, held = [], []

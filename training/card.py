@@ -19,7 +19,7 @@ SCHEMA = 1
 def card(
     *, model: str, recipe: str, task: str, interface: Interface, labels: tuple[str, ...], precision: str
 ) -> dict[str, Any]:
-    """The part of the card that every model has, trained here or not; `version` is filled in at publishing.
+    """The part of the card that every model has, trained here or not; `version` is filled in on publishing.
 
     `input` is null for what is not an image classifier; `inputs` and `outputs` describe every model.
     """

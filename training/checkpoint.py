@@ -1,4 +1,4 @@
-"""Training state on disk: one file a run, replaced whole after each epoch."""
+"""Training state on disk: one file per run, replaced atomically after each epoch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Checkpoint:
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from error
         finally:
-            temporary.unlink(missing_ok=True)  # half of a file would keep a full disk full
+            temporary.unlink(missing_ok=True)  # a partial file would keep a full disk full
 
     def remove(self) -> None:
         """Removes the file, and its folder if nothing else is in it."""
@@ -65,7 +65,7 @@ class Checkpoint:
     def restore(self, model: keras.Model) -> tuple[History, Weights, bool] | None:
         """Puts the state into a built, compiled model; None without a file, else (history, best, finished).
 
-        Raises `BadInput` if the file is of a run with other settings or another model, or is no checkpoint.
+        Raises `BadInput` if the file is of a run with other settings or another model, or no checkpoint.
         """
         if not self.path.exists():
             return None
@@ -74,7 +74,7 @@ class Checkpoint:
                 arrays = dict(archive)
             found, state = str(arrays["settings"]), json.loads(str(arrays["state"]))
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise BadInput(f"{self.path} is no checkpoint ({error}); remove it to start afresh") from error
+            raise BadInput(f"{self.path} is not a checkpoint ({error}); remove it to start afresh") from error
         if found != self.settings:
             raise BadInput(f"{self.path} is of other settings: {_difference(found, self.settings)}")
         holders = {"model": model, "optimizer": model.optimizer}
@@ -96,8 +96,8 @@ class Checkpoint:
 def alone(path: Path) -> Iterator[None]:
     """Holds the lock in the file `path`, so that no other run keeps its state in the same files.
 
-    Raises `BadInput` if another run holds it. The file goes afterwards, as do its folder, if it is empty, and
-    the one around that if it was made here.
+    Raises `BadInput` if another run holds it. Afterwards the file is removed, and so are its folder, if it is
+    empty, and the one around that, if it was made here.
     """
     made = not path.parent.parent.exists()
     lock = _locked(path)
@@ -128,7 +128,7 @@ def _locked(path: Path) -> int:
             ) from None
         if is_at(lock, path):
             return lock
-        os.close(lock)  # of a file that a run which ended has just removed
+        os.close(lock)  # of a file that a run which has ended just removed
 
 
 def _values(holder: Any) -> Weights:

@@ -1,7 +1,7 @@
-"""The commands `train` and `publish` and what belongs to them.
+"""The commands `train`, `publish` and those that go with them.
 
-Each command imports TensorFlow in its body, after what can be told to be wrong without it: `--help` and a
-typo must not wait seconds for it.
+Each command imports TensorFlow in its body, after all checks that do not need it: `--help` and a typo must
+not wait seconds for it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train a recipe and publish the model as the next version.
 
-    The version appears whole, by one rename, after it was loaded and tried as TensorFlow Serving would.
+    The version is published by one rename, after it was loaded and tried as TensorFlow Serving would.
     """
     console = _console()
     with _user_errors():
@@ -93,7 +93,8 @@ def publish(
     out: flags.Out = MODELS,
     name: Annotated[str | None, typer.Option(help="Name of the model.", show_default="the file's")] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Text file with a label a line.", show_default="the classes' numbers")
+        Path | None,
+        typer.Option(help="Text file with one label per line.", show_default="the classes' numbers"),
     ] = None,
     pixel_scale: Annotated[
         str,
@@ -101,7 +102,7 @@ def publish(
     ] = "1",
     freeze: flags.Freeze = True,
 ) -> None:
-    """Publish a model of your own as the next version, proved and with all the signatures.
+    """Publish a model of your own as the next version, checked and with all the signatures.
 
     A .keras file is loaded without running code in it: Lambda layers must name registered functions.
     """
@@ -123,11 +124,13 @@ def publish(
 
 
 def _number(flag: str, text: str) -> float:
-    """What a flag says, a number or a fraction."""
+    """A flag's value, a number or a fraction."""
     try:
         return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
-        raise BadInput(f"{flag} {text}: it is no number, as 0.5, and no fraction, as 1/255") from None
+        raise BadInput(
+            f"{flag} {text}: it is neither a number, such as 0.5, nor a fraction, such as 1/255"
+        ) from None
 
 
 def recipes() -> None:
@@ -144,7 +147,7 @@ def evaluate(
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all the metrics as JSON.")] = False,
 ) -> None:
-    """Judge a published version on held-out examples, run as it is served."""
+    """Evaluate a published version on held-out examples, run as it is served."""
     console = _console()
     with _user_errors():
         version_folder(model)
@@ -219,7 +222,7 @@ def _console() -> Console:
 
 
 def _check_data(data: str | None) -> None:
-    """Raises BadInput if `--data` names nothing that there is."""
+    """Raises BadInput if what `--data` names does not exist."""
     from training import sources
 
     if data is not None and data not in sources.TABLES:
@@ -236,7 +239,7 @@ def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
-    """Errors as one line on stderr: exit 2 for what the user can mend in the command, 1 for the rest."""
+    """Errors as one line on stderr: exit 2 for what the user can correct in the command, 1 for the rest."""
     try:
         yield
     except TrainingError as error:
@@ -266,7 +269,7 @@ def _quiet_tensorflow() -> Iterator[None]:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever it is for the user's other programs
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user has set for other programs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _silenced_stderr():

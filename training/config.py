@@ -21,7 +21,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 STRATEGIES = ("none", "mirrored", "multiworker")
 
-# A model's name is a folder's, and stands in the paths of the gateway's API.
+# A model's name is also a folder's, and part of the paths of the gateway's API.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -47,10 +47,10 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose; None leaves what the preset or the data say.
+    """What the user may choose; None leaves the preset's or the data's value.
 
     Raises:
-        BadInput: a name, seed, learning rate, precision, augmentation or strategy that cannot be.
+        BadInput: a name, seed, learning rate, precision, augmentation or strategy is not valid.
     """
 
     data: str | None = None
@@ -94,7 +94,7 @@ class Options:
         return None if self.image_size is None else (self.image_size, self.image_size)
 
     def check_folders(self) -> None:
-        """Raises BadInput if the model, or the logs of its training, cannot be written where they should."""
+        """Raises BadInput if the model, or the logs of its training, cannot be written where they belong."""
         check_place(self.out, self.name)
         if self.tensorboard is not None:
             check_folder("--tensorboard", self.tensorboard)
@@ -109,8 +109,8 @@ class Options:
     def within_steps(self, values: Hyperparameters, examples: int) -> Hyperparameters:
         """`values` with fewer epochs if that many training examples need no more, unless the user chose.
 
-        Presets count epochs of small data. The learning rate falls over the epochs that are planned, so a run
-        that stops long before them has never come to its end.
+        Presets count epochs of small data. The learning rate falls over the planned epochs, so a run that
+        stops long before them never gets to the end of its schedule.
         """
         if self.epochs is not None:
             return values
@@ -258,7 +258,7 @@ def check_name(name: str) -> None:
     """Raises BadInput for what cannot be the name of a model."""
     if not _NAME.fullmatch(name):
         raise BadInput(
-            f"{name!r} is no name for a model: letters, digits, `_`, `.`, `-`, no dot in front;"
+            f"{name!r} is not a valid name for a model: letters, digits, `_`, `.`, `-`, no dot in front;"
             " choose one with --name"
         )
 
@@ -292,10 +292,10 @@ def check_place(out: Path, name: str | None) -> None:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raises BadInput if nothing can be written into the folder of a flag, which need not be there yet."""
+    """Raises BadInput if a flag's folder, which need not exist yet, cannot be written to."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir():
-        raise BadInput(f"{flag} {folder}: {there} is no folder")
+        raise BadInput(f"{flag} {folder}: {there} is not a folder")
     if not os.access(there, os.W_OK):
         raise BadInput(f"{flag} {folder}: {there} may not be written to")
 

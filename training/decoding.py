@@ -1,6 +1,6 @@
-"""Encoded images as arrays: the named algorithm of decode and resize, by Pillow.
+"""Encoded images as arrays: decoded and resized by Pillow.
 
-The same as `signatures.decode_image` in the graph and as the gateway's, to within one step of 255.
+The result is that of `signatures.decode_image` in the graph, and of the gateway, to within one step of 255.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 class Undecodable(Exception):
-    """A file that is not an image, or is cut short."""
+    """A file that is not an image, or is truncated."""
 
 
 def open_image(encoded: bytes) -> Image.Image:
@@ -39,7 +39,7 @@ def open_image(encoded: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
-        # not `ImageOps.exif_transpose`, which fails where the rest of the EXIF data cannot be written again
+        # not `ImageOps.exif_transpose`, which fails if the rest of the EXIF data cannot be written back
         transpose = _UPRIGHT.get(_orientation(image))
         return image if transpose is None else image.transpose(transpose)
     except Exception as error:  # damaged bytes make decoders raise almost anything
@@ -59,9 +59,9 @@ def size_and_mode(encoded: bytes) -> tuple[tuple[int, int], str]:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """As EXIF says, whatever that is; upright where it is damaged, since the picture is not."""
+    """The EXIF orientation, whatever it is; upright if the EXIF data is damaged, since the picture is not."""
     if image.format in ("JPEG", "MPO") and "exif" not in image.info:
-        return 1  # Pillow would take what XMP says; the gateway, like browsers, does not
+        return 1  # Pillow would follow XMP; the gateway, like browsers, does not
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # damaged bytes make it raise almost anything

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from training.errors import BadInput, TrainingError
 
-# what a collective operation raises where one of those that take part has gone
+# what a collective operation raises if one of its participants has gone
 _GONE = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -52,11 +52,11 @@ class Distribution:
             yield
 
     def wait_for_all(self) -> None:
-        """Returns when each of several workers has come here; raises `TrainingError` if one has gone."""
+        """Returns when each of several workers has got here; raises `TrainingError` if one has gone."""
         self.all_at(0)
 
     def all_at(self, number: int) -> bool:
-        """Whether each of several workers has come here with this number; waits until they have.
+        """Whether each of several workers has got here with this number; waits until they have.
 
         Raises `TrainingError` if one has gone.
         """
@@ -83,9 +83,9 @@ class Distribution:
 
 
 def distribution(name: str, before_waiting: Callable[[], None] = lambda: None) -> Distribution:
-    """The distribution of a name in `config.STRATEGIES`; must come before anything else is computed.
+    """The distribution of a name in `config.STRATEGIES`; must be called before anything else is computed.
 
-    One of several workers waits for all the others, for as long as it takes; `before_waiting` comes first.
+    One of several workers waits for all the others, however long that takes; `before_waiting` comes first.
     """
     if name == "none":
         return Distribution()
@@ -98,7 +98,7 @@ def distribution(name: str, before_waiting: Callable[[], None] = lambda: None) -
     before_waiting()
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    except tf.errors.OpError as error:  # an address that is none, or that another process listens on
+    except tf.errors.OpError as error:  # an invalid address, or one that another process listens on
         raise BadInput(f"TF_CONFIG cannot be used ({error.message}): {config}") from error
     return Distribution(strategy, chief=task == ("worker", 0))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-# What Keras and AutoGraph raise in place of what a layer raised, which is the new error's context.
+# What Keras and AutoGraph raise in place of a layer's own error, which is the new error's context.
 _WRAPPING = re.compile(
     r"in user code:|Could not automatically infer the output shape|.* could not be deserialized properly"
     r"|Exception encountered when calling (.+?)\.\n"
@@ -38,9 +38,9 @@ class ProofFailed(PublishFailed):
 
 
 def told(error: BaseException) -> str:
-    """One line of what the code of a model raised: in which layer, of what type, and its text.
+    """An error from a model's code in one line: in which layer, of what type, and its text.
 
-    As in `Scale.call(): KeyError: gain`. The layer is that which Keras names, if it does.
+    As in `Scale.call(): KeyError: gain`. The layer is the one that Keras names, if it does.
     """
     where = ""
     while error.__context__ is not None and (found := _WRAPPING.match(_text(error))):
@@ -52,6 +52,6 @@ def told(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """An error's text, as it is: a KeyError's own puts it in quotes, TensorFlow's add the graph's nodes."""
+    """An error's bare text: `str` of a KeyError puts it in quotes, TensorFlow's adds the graph's nodes."""
     is_quoted = type(error) is KeyError and len(error.args) == 1
     return str(error.args[0] if is_quoted else getattr(error, "message", error))

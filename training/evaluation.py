@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SUM_TOLERANCE = 0.01  # what half precision may make of a sum of probabilities
-_CONFUSION_LIMIT = 50  # classes: past that the matrix alone would not fit the card
+_CONFUSION_LIMIT = 50  # classes: beyond that the matrix alone would not fit into the card
 
 
 def classification(truth: NDArray[Any], scores: NDArray[Any], labels: tuple[str, ...]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def classification(truth: NDArray[Any], scores: NDArray[Any], labels: tuple[str,
 
 
 def confusion_matrix(truth: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """How often class i was taken for class j: int64 [K, K], true classes in rows."""
+    """How often class i was predicted as class j: int64 [K, K], true classes in rows."""
     flat = truth.astype(np.int64) * classes + predicted.astype(np.int64)
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
@@ -57,7 +57,7 @@ def per_class(matrix: NDArray[np.int64], labels: tuple[str, ...]) -> list[dict[s
 
 
 def are_probabilities(scores: NDArray[Any]) -> bool:
-    """Whether the scores [N, K] of each example are none below 0 and add up to 1."""
+    """Whether the scores [N, K] of each example are never below 0 and add up to 1."""
     return bool(scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
 
 
@@ -92,8 +92,8 @@ def regression(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, Any]:
     """Whether two models differ, from which of the same examples each got right.
 
-    McNemar's exact test (1947): of the examples that only one got right, is it as often the one as the other?
-    `p_value` is two-sided.
+    McNemar's exact test (1947): of the examples that only one got right, did each get about half? `p_value`
+    is two-sided.
     """
     from scipy.stats import binomtest
 

@@ -23,7 +23,7 @@ WARMUP_FILE = "tf_serving_warmup_requests"
 WARMUP_BATCHES = (1, 8)
 SELF_TEST_TOLERANCE = 1e-4
 SERVED_TOLERANCE = 1e-5
-HALF_TOLERANCE = 0.02  # half precision rounds anew wherever the graph's optimizer cuts or joins operations
+HALF_TOLERANCE = 0.02  # half precision rounds again wherever the graph's optimizer splits or fuses operations
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Exported:
 
     @property
     def tolerance(self) -> float:
-        """How far two runs of the model may be apart."""
+        """How much two runs of the model may differ."""
         return SERVED_TOLERANCE if self.precision == "float32" else HALF_TOLERANCE
 
     def expected(self) -> NDArray[np.float32]:
@@ -80,7 +80,7 @@ def write(exported: Exported, folder: Path, name: str, card: dict[str, Any]) -> 
     call = _frozen(exported) if exported.freeze else None
     if call is None:
         call = exported.call
-        module.tracked = list(exported.tracked)  # or no session could restore them
+        module.tracked = list(exported.tracked)  # otherwise no session could restore them
     functions = {
         "serving_default": signatures.serving_default(call, exported.interface),
         "describe": signatures.describe(exported.labels, json.dumps(card, separators=(",", ":"))),
@@ -88,7 +88,7 @@ def write(exported: Exported, folder: Path, name: str, card: dict[str, Any]) -> 
     }
     if exported.interface.image_shape:
         functions["serving_bytes"] = signatures.serving_bytes(call, exported.interface)
-    # those of swish, say, read variables that a frozen model does not have; who serves asks for no gradients
+    # those of swish, say, read variables that a frozen model does not have; serving needs no gradients
     without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), functions, without_gradients)
     extra = folder / "assets.extra"
@@ -102,7 +102,7 @@ def write(exported: Exported, folder: Path, name: str, card: dict[str, Any]) -> 
 def _expected(exported: Exported, call: signatures.Call) -> NDArray[np.float32]:
     """What `self_test` compares with: the original's answers, or in half precision the optimized graph's.
 
-    There the two differ by more than a sound model should differ from itself.
+    In half precision these two differ by more than a sound model may differ from itself.
     """
     if exported.precision == "float32":
         return exported.expected()
@@ -209,8 +209,8 @@ def _check_self_test(loaded: Served, exported: Exported) -> None:
 def check_close(check: str, actual: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
     """Raises `ProofFailed` where the two differ by more than the tolerance, or are not finite.
 
-    The tolerance is that of numbers up to one. Larger ones are rounded more coarsely: in a column of them it
-    is that share of the largest.
+    The tolerance is absolute for numbers up to one. Larger ones are rounded more coarsely: in a column of
+    them it is relative to the largest.
     """
     if actual.shape != expected.shape:
         raise ProofFailed(check, f"shape {actual.shape} instead of {expected.shape}")

@@ -40,16 +40,16 @@ ImageSize = Annotated[
     ),
 ]
 Examples = Annotated[
-    int | None, typer.Option(min=1, help="Train on about so many examples only.", show_default="all")
+    int | None, typer.Option(min=1, help="Train on only about this many examples.", show_default="all")
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option(min=1, help="At most so many.", show_default=_RECIPES, rich_help_panel=_TRAINING),
+    typer.Option(min=1, help="How many at most.", show_default=_RECIPES, rich_help_panel=_TRAINING),
 ]
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Examples a step, of all devices.", show_default=_RECIPES, rich_help_panel=_TRAINING
+        min=1, help="Examples per step, over all devices.", show_default=_RECIPES, rich_help_panel=_TRAINING
     ),
 ]
 LearningRate = Annotated[
@@ -86,7 +86,7 @@ MixedPrecision = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where a killed run was.", rich_help_panel=_TRAINING)
+    bool, typer.Option("--resume", help="Go on where a killed run stopped.", rich_help_panel=_TRAINING)
 ]
 TensorBoard = Annotated[
     Path | None,

@@ -1,6 +1,6 @@
-"""Images in a folder or a zip: one sub-folder a class, or `train/` and `test/` with them.
+"""Images in a folder or a zip: one sub-folder per class, or `train/` and `test/` with such sub-folders.
 
-The sub-folders' names become the labels, in sorted order. Files that cannot be decoded, that lie in no
+The sub-folders' names become the labels, in sorted order. Files that cannot be decoded, that are in no
 class's folder, or that are images of other kinds are counted, named and left out; so are empty folders.
 """
 
@@ -22,7 +22,7 @@ from training import decoding
 from training.arrays import HELD_OUT, ImageData, split_by_class
 from training.errors import BadInput
 
-_NAMED_FILES = 5  # how many of the files left out a note names
+_NAMED_FILES = 5  # how many of the files left out are named in a note
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _ENCRYPTED = 1  # a bit of a zip member's flags
@@ -86,7 +86,7 @@ def image_folder(
 
 
 def _listing(path: Path) -> tuple[list[str], list[str], Read]:
-    """All names, sorted, folders with a `/` behind; folders that may not be read; how to read a file."""
+    """All names, sorted, folders with a `/` appended; unreadable folders; and a reader of files."""
     if path.is_dir():
         return *_names(path), partial(_read, path)
     try:
@@ -108,12 +108,12 @@ def _listing(path: Path) -> tuple[list[str], list[str], Read]:
 def _read(path: Path, member: str) -> bytes:
     try:
         return (path / member).read_bytes()
-    except OSError as error:  # a link to what is not there, or to itself; a file that may not be read
+    except OSError as error:  # a broken link, or one to itself; an unreadable file
         raise decoding.Undecodable(str(error)) from error
 
 
 def _names(path: Path) -> tuple[list[str], list[str]]:
-    """All names below, sorted, those of folders with a `/` behind; and the folders that may not be read.
+    """All names below, sorted, those of folders with a `/` appended; and the unreadable folders.
 
     A class's folder may be a link to one elsewhere.
     """
@@ -122,7 +122,7 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
     for folder, below, names in os.walk(path, onerror=closed.append, followlinks=True):
         here = Path(folder)
         real = here.resolve()
-        # a link to a folder that it lies in would lead around for ever
+        # a link to a folder that contains it would lead around for ever
         below[:] = [name for name in below if not real.is_relative_to((here / name).resolve())]
         found += [f"{(here / name).relative_to(path).as_posix()}/" for name in below]
         files = [here / name for name in names]
@@ -131,8 +131,8 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _empty(names: list[str]) -> list[str]:
-    """The folders with nothing in them: such as a class's whose images are still to come."""
-    behind = [*names[1:], ""]  # in sorted order what is in a folder comes next
+    """The empty folders, such as that of a class whose images are still to come."""
+    behind = [*names[1:], ""]  # in sorted order a folder's content comes right after it
     return [
         name
         for name, following in zip(names, behind, strict=False)
@@ -176,12 +176,12 @@ def _classes(images: list[str], path: Path) -> tuple[dict[str, Members], tuple[s
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name on the disk is in UTF-8: bytes that are not become halves of surrogate pairs."""
+    """Whether a name on the disk is UTF-8: bytes that are not become lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _common(folders: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """The folders that all of these have in front."""
+    """The leading folders that all of these share."""
     if not folders:
         return ()
     first, last = min(folders), max(folders)
@@ -218,7 +218,7 @@ def _surveyed(members: Members, read: Read, survey: _Survey) -> Members:
 def _decode(
     members: Members, labels: tuple[str, ...], read: Read, shape: tuple[int, int, int], survey: _Survey
 ) -> Decoded:
-    """The members' images and classes; those cut short are noted and left out."""
+    """The members' images and classes; truncated ones are noted and left out."""
     numbers = {label: number for number, label in enumerate(labels)}
     images = np.empty((len(members), *shape), np.uint8)
     classes: list[int] = []
@@ -238,8 +238,8 @@ def _decode(
 def _split(images: NDArray[np.uint8], classes: NDArray[np.int64], checksums: NDArray[np.int64]) -> Splits:
     """Some of every class held out: those whose files have the lowest checksums.
 
-    Images that are added later so leave nearly all the others on the side where they are. Drawn anew, every
-    third held-out image of a class that grew by a tenth would be one that the versions before learned from.
+    So when images are added, nearly all the others stay on the side where they were. With a new random draw,
+    every third held-out image of a class that grew by a tenth would be one that earlier versions saw.
     """
     order = np.argsort(checksums, kind="stable")
     kept, held = (order[part] for part in split_by_class(classes[order], HELD_OUT, seed=None))

@@ -1,11 +1,11 @@
 """Batch normalization folded into convolutions.
 
-What is multiplied with each channel of a convolution, and added to it, may as well be in its kernel and in a
-bias (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", section 3.2). TensorFlow's optimizer (Grappler) does that for some graphs, but not for those of
-Keras's layer where it matters: before a shortcut it makes one `AddN` of both additions, and in bfloat16 the
-layer computes in float32 between two casts. A `BiasAdd` it fuses with the convolution, the shortcut and the
-ReLU after it. With oneDNN on two cores a ResNet-20 takes 9 % less processor time so (32 images), in bfloat16
+A factor and a summand for each channel of a convolution can be moved into its kernel and a bias (Jacob et al.
+2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section
+3.2). TensorFlow's optimizer (Grappler) does that for some graphs, but not for Keras's layer where it matters:
+before a shortcut it merges both additions into one `AddN`, and in bfloat16 the layer computes in float32
+between two casts. A `BiasAdd`, on the other hand, it fuses with the convolution, the shortcut and the ReLU
+after it. With oneDNN on two cores this saves a ResNet-20 9 % of its processor time (32 images), in bfloat16
 40 %; a ResNet-50 3 % and 24 % (8 images).
 """
 
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 # The convolutions whose kernels take a bias, and how many of the weights' dimensions are the output channels.
 _CHANNEL_DIMENSIONS = {"Conv2D": 1, "DepthwiseConv2dNative": 2}
-# float16 is left: a scale may take its weights out of its range.
+# Not float16: a scale may take its weights out of range.
 _TYPES = (tf.float32, tf.bfloat16)
 _ADDITIONS = ("Add", "AddV2", "BiasAdd")
-# Of a graph as a message, which holds both kernels for a moment (protobuf's own limit).
+# The limit on a graph's message (protobuf's), which holds both kernels for a moment.
 _MOST_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """A convolution, and what is done to each of its channels alone.
+    """A convolution, and the per-channel operations after it.
 
     `steps` are operations with their constants, or with None if they leave the value as it is.
     """
@@ -45,11 +45,11 @@ class _Chain:
 
     @property
     def constants(self) -> list[tf.Tensor]:
-        """What has to be known to fold it."""
+        """The constants that are needed to fold it."""
         return [self.convolution.inputs[1], *(operand for _, operand in self.steps if operand is not None)]
 
     def folded(self, values: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The kernel, of the shape that it had, and the bias [C] that do what the whole chain does."""
+        """The kernel, in its old shape, and the bias [C] that together do what the whole chain does."""
         kernel = values[self.convolution.inputs[1].name].astype(np.float64)
         channels = kernel.shape[-_CHANNEL_DIMENSIONS[self.convolution.type] :]
         scale, bias = np.ones(channels).ravel(), np.zeros(channels).ravel()
@@ -94,7 +94,7 @@ def _chains(frozen: tf.types.experimental.ConcreteFunction) -> Iterator[_Chain]:
     for operation in frozen.graph.get_operations():
         inputs = list(operation.inputs)
         of_constants = bool(inputs) and all(tensor.op.name in constant for tensor in inputs)
-        # random numbers are made of constants, too
+        # random numbers are also made from constants
         if operation.type == "Const" or (of_constants and not operation.op_def.is_stateful):
             constant.add(operation.name)
     for operation in frozen.graph.get_operations():
@@ -118,7 +118,7 @@ def _may_begin(operation: tf.Operation, constant: Collection[str]) -> bool:
 def _steps(
     convolution: tf.Operation, constant: Collection[str], outputs: Collection[str]
 ) -> Iterator[tuple[tf.Operation, tf.Tensor | None]]:
-    """What is done to each channel alone, as long as nobody else needs what is there before."""
+    """The per-channel operations that follow, as far as nothing else uses the values in between."""
     tensor = convolution.outputs[0]
     while tensor.name not in outputs and len(tensor.consumers()) == 1:
         operation = tensor.consumers()[0]
@@ -151,7 +151,7 @@ def _values(
     """Name -> value."""
     names = list({tensor.name for tensor in constants})
     definition = frozen.graph.as_graph_def()
-    for node in definition.node:  # those of a function that was called wait for its arguments
+    for node in definition.node:  # those of a called function depend on its arguments
         node.input[:] = [name for name in node.input if not name.startswith("^")]
     graph = tf.Graph()
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
@@ -173,7 +173,7 @@ def _replace(
     controls = [name for name in end.input if name.startswith("^")]
     end.Clear()
     end.name = chain.end.name
-    # A cast, even to the same type, would keep the optimizer from fusing what comes after it.
+    # A cast, even to the same type, would keep the optimizer from fusing what follows.
     biased = end if computed == given else definition.node.add(name=f"{end.name}/biased")
     biased.op = "BiasAdd"
     biased.input.extend([convolution.name, f"{end.name}/bias", *controls])

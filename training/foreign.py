@@ -1,4 +1,4 @@
-"""Models that were not made here: a `.keras` archive or a SavedModel of the user's own, published alike."""
+"""Publishes models that were not made here: a `.keras` archive or a SavedModel of the user's own."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def publish_file(
         path: the file or folder.
         out: folder of models.
         name: of the model; None takes the file's.
-        labels: a text file with a label a line, as many as there are scores; or two for one score, which is
-            then that of the second.
+        labels: a text file with one label per line, as many as there are scores; or two for a single score,
+            which is then that of the second.
         pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
         freeze: fold variables into constants.
     """
@@ -106,25 +106,25 @@ def _made_classifier(model: ForeignModel, labels: Path | None, pixel_scale: floa
 def _made_as_it_is(
     model: ForeignModel, reason: str, labels: Path | None, pixel_scale: float, path: Path
 ) -> _Made:
-    """A model that is, for this reason, no image classifier, and keeps its inputs and outputs."""
+    """A model that is not an image classifier, for this reason, and keeps its inputs and outputs."""
     _check_no_classifier(model, reason, labels, pixel_scale, path)
     golden = _golden(model.inputs)
     _answers(model.call, golden, path)
     interface = Interface(model.inputs, model.outputs, own=True)
-    note = f"it is no image classifier, and is asked by :predict: {reason}"
+    note = f"it is not an image classifier, and is called by :predict: {reason}"
     return _Made(model.call, interface, golden, (), (note,))
 
 
 def _check_no_classifier(
     model: ForeignModel, reason: str, labels: Path | None, pixel_scale: float, path: Path
 ) -> None:
-    """Raises `BadInput` for what only an image classifier can be given, and for inputs that none can name."""
+    """Raises `BadInput` for flags that only fit an image classifier, and for inputs that cannot be named."""
     if labels is not None:
         text = "so there is nothing that --labels could name"
-        raise BadInput(f"{path} is no image classifier, {text}: {reason}")
+        raise BadInput(f"{path} is not an image classifier, {text}: {reason}")
     if pixel_scale != 1.0:
         text = "so --pixel-scale has nothing to multiply"
-        raise BadInput(f"{path} is no image classifier, {text}: {reason}")
+        raise BadInput(f"{path} is not an image classifier, {text}: {reason}")
     if odd := [key for key in model.inputs if not key.isidentifier() or iskeyword(key)]:
         raise BadInput(
             f"{path} calls an input {odd[0]!r}; a name must be of letters, digits and `_`,"

@@ -1,4 +1,4 @@
-"""A model of somebody's own as an image classifier: `images` uint8 in, `scores` out, labels, what is odd."""
+"""A user's own model as an image classifier: `images` uint8 in, `scores` out, labels, notes on oddities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WEIGHING = (
     keras.layers.SeparableConv2D,
     keras.layers.Dense,
 )
-# Layers that leave pixels the numbers that they are, while it is not trained.
+# Layers that, outside of training, leave pixels the numbers that they are.
 _KEEPING = (
     keras.layers.InputLayer,
     keras.layers.Reshape,
@@ -46,7 +46,7 @@ _KEEPING = (
 
 
 def why_none(model: ForeignModel, path: Path) -> str | None:
-    """Why a model is no image classifier, and what would make it one; None if it is one."""
+    """Why a model is not an image classifier, and what would make it one; None if it is one."""
     if len(model.inputs) != 1:
         return f"it takes the inputs {', '.join(model.inputs)}, and not only images"
     ((name, spec),) = model.inputs.items()
@@ -71,9 +71,9 @@ def _shown(shape: Iterable[int | None]) -> str:
 
 
 def _instead(shape: tf.TensorShape) -> str:
-    """What makes images of the inputs of models that are like classifiers but for their inputs' shape."""
+    """How to turn a model that is like a classifier, except for its inputs' shape, into one for images."""
     sizes = tuple(shape[1:])
-    if len(sizes) == 3 and sizes[0] in _GREY_OR_COLOUR:  # as PyTorch has them
+    if len(sizes) == 3 and sizes[0] in _GREY_OR_COLOUR:  # channels first, as in PyTorch
         channels, height, width = sizes
         image, layer = (height, width, channels), "Permute((3, 1, 2))"
     elif len(sizes) == 2:
@@ -84,7 +84,7 @@ def _instead(shape: tf.TensorShape) -> str:
 
 
 def as_classifier(model: ForeignModel, pixel_scale: float, path: Path) -> tuple[ForeignModel, Interface]:
-    """With `images` uint8 in and `scores` out: a model of which `why_none` says nothing."""
+    """The model with `images` uint8 in and `scores` out; `why_none` must have nothing against it."""
     ((name, spec),) = model.inputs.items()
     output = _output_of_scores(model)
     if pixel_scale != 1.0 and not spec.dtype.is_floating:
@@ -100,7 +100,7 @@ def as_classifier(model: ForeignModel, pixel_scale: float, path: Path) -> tuple[
 
 
 def of_two_classes(model: ForeignModel, scores: NDArray[np.float32], path: Path) -> ForeignModel:
-    """A classifier whose lone score, of a sigmoid, is that of the second of two classes, with both.
+    """A classifier whose single score, a sigmoid's, is that of the second of two classes, made to give both.
 
     Args:
         model: the classifier.
@@ -122,19 +122,19 @@ def of_two_classes(model: ForeignModel, scores: NDArray[np.float32], path: Path)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """One label a line; raises `BadInput` for what is no such file."""
+    """The labels in a file, one per line; raises `BadInput` for what is not such a file."""
     try:
         labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise BadInput(f"--labels {path}: {reason}; it is a text file with a label a line") from error
+        raise BadInput(f"--labels {path}: {reason}; it is a text file with one label per line") from error
     if blank := [number for number, label in enumerate(labels, start=1) if not label.strip()]:
         raise BadInput(f"{path}: line {blank[0]} is blank")
     return labels
 
 
 def notes_on(model: ForeignModel, scores: NDArray[np.float32], pixel_scale: float) -> Iterator[str]:
-    """What is odd about a classifier: its pixels, and the scores [N, K] of the examples it is proved with."""
+    """What looks odd about a classifier: its pixels, and its scores [N, K] for the examples it is run on."""
     if (
         pixel_scale == 1.0
         and model.archive is not None
@@ -154,7 +154,7 @@ def notes_on(model: ForeignModel, scores: NDArray[np.float32], pixel_scale: floa
     elif not are_probabilities(scores):
         one = scores[0]
         yield (
-            f"the scores are no probabilities: those of one image are {one.min():.3g} to {one.max():.3g} and"
+            f"the scores are not probabilities: those of one image are {one.min():.3g} to {one.max():.3g} and"
             f" add up to {one.sum():.3g}; they are served as they are; if they are logits, end the model with"
             " softmax"
         )
@@ -163,7 +163,7 @@ def notes_on(model: ForeignModel, scores: NDArray[np.float32], pixel_scale: floa
 def _takes_pixels_as_they_are(model: keras.Model) -> str | None:
     """The name of the layer with weights that sees pixels first, if nothing before it can scale them.
 
-    What has code of its own may do anything: of such a model nothing is said.
+    Custom code may do anything: about a model with such code nothing is said.
     """
     is_graph = bool(getattr(model, "inputs", None))  # Sequential or functional: its layers are in order
     for layer in model.layers if is_graph else ():

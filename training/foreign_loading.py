@@ -1,4 +1,4 @@
-"""Models that were not made here as they are read: a `.keras` archive or a SavedModel, by named tensors."""
+"""Loads models that were not made here: a `.keras` archive or a SavedModel, called by named tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INSTEAD = "where it was made, `model.export(FOLDER)` writes a SavedModel that c
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """Whatever was loaded, by named tensors."""
+    """A loaded model of any kind, called by named tensors."""
 
     call: Call
     inputs: Mapping[str, tf.TensorSpec]
@@ -49,7 +49,7 @@ def load(path: Path) -> ForeignModel:
 
 
 def load_archive(path: Path) -> keras.Model:
-    """A `.keras` file, without running any code that it may carry."""
+    """Loads a `.keras` file, without running any code that it may carry."""
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged archive makes Keras and zipfile raise almost anything
@@ -67,7 +67,7 @@ def load_archive(path: Path) -> keras.Model:
 
 
 def _resources(model: keras.Model) -> list[Any]:
-    """What a session must find: variables, and the tables in which layers look values up."""
+    """What a session must restore: variables, and the lookup tables of layers."""
     kind = tf.saved_model.experimental.TrackableResource
     attributes = [value for layer in model._flatten_layers() for value in vars(layer).values()]
     tables = [value for value in attributes if isinstance(value, kind)]
@@ -165,7 +165,7 @@ def _load_saved_model(path: Path) -> ForeignModel:
 
 
 def _to_serve(path: Path) -> Any:
-    """What a SavedModel has for serving; there may be another graph in it, for training."""
+    """The part of a SavedModel for serving; it may have another graph, for training."""
     try:
         return tf.saved_model.load(str(path))
     except ValueError as error:
@@ -175,9 +175,9 @@ def _to_serve(path: Path) -> Any:
 
 
 def random_inputs(spec: tf.TensorSpec, count: int) -> NDArray[Any]:
-    """Random inputs, the same each time: of a normal distribution, or whole numbers.
+    """Random inputs, the same each time: normally distributed, or whole numbers.
 
-    Those of images are pixels; others are 0 or 1, as they may be indices of what is not large.
+    Whole numbers for images are pixels; others are 0 or 1, since they may be indices into something small.
     """
     random, shape = np.random.default_rng(0), (count, *spec.shape[1:])
     kind = spec.dtype.as_numpy_dtype
@@ -191,7 +191,7 @@ def random_inputs(spec: tf.TensorSpec, count: int) -> NDArray[Any]:
 
 @contextmanager
 def refusing(path: Path, what: str) -> Iterator[None]:
-    """Whatever a model raises, whose layers may be anybody's code, as `BadInput`: `what` it cannot do."""
+    """Whatever a model raises, whose layers may be anyone's code, becomes `BadInput`: `what` it cannot do."""
     try:
         yield
     except (TrainingError, MemoryError):

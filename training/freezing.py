@@ -12,8 +12,8 @@ from training.folding import fold_normalization
 def freeze(traced: tf.types.experimental.ConcreteFunction) -> tf.types.experimental.ConcreteFunction | None:
     """`traced` without variables, its normalization folded; it takes and gives the same, by position.
 
-    None if it holds what cannot be folded: a table to look words up in, or a variable that it writes to, such
-    as the state of the random numbers of a recurrent layer with dropout.
+    None if it has what cannot be folded: a lookup table, or a variable that it writes to, such as the random
+    state of a recurrent layer with dropout.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 

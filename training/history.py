@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class History:
-    """`epochs[i]` holds the means of epoch i, with `val_` in front those of validation.
+    """`epochs[i]` holds the means of epoch i; those of validation have the prefix `val_`.
 
-    `run` tells a run from all others, and stays when it is resumed.
+    `run` identifies a run, and stays the same when it is resumed.
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -29,5 +29,5 @@ class History:
         return better
 
     def should_stop(self, patience: int) -> bool:
-        """Whether `patience` epochs went by without a better one."""
+        """Whether `patience` epochs have gone by without a better one."""
         return len(self.epochs) - 1 - self.best_epoch >= patience

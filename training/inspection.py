@@ -23,7 +23,7 @@ def show(path: Path, console: Console) -> None:
         model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         definitions = model.meta_graphs[0].signature_def
     except (DecodeError, IndexError) as error:
-        raise BadInput(f"{folder}/saved_model.pb is no SavedModel") from error
+        raise BadInput(f"{folder}/saved_model.pb is not a SavedModel") from error
     card = read_card(folder)
     console.print(str(folder), style="bold", soft_wrap=True)
     console.print(_signatures(definitions))

@@ -24,13 +24,13 @@ from training.recipes.base import Metrics, Plan, Variant
 from training.releases import Published, golden_inputs, release, released_by
 
 LOST_BY_PRECISION = 0.002  # the share of held-out examples that computing in half precision may cost
-_STATE = ".training"  # below the folder of models; hidden from those who look for models
+_STATE = ".training"  # below the folder of models; hidden from whoever looks for models
 
 
 def train(recipe: str, options: Options, console: Console) -> Published | None:
     """Trains a recipe and publishes what it made; None in a worker process that is not the chief.
 
-    What could not be published in the end is `BadInput` before anything is trained.
+    What could not be published in the end raises `BadInput` before anything is trained.
     """
     options.check_folders()
     spread = distribution(
@@ -51,7 +51,7 @@ def _run(plan: Plan, options: Options, spread: Distribution, console: Console) -
         for title, variant in plan.variants.items()
     }
     if not spread.chief:
-        # or a chief that failed to publish would come back alone, and wait for this worker for ever
+        # otherwise a chief that failed to publish would come back alone, and wait for this worker for ever
         spread.wait_for_all()
         return None
     first = next(iter(plan.variants))
@@ -67,7 +67,7 @@ def _run(plan: Plan, options: Options, spread: Distribution, console: Console) -
         spread.wait_for_all()
     except TrainingError as error:  # they come back, and would wait for ever for a chief that is done
         raise TrainingError(f"{published.folder} is published, but {error}") from error
-    for title in reversed(plan.variants):  # that of what is published at last: it tells that it is
+    for title in reversed(plan.variants):  # the published one's last: it records that it is published
         _checkpoint(plan, title, options).remove()
     return published
 
@@ -94,7 +94,7 @@ def _checkpoint(plan: Plan, title: str, options: Options) -> Checkpoint:
 def _trained(
     plan: Plan, title: str, variant: Variant, options: Options, spread: Distribution, console: Console
 ) -> tuple[keras.Model, History, Metrics]:
-    """One variant, fitted: a copy that computes in float32, and its metrics on the held-out examples."""
+    """One variant, trained: a copy that computes in float32, and its metrics on the held-out examples."""
     checkpoint = _checkpoint(plan, title, options)
     if options.resume and not checkpoint.path.exists():
         _note(console, f"there is no {checkpoint.path} to resume; {title} is trained from the beginning")
@@ -112,7 +112,7 @@ def _trained(
 
 
 def _copy(plan: Plan, variant: Variant, model: keras.Model, precision: str) -> keras.Model:
-    """The same weights in a fresh model without optimizer, which computes in this type."""
+    """The same weights in a new model, without an optimizer, that computes in this type."""
     with computing_in(precision):
         copy = plan.problem.interface.built(variant.build())
     copy.set_weights(model.get_weights())

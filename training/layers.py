@@ -1,8 +1,8 @@
 """Custom layers, registered in the package "sluice": `keras.models.load_model` needs no `custom_objects`.
 
 A constructor stores and validates, `build` makes the weights, `call` is pure. Inner layers take the outer
-one's dtype policy, so that a model loads with the precision that it was saved with. `training` is not handed
-down by name: Keras gives it to every layer that is called inside another.
+one's dtype policy, so that a model loads with the precision that it was saved with. `training` is not passed
+on by name: Keras gives it to every layer that is called inside another.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -99,7 +99,7 @@ class BottleneckBlock(IdentityBlock):
 
 
 def convolution(filters: int, size: int, strides: int = 1, *, dtype: Any) -> keras.layers.Conv2D:
-    """A convolution before batch normalization: no bias, which that would subtract; He's initializer."""
+    """A convolution before batch normalization: without bias, which would be subtracted; He's initializer."""
     return keras.layers.Conv2D(
         filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal", dtype=dtype
     )
@@ -158,7 +158,7 @@ class SimpleDense(keras.layers.Layer):
 class EuclideanDistance(keras.layers.Layer):
     """The distance between two vectors: [left, right], each [N, D], to [N, 1].
 
-    Never less than 1e-7's root, where the derivative of the square root would be infinite.
+    Never below the square root of 1e-7, since at 0 its derivative would be infinite.
     """
 
     def call(self, inputs: Any) -> Any:
@@ -194,7 +194,7 @@ class Below(keras.layers.Layer):
 
 
 class _Residual(keras.layers.Layer):
-    """What its hidden layers make of the inputs is added to them, so both have one shape."""
+    """Adds what its hidden layers make of the inputs to the inputs, so both have one shape."""
 
     hidden: Sequence[keras.layers.Layer]
 
@@ -293,5 +293,5 @@ def absolute(inputs: Any) -> Any:
 
 @registered
 def thresholded_relu(inputs: Any, threshold: float = 0.5) -> Any:
-    """max(inputs, threshold): a ReLU whose floor is a number of one's own, for a Lambda layer."""
+    """max(inputs, threshold): a ReLU with an adjustable floor, for a Lambda layer."""
     return keras.ops.maximum(inputs, threshold)

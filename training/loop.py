@@ -44,7 +44,7 @@ def schedule(
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """A cosine down to zero (Loshchilov & Hutter, 2017) after a linear warm-up (Goyal et al., 2017).
 
-    The warm-up begins one increment above zero, where the first step would be for nothing.
+    The warm-up begins one increment above zero, since at zero the first step would be wasted.
     """
     steps = max(2, values.epochs * steps_per_epoch)
     warmup = min(max(1, round(steps * values.warmup)), steps - 1)
@@ -177,14 +177,14 @@ class _Steps:
         )
 
     def train(self, feed: Any, steps: int) -> dict[str, float]:
-        """So many steps; the means over them."""
+        """Runs this many steps; returns the means over them."""
         self._model.reset_metrics()
         for _ in range(steps):
             self._train(next(feed))
         return self._metrics()
 
     def validate(self, batches: Any) -> dict[str, float]:
-        """All the batches; the means over them."""
+        """Runs all the batches; returns the means over them."""
         self._model.reset_metrics()
         for batch in batches:
             self._test(batch)
@@ -226,13 +226,13 @@ class _TensorBoard:
     def _saying_where(self) -> Iterator[None]:
         try:
             yield
-        except tf.errors.OpError as error:  # a full disk is RESOURCE_EXHAUSTED, as is want of memory
+        except tf.errors.OpError as error:  # a full disk is RESOURCE_EXHAUSTED, like a lack of memory
             reason = error.message.splitlines()[0].rpartition("}} ")[2]
             raise TrainingError(f"--tensorboard {self._folder} cannot be written to: {reason}") from error
 
 
 def _shared_out(problem: Problem, batch_size: int, replicas: int) -> Problem:
-    """The problem with what each replica has its share of; raises `BadInput` if they cannot share it."""
+    """The problem, divisible among the replicas; raises `BadInput` if it cannot be."""
     if batch_size % replicas:
         raise BadInput(f"a batch of {batch_size} cannot be shared by {replicas} replicas")
     counts = len(problem.train), len(problem.validation)

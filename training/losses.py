@@ -51,7 +51,7 @@ class HuberLoss(keras.losses.Loss):
 
 @registered
 def contrastive(y_true: Any, distance: Any, margin: float = 1.0) -> Any:
-    """The contrastive loss of each pair: equal ones are drawn together, others pushed past the margin.
+    """The contrastive loss of each pair: equal ones are pulled together, others pushed past the margin.
 
     y d^2 + (1 - y) max(margin - d, 0)^2, where y is 1 for a pair of one class. [N, 1] to [N]. It is twice
     equation 4 of Hadsell, Chopra & LeCun, "Dimensionality Reduction by Learning an Invariant Mapping" (2006),

@@ -12,7 +12,7 @@ from training.layers import registered
 
 @registered
 class PairAccuracy(keras.metrics.Mean):
-    """The share of pairs that are told apart, or together, by whether their distance is under a threshold."""
+    """The share of pairs judged rightly by whether their distance is under a threshold."""
 
     def __init__(self, threshold: float = 0.5, name: str = "pair_accuracy", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)

@@ -36,7 +36,7 @@ class Examples:
 
 
 def shift(images: Any, seed: Any, pixels: int) -> Any:
-    """Each image moved by up to `pixels` a side, each its own way; what comes in at the border is its edge.
+    """Each image moved by up to `pixels` in each direction, at random; the border is filled with its edge.
 
     Takes and gives [N, H, W, C] of any type.
     """

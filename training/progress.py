@@ -1,4 +1,4 @@
-"""Progress of training: a bar in a terminal, one line an epoch in a log."""
+"""Progress of training: a bar in a terminal, one line per epoch in a log."""
 
 from __future__ import annotations
 

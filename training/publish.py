@@ -1,9 +1,9 @@
-"""Version folders that appear whole or not at all.
+"""Atomic publishing: version folders appear whole or not at all.
 
-A version is written to `<model>/.publishing-<version>`, which `mkdir` gives to one publisher only and which
-is a version to no watcher, since its name is no number. A lock on that folder says that its publisher lives.
-When all is written and proved the folder is synced to the disk and renamed. What a dead publisher left is
-removed by the next one.
+A version is written to `<model>/.publishing-<version>`, which `mkdir` gives to only one publisher, and which
+no watcher takes for a version, since its name is not a number. A lock on that folder says that its publisher
+is alive. When everything is written and checked the folder is synced to disk and renamed. What a dead
+publisher left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def version_folder(path: Path) -> Path:
 def publish(model_folder: Path, write: Callable[[Path, int], None]) -> tuple[Path, int]:
     """Publishes what `write(folder, version)` writes as the next free version; its folder and number.
 
-    `write` is called again, with the next number, should somebody else put that very version there meanwhile.
+    `write` is called again, with the next number, if somebody else puts that very version there meanwhile.
     Raises `PublishFailed`, with nothing left behind, if the disk is full or `write` fails.
     """
     if not model_folder.name or model_folder.name.startswith("."):
-        raise BadInput(f"{model_folder.name!r} is no name for a model")
+        raise BadInput(f"{model_folder.name!r} is not a valid name for a model")
     try:
         model_folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(model_folder)
@@ -91,7 +91,7 @@ def _make_locked(folder: Path) -> int | None:
         return None
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:  # another publisher took it for a leftover: it was not locked yet
+    except FileNotFoundError:  # another publisher took it for a leftover, before it was locked
         return None
     with suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

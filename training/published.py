@@ -1,4 +1,4 @@
-"""A published version looked at again: its card, its signatures, its accuracy on other data."""
+"""A published version examined: its card, its signatures, its accuracy on other data."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loaded_version(folder: Path) -> Iterator[Served]:
 def read_card(folder: Path) -> dict[str, Any] | None:
     """The card from inside the graph, as a gateway gets it; None if the model has none.
 
-    Somebody else's model may have a `describe` of its own, which gives something else: that is no card.
+    Somebody else's model may have a `describe` of its own, which gives something else: that is not a card.
     """
     with loaded_version(folder) as loaded:
         if "describe" not in loaded.signatures:

@@ -1,4 +1,4 @@
-"""A model and its card made into a version folder, by whatever way the model came."""
+"""A model and its card made into a version folder, wherever the model came from."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def release(
 
 @contextmanager
 def _telling_what_was_raised(model_folder: Path) -> Iterator[None]:
-    """Whatever a model, whose layers may be anybody's code, raises as it is written and proved."""
+    """Reports whatever a model, whose layers may be anybody's code, raises as it is written and checked."""
     try:
         yield
     except (TrainingError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, which `publish` tells of
+        if isinstance(error, OSError) and error.errno:  # of the disk, which `publish` reports
             raise
         raise PublishFailed(f"nothing was published in {model_folder}: {told(error)}") from error
 

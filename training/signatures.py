@@ -33,7 +33,7 @@ def decode_image(encoded: Any, height: int, width: int, channels: int) -> Any:
 
     Alpha is composited over white; colours become grey by the weights of ITU-R BT.601, grey becomes RGB; the
     resize is antialiased bilinear, rounded, which is what Pillow calls BILINEAR. What TensorFlow's decoder
-    does not read is not looked at: EXIF orientation, a GIF's or PNG's transparent colour, a BMP's palette.
+    does not read is ignored: EXIF orientation, a GIF's or PNG's transparent colour, a BMP's palette.
     """
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),
@@ -41,7 +41,7 @@ def decode_image(encoded: Any, height: int, width: int, channels: int) -> Any:
         lambda: tf.io.decode_jpeg(encoded, channels=0, dct_method="INTEGER_ACCURATE"),
         lambda: tf.io.decode_image(encoded, channels=0, expand_animations=False),
     )
-    is_bmp = tf.equal(tf.strings.substr(encoded, 0, 2), "BM")  # whose fourth byte is no alpha, and often 0
+    is_bmp = tf.equal(tf.strings.substr(encoded, 0, 2), "BM")  # whose fourth byte is not alpha, and often 0
     pixels = tf.cond(is_bmp, lambda: pixels[..., :_RGB], lambda: pixels)
     pixels = _to_channels(_over_white(tf.cast(pixels, tf.float32)), channels)
     resized = tf.image.resize(pixels, (height, width), method="bilinear", antialias=True)
@@ -87,8 +87,8 @@ def serving_default(call: Call, interface: Interface) -> tf.types.experimental.C
 def serving_bytes(call: Call, interface: Interface) -> tf.types.experimental.ConcreteFunction:
     """The model by encoded image files; decodes and resizes in the graph.
 
-    As `decode_image` does: EXIF orientation, which training and the gateway honour, is not looked at, so a
-    photograph that was taken with the camera on its side stays on its side.
+    As `decode_image` does: EXIF orientation, which training and the gateway honour, is ignored, so a
+    photograph taken with the camera on its side stays on its side.
     """
     shape = interface.image_shape
     assert shape is not None

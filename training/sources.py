@@ -76,7 +76,7 @@ def _load(name: str, path: Path | None, size: tuple[int, int] | None, channels: 
 
 
 def _path(text: str) -> Path:
-    """A path that may begin with `~`: behind a `=` the shell leaves it alone."""
+    """A path that may begin with `~`: after a `=` the shell leaves it alone."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -84,7 +84,7 @@ def _path(text: str) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """What a file or folder is called, without the ending that tells a file's kind."""
+    """The name of a file or folder, without its extension."""
     found = path.absolute()  # "." has no name
     return found.name if found.is_dir() else found.stem
 

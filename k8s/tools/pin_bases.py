@@ -82,7 +82,7 @@ def main() -> None:
     digests = dict(each.split("=", 1) for each in options.given if "=" in each)
     for image, digest in digests.items():
         if image not in pinned or not _DIGEST.fullmatch(digest):
-            sys.exit(f"error: {image}={digest} is no digest of one of: {', '.join(pinned)}")
+            sys.exit(f"error: {image}={digest} is not a digest of one of: {', '.join(pinned)}")
     digests = digests or {image: ask(image) for image in pinned}
     options.file.write_text(fill(text, digests))
     for image, digest in digests.items():

@@ -180,7 +180,7 @@ def _settings(
         if key.startswith(_ENV_PREFIX)
     }
     for name in sorted(given.keys() - known.keys()):
-        yield f"{_ENV_PREFIX}{name.upper()} is no setting of the gateway"
+        yield f"{_ENV_PREFIX}{name.upper()} is not a setting of the gateway"
     try:
         loaded = settings.load(**{name: value for name, value in given.items() if name in known})
         fixed, names = discovery.split(loaded.replicas)

@@ -26,16 +26,16 @@ Parsed = TypeVar("Parsed")
 
 
 class WatchedFile(Generic[Parsed]):
-    """A file and what was read from it; a file that turns bad later leaves the last good reading in force.
+    """A file and what was read from it; if it becomes invalid later, the last good reading stays in force.
 
-    It is compared by content: times are too coarse, and Kubernetes swaps whole folders.
+    Changes are detected by content: times are too coarse, and Kubernetes swaps whole folders.
 
     Args:
         path: the file.
         parse: reads its content; raises InvalidInput.
 
     Raises:
-        InvalidInput: the file cannot be read, or is bad.
+        InvalidInput: the file cannot be read, or is invalid.
     """
 
     def __init__(self, path: Path, parse: Callable[[bytes], Parsed]) -> None:
@@ -52,7 +52,7 @@ class WatchedFile(Generic[Parsed]):
             raise InvalidInput(f"cannot read {self._path}: {error.strerror}") from error
 
     async def refresh(self) -> None:
-        """Look whether the file has changed, and take in what it says now."""
+        """Check whether the file has changed, and if so read it again."""
         try:
             content = await asyncio.to_thread(self._read)
             if content == self._content:
@@ -61,9 +61,9 @@ class WatchedFile(Generic[Parsed]):
             self._content = content
             self.value = self._parse(content)
         except InvalidInput as error:
-            if error.message != self._told:  # one that is away is so at each look
+            if error.message != self._told:  # a missing file is missing at every look
                 _log.error(
-                    "a credentials file is bad; what it said before stays in force", error=error.message
+                    "a credentials file is invalid; its previous contents stay in force", error=error.message
                 )
             self._told = error.message
         else:
@@ -87,7 +87,7 @@ class Callers:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Read the files that the settings name; raises InvalidInput if one is missing or bad."""
+        """Read the files that the settings name; raises InvalidInput if one is missing or invalid."""
         keys = tokens = None
         if settings.keys_file is not None:
             source = str(settings.keys_file)
@@ -98,7 +98,7 @@ class Callers:
 
     @property
     def open(self) -> bool:
-        """Whether anyone may come: no credentials are asked for."""
+        """Whether anyone may come in: no credentials are required."""
         return self._keys is None and self._tokens is None
 
     def identify(self, credential: str | None) -> Caller:
@@ -145,7 +145,7 @@ TokenCheck = Callable[[str], Caller]
 
 
 def _token_reader(settings: Settings) -> Callable[[bytes], TokenCheck]:
-    # Cryptography costs a tenth of a second and 10 MB: only who uses tokens pays.
+    # Cryptography costs a tenth of a second and 10 MB: only those who use tokens pay.
     from serving.access.tokens import Tokens
 
     def read(content: bytes) -> TokenCheck:

@@ -48,7 +48,7 @@ class Caller:
     Attributes:
         name: for limits, logs and metrics; the key's name, or a token's subject.
         scopes: what the caller may do.
-        rate: requests that are taken in a window; None: no limit.
+        rate: requests that are allowed in a window; None: no limit.
         max_concurrent: requests in flight at once; None: no limit.
     """
 
@@ -97,7 +97,7 @@ class KeyFile(BaseModel):
             counts = Counter(getattr(each, what) for each in value)
             twice = [each for each, count in counts.items() if count > 1]
             if twice:
-                raise ValueError(f"the {what} {min(twice)} is there more than once")
+                raise ValueError(f"the {what} {min(twice)} appears more than once")
         return value
 
 
@@ -107,7 +107,9 @@ def _read_rate(text: str) -> RateLimitItem:
     except ValueError:
         items = []
     if len(items) != 1 or items[0].amount < 1:
-        raise ValueError(f'"{text}" is no rate; one is "20/second", "1000/hour" or "5 per 2 minutes"')
+        raise ValueError(
+            f'"{text}" is not a rate; write one like "20/second", "1000/hour" or "5 per 2 minutes"'
+        )
     return items[0]
 
 
@@ -150,14 +152,14 @@ def parse(text: str, source: str) -> KeyFile:
 
 
 def hash_of(key: str) -> str:
-    """What is kept of a key: SHA-256, in hexadecimal."""
+    """What is stored of a key: its SHA-256, in hexadecimal."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def new_key(
     name: str, scopes: Sequence[str], rate: str | None = None, max_concurrent: int | None = None
 ) -> tuple[str, KeyEntry]:
-    """A new key, to be shown once, and the entry that is kept of it."""
+    """A new key, to be shown once, and the entry that is stored for it."""
     id_ = secrets.token_hex(4)
     key = f"{PREFIX}_{id_}_{secrets.token_urlsafe(32)}"
     try:

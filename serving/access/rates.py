@@ -1,17 +1,17 @@
 """How many requests a caller may make in a window of time.
 
-Times are on the monotonic clock and given by the caller: a clock on the wall that is set, forth or back,
-neither locks a caller out nor gives away a second allowance.
+Times are on the monotonic clock and given by the caller: setting the wall clock, forward or back, neither
+locks a caller out nor gives it a second allowance.
 """
 
 from __future__ import annotations
 
 
 class SlidingWindow:
-    """At most so many in any window, as a sliding window counter tells.
+    """At most so many in any window, by a sliding window counter.
 
-    Two counts are kept, of the current window and of the one before, and the latter counts for as much of it
-    as a window that ends now would still see. It is the approximation of the `limits` package's
+    Two counts are kept, of the current window and of the one before, and the latter counts for the part of it
+    that a window ending now would still cover. It is the approximation of the `limits` package's
     SlidingWindowCounterRateLimiter, whose storage is tied to the time of day.
 
     Args:
@@ -29,7 +29,7 @@ class SlidingWindow:
         self._current = 0
 
     def take(self, now: float) -> float:
-        """Count one more: 0 if it may be; if not, in how many seconds one may, and nothing is counted."""
+        """Count one more if that is allowed, and return 0; if not, the seconds until one is."""
         index, into_s = divmod(now, self._window_s)
         if index != self._index:
             self._before = self._current if index == self._index + 1 else 0

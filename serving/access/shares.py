@@ -1,8 +1,8 @@
-"""What callers hold of something of which there is only so much, and who may have more of it. Pure.
+"""Who holds how much of a limited resource, and who may have more. Pure.
 
-A part is kept for callers who hold less than an equal share, so that one who asks without end finds it full
-before the others do. Whatever nobody else wants is anybody's: with time the shares become max-min fair
-(Bertsekas & Gallager, "Data Networks", 1992, 6.5.2), and a caller alone can use nearly all there is.
+A part is reserved for callers who hold less than an equal share, so that one who floods the gateway finds it
+full before the others do. What nobody else wants is free to all: over time the shares become max-min fair
+(Bertsekas & Gallager, "Data Networks", 1992, 6.5.2), and a caller alone can use nearly everything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Shares:
         return self._held.get(caller, 0)
 
     def fits(self, caller: str, amount: int, limit: int, reserve: int = 0) -> bool:
-        """Whether a caller may have so much more.
+        """Whether a caller may have this much more.
 
         Args:
             caller: who asks.
@@ -44,14 +44,14 @@ class Shares:
         return (self.held(caller) + amount) * callers <= limit
 
     def take(self, caller: str, amount: int = 1) -> None:
-        """A caller holds so much more from now on."""
-        if not amount:  # who holds nothing is none of those among whom an equal share is reckoned
+        """A caller holds this much more from now on."""
+        if not amount:  # a caller who holds nothing must not count when an equal share is worked out
             return
         self._held[caller] = self.held(caller) + amount
         self.total += amount
 
     def give_back(self, caller: str, amount: int = 1) -> None:
-        """A caller holds so much less."""
+        """A caller holds this much less."""
         self.total -= amount
         left = self._held[caller] - amount
         if left:

@@ -1,7 +1,7 @@
 """JSON Web Tokens (RFC 7519) in place of API keys, checked against a JWKS file (RFC 7517).
 
-Only signatures by public keys are taken: with a shared secret, whoever can check could also sign.
-A token's `sub` names the caller, its `scope` (RFC 8693: separated by spaces) what the caller may.
+Only public-key signatures are accepted: with a shared secret, whoever can verify could also sign.
+A token's `sub` names the caller, its `scope` (RFC 8693: separated by spaces) what the caller may do.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _SCOPES: tuple[Scope, ...] = ("classify", "admin")
 class Tokens:
     """Checks tokens against the keys of one JWKS document.
 
-    Keys that are of no use here are passed over, and told of in the log (RFC 7517, 5): an issuer may add one
-    of a new kind beside the others.
+    Keys that cannot be used here are skipped, and the log says so (RFC 7517, 5): an issuer may add one of a
+    new kind to the others.
 
     Args:
         jwks: the document.
@@ -52,7 +52,7 @@ class Tokens:
         audience: the `aud` that a token must have; None: any.
 
     Raises:
-        InvalidInput: the document is no JWKS, holds a secret, or no key of use.
+        InvalidInput: the document is not a JWKS, holds a secret, or has no usable key.
     """
 
     def __init__(self, jwks: bytes, source: str, *, issuer: str | None, audience: str | None) -> None:
@@ -77,39 +77,39 @@ class Tokens:
 
 
 def _usable_keys(jwks: bytes, source: str) -> KeySet:
-    """The keys of a document that a token can be checked with; raises InvalidInput as `Tokens` does."""
+    """The keys of a document that can verify a token; raises InvalidInput as `Tokens` does."""
     try:
         document = orjson.loads(jwks)
     except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"{source} is no JWKS document: {error}") from None
+        raise InvalidInput(f"{source} is not a JWKS document: {error}") from None
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
-        raise InvalidInput(f'{source} is no JWKS document: it is an object with an array "keys"')
+        raise InvalidInput(f'{source} is not a JWKS document: it is an object with an array "keys"')
     usable, reason = [], "there is none"
     for number, each in enumerate(listed, 1):
         if isinstance(each, dict) and each.get("kty") == "oct":
-            raise InvalidInput(f"{source} holds a shared secret (kty oct); only public keys are taken")
+            raise InvalidInput(f"{source} holds a shared secret (kty oct); only public keys are accepted")
         try:
             usable.append(_usable_key(each))
         except (JoseError, ValueError, KeyError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
             kid = each.get("kid") if isinstance(each, dict) else None
             reason = str(error) or "it is damaged"
             _log.warning(
-                "a key for tokens is of no use here", file=source, number=number, kid=kid, why=reason
+                "a key for tokens cannot be used here", file=source, number=number, kid=kid, why=reason
             )
     if not usable:
-        raise InvalidInput(f"{source} holds no key that a token could be checked with: {reason}")
+        raise InvalidInput(f"{source} has no key that can verify a token: {reason}")
     return KeySet(usable)
 
 
 def _usable_key(given: Any) -> Key:
-    """The key; raises what says why it is of no use."""
+    """The key; raises an error that says why it cannot be used."""
     if not isinstance(given, dict):
         raise TypeError("it is not an object")
     if "alg" in given and given["alg"] not in ALGORITHMS:
-        raise ValueError(f"its alg is {given['alg']}; taken are {', '.join(ALGORITHMS)}")
+        raise ValueError(f"its alg is {given['alg']}; supported are {', '.join(ALGORITHMS)}")
     if given.get("use", "sig") != "sig" or "verify" not in given.get("key_ops", ["verify"]):
         raise ValueError("it is not for signatures")
     if given.get("kty") in ("EC", "OKP") and given.get("crv") not in _CURVES:
-        raise ValueError(f"its crv is {given.get('crv')}; taken are {', '.join(_CURVES)}")
+        raise ValueError(f"its crv is {given.get('crv')}; supported are {', '.join(_CURVES)}")
     return JWKRegistry.import_key(given)

@@ -1,8 +1,8 @@
-"""When to leave a failing replica alone: a consecutive-failure breaker, pure but for its own counters.
+"""A circuit breaker on consecutive failures, pure but for its own counters.
 
-After `THRESHOLD` failures in a row the replica is left alone for a pause that doubles with each further
-failure, up to `MAX_PAUSE_S`; when the pause is over one call may try it, and a success closes the breaker.
-Calls that were under way together when a connection broke fail together, and count once.
+After `THRESHOLD` failures in a row the replica gets no calls for a pause that doubles with each further
+failure, up to `MAX_PAUSE_S`; when the pause is over one call may probe it, and a success closes the breaker.
+Calls that were in flight together when a connection broke fail together, and count once.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ class Breaker:
 
     failures: int = 0
     failed_at: float = -math.inf
-    closed_at: float = 0.0
+    probe_at: float = 0.0
     probing: bool = False
 
     def allows(self, now: float) -> bool:
-        """Whether the replica may get a call: it is healthy, or its pause is over and nobody tries it yet."""
-        return self.failures < THRESHOLD or (now >= self.closed_at and not self.probing)
+        """Whether the replica may get a call: it is healthy, or its pause is over and no call probes it."""
+        return self.failures < THRESHOLD or (now >= self.probe_at and not self.probing)
 
     def open(self, now: float) -> bool:
-        """Whether the replica is left alone at `now`."""
-        return self.failures >= THRESHOLD and now < self.closed_at
+        """Whether the breaker keeps calls from the replica at `now`."""
+        return self.failures >= THRESHOLD and now < self.probe_at
 
     def start(self) -> None:
         """A call is about to be made."""
         self.probing = self.failures >= THRESHOLD
 
     def succeed(self) -> None:
-        """A call was answered, if only with an error that is the caller's."""
+        """A call was answered, be it with an error that is the caller's."""
         self.failures = 0
         self.probing = False
 
@@ -50,10 +50,10 @@ class Breaker:
         self.failed_at = now
         if self.failures >= THRESHOLD:
             pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.failures - THRESHOLD, 10))
-            self.closed_at = now + pause_s
+            self.probe_at = now + pause_s
 
     def trip(self) -> None:
-        """A call got no answer at all: its failure, which is told next, is enough to open the breaker."""
+        """A call got no answer at all: the `fail` that follows is to open the breaker by itself."""
         if self.failures < THRESHOLD:
             self.failures, self.failed_at = THRESHOLD - 1, -math.inf
 

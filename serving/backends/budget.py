@@ -1,4 +1,4 @@
-"""How many retries a pool may make: few enough that a sick fleet is not flooded with them.
+"""A retry budget: retries stay few enough that a sick fleet is not flooded with them.
 
 After Finagle's RetryBudget: each call earns a share of a retry, each retry costs a whole one, and a small
 reserve refills with time, so that a rare call may be retried, too.
@@ -23,7 +23,7 @@ class RetryBudget:
         self._balance = min(MOST, self._balance + SHARE)
 
     def spend(self, now: float) -> bool:
-        """Whether one retry may be made; if so it is paid for."""
+        """Whether a retry may be made; if so, pay for it."""
         if self._refilled_at is not None:
             refill = RESERVE_PER_S * (now - self._refilled_at)
             self._balance = min(MOST, max(self._balance, min(RESERVE_PER_S, self._balance + refill)))

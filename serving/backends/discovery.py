@@ -1,14 +1,14 @@
-"""Follows replicas as they come and go: a name in DNS whose addresses are the replicas.
+"""Service discovery: follows a DNS name whose addresses are the replicas, as they come and go.
 
 A headless Service of Kubernetes is such a name: it resolves to one address for each ready pod. An address
 `dns:HOST:PORT` among the replicas stands for every address that HOST has at the moment. The name is
-resolved anew every few seconds, which is as long as Kubernetes' DNS lets an answer live; the C library
+resolved again every few seconds, which is as long as Kubernetes' DNS lets an answer live; the C library
 keeps no cache, so every look sees what the name server knows.
 
 A name server that fails, or that says that there is no such name, changes nothing: replicas that are gone
-are found out by their silence, and replicas that are well must not be lost to a name server that is not.
-An address that a good answer no longer has is let go once it has been missing for `ABSENT_ROUNDS` answers
-in a row, since a name server that restarts may answer with a part.
+are noticed by their silence, and healthy replicas must not be lost to a sick name server. An address is let
+go once it has been missing from `ABSENT_ROUNDS` good answers in a row, since a name server that restarts may
+give part of an answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 SCHEME = "dns:"
 ABSENT_ROUNDS = 2
-# A name server that says nothing for so long is told of; what it says later is used all the same.
+# A name server that says nothing for this long gets a line in the log; a later answer is used all the same.
 RESOLVE_TIMEOUT_S = 5.0
 
 
@@ -74,7 +74,7 @@ def _parted(address: str, text: str, form: str) -> Name:
 
 @dataclass(slots=True)
 class Followed:
-    """What is known of one name: each address that counts -> how many answers in a row lack it."""
+    """What is known of one name: each current address -> how many answers in a row lacked it."""
 
     missed: dict[str, int] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ def _address(ip: str, port: int) -> str:
 
 
 class Discovery:
-    """Keeps a pool's replicas as names in DNS say.
+    """Keeps a pool's replicas in step with names in DNS.
 
     Args:
         pool: the pool; replicas that it has by fixed addresses are left alone. An address that several
@@ -176,10 +176,10 @@ class Discovery:
                 self._pool.leave(address)
 
     async def _answer(self, name: Name) -> Collection[str]:
-        """What the name server says. It is asked once at a time.
+        """What the name server says. Only one question about a name is open at a time.
 
-        Each question takes a thread of those that the whole gateway shares, and the C library cannot be told
-        to give up: questions to a server that hangs must not take one after the other.
+        Each question takes one of the threads that the whole gateway shares, and the C library cannot be told
+        to give up: questions to a server that hangs must not use them up.
         """
         asking = self._asking.get(name)
         if asking is None:

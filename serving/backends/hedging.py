@@ -1,7 +1,8 @@
-"""A second call where the first takes unusually long: the first good answer wins, the other is cancelled.
+"""Hedged calls: a second one where the first takes unusually long; the first good answer wins.
 
 After Dean and Barroso, "The Tail at Scale" (CACM 56(2), 2013): a hedge that waits for the 95th percentile
 adds about one call in twenty, and takes most of the tail away where one replica is slow and others are not.
+The call that is not needed is cancelled.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ Answer = TypeVar("Answer")
 
 QUANTILE = 0.95
 # How far one latency moves the estimate, as a share of it: up by a fifth, or down by a hundredth. It settles
-# within some twenty calls, but from a first one that was ten times too slow (it compiled, say) within 230.
+# within some twenty calls, or within 230 after a first one that was ten times too slow (it compiled, say).
 _STEP = 0.2
-# Before so many calls there is no percentile to speak of.
+# With fewer calls there is no percentile to speak of.
 _LEAST_CALLS = 20
-# Beyond this many, the kind of which a call was made longest ago is forgotten.
+# Beyond this many, the kind whose last call was longest ago is forgotten.
 _MOST_KINDS = 1024
 
 
 @dataclass(slots=True)
 class _Quantile:
-    """A running quantile, by stochastic approximation (Robbins and Monro, 1951): mostly down, else far up."""
+    """A running quantile by stochastic approximation (Robbins and Monro, 1951): small steps down, big up."""
 
     value_s: float
     calls: int = 1
@@ -38,13 +39,13 @@ class _Quantile:
 
 
 class HedgeTimes:
-    """After how long a call is unusually late: the 95th percentile of its kind, such as of its batch size."""
+    """When a call is unusually late: after the 95th percentile of its kind, such as of its batch size."""
 
     def __init__(self) -> None:
         self._of: OrderedDict[Hashable, _Quantile] = OrderedDict()  # the latest call's comes last
 
     def learn(self, kind: Hashable, latency_s: float) -> None:
-        """A call of this kind took so long, hedged or not."""
+        """A call of this kind took this long, hedged or not."""
         found = self._of.get(kind)
         if found is not None:
             found.add(latency_s)
@@ -64,14 +65,14 @@ class _Second(Generic[Answer]):
     """The call that is begun once the first one is late.
 
     Args:
-        begin: begins it; None: there is nobody to ask, or it may not be done.
+        begin: begins it; gives None if there is nobody to ask, or it may not be done.
         after_s: when to begin it, in seconds.
         again_s: after how long to try again if it was not begun, in seconds; None: never.
         retryable: failures of it after which the first one is still waited for.
         end_first: ends the first one, once there is no need to wait for it.
 
     Attributes:
-        call: it, once it was begun.
+        call: the call, once it has begun.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class _Second(Generic[Answer]):
             self._end_first()
 
     def failed(self) -> bool:
-        """Whether it has failed in a way that leaves all to the first one."""
+        """Whether it has failed in a way that leaves the answer to the first one."""
         call = self.call
         if call is None or not call.done() or call.cancelled():
             return False
@@ -132,13 +133,13 @@ async def first_good(
 ) -> Answer:
     """The answer of `first`, or of `second` if that is begun and comes earlier.
 
-    `first` runs in the caller's own task: that most calls are not late costs them next to nothing, and what
-    is done as they end is done in the same turn of the event loop.
+    `first` runs in the caller's own task: so calls that are not late, which is most of them, pay next to
+    nothing, and what follows them runs in the same turn of the event loop.
 
     Args:
         first: the call.
         after_s: when to begin the second one, in seconds.
-        second: begins it; None: there is nobody to ask, or it may not be done.
+        second: begins it; gives None if there is nobody to ask, or it may not be done.
         retryable: failures of one call after which the other is still waited for.
         again_s: after how long to try again if the second one was not begun, in seconds; None: never.
 

@@ -1,4 +1,4 @@
-"""The replicas of a pool: who is there, what each has, and who is well."""
+"""The replicas of a pool: which there are, what each serves, and which are healthy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from serving.backends.tfserving import VersionStatus, is_full
 
 _log = structlog.get_logger()
 
-# After so long the same replica is tried again, where there is no other: it may have closed a connection.
+# If there is no other replica the same one is tried again after this: it may have closed a connection.
 SAME_REPLICA_PAUSE_S = 0.05
 STATUS_TIMEOUT_S = 2.0
-# A replica that left gets this long to answer what it was asked; the default deadline of a request.
+# A replica that left gets this long to finish its calls: the default deadline of a request.
 LEAVE_TIMEOUT_S = 30.0
 
 
@@ -56,7 +56,7 @@ class Members:
     def availability(self, model: str) -> dict[int, int]:
         """Each version of `model` that is AVAILABLE somewhere reachable -> on how many replicas it is."""
         counts: dict[int, int] = {}
-        for replica in self.replicas:  # at each request, over all of a fleet: without a call for each version
+        for replica in self.replicas:  # on every request, for a whole fleet: no function call per version
             if replica.reachable:
                 for version, status in replica.versions.get(model, {}).items():
                     if status.state == "AVAILABLE":
@@ -64,13 +64,13 @@ class Members:
         return counts
 
     def _held(self, model: str, version: int) -> bool:
-        """Whether any reachable replica has the version, be it well or not."""
+        """Whether any reachable replica has the version, healthy or not."""
         return any(replica.reachable and replica.has(model, version) for replica in self.replicas)
 
     def _usable(self, model: str, version: int, now: float, tried: Sequence[Replica] = ()) -> list[Replica]:
-        """The replicas for a call. If all fail the version's calls they are asked all the same.
+        """The replicas for a call. If all of them fail the version's calls, they are called all the same.
 
-        Its callers should hear what is wrong with it, and so should a rollout.
+        Its callers should hear what is wrong with the version, and so should a rollout.
         """
         usable = [
             replica
@@ -80,13 +80,14 @@ class Members:
         return [replica for replica in usable if replica.does_well(model, version, now)] or usable
 
     def _judge(self, replica: Replica, model: str, version: int) -> None:
-        """Leave a replica alone that fails a version's calls much more often than the others."""
+        """Eject a replica that fails a version's calls much more often than the others."""
         now = self._clock()
         others = [other.outcomes for other in self.replicas if other is not replica and other.reachable]
         if is_outlier(replica.outcomes, others, (model, version), now):
             replica.outcomes.eject(now)
             _log.warning(
-                "a replica fails more often than the others; it is left alone", replica=replica.address
+                "a replica fails more often than the others; it gets no calls for a while",
+                replica=replica.address,
             )
 
     async def refresh(self, models: Iterable[str]) -> None:
@@ -112,7 +113,7 @@ class Members:
             replica.went()
             if self.reachable():
                 replica.give_up()
-            # One that left while it was asked is none of ours, and its address may be another's soon.
+            # One that left while it was asked is no longer ours, and its address may soon be another's.
             if replica in self.replicas and self._silence.to_tell(replica.address, self._clock()):
                 _log.warning(
                     f"a replica has not said for {TELL_AFTER_S:.0f} s what it serves",
@@ -125,7 +126,7 @@ class Members:
                 _log.info("a replica says again what it serves", replica=replica.address)
 
     async def _ask_versions(self, replica: Replica, models: Sequence[str]) -> None:
-        """Learn what the replica has; once more if its connection broke just then, as it may at any time."""
+        """Learn what the replica has; try twice, since its connection may break at any time."""
         for again in (True, False) if replica.reachable else (False,):
             try:
                 for model in models:
@@ -138,7 +139,7 @@ class Members:
                 return
 
     async def _status(self, replica: Replica, model: str) -> dict[int, VersionStatus]:
-        """What the replica has of a model; what it said last, if it lives and yet did not say so now."""
+        """The versions that the replica has of a model; the last known ones if it is only slow to answer."""
         started = self._clock()
         try:
             return await replica.api.status(model, STATUS_TIMEOUT_S)
@@ -148,7 +149,7 @@ class Members:
             raise
 
     def _lives(self, replica: Replica, error: errors.SluiceError, started: float) -> bool:
-        """Whether a replica that did not say what it has is busy, or this process stood still meanwhile."""
+        """Whether a replica that did not say what it has is only busy, or this process was stalled."""
         if is_full(error) or replica.answered_at > started:
             return True
         took_s = self._clock() - started

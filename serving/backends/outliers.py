@@ -1,13 +1,13 @@
-"""Replicas that answer, but fail much more often than the others: left alone for a while.
+"""Outlier ejection: replicas that answer, but fail much more often than the others, get no calls for a while.
 
 After Envoy's outlier detection by success rate. The breaker sees failures in a row; this sees a replica that
 fails every other call. Fleets here are small, so the comparison is with the rest of the fleet and not with a
-standard deviation. Only calls for the same version are compared: one that fails wherever it is asked tells of
-no replica, and who alone has it must not be left alone with all that it has besides.
+standard deviation. Only calls for the same version are compared: a version that fails everywhere is no
+replica's fault, and a replica that alone has it must not lose the calls for all its other versions, too.
 
 Each version is judged by itself, and all of them together, since each may have too few calls to tell: what a
-replica has answered is compared with what the others would have of the same calls, at their rate for each
-version (epidemiology's indirect standardization).
+replica has answered is compared with what the others would have answered of the same calls, at their rate for
+each version (epidemiology's indirect standardization).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import NamedTuple
 WINDOW_S = 10.0
 # Fewer calls in a window say nothing.
 LEAST_CALLS = 20
-# A replica is an outlier if its success rate is below this multiple of others' by more than chance has it:
-# so many standard errors of as many calls that succeed as often as theirs.
+# A replica is an outlier if its success rate is below this multiple of the others' by more than chance
+# explains: by that many standard errors, were its calls to succeed as often as theirs.
 TOLERANCE = 0.85
 _CHANCE = 3.0
-# All versions together are judged again after a failure for so many of them: it takes a look at each.
+# All versions together are judged again after one failure per this many versions, since that looks at each.
 _VERSIONS_A_FAILURE = 8
 FIRST_EJECTION_S = 5.0
 MAX_EJECTION_S = 60.0
-# Who was well for so long after an ejection is ejected for the shortest time again.
+# A replica that was well for this long after an ejection starts over at the shortest one.
 WELL_AFTER_S = 60.0
 
 
@@ -37,7 +37,7 @@ Version = tuple[str, int]
 
 
 class Rate(NamedTuple):
-    """The share of calls that were answered, and of how many."""
+    """The share of calls that were answered, and out of how many."""
 
     share: float
     calls: int
@@ -88,7 +88,7 @@ class Outcomes:
         return None if calls < LEAST_CALLS else Rate(answered / calls, calls)
 
     def is_due(self) -> bool:
-        """Whether so many calls have failed since it last was that all versions are to be judged together."""
+        """Whether enough calls have failed since it last was due to judge all versions together."""
         versions = max(len(self._current), len(self._before))
         if self._failed_since_due * _VERSIONS_A_FAILURE < max(versions, 1):
             return False
@@ -96,7 +96,7 @@ class Outcomes:
         return True
 
     def eject(self, now: float) -> None:
-        """Leave the replica alone, longer each time that follows soon, and judge it afresh afterwards."""
+        """Eject the replica, for longer if the last time was not long ago, and judge it afresh afterwards."""
         self.ejections = self.ejections + 1 if now - self.ejected_until < WELL_AFTER_S else 1
         self.ejected_until = now + min(MAX_EJECTION_S, FIRST_EJECTION_S * self.ejections)
         self._current, self._before = {}, {}
@@ -111,9 +111,9 @@ class Outcomes:
 
 
 def is_outlier(replica: Outcomes, others: Sequence[Outcomes], of: Version, now: float) -> bool:
-    """Whether to leave `replica` alone for how it does with a version, or with all, given the other replicas.
+    """Whether to eject `replica` for how it does with a version, or with all, compared with the others.
 
-    At most half of a fleet is ever left alone: those that remain would drown.
+    At most half of a fleet is ever ejected: those that remain would drown.
     """
     in_use = [each for each in others if each.ejected_until <= now]
     if len(in_use) < len(others) - len(in_use) + 1:
@@ -133,7 +133,7 @@ def _fails(replica: Outcomes, others: Sequence[Outcomes], of: Version, now: floa
 
 
 def _fails_together(replica: Outcomes, others: Sequence[Outcomes], now: float) -> bool:
-    """Whether it fails many more calls than the others would have, had they got its own of each version."""
+    """Whether it fails many more calls than the others would have, had they got its calls."""
     calls = answered = their_calls = 0
     expected = variance = 0.0
     for of in replica.versions(now):
@@ -143,7 +143,7 @@ def _fails_together(replica: Outcomes, others: Sequence[Outcomes], now: float) -
             continue
         calls, answered, their_calls = calls + own.calls, answered + own.answered, their_calls + made
         expected += own.calls * well / made
-        # Of a handful of calls that all went well the next may fail yet (Laplace's rule of succession).
+        # After a handful of calls that all went well, the next may still fail (Laplace's rule of succession).
         careful = (well + 1) / (made + 2)
         variance += careful * (1.0 - careful) * own.calls * (1.0 + own.calls / made)
     if min(calls, their_calls) < LEAST_CALLS:

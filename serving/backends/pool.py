@@ -1,4 +1,4 @@
-"""The replicas as one: which of them may answer, the choice among these, retries elsewhere.
+"""The replicas as one: which may answer, load balancing among them, and retries elsewhere.
 
 A call names a model and a version; it goes to the less loaded of two random replicas on which that
 version is AVAILABLE (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001).
@@ -22,13 +22,13 @@ from serving.backends.replica import LOOK_AGAIN_S, Answer, Call, Patience, Repli
 from serving.backends.room import Waiting
 from serving.backends.tfserving import is_full
 
-# What another replica may well do: the first was unreachable, full, broken, or lost the version just now.
+# Another replica may well succeed: the first was unreachable, full, broken, or has just lost the version.
 RETRYABLE = (errors.Unavailable, errors.Overloaded, errors.Internal, errors.NotFound)
 MAX_ATTEMPTS = 3
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
-# After so long a call of which it is not known how long it takes is made beside on a replica that has joined
-# meanwhile: a sixth of the time that requests have by default, and longer than most models take to warm up.
+# After this long, a call whose usual duration is unknown is also made on a replica that joined meanwhile: a
+# sixth of the time that requests have by default, and longer than most models take to warm up.
 UNKNOWN_PATIENCE_S = 5.0
 
 
@@ -36,7 +36,7 @@ class Slot:
     """One batch's place at a replica, taken before the batch is made.
 
     Args:
-        replica: where it is; None: nobody could be reached.
+        replica: where it is; None: no replica could be reached.
         model: the batch's model.
         version: its version.
     """
@@ -49,7 +49,7 @@ class Slot:
 
     @property
     def behind(self) -> bool:
-        """Whether another batch of the version is there already, which is computed first."""
+        """Whether another batch of the version is there already, and will be computed first."""
         return self.replica is not None and self.replica.booked_of[self._lane] > 1
 
     def move(self, replica: Replica) -> None:
@@ -86,18 +86,18 @@ class _Late(NamedTuple):
 
 
 class Pool(Members):
-    """A set of replicas, which may change by `join` and `leave`, asked as one.
+    """A set of replicas, which may change by `join` and `leave`, called as one.
 
     Args:
         replicas: the replicas to begin with; the pool closes them.
         calls_per_replica: batches that one replica is given at once.
         clock: the monotonic clock, in seconds.
-        rng: what chooses the two replicas that are compared.
+        rng: chooses the two replicas that are compared.
 
     Attributes:
-        retries: calls that were made once more after a failure.
-        hedges: calls that were made beside one that was late.
-        freed: is called as there may be a place for a batch, beside that which a batch gives back itself.
+        retries: calls that were retried after a failure.
+        hedges: second calls that were made while a first one was late.
+        freed: called when there may be a place for a batch, other than one that a batch itself gave back.
     """
 
     def __init__(
@@ -121,15 +121,15 @@ class Pool(Members):
         """Ask every replica which versions of `models` it has. One that does not answer is not reachable."""
         await super().refresh(models)
         self._waiting.look_again()
-        self.freed()  # by a replica that has come, or is warm by now, or may be tried again
+        self.freed()  # a replica may have come, or be warm by now, or be allowed another try
 
     def capacity(self, model: str, version: int) -> int:
         """How many batches for this version the usable replicas take at once."""
         return sum(self._slots(self._usable(model, version, self._clock())).values())
 
     def book(self, model: str, version: int) -> Slot | None:
-        """A place for a batch for this version; None while every usable replica has all it takes at once, and
-        one of this model among them.
+        """A place for a batch for this version; None while every usable replica is full and has a batch of
+        this model.
 
         If none is usable there is a place all the same, so that the batch's callers hear why.
         """
@@ -144,7 +144,7 @@ class Pool(Members):
         """Those with a place for a batch of a model.
 
         Models share a replica's places, but each has one there in any case: replicas compute several batches
-        at once, and a light model must not wait until a heavy one has done.
+        at once, and a light model must not wait until a heavy one is done.
         """
         return [
             replica
@@ -184,10 +184,11 @@ class Pool(Members):
             call: what to do; it may be done more than once.
             deadline: when its answer is of no more use.
             slot: the place that was booked for it; it moves along with retries.
-            patience_s: after how long another replica is asked if this one has not answered. If there is none
-                then, one that joins later is. None: it is not known how long it takes, and this replica is
-                waited for; but one that joins meanwhile is asked, too, after `UNKNOWN_PATIENCE_S`.
-            hedge_after_s: after how long another one is asked, too, if it has a free place; None: never.
+            patience_s: after how long this replica is given up for another one; if there is none by then, for
+                one that joins later. None: the call's usual duration is unknown, and this replica is waited
+                for; after `UNKNOWN_PATIENCE_S` one that joined meanwhile is called as well.
+            hedge_after_s: after how long a second replica is called as well, if it has a free place; None:
+                never.
 
         Raises:
             Unavailable: no replica that has this version can be reached.
@@ -202,7 +203,7 @@ class Pool(Members):
             try:
                 return await self._try(task, replica, slot, tried)
             except RETRYABLE as error:
-                last = errors.without_frames(error)  # it would hold this call, and this call holds it
+                last = errors.without_frames(error)  # it would hold this call's frame, which holds it
             finally:
                 self._waiting.leave(replica)
         if last is None and self._clock() >= deadline:
@@ -217,7 +218,7 @@ class Pool(Members):
     async def _next(
         self, task: _Task[Any], slot: Slot | None, tried: Sequence[Replica], last: errors.SluiceError | None
     ) -> Replica | None:
-        """Take a place at the replica for the next attempt, once it has one; None: there is to be none."""
+        """Take a place at a replica for the next attempt, once one has room; None: no further attempt."""
         if len(tried) >= MAX_ATTEMPTS:
             return None
         may_retry = not tried
@@ -236,13 +237,13 @@ class Pool(Members):
             replica = await self._waiting.place(find, task.deadline - now, ahead=ahead)
             if replica is None or replica in self._usable(task.model, task.version, self._clock()):
                 return replica
-            self._waiting.leave(replica)  # it went, or left the pool, while this call waited for it
+            self._waiting.leave(replica)  # it became unusable, or left the pool, while this call waited
         return None
 
     def _candidates(
         self, task: _Task[Any], tried: Sequence[Replica], last: errors.SluiceError | None
     ) -> list[Replica]:
-        """The replicas for the next attempt: those that were not tried, or the same ones again."""
+        """The replicas for the next attempt: untried ones, or else the same ones again."""
         now = self._clock()
         usable = self._usable(task.model, task.version, now, tried)
         if not usable and isinstance(last, errors.Unavailable):
@@ -260,7 +261,7 @@ class Pool(Members):
     async def _try(
         self, task: _Task[Answer], replica: Replica, slot: Slot | None, tried: list[Replica]
     ) -> Answer:
-        """Make a call on a replica, and on another one too if the first is late; both count as tried."""
+        """Make a call on a replica, and on a second one if the first is late; both count as tried."""
         if replica in tried:
             await asyncio.sleep(SAME_REPLICA_PAUSE_S)
         if slot is not None:
@@ -295,14 +296,14 @@ class Pool(Members):
             answer = await replica.run(
                 task.model, task.version, task.call, task.deadline, self._clock, patience
             )
-        except BaseException as error:  # a deadline tells of the replica, too, whoever's timer ends the call
+        except BaseException as error:  # cancelled at the deadline, too: that says something of the replica
             self._judge(replica, task.model, task.version)
             if isinstance(error, errors.NotFound):
                 replica.forget(task.model, task.version)
             elif is_full(error):
                 replica.room.refused()
                 tried.remove(replica)
-                if replica.room.taken == 1:  # others fill it, and tell nobody here when they have done
+                if replica.room.taken == 1:  # others fill it, and nobody here hears when they are done
                     await asyncio.sleep(SAME_REPLICA_PAUSE_S)
             raise
         replica.room.answered()
@@ -311,9 +312,9 @@ class Pool(Members):
     def _hedge(
         self, task: _Task[Answer], tried: list[Replica], *, is_batch: bool, late: _Late | None = None
     ) -> Coroutine[Any, Any, Answer] | None:
-        """The same call on a replica that was not tried and has a free place, if the budget has it.
+        """The same call on an untried replica with a free place, if the retry budget allows it.
 
-        If it is `late` that was asked, only on one that has come since.
+        If `late` is given, only on a replica that has come since that one was called.
         """
         now = self._clock()
         usable = self._usable(task.model, task.version, now, tried)
@@ -338,7 +339,7 @@ class Pool(Members):
         is_batch: bool,
         late: _Late | None,
     ) -> Answer:
-        """Make a hedging call, which takes places of its own."""
+        """Make a hedged call, which takes places of its own."""
         slot = Slot(replica if is_batch else None, task.model, task.version)
         replica.room.take()
         try:
@@ -353,7 +354,7 @@ class Pool(Members):
 
 
 def choose(usable: Sequence[Replica], rng: random.Random, now: float) -> Replica | None:
-    """The less loaded of two random ones: fewer calls in flight, then lower latency. None of none."""
+    """The less loaded of two random ones: fewer calls in flight, then lower latency. None out of none."""
     if not usable:
         return None
     if len(usable) == 1:
@@ -363,7 +364,7 @@ def choose(usable: Sequence[Replica], rng: random.Random, now: float) -> Replica
 
 
 def _with_advice(error: errors.SluiceError | None, model: str, version: int) -> errors.SluiceError:
-    """The error for a caller whose attempts are spent: with when to come back, where that may help."""
+    """The error for a caller whose attempts are used up, saying when to retry if that may help."""
     if error is None:
         return errors.Unavailable(
             f'no replica that has version {version} of model "{model}" can be reached at the moment',

@@ -1,4 +1,4 @@
-"""What the gateway knows about one replica: what it serves, how busy and how well it is."""
+"""What the gateway knows about one replica: what it serves, how busy and how healthy it is."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _LATENCY_WEIGHT = 0.1
 RAMP_S = 3.0
 _LEAST_WEIGHT = 0.1
 
-# A call that was given less time than this and did not make it tells of its caller's haste, unless such calls
-# fare better on other replicas; and nothing at all if it was given less than the second.
+# A call that ran out of less time than the first says more of its caller's haste than of the replica, unless
+# such calls fare better on other replicas; of less than the second, it says nothing at all.
 FAIR_TIME_S = 1.0
 HASTY_TIME_S = 0.1
-# Callers' timers and the call's own end at the deadline, in any order: so close to it one is like the other.
+# The caller's timer and the call's own both end at the deadline, in either order: this close to it, an end is
+# the deadline's.
 _TIMER_SLACK_S = 0.01
 
-# A timer that fires so much later than it should tells that this process stood still (its share of a
-# processor was used up, say), and nothing of the replica: what that answered has not been looked at yet.
+# A timer that fires this much too late says that this process was stalled (its CPU quota was used up, say),
+# and nothing of the replica, whose answer may be here unread.
 LATE_S = 0.1
 
-
-# Once a call is overdue, it is looked so often whether there is another replica by now.
+# Once a call is overdue, this is how often to look for another replica.
 LOOK_AGAIN_S = 1.0
 
 
 class Patience(NamedTuple):
-    """How long a call is waited for, in seconds; whether another replica could answer it instead, then."""
+    """How long a call is waited for, in seconds, and whether another replica could then answer it."""
 
     for_s: float
     others: Callable[[], bool]
@@ -53,11 +53,11 @@ class Replica:
     """One replica, with its counters.
 
     Attributes:
-        breaker: of calls that it did not answer, whatever their version.
-        breakers: model and version -> of those that it failed, for versions that have not answered since.
+        breaker: for calls that it did not answer, whatever their version.
+        breakers: model and version -> for calls that it failed, until the version answers again.
         versions: model -> version -> status, as of the last time the replica was asked.
         reachable: whether it answered the last time it was asked.
-        reachable_since: when it began to be so.
+        reachable_since: when it became reachable.
         in_flight: calls that have not ended.
         booked_of: model and version -> batches that it computes, or that are on their way to it.
         room: how many calls it takes at once, batches and others alike.
@@ -96,7 +96,7 @@ class Replica:
         )
 
     def does_well(self, model: str, version: int, now: float) -> bool:
-        """Whether it is not failing the calls for this version, or may be tried again."""
+        """Whether it does not fail calls for this version, or may be tried again."""
         failing = self.breakers.get((model, version))
         return failing is None or failing.allows(now)
 
@@ -110,17 +110,17 @@ class Replica:
         return any(name == model for name, _ in self.booked_of)
 
     def left_alone(self, now: float) -> bool:
-        """Whether it gets no calls at `now`, or none for a version that others have, as it failed them."""
+        """Whether a breaker or an ejection keeps calls from it at `now`, for one version at least."""
         breakers = (self.breaker, *self.breakers.values())
         return self.outcomes.ejected_until > now or any(each.open(now) for each in breakers)
 
     def weight(self, now: float) -> float:
-        """Its share of calls, compared with one that has been there for long: up to 1, from when it came."""
+        """Its share of calls relative to a warm replica: it grows up to 1 from when it came (back)."""
         ready_for_s = now - max(self.reachable_since, self.outcomes.ejected_until)
         return min(1.0, max(_LEAST_WEIGHT, ready_for_s / RAMP_S))
 
     def load(self, now: float) -> tuple[float, float]:
-        """What is compared in choosing a replica: calls in flight with one more, for its weight; latency."""
+        """What a choice compares: calls in flight, this one included, over its weight; then latency."""
         return (self.in_flight + 1) / self.weight(now), self.latency_s
 
     def book(self, model: str, version: int) -> None:
@@ -128,7 +128,7 @@ class Replica:
         self.booked_of[model, version] += 1
 
     def give_back(self, model: str, version: int) -> None:
-        """One of these has ended, or goes elsewhere."""
+        """A booked batch has ended, or goes elsewhere."""
         self.booked_of[model, version] -= 1
         if not self.booked_of[model, version]:
             del self.booked_of[model, version]
@@ -138,25 +138,25 @@ class Replica:
         self.versions.get(model, {}).pop(version, None)
 
     def came(self, now: float) -> None:
-        """It answered when it was asked what it has."""
+        """It answered when asked which versions it has."""
         if not self.reachable:
             self.reachable = True
             self.reachable_since = now
 
     def went(self) -> None:
-        """It did not answer when it was asked what it has."""
+        """It did not answer when asked which versions it has."""
         self.reachable = False
         self.versions.clear()
         self.breakers.clear()
 
     def give_up(self) -> None:
-        """End every call in flight as if its time was over; others can answer what they asked."""
+        """End every call in flight as if its patience had run out; other replicas can answer them."""
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(0.0)
 
     def overtaken(self, model: str, version: int, started: float, now: float) -> None:
-        """It has had a call since `started`, and one that came later answered the same call meanwhile."""
+        """It has had a call since `started`, and a replica that joined later has answered it meanwhile."""
         self.breaker.trip()
         self._failed(self.breaker, (model, version), started, now)
 
@@ -171,7 +171,7 @@ class Replica:
     ) -> Answer:
         """Make a call for a version and learn from how it goes. Cancellation leaves the counters right.
 
-        A call that is cancelled at its deadline has failed; one that is cancelled before tells at least that
+        A call that is cancelled at its deadline has failed; one that is cancelled earlier says at least that
         it would have taken longer.
 
         Args:
@@ -231,7 +231,7 @@ class Replica:
             raise errors.Unavailable(f"the replica {self.address} does not answer", stage="backend") from None
 
     def _breakers(self, of: Version) -> Iterator[Breaker]:
-        """Those that a call for a version heeds."""
+        """The breakers that a call for a version goes through."""
         yield self.breaker
         if of in self.breakers:
             yield self.breakers[of]
@@ -242,13 +242,13 @@ class Replica:
             self._failed(self.breaker, of, started, now)
         elif isinstance(error, errors.DeadlineExceeded):
             self._ran_out(of, started, now)
-        elif isinstance(error, errors.Internal):  # it tells of the version here
+        elif isinstance(error, errors.Internal):  # a fault of the version on this replica
             self._failed(self.breakers.setdefault(of, Breaker()), of, started, now)
-        else:  # the caller's, or the model's
+        else:  # the caller's fault, or the model's
             self._answered(of)
             if isinstance(error, errors.Overloaded) and not is_full(error):
-                # Out of memory, say: more often than others it is the replica's fault. It is quick to say so,
-                # and would else be taken for the least loaded.
+                # Out of memory, say: if it is so more often than others, that is the replica's fault. It is
+                # quick to say so, and would otherwise look like the least loaded.
                 self.outcomes.add(of, failed=True, now=now)
 
     def _ran_out(self, of: Version, started: float, now: float) -> None:
@@ -277,15 +277,15 @@ class Replica:
 
 
 class _Watch:
-    """Ends a call that was not answered in a while, in which this process was there to hear an answer.
+    """Ends a call that is not answered within its patience, unless this process was stalled meanwhile.
 
-    It waits on while an older call is in flight, which may be a heavy model's and be computed first, and
+    It keeps waiting while an older call is in flight, which may be a heavy model's and be computed first, and
     while there is no other replica that could answer.
 
     Args:
-        limit: what the call is made in.
-        patience: the while, and whether there is another replica.
-        in_flight: the limits of all calls on the replica, the oldest first; one that is ended leaves it.
+        limit: the timeout around the call.
+        patience: how long to wait, and whether there is another replica.
+        in_flight: the timeouts of all calls on the replica, the oldest first; one that is ended leaves it.
     """
 
     def __init__(
@@ -314,5 +314,5 @@ class _Watch:
             self._limit.reschedule(0.0)
 
     def end(self) -> None:
-        """There is nothing to wait for any more."""
+        """The call has ended; stop watching."""
         self._timer.cancel()

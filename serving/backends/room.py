@@ -1,11 +1,12 @@
 """How many calls a replica is given at once, and the calls that wait until one has room.
 
-TensorFlow Serving answers a call that finds all its threads at work, four a core by default, with
+TensorFlow Serving answers a call that finds all its threads busy, four per core by default, with
 RESOURCE_EXHAUSTED, "Server Threadpool Exhausted"; one that finds the queue of its batching full, with
-UNAVAILABLE and a text that says so. How many it takes, and how many other gateways leave, is learned from
-these refusals, with additive increase (Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for
-Congestion Avoidance in Computer Networks", 1989); a refusal tells the number itself: what was in flight
-beside the refused call. The others wait here, in order, instead of being refused there.
+UNAVAILABLE and a text that says so. How many calls it takes, and how many of these other gateways leave, is
+learned from these refusals, with additive increase (Chiu and Jain, "Analysis of the Increase and Decrease
+Algorithms for Congestion Avoidance in Computer Networks", 1989); the decrease needs no guess, since a refusal
+tells the number: what was in flight besides the refused call. Further calls wait here, in order, instead of
+being refused there.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Generic, Protocol, TypeVar
 
 FIRST = 64  # what a server of 16 cores takes; a smaller one says so at once
 MOST = 256
-# Once the replica has refused a call its room is tried out ten times more slowly: one call in a hundred, or
-# fewer, is refused to find out whether there is more by now.
+# Once the replica has refused a call the limit grows ten times more slowly: one call in a hundred, or fewer,
+# is refused in finding out whether there is more room by now.
 _CAREFUL = 0.1
 
 
@@ -50,7 +51,7 @@ class Room:
         self.taken -= 1
 
     def answered(self) -> None:
-        """A call, which still has its place, was answered: if there was no room left there may be more."""
+        """A call, which still has its place, was answered: if there was no free place, there may be more."""
         if not self.free:
             self.limit = min(float(MOST), self.limit + self._step / self.limit)
 
@@ -79,7 +80,7 @@ class _Waiter(Generic[Host]):
 
 
 class Waiting(Generic[Host]):
-    """Calls that wait for a place, first come, first served, among those that the same replica can do."""
+    """Calls that wait for a place: first come, first served, among those that the same replica can serve."""
 
     def __init__(self) -> None:
         self._waiters: deque[_Waiter[Host]] = deque()
@@ -90,15 +91,15 @@ class Waiting(Generic[Host]):
     async def place(
         self, find: Callable[[], Collection[Host]], left_s: float, *, ahead: bool = False
     ) -> Host | None:
-        """Wait for a place at a replica while all that will do are full; it is taken when this returns.
+        """Wait for a place while all suitable replicas are full; it is taken when this returns.
 
         Args:
-            find: finds those that will do, now and whenever that may have changed.
+            find: finds the suitable replicas, now and whenever that may have changed.
             left_s: how long to wait, in seconds.
             ahead: whether to go before those that wait already.
 
         Returns:
-            The replica; None if none had a place in time, or none is left that will do.
+            The replica; None if none had a place in time, or no suitable one is left.
         """
         waiter: _Waiter[Host] = _Waiter(find, find(), asyncio.get_running_loop().create_future())
         (self._waiters.appendleft if ahead else self._waiters.append)(waiter)
@@ -116,7 +117,7 @@ class Waiting(Generic[Host]):
         return waiter.place.result()
 
     def leave(self, host: Host) -> None:
-        """Give back a place at a replica, for the first that waits for one there."""
+        """Give back a place at a replica, to the first that waits for one there."""
         host.room.release()
         while host.room.free:
             waiter = next((each for each in self._waiters if host in each.hosts), None)

@@ -15,10 +15,10 @@ import grpc.aio
 from serving import errors, protos
 from serving.telemetry.tracing import Trace
 
-# A path that is cut without a word is found out by the kernel: gRPC sets TCP_USER_TIMEOUT (RFC 5482) to the
-# keepalive's time-out wherever keepalive is on, and the replica is asked for its versions about once a
-# second, so that something always waits to be acknowledged. Without it a cut connection is kept through TCP's
-# retransmissions, a quarter of an hour, and after a cut that has ended until the next of them.
+# A network path that is silently cut is detected by the kernel: gRPC sets TCP_USER_TIMEOUT (RFC 5482) to the
+# keepalive's timeout wherever keepalive is on, and the replica is asked for its versions about once a second,
+# so that something always waits to be acknowledged. Without it a dead connection lasts as long as TCP
+# retransmits, a quarter of an hour; and one whose path is back stalls until the next retransmission.
 _CUT_AFTER_MS = 5_000
 # Pings are not needed for that, and a server that gets them more often than every five minutes while it sends
 # nothing ends the connection: GOAWAY, ENHANCE_YOUR_CALM (grpc's default, which TensorFlow Serving keeps).
@@ -58,12 +58,12 @@ KIND_OF_STATUS: dict[grpc.StatusCode, type[errors.SluiceError]] = {
     grpc.StatusCode.DATA_LOSS: errors.Internal,
 }
 
-# How gRPC words the end of a stream that nobody answered, under several codes: it tells of the way to the
-# replica, and not of the model.
+# How gRPC words a stream that ended without an answer, under several codes: a fault of the connection to the
+# replica, not of the model.
 _BROKEN_STREAM = ("RST_STREAM", "Stream removed")
 
-# How gRPC's server words a refusal under RESOURCE_EXHAUSTED, which a model that runs out of memory says, too;
-# and TensorFlow Serving's batching one under UNAVAILABLE, as does a replica that is gone.
+# How gRPC's server words a refusal; its code, RESOURCE_EXHAUSTED, is also that of a model out of memory. And
+# how TensorFlow Serving's batching does; its code, UNAVAILABLE, is also that of a replica that is gone.
 _FULL = (
     "Server Threadpool Exhausted",
     "The batch scheduling queue to which this task was submitted is full",
@@ -123,11 +123,13 @@ class TensorFlowServing:
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
-                # Nobody cancelled the caller: its connection was closed, which gRPC tells in these two ways.
+                # Nobody cancelled the caller: its connection was closed, which gRPC reports in two ways.
                 text = f"the connection to {self.address} was closed"
                 raise errors.Unavailable(text, stage="backend") from error
             if answer is None:  # gRPC has logged why it could not be parsed
-                text = f"{self.address} answered {method} with bytes that are no {response.DESCRIPTOR.name}"
+                text = (
+                    f"{self.address} answered {method} with bytes that are not a {response.DESCRIPTOR.name}"
+                )
                 raise errors.Unavailable(text, stage="backend")
             return answer
 
@@ -203,7 +205,7 @@ def translate(error: grpc.aio.AioRpcError) -> errors.SluiceError:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a replica refused a call since its threads or its queue had no room: it did not look at it."""
+    """Whether a replica refused a call, without looking at it, because its threads or its queue were full."""
     return isinstance(error, errors.Overloaded) and _says_full(error.message)
 
 

@@ -10,9 +10,9 @@
 
 `AsyncClient`, `GrpcClient` and `AsyncGrpcClient` take the same arguments. What fails is raised as one of
 the kinds of `serving.errors`, the same over either protocol; an image that could not be read is a result
-with an `error` beside those of the others, and raised if there are no others. Requests that may succeed
-later are sent again, when the gateway says or after a growing pause; see `Retries`. Threads may share a
-blocking client; an async one is of one event loop.
+with an `error` among those of the others, and raised if there are no others. Requests that may succeed
+later are retried, when the gateway says or after a growing pause; see `Retries`. Threads may share a
+blocking client; an async one belongs to one event loop.
 """
 
 from serving.client.http import AsyncClient, Client

@@ -1,4 +1,4 @@
-"""What the clients of all protocols offer; a protocol adds how a request is made, and sent once."""
+"""What the clients of all protocols offer; each protocol adds how a request is made, and sent once."""
 
 from __future__ import annotations
 

@@ -28,22 +28,22 @@ from serving.prediction import ClassScore, ImageResult, Prediction
 Verify = ssl.SSLContext | bool
 """How the gateway's certificate is checked: httpx's `verify`."""
 
-# How much longer than the gateway a client waits: its refusal at the deadline says what took so long.
+# How much longer than the gateway a client waits: the gateway's error at the deadline says what took so long.
 _GRACE_S = 0.5
-# Who does not take a connection within that time is away, and another attempt may reach another gateway: TCP
-# has asked four times by then.
+# A gateway that does not accept a connection within this is away, and another attempt may reach another one:
+# TCP has tried four times by then.
 _CONNECT_S = 10.0
-# A gateway's node that is gone says nothing. On Linux the kernel ends a connection on which something is not
-# acknowledged, or not taken, for so long (TCP_USER_TIMEOUT, RFC 5482), and asks where nothing is under way;
-# the next attempt gets another. Without that one would wait for what is left of the deadline.
+# A gateway's node that is gone says nothing. On Linux the kernel ends a connection on which data has not been
+# acknowledged, or accepted, for this long (TCP_USER_TIMEOUT, RFC 5482), and probes idle ones; the next
+# attempt gets another connection. Without it a request would wait for the rest of its deadline.
 _SILENT_MS = 10_000
 _ASK_AFTER_S = 5
-# What is written at a time: the deadline is looked at in between.
+# How much is written at a time: the deadline is checked in between.
 _PIECE_BYTES = 65_536
-# For a step that begins when the time is up: 0 would mean not to wait for the system at all.
+# For a step that begins when the time is up: 0 would mean not to block at all.
 _LEAST_S = 0.001
-# What is left to read of a closed answer. httpx's own stream has the answer, which has the stream, and
-# the request: its images would stay until the garbage collector comes.
+# The stream of a closed answer. httpx's own refers to the answer, which refers to it and to the request, a
+# cycle: its images would stay until the garbage collector runs.
 _READ = httpx.ByteStream(b"")
 
 # For errors that do not come from a gateway: from a proxy, which has limits and callers of its own.
@@ -91,7 +91,7 @@ def _classify_request(question: Question) -> _Request:
     if model is not None:
         path += ":classify"
     params = {} if question.top_k is None else {"top_k": str(question.top_k)}
-    if len(question.images) == 1 and question.images[0]:  # one without a byte would be no image at all
+    if len(question.images) == 1 and question.images[0]:  # an empty one would count as no image at all
         headers = {"content-type": "application/octet-stream"}
         return _Request(path, params, headers, content=question.images[0])
     octets = "application/octet-stream"
@@ -103,16 +103,14 @@ def _classify_request(question: Question) -> _Request:
 
 
 def _prediction(answer: httpx.Response, content: bytes) -> Prediction:
-    """The prediction in an answer; raises the error in one, or Internal if it is no gateway's."""
+    """The prediction in an answer; raises the error in it, or Internal if it is not a gateway's answer."""
     if not answer.is_success:
         raise _failure(answer, content)
     try:
         found = orjson.loads(content)
         return Prediction(found["model"], found["version"], tuple(map(_result, found["results"])))
     except (ValueError, KeyError, TypeError) as error:
-        text = (
-            f"{answer.url} answered {answer.status_code}, but with no prediction; is it a gateway of Sluice?"
-        )
+        text = f"{answer.url} answered {answer.status_code}, but with no prediction; is it a Sluice gateway?"
         raise Internal(text) from error
 
 
@@ -124,7 +122,7 @@ def _result(found: Mapping[str, Any]) -> ImageResult:
 
 
 def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
-    """The error in a problem document; anything else, a proxy's page perhaps, is told by its status."""
+    """The error in a problem document; anything else, such as a proxy's page, is judged by its status."""
     retry_after_s = None
     with contextlib.suppress(ValueError):
         retry_after_s = float(answer.headers.get("retry-after", ""))
@@ -141,7 +139,7 @@ def _failure(answer: httpx.Response, content: bytes) -> SluiceError:
 
 
 def _watch(event: str, info: Mapping[str, Any]) -> None:
-    """Have the kernel find out that the path of a connection, which has just been made, is cut."""
+    """Have the kernel detect if the path of a connection, which has just been made, is cut."""
     if event == "connection.connect_tcp.complete" and hasattr(socket, "TCP_USER_TIMEOUT"):
         made = info["return_value"].get_extra_info("socket")
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -155,10 +153,10 @@ async def _watch_async(event: str, info: Mapping[str, Any]) -> None:
 
 
 def _bound(request: httpx.Request, latest: float) -> None:
-    """Have a request end by `latest` (monotonic clock): each of its steps gets what those before have left.
+    """Have a request end by `latest` (monotonic clock): each of its steps gets what is left of the time.
 
-    httpx bounds each step by itself, and of a step each call to the system. It tells `trace` of a step before
-    it looks at the step's time-out.
+    httpx limits each step separately, and within a step each system call. It calls `trace` for a step before
+    it looks at the step's timeout.
     """
     timeouts = request.extensions["timeout"]
 
@@ -174,7 +172,7 @@ def _bound(request: httpx.Request, latest: float) -> None:
 
 
 class _Body(httpx.SyncByteStream):
-    """A body that is written until `latest`; whoever takes it so slowly as not to have it by then is late."""
+    """A body that is written until `latest`; a reader too slow to have it by then is timed out."""
 
     def __init__(self, body: httpx.SyncByteStream, latest: float) -> None:
         self._body = body
@@ -190,20 +188,20 @@ class _Body(httpx.SyncByteStream):
 
 def _read(answer: httpx.Response, latest: float) -> bytes:
     """The body of an answer; httpx.ReadTimeout if it is not here by `latest` (monotonic clock)."""
-    # The wait for each piece is bounded, not that for all. The first is mostly the only one.
+    # httpx limits the wait for each piece, not for all of them. The first is mostly the only one.
     pieces = answer.iter_bytes()
     first = next(pieces, b"")
     if str(len(first)) == answer.headers.get("content-length"):
-        return first + b"".join(pieces)  # there are none, but httpx learns that the connection is free again
+        return first + b"".join(pieces)  # no more come, but httpx learns that the connection is free again
     with _hung_up_at(latest, answer):
         return first + b"".join(pieces)
 
 
 @contextlib.contextmanager
 def _hung_up_at(latest: float, answer: httpx.Response) -> Iterator[None]:
-    """Whoever still sends when the time is up is hung up on, and the block ends as httpx.ReadTimeout.
+    """Close the connection when the time is up, so that the block ends with httpx.ReadTimeout.
 
-    It takes a thread: nothing else can end the block's wait.
+    This takes a thread: nothing else can end the block's wait.
     """
     late = threading.Event()
     connection = answer.extensions["network_stream"].get_extra_info("socket")
@@ -223,7 +221,7 @@ def _hung_up_at(latest: float, answer: httpx.Response) -> Iterator[None]:
             raise
     finally:
         timer.cancel()
-    if late.is_set():  # what looks like the end may be of our making, too
+    if late.is_set():  # what looks like the end of the answer may be our own doing
         raise httpx.ReadTimeout("the answer comes too slowly", request=answer.request)
 
 
@@ -237,7 +235,7 @@ class Client(BlockingClient[_Request]):
         retries: when to send again.
 
     Raises:
-        InvalidInput: the URL is none, or the key.
+        InvalidInput: the URL or the key is not valid.
     """
 
     def __init__(

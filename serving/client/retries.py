@@ -1,4 +1,4 @@
-"""When a request is worth sending again: pure, but for the two loops at the end that wait in between."""
+"""When to retry a request: pure, but for the two loops at the end that wait in between."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from serving.errors import InvalidInput, SluiceError
 
 Answer = TypeVar("Answer")
 
-# A deadline that has passed still gives the first attempt something to be refused with.
+# Even after the deadline the first attempt gets a moment, so that it fails with a proper error.
 _LEAST_S = 0.001
-# More would be no number any more, and no pause that anybody waits for.
+# More would overflow, and nobody waits for such a pause.
 _MOST_DOUBLINGS = 60
-# Pauses are up to so many times as long: clients that were refused together must not come back together.
+# Jitter: pauses are up to this many times as long, so that clients refused together do not return together.
 _SPREAD = 1.5
 
 
@@ -28,9 +28,9 @@ class Retries:
 
     Args:
         attempts: how often a request is sent at most, the first time included.
-        first_pause_s: the pause after the first failure, where the gateway names none; it doubles each time.
+        first_pause_s: the pause after the first failure, if the gateway names none; it doubles each time.
             Pauses are lengthened at random, by half at most.
-        longest_pause_s: no pause is longer before it is lengthened; if the gateway asks for a longer one, the
+        longest_pause_s: the longest pause before it is lengthened; if the gateway asks for a longer one, the
             failure is final.
 
     Raises:
@@ -43,7 +43,7 @@ class Retries:
 
     def __post_init__(self) -> None:
         if not (self.attempts >= 1 and self.first_pause_s >= 0 and self.longest_pause_s >= 0):
-            raise InvalidInput(f"{self} cannot be; there is one attempt at least, and no pause is below 0")
+            raise InvalidInput(f"{self} is not valid: attempts must be at least 1, and no pause below 0")
 
     def pause_s(self, error: SluiceError, attempt: int, left_s: float) -> float | None:
         """How long to wait before sending again; None if the failure is final.
@@ -57,7 +57,7 @@ class Retries:
             return None
         doublings = min(attempt - 1, _MOST_DOUBLINGS)
         backoff_s = min(self.first_pause_s * 2**doublings, self.longest_pause_s)
-        # A proxy's word may be any number, one below 0 too.
+        # A proxy may have sent any number, even a negative one.
         pause_s = backoff_s if error.retry_after_s is None else max(error.retry_after_s, 0.0)
         return pause_s if pause_s <= self.longest_pause_s and pause_s < left_s else None
 
@@ -75,7 +75,7 @@ class _Attempts:
         self._made = 0
 
     def next_s(self) -> float:
-        """Begin an attempt: how many seconds it may take."""
+        """Begin an attempt; returns how many seconds it may take."""
         self._made += 1
         return max(self._deadline - time.monotonic(), _LEAST_S)
 

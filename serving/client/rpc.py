@@ -23,13 +23,13 @@ _METHOD = f"/{protos.IMAGE_CLASSIFICATION}/Classify"
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A gateway's node that is gone says nothing. Where keepalive is on, gRPC has the kernel end a connection
-    # on which something is not acknowledged for its time-out (TCP_USER_TIMEOUT), and the next attempt gets
-    # another; without it each runs into its deadline, for a quarter of an hour. The pings themselves come
-    # as seldom as any server takes them.
+    # A gateway's node that is gone says nothing. With keepalive on, gRPC has the kernel end a connection on
+    # which data has not been acknowledged for its timeout (TCP_USER_TIMEOUT), and the next attempt gets
+    # another; without it each would run into its deadline, for a quarter of an hour. The pings themselves are
+    # rare enough for any server.
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # While gRPC waits to connect anew, requests fail unsent: by default for a second, later for two minutes.
+    # While gRPC waits to reconnect, requests fail unsent: by default for a second, later for two minutes.
     # Most attempts of `Retries` would not even try to reach a gateway that is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -63,7 +63,7 @@ def _classify_request(question: Question) -> Any:
             top_k=question.top_k,
         )
     except ValueError as error:  # a number beyond the field's, or a name that is not Unicode
-        raise InvalidInput(f"this cannot be asked over gRPC: {error}") from error
+        raise InvalidInput(f"this cannot be sent over gRPC: {error}") from error
 
 
 def _prediction(response: Any) -> Prediction:
@@ -74,7 +74,7 @@ def _prediction(response: Any) -> Prediction:
         try:
             raise first
         finally:
-            del first, found  # else the error holds this frame, and this frame the error
+            del first, found  # otherwise the error holds this frame, and this frame the error
     return found
 
 
@@ -86,7 +86,7 @@ def _result(found: Any) -> ImageResult:
 
 
 def _failure(error: grpc.RpcError) -> SluiceError:
-    """The error in a status: its kind from `ErrorInfo`, and when to come back from `RetryInfo`."""
+    """The error in a status: its kind from `ErrorInfo`, and when to retry from `RetryInfo`."""
     call: Any = error  # what gRPC raises is a call as well
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     retry_after_s = None

@@ -50,8 +50,8 @@ class Question:
         """A question about one image or several.
 
         Raises:
-            InvalidInput: a version is given twice over, or of no model; a name is empty; there is no image;
-                or something is of another type.
+            InvalidInput: both a version and a label are given, or either without a model; a name is empty;
+                there is no image; or something has the wrong type.
             OSError: a file cannot be read.
         """
         if version is not None and label is not None:
@@ -63,7 +63,7 @@ class Question:
                 "the name of a model, or a label, is empty; None stands for what the gateway chooses"
             )
         version, top_k = _whole("version", version), _whole("top_k", top_k)
-        # A str is a sequence of letters, and an open file gives lines: either must be refused whole.
+        # A str is a sequence of letters, and an open file yields lines: each must be refused as a whole.
         whole = isinstance(images, (*_OCTETS, str)) or hasattr(images, "read")
         several: Iterable[object] = images if isinstance(images, Iterable) and not whole else [images]
         octets = [_octets(each) for each in several]

@@ -1,4 +1,4 @@
-"""How commands ask a gateway over HTTP: where it is, with which key, and what to say if nobody answers."""
+"""How commands call a gateway over HTTP: where it is, with which key, and what to say if nobody answers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
 _TIMEOUT_S = 10.0
 
 ApiKey = Annotated[
-    str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better by environment.")
+    str | None, typer.Option(envvar="SLUICE_API_KEY", help="API key or token; better set in the environment.")
 ]
-Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="Where the gateway is.")]
+Url = Annotated[str, typer.Option(envvar="SLUICE_URL", help="URL of the gateway.")]
 Ca = Annotated[
     Path | None,
     typer.Option(
-        envvar="SSL_CERT_FILE", help="PEM file of the authorities that the gateway's certificate is of."
+        envvar="SSL_CERT_FILE", help="PEM file of the authorities that issued the gateway's certificate."
     ),
 ]
 
@@ -33,7 +33,7 @@ START_ONE = "start one: sluice serve, or pass --url"
 
 
 def connection(url: str, api_key: str | None, ca: Path | None = None) -> httpx.Client:
-    """A connection to a gateway; raises InvalidInput if its address, the key or the authorities are none."""
+    """A connection to a gateway; raises InvalidInput if its address, key or authorities are invalid."""
     import httpx
 
     from serving.gateway_url import authorization, checked
@@ -44,7 +44,7 @@ def connection(url: str, api_key: str | None, ca: Path | None = None) -> httpx.C
 
 
 def trusting(ca: Path | None) -> ssl.SSLContext | bool:
-    """What httpx takes as `verify` to trust these; raises InvalidInput if the file holds none."""
+    """What httpx takes as `verify` to trust these authorities; raises InvalidInput if the file has none."""
     import ssl
 
     if ca is None:
@@ -78,16 +78,16 @@ def ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
     try:
         refused = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        refused = "not what a gateway of Sluice answers"
+        refused = "not what a Sluice gateway answers"
     raise SluiceError(f"{client.base_url} answered {answer.status_code}: {refused}")
 
 
 @contextmanager
 def read_as_a_gateways(client: httpx.Client) -> Iterator[None]:
-    """What is read out of an answer in the block is a gateway's; raises SluiceError where it is not."""
+    """While an answer is read in the block, turn what shows that it is not a gateway's into a SluiceError."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SluiceError(
-            f"{client.base_url} answers, but not as a gateway of Sluice does; is it the right address?"
+            f"{client.base_url} answers, but not as a Sluice gateway does; is it the right address?"
         ) from error

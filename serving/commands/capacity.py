@@ -9,7 +9,7 @@ The model, for one replica that computes one batch at a time, with work-conservi
 - Arrivals vary (Poisson): 99 times in 100 at most b99 = b + 2.33 x sqrt(b) images gather, at most B.
 - An image waits for a slot (up to one L), behind the calls that are in flight before it (k - 1 of them), and
   is computed (one L): at most (k + 1) x L, and 99 times in 100 below (k + 0.99) x L(b99).
-- Where more gather than a batch takes, some wait for another one. The tail of that wait falls off as
+- If more gather than a batch takes, some wait for another one. The tail of that wait falls off as
   exp(-2 (1 - rho) mu t) with rho = lambda / mu (Kingman's heavy-traffic limit for Poisson arrivals and equal
   service times: "The single server queue in heavy traffic", 1961), so 99 times in 100 it is below
   ln(100) / (2 (1 - rho) mu).
@@ -49,7 +49,7 @@ class Measured:
     def latency_s(self, batch: float) -> float:
         """L(batch): on the line between the nearest measured sizes, level below the smallest.
 
-        Beyond the largest size it grows in proportion, as hardware that is full does.
+        Beyond the largest size it grows in proportion, as on saturated hardware.
         """
         sizes = sorted(self.seconds)
         if batch <= sizes[0]:
@@ -64,15 +64,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What is asked for.
+    """What is needed.
 
     Attributes:
         images_per_s: the load at its peak.
         p99_s: the longest that 99 of 100 images may take, from gateway to answer; None: no bound.
-        utilisation: the share of a replica's best that is planned for.
+        utilisation: the share of a replica's best throughput to plan for.
         spare: replicas beyond what the load takes: failures, and rollouts that swap one at a time.
         calls_per_replica: the gateway's setting of that name (k above).
-        overhead_s: what the gateway adds: reading, decoding, a hop.
+        overhead_s: what the gateway adds: reading, decoding, a network hop.
         replica_cost: an hour of one replica, in any currency.
         gateway_images_per_s: what one gateway does.
         gateway_cost: an hour of one gateway.
@@ -215,7 +215,7 @@ def best(found: Sequence[Option], need: Need) -> Option | None:
 
 
 def arithmetic(measured: Measured, need: Need, option: Option) -> dict[str, str]:
-    """How the figures of an option come about, for a person to check with a pocket calculator."""
+    """The arithmetic behind an option, for a person to check with a pocket calculator."""
     working = option.replicas - need.spare
     rate = need.images_per_s / working
     batch, most = gathered(measured, rate, option.max_batch), largest(measured, rate, option.max_batch)

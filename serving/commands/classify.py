@@ -52,7 +52,7 @@ class Answer:
         name: the file's, as it was given or found.
         prediction: what the gateway says; None if it failed.
         error: why it failed.
-        hopeless: whether all others will fail alike, so that nothing is left to do but to say so.
+        hopeless: whether all others would fail the same way, so that all there is left to do is say so.
     """
 
     name: str
@@ -75,14 +75,14 @@ def classify(
     url: Url = "http://127.0.0.1:8080",
     model: Annotated[str | None, typer.Option(help="Model.", show_default="the gateway's default")] = None,
     version: Annotated[int | None, typer.Option(help="Version.", show_default="the routed one")] = None,
-    label: Annotated[str | None, typer.Option(help="Label of a version, instead of one.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes for each image.")] = 1,
+    label: Annotated[str | None, typer.Option(help="Version label, instead of --version.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes per image.")] = 1,
     output: Annotated[Format, typer.Option("--format", help="How to print the answers.")] = Format.TABLE,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     api_key: ApiKey = None,
     ca: Ca = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, max=86_400, help="Seconds for each image, retries included.")
+        float, typer.Option(min=0.1, max=86_400, help="Seconds per image, retries included.")
     ] = 60,
 ) -> None:
     """Classify images with a running gateway. Exits with 1 if any of them failed."""
@@ -93,7 +93,7 @@ def classify(
             raise InvalidInput("--version and --label need --model")
         names = list(find(paths))
         options = Options(model, version, label, top_k, timeout)
-        # Here and not in a thread, which Ctrl-C could not end before whoever writes there ends.
+        # Here and not in a thread, which Ctrl-C could not end before the writer at the other end does.
         stdin = sys.stdin.buffer.read() if STDIN in names else b""
         printer = _printer(Format.JSON if as_json else output, names, top_k)
         failed = asyncio.run(_classify_all(names, stdin, url, api_key, trusting(ca), options, printer))
@@ -103,7 +103,7 @@ def classify(
 def find(paths: Sequence[str]) -> Iterator[str]:
     """The files that the arguments stand for, folders and patterns sorted.
 
-    A name that is none of a file goes through as it is: its failure is one among the answers.
+    A name that is not a file's is passed on as it is: its failure is one of the answers.
 
     Raises:
         InvalidInput: a folder or a pattern without an image, or no name at all.
@@ -129,7 +129,7 @@ def _glob(anchor: Path, relative: str, whole: str) -> list[Path]:
     try:
         return list(anchor.glob(relative))
     except ValueError as error:
-        raise InvalidInput(f"{whole} is no pattern: {error}") from None
+        raise InvalidInput(f"{whole} is not a pattern: {error}") from None
 
 
 def _is_image(path: Path) -> bool:
@@ -213,7 +213,7 @@ async def _classify_one(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A progress bar on stderr, where somebody looks and there is something to wait for."""
+    """A progress bar on stderr, if somebody is looking and there is something to wait for."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None
         return
@@ -221,7 +221,7 @@ def _progress(total: int) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # rich would have what is printed go where the bar is, which may be a terminal while stdout is a file.
+    # rich would redirect what is printed to the bar, which may be on a terminal while stdout is a file.
     shared = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as progress:
         task = progress.add_task("", total=total)
@@ -253,7 +253,7 @@ def _print_json(answer: Answer) -> None:
 
 
 def _csv_printer() -> Printer:
-    """One line a class; of a file that failed one line with the error."""
+    """One line per class; for a file that failed, one line with the error."""
     import csv
 
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -33,11 +33,13 @@ def add(
         list[str] | None,
         typer.Option(help="What it may do: classify, admin; repeatable.", show_default="classify"),
     ] = None,
-    rate: Annotated[str | None, typer.Option(help="Most requests: 20/second, 1000/hour.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Most requests in flight.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Rate limit, such as 20/second or 1000/hour.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Most requests in flight at once.")
+    ] = None,
     file: File = DEFAULT_FILE,
 ) -> None:
-    """Make a key and print it, once: the file keeps its hash only."""
+    """Make a key and print it, once: the file keeps only its hash."""
     with user_errors(), _to_itself(file):
         found = _read(file)
         if any(each.name == name for each in found.keys):
@@ -77,9 +79,9 @@ def revoke(
 
 @contextmanager
 def _to_itself(file: Path) -> Iterator[None]:
-    """No other command changes the file in the block: what it writes would be lost, or this one's.
+    """Keep other commands from changing the file in the block: one of the two changes would be lost.
 
-    The folder is locked, since the file is replaced, and a lock would stay with the one that was.
+    The folder is locked, since the file is replaced, and a lock would stay with the old one.
 
     Raises:
         InvalidInput: the folder is not there.
@@ -131,7 +133,7 @@ def _write(file: Path, entries: list[KeyEntry]) -> None:
 def _in_toml(value: object) -> str:
     """A string, a number or a list of strings as TOML has it.
 
-    JSON has these alike, but for characters that it writes as two escapes, of which TOML takes neither; and
-    TOML wants DEL escaped, which JSON leaves.
+    JSON writes them the same way, except for characters that it writes as two escapes, neither of which TOML
+    accepts; and TOML wants DEL escaped, which JSON does not.
     """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

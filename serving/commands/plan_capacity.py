@@ -20,7 +20,7 @@ _LATENCY = re.compile(r"(?P<batch>\d+):(?P<value>\d+(\.\d+)?)(?P<unit>ms|us|s)")
 
 
 def parse_latencies(texts: list[str]) -> dict[int, float]:
-    """`8:6.2ms` -> {8: 0.0062}; raises InvalidInput for another form, and for a size that is given twice."""
+    """`8:6.2ms` -> {8: 0.0062}; raises InvalidInput for any other form, and for a size given twice."""
     found: dict[int, float] = {}
     for text in [part for each in texts for part in each.split(",") if part]:
         match = _LATENCY.fullmatch(text.strip())
@@ -34,7 +34,7 @@ def parse_latencies(texts: list[str]) -> dict[int, float]:
 
 
 def plan_capacity(
-    rate: Annotated[float, typer.Option(help="Images a second at the peak.")],
+    rate: Annotated[float, typer.Option(help="Images per second at peak.")],
     latency: Annotated[
         list[str] | None,
         typer.Option(help="BATCH:LATENCY of one replica, such as 32:15ms; repeatable, or comma-separated."),
@@ -47,15 +47,15 @@ def plan_capacity(
     ] = None,
     model: Annotated[str | None, typer.Option(help="With --measure: the model.")] = None,
     p99_ms: Annotated[
-        float | None, typer.Option(help="Longest 99th percentile, ms.", show_default="none")
+        float | None, typer.Option(help="Upper bound of the p99, ms.", show_default="none")
     ] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of a replica's best to plan for.")] = 0.7,
-    spare: Annotated[int, typer.Option(min=0, help="Replicas beyond what the load takes.")] = 1,
+    utilisation: Annotated[float, typer.Option(help="Share of a replica's best rate to plan for.")] = 0.7,
+    spare: Annotated[int, typer.Option(min=0, help="Spare replicas, beyond what the load takes.")] = 1,
     calls_per_replica: Annotated[int, typer.Option(min=1, help="The gateway's setting of that name.")] = 2,
     overhead_ms: Annotated[float, typer.Option(min=0, help="What a gateway adds to a request.")] = 5.0,
-    replica_cost: Annotated[float, typer.Option(min=0, help="An hour of one replica.")] = 0.0,
-    gateway_rate: Annotated[float, typer.Option(help="Images a second of one gateway.")] = 600.0,
-    gateway_cost: Annotated[float, typer.Option(min=0, help="An hour of one gateway.")] = 0.0,
+    replica_cost: Annotated[float, typer.Option(min=0, help="Price of a replica per hour.")] = 0.0,
+    gateway_rate: Annotated[float, typer.Option(help="Images per second of a gateway.")] = 600.0,
+    gateway_cost: Annotated[float, typer.Option(min=0, help="Price of a gateway per hour.")] = 0.0,
     image_kb: Annotated[float, typer.Option(help="Mean size of an encoded image, kB.")] = 55.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
     from serving.rollout.plan import Plan
     from serving.rollout.record import Rollout
 
-# Of `watch`: neither promoted (0) nor rolled back (1), nor a fault of the command (2).
+# The exit code of `watch` if it is neither promoted (0) nor rolled back (1), nor a fault of the command (2).
 _UNTOLD = 3
 
 rollout = typer.Typer(
@@ -43,7 +43,7 @@ Where = Annotated[
 ]
 GatewayUrl = Annotated[
     str | None,
-    typer.Option("--gateway", metavar="URL", help="A gateway that runs elsewhere, in place of a store."),
+    typer.Option("--gateway", metavar="URL", help="A remote gateway, instead of a store."),
 ]
 Key = Annotated[
     str | None,
@@ -51,7 +51,7 @@ Key = Annotated[
         "--key",
         "--api-key",
         envvar="SLUICE_API_KEY",
-        help="The gateway's API key, scope admin; better by environment.",
+        help="The gateway's API key, scope admin; better set in the environment.",
     ),
 ]
 RolloutId = Annotated[
@@ -94,8 +94,8 @@ def simulate(
     candidate_slow: Annotated[
         float | None, typer.Option("--candidate-latency", help="The candidate's.", show_default="stable's")
     ] = None,
-    agreement: Annotated[float, typer.Option(help="Share of images both name alike.")] = 0.97,
-    incidents: Annotated[float, typer.Option(help="Incidents an hour that hit both versions.")] = 0.0,
+    agreement: Annotated[float, typer.Option(help="Share of images on which both agree.")] = 0.97,
+    incidents: Annotated[float, typer.Option(help="Incidents per hour that hit both versions.")] = 0.0,
     incident_error: Annotated[
         float, typer.Option(help="Share of requests that fail in one minute of it.")
     ] = 0.2,
@@ -105,8 +105,8 @@ def simulate(
 ) -> None:
     """Answer before the fact: how often would a good version be rolled back, how soon a bad one be caught?
 
-    The plan is run against invented traffic with the code that decides real rollouts; beside it the rules of
-    Argo Rollouts and Flagger as their documentation gives them, and a test that knows the true rates.
+    The plan is run against simulated traffic by the code that decides real rollouts, next to the rules of
+    Argo Rollouts and Flagger as their documentation gives them, and to a test that knows the true rates.
     """
     with user_errors():
         from serving.commands.rollout_console import print_report
@@ -140,7 +140,7 @@ def start(
     key: Key = None,
     ca: Ca = None,
 ) -> None:
-    """Start to let a version in. The gateways that share the store take it from here."""
+    """Start letting a version in. The gateways that share the store take it from here."""
     with user_errors():
         read = None if plan is None else read_plan(plan)
         started = _open(store, gateway, key, ca).start(model, to, read)
@@ -213,7 +213,7 @@ def pause(
 def resume(
     model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
 ) -> None:
-    """Go on after a pause; time limits start anew."""
+    """Go on after a pause; time limits start again."""
     _command(lambda: _open(store, gateway, key, ca), model, "resume")
 
 
@@ -266,7 +266,7 @@ def explain(
     key: Key = None,
     ca: Ca = None,
 ) -> None:
-    """Tell every decision of a rollout, with the evidence that it rests on."""
+    """Show every decision of a rollout, with the evidence that it rests on."""
     with user_errors():
         from serving.rollout.explain import explain as explain_rollout
 
@@ -284,7 +284,7 @@ def replay(
     ca: Ca = None,
     as_json: AsJson = False,
 ) -> None:
-    """Derive every decision again from what is stored. Exits with 1 if one comes out otherwise."""
+    """Derive every decision again from what is stored. Exits with 1 if one comes out differently."""
     with user_errors():
         from serving.rollout.explain import replay as replay_rollout
 
@@ -344,7 +344,7 @@ def _followed(access: Access, before: Rollout) -> Rollout:
     """A rollout as it is now, though another one of its model may have begun since.
 
     Raises:
-        SluiceError: It is gone, or cannot be asked about any more.
+        SluiceError: It is gone, or can no longer be read.
     """
     try:
         newest = access.load(before.model)

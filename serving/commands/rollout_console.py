@@ -22,7 +22,7 @@ _BAR = 40
 
 
 def print_report(report: Report) -> None:
-    """Prints what was simulated, a table a version."""
+    """Prints what was simulated, one table per version."""
     console = Console()
     traffic = report.traffic
     console.print(

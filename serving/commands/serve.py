@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
 _DEMO_TIMEOUT_S = 120.0
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "seven.png"
-_OF_SAMPLE = "digits"  # the model that knows what it shows
+_OF_SAMPLE = "digits"  # the model that can classify it
 
 HttpHost = Annotated[str | None, typer.Option(help="Address of the HTTP API.", show_default="127.0.0.1")]
 HttpPort = Annotated[int | None, typer.Option(help="Port of the HTTP API; 0: any free.", show_default="8080")]
@@ -34,7 +34,7 @@ ModelServer = Annotated[
 ]
 Keys = Annotated[
     Path | None,
-    typer.Option("--keys", help="File of API keys (see `sluice keys`).", show_default="no key is asked for"),
+    typer.Option("--keys", help="File of API keys (see `sluice keys`).", show_default="no key is required"),
 ]
 Rollouts = Annotated[
     Path | None,
@@ -63,9 +63,9 @@ def serve(
 ) -> None:
     """Serve a folder of models on this machine: a model server, and the gateway in front.
 
-    Versions that appear in the folder are taken in, and versions that vanish are let go. Ends on Ctrl-C or
-    SIGTERM, when every request that was accepted has its answer. Settings without a flag here are variables
-    of the environment, SLUICE_…, or stand in sluice.toml.
+    Versions that appear in the folder are loaded, and versions that vanish are unloaded. Ends on Ctrl-C or
+    SIGTERM, once every request that was accepted has its answer. Settings without a flag here are environment
+    variables, SLUICE_…, or lines in sluice.toml.
     """
     with user_errors():
         from serving import main, settings
@@ -103,7 +103,7 @@ def gateway(
 ) -> None:
     """Run the gateway in front of TensorFlow Serving replicas that run elsewhere.
 
-    Settings without a flag here are variables of the environment, SLUICE_…, or stand in sluice.toml.
+    Settings without a flag here are environment variables, SLUICE_…, or lines in sluice.toml.
     """
     with user_errors():
         from serving import main, settings
@@ -173,7 +173,7 @@ def _announcing(settings: Settings) -> WhileUp:
 
 
 async def announce(running: Up, *, asks_for_a_key: bool) -> None:
-    """Say where to look, and when the models are there; then run until a signal comes."""
+    """Print the addresses, and the models once they are loaded; then run until a signal comes."""
     import asyncio
 
     _say(
@@ -193,7 +193,7 @@ async def announce(running: Up, *, asks_for_a_key: bool) -> None:
 
 
 def _say(*lines: str) -> None:
-    """Print lines, if they can be: a gateway is not ended by a full disk, nor by a reader that has left."""
+    """Print lines, if possible: a full disk, or a reader that has left, does not end a gateway."""
     from serving.telemetry.logs import STDOUT
 
     print(*lines, sep="\n", file=STDOUT, flush=True)

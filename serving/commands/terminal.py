@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
 
 
 def printable(text: str) -> str:
-    """Text that others wrote, such as a model's label: what would drive the terminal is escaped."""
+    """Text that others wrote, such as a model's label: what would control the terminal is escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
@@ -31,8 +31,8 @@ def console() -> Console:
 def user_errors(otherwise: int = 1) -> Iterator[None]:
     """Errors as one line on stderr: exit 2 for what the user can mend, `otherwise` for the rest.
 
-    A reader of stdout that has seen enough (`| head`) is no error to tell of: BrokenPipeError goes on to
-    typer, which ends with 1 and says nothing.
+    A reader of stdout that has seen enough (`| head`) is not reported as an error: BrokenPipeError goes on to
+    typer, which exits with 1 and says nothing.
     """
     try:
         try:

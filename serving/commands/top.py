@@ -1,4 +1,4 @@
-"""The command `top`: what a running gateway does at the moment, in a terminal."""
+"""The command `top`: what a running gateway is doing, in a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scrape:
         return sum(value for has, value in self.samples.get(name, ()) if labels.items() <= has.items())
 
     def seen(self, name: str, *by: str) -> dict[tuple[str, ...], float]:
-        """A gauge by these labels: of several workers, each of which says what it sees, the largest."""
+        """A gauge by these labels; if several workers each report what they see, the largest."""
         found: dict[tuple[str, ...], float] = {}
         for has, value in self.samples.get(name, ()):
             key = tuple(has[label] for label in by)
@@ -66,7 +66,7 @@ def parse(text: str, at: float) -> Scrape:
 
 
 def growth(before: Scrape, after: Scrape) -> Scrape:
-    """By how much each counter grew between two looks; one that fell began anew with its process, at 0."""
+    """By how much each counter grew between two looks; one that fell restarted with its process, at 0."""
     grown: dict[str, list[tuple[Labels, float]]] = {}
     for name in (_REQUESTS, _DURATIONS):
         known = {frozenset(has.items()): value for has, value in before.samples.get(name, ())}
@@ -77,7 +77,7 @@ def growth(before: Scrape, after: Scrape) -> Scrape:
 
 
 def rows(before: Scrape, after: Scrape) -> list[Row]:
-    """What each version did between two looks, by model and version; and what reached none, if any did."""
+    """What each version did between two looks, by model and version; then what reached none, if anything."""
     spent_s = max(after.at - before.at, 1e-9)
     grown = growth(before, after)
     found = sorted(
@@ -98,7 +98,7 @@ def rows(before: Scrape, after: Scrape) -> list[Row]:
 
 
 def quantile(grown: Scrape, wanted: float, **labels: str) -> float:
-    """A quantile of the durations that were counted, in seconds, linear within a bucket; NaN of none."""
+    """A quantile of the counted durations, in seconds, linear within a bucket; NaN if there are none."""
     limits = sorted({float(has["le"]) for has, _ in grown.samples.get(_DURATIONS, ())})
     counts = [grown.total(_DURATIONS, **labels, le=_text(limit)) for limit in limits]
     if not counts or counts[-1] <= 0:
@@ -153,7 +153,7 @@ def top(
     api_key: ApiKey = None,
     ca: Ca = None,
 ) -> None:
-    """Watch a running gateway: requests a second, latencies, versions, replicas. Ends on Ctrl-C."""
+    """Watch a running gateway: requests per second, latencies, versions, replicas. Ends on Ctrl-C."""
     with user_errors():
         from rich.live import Live
 

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def usage() -> str:
-    """The flags, a line each."""
+    """The flags, one per line."""
     from serving.modelserver import flags
 
     return flags.usage()

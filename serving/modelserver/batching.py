@@ -28,15 +28,15 @@ class BatchingOptions:
     """What a batching parameters file says, with the original's defaults.
 
     Attributes:
-        max_batch_size: most rows of a batch; with splitting, of one request.
+        max_batch_size: the most rows in a batch; with splitting, in one request.
         timeout_s: how long a batch that is not full waits for more.
-        max_enqueued_batches: most batches that wait, of one queue.
+        max_enqueued_batches: the most batches that wait in one queue.
         threads: how many batches run at once, over all models.
         pool_name: a label of the metrics.
         allowed_sizes: sizes that batches are padded to; empty means any.
         pad_inputs: pad inputs whose rows differ in shape to the largest of the batch.
         split_large: split a request over several batches.
-        max_execution_size: with splitting, most rows of one run.
+        max_execution_size: with splitting, the most rows in one run.
     """
 
     max_batch_size: int
@@ -51,7 +51,7 @@ class BatchingOptions:
 
     @property
     def run_size(self) -> int:
-        """Most rows of one run."""
+        """The most rows in one run."""
         return self.max_execution_size if self.split_large else self.max_batch_size
 
 
@@ -139,7 +139,7 @@ class BatchQueue:
         return self._options.run_size - _rows(self._batches[-1]) if self._batches else 0
 
     def ready_at(self) -> float | None:
-        """When the first batch may run: at once (0.0) if it can grow no more; None if there is none."""
+        """When the first batch may run: at once (0.0) if it cannot grow any more; None if there is none."""
         if not self._batches:
             return None
         first = self._batches[0]
@@ -152,7 +152,7 @@ class BatchQueue:
         return self._batches.pop(0)
 
     def drain(self) -> list[Task]:
-        """All tasks that wait; none do afterwards."""
+        """Take out and return all tasks that wait."""
         tasks = [task for batch in self._batches for task in batch]
         self._batches = []
         return tasks
@@ -206,10 +206,10 @@ class BatchScheduler:
                     self._changed.wait(timeout=wait_s)
                     continue
                 process, batch = self._queues.pop(queue), queue.take()
-                self._queues[queue] = process  # the others have their turn first
+                self._queues[queue] = process  # the other queues have their turn first
                 self._changed.notify()  # another thread may have to wait for the next deadline now
             process(batch)
-            del process, batch  # the next ones may be long in coming
+            del process, batch  # the next ones may be a long time coming
 
     def _next(self, now: float) -> tuple[BatchQueue | None, float | None]:
         """The next queue in turn that has a ready batch; else None and how long to wait for one."""

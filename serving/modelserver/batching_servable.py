@@ -1,4 +1,4 @@
-"""A servable whose runs are batched: rows of many callers go in together and come out apart."""
+"""A servable whose runs are batched: rows of many callers go in together and come out separately."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Key = tuple[tuple[str, ...], tuple[str, ...]]
 class BatchingServable:
     """Stands before `wrapped`.
 
-    As in the original, only the combinations of inputs and outputs that a signature has are batched;
-    a request for fewer outputs runs alone, and so does one of other types, which is refused as such.
+    As in the original, only the combinations of inputs and outputs that a signature has are batched; a
+    request for fewer outputs runs alone, and so does one with the wrong types, which is then refused.
     """
 
     def __init__(self, wrapped: Servable, scheduler: BatchScheduler, metrics: Metrics) -> None:
@@ -91,7 +91,7 @@ class BatchingServable:
         finish(batch, run)
 
     def detach(self) -> None:
-        """Free the queues, and leave the wrapped servable as it is; to be called when nothing runs."""
+        """Free the queues, and leave the wrapped servable as it is; call it only while nothing runs."""
         with self._lock:
             queues = list(self._queues.values())
         for queue in queues:
@@ -177,7 +177,7 @@ def _padded_rows(name: str, arrays: list[np.ndarray], options: BatchingOptions) 
 
 
 def _padded(array: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Each row grown to `shape` at its ends. As in the original, with the first value that the array has."""
+    """Each row padded at its ends to `shape`; as in the original, with the array's first value."""
     padded = np.empty((len(array), *shape), array.dtype)
     if padded.size == 0:
         return padded

@@ -63,7 +63,7 @@ def single_model(name: str, base_path: str) -> Any:
 
 
 def validate(new: Any, old: Any | None) -> None:
-    """Refuse a `ModelServerConfig` that may not follow `old` (None at the start).
+    """Refuse a `ModelServerConfig` that may not replace `old` (None at the start).
 
     Raises:
         StatusError: with the original's code and text.

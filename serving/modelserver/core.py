@@ -1,4 +1,4 @@
-"""The server without its transports: configs in, models found for requests, statuses told.
+"""The server without its transports: takes configs, finds models for requests, reports statuses.
 
 What the original calls `ServerCore`: validate, store, labels, sources, in that order.
 """
@@ -19,7 +19,7 @@ from serving.modelserver.status import Code, StatusError, invalid_argument, not_
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.2  # how often a reload that waits for another looks whether its caller still waits
+LOOK_S = 0.2  # how often a reload that waits for another checks that its caller still waits
 
 
 class ServerCore:
@@ -28,9 +28,9 @@ class ServerCore:
     Args:
         manager: brings their versions in.
         allow_labels_for_unavailable: `--allow_version_labels_for_unavailable_models`.
-        poll_wait_s: `--file_system_poll_wait_seconds`: whether folders are looked at anew for a new config
-            (more than 0), for the first only (0), or never (less).
-        is_tolerant: go on with the other models where one's folder is not there; the original does not.
+        poll_wait_s: `--file_system_poll_wait_seconds`: whether folders are looked at for every new config
+            (more than 0), only for the first one (0), or never (less).
+        is_tolerant: go on with the other models if one's folder is missing; the original does not.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ServerCore:
 
         Raises:
             StatusError: the config is refused, or a new model did not become available. As in the
-                original, the second kind leaves the config in force.
+                original, the config stays in force in the second case.
         """
         with self._turn(is_cancelled):
             if new.WhichOneof("config") is None and self._config is None:
@@ -82,7 +82,7 @@ class ServerCore:
             logger.info("Finished adding/updating models")
 
     def _store(self, new: Any) -> dict[str, configs.ModelEntry]:
-        """Make a config and its labels those in force; its models.
+        """Put a config and its labels into force; returns its models.
 
         Raises StatusError for a config that is refused, and, once it is stored, for its labels.
         """
@@ -97,7 +97,7 @@ class ServerCore:
         return entries
 
     def _take_over(self, entries: dict[str, configs.ModelEntry]) -> set[str]:
-        """Let the models go that a config leaves out; those that are new, by name."""
+        """Drop the models that a config leaves out; returns those that are new, by name."""
         added, removed = entries.keys() - self._entries.keys(), self._entries.keys() - entries.keys()
         logger.info("Adding/updating models.")
         with self._wanting:
@@ -108,9 +108,9 @@ class ServerCore:
 
     @contextmanager
     def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
-        """One reload at a time; raises StatusError if nobody waits any more for one whose turn has not come.
+        """One reload at a time; raises StatusError for one whose caller gives up before its turn comes.
 
-        It would otherwise hold a thread for as long as another waits, and come into force after newer ones.
+        Otherwise it would hold a thread while another one runs, and come into force after newer ones.
         """
         while not self._reloading.acquire(timeout=LOOK_S):
             if is_cancelled():
@@ -133,8 +133,8 @@ class ServerCore:
             raise StatusError(Code.UNKNOWN, f"{len(failed)} {noun} did not become available: {{{parts}}}")
 
     def poll(self) -> None:
-        """Look at every model's folder once; unless tolerant, to no effect while one of them is missing."""
-        with self._wanting:  # else a reload, or what another look found, might be undone
+        """Look at every model's folder once; unless tolerant, without effect while one of them is missing."""
+        with self._wanting:  # otherwise a reload, or what another look found, might be undone
             found = {}
             for entry in self._entries.values():
                 wanted = source.look(entry)

@@ -1,4 +1,4 @@
-"""Classify, Regress and MultiInference: `tf.Example`s against signatures made for them.
+"""Classify, Regress and MultiInference: `tf.Example`s run through the signatures made for them.
 
 As the original's `classifier.cc`, `regressor.cc` and `multi_inference.cc` do it.
 """
@@ -81,7 +81,7 @@ def _signature(model: Model, spec: Any) -> tuple[str, Signature]:
 
 def _check_tasks(model: Model, tasks: Sequence[Any], *, check_method: bool) -> dict[str, Signature]:
     """Signature name -> signature of each task, in order."""
-    if not tasks:  # of a warm-up file; those of requests say which model they are for
+    if not tasks:  # of a warm-up file; the tasks of requests say which model they are for
         raise invalid_argument("Inference request cannot have empty list of tasks.")
     signatures: dict[str, Signature] = {}
     for task in tasks:

@@ -1,4 +1,4 @@
-"""What is said of a load that fails again and again: each error once, then now and then how often it came."""
+"""What is logged about a load that keeps failing: each error once, then now and then how often it came."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ REPEAT_INTERVAL_S = 60.0
 
 
 class Failures:
-    """The failed tries to load one version, so far.
+    """The failed attempts to load one version, so far.
 
     Attributes:
         tries: how many there were.
@@ -19,7 +19,7 @@ class Failures:
         self._untold = 0
 
     def tell(self, error: str, now: float) -> str | None:
-        """What to log of one more failure; None: nothing, since the same was said a moment ago.
+        """What to log about one more failure; None: nothing, since the same was logged a moment ago.
 
         Args:
             error: what went wrong.

@@ -2,7 +2,7 @@
 
 Forms: `--flag=value`, `--flag value`, `--flag` and `--noflag` for booleans, one dash or two, and dashes
 in a name for underscores, as in Sluice's other commands. Flags of the original that make no sense here are
-taken, and said to be without effect; unknown ones are refused by name.
+accepted, with a note that they have no effect; unknown ones are refused by name.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Flags:
     version: bool = _flag(default=False, text="print the version and exit")
 
 
-# What the original takes and this server has no use for: whole numbers, fractions, booleans, text.
+# What the original accepts and this server has no use for: whole numbers, fractions, booleans, text.
 WITHOUT_EFFECT: dict[str, type] = {
     "enable_per_model_batching_parameters": bool,
     "num_unload_threads": int,
@@ -124,7 +124,7 @@ def parse(argv: Sequence[str]) -> tuple[Flags, list[str]]:
 
 
 def _check(flags: Flags) -> None:
-    """Refuse what nothing could be started with."""
+    """Refuse values with which the server could not start."""
     for name in _PORTS:
         if not 0 <= getattr(flags, name) <= MAX_PORT:
             _refuse(name, str(getattr(flags, name)), f"a TCP port (0 to {MAX_PORT})")
@@ -184,7 +184,7 @@ def _refuse(name: str, text: str, wanted: str) -> NoReturn:
 
 
 def usage(program: str = "sluice model-server") -> str:
-    """What the flags are, a line each."""
+    """What the flags are, one per line."""
     lines = [f"usage: {program}", "Flags:"]
     for name, f in _FIELDS.items():
         default = str(f.default).lower() if isinstance(f.default, bool) else repr(f.default).replace("'", '"')

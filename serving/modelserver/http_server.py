@@ -33,7 +33,7 @@ CORS_HEADERS = [
     (b"Access-Control-Allow-Methods", b"POST, GET"),
     (b"Access-Control-Allow-Headers", b"Content-Type"),
 ]
-ABSOLUTE_FORM = re.compile("^http://[^/]*", re.IGNORECASE)  # of a request's target, as proxies get it
+ABSOLUTE_FORM = re.compile("^http://[^/]*", re.IGNORECASE)  # the form of a request's target that proxies get
 JSON = b"application/json"
 BACKLOG = 2048
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -70,7 +70,7 @@ class HttpApp:
         path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
         path = ABSOLUTE_FORM.sub("", path)
         is_metrics = path == self._options.metrics_path
-        if query:  # part of the path, as in the original: this API has no parameters
+        if query:  # part of the path, as in the original: this API has no query parameters
             path += f"?{query}"
         if is_metrics:
             await self._reply_metrics(send, path)
@@ -100,7 +100,7 @@ class HttpApp:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._pool, call)
         try:
-            # As in the original, a run that is too late is not stopped, only not waited for.
+            # As in the original, a run that is too late is not stopped, just no longer waited for.
             return await asyncio.wait_for(asyncio.shield(work), self._options.timeout_s)
         except TimeoutError:
             return 504, error_body("Timed out waiting for notification")
@@ -132,7 +132,7 @@ async def _reply(
 
 
 def _listen(port: int) -> socket.socket:
-    """Bind `port` on all interfaces, as the original: for IPv6, too, where there is such; raises OSError."""
+    """Bind `port` on all interfaces, like the original: for IPv6, too, if there is any; raises OSError."""
     if socket.has_dualstack_ipv6():
         with suppress(OSError):  # it may be switched off all the same
             return socket.create_server(
@@ -149,7 +149,7 @@ class HttpServer:
         self._socket = _listen(port)
         config = uvicorn.Config(
             app,
-            http="h11",  # httptools drops a body behind an offer of HTTP/2, which Java's client makes
+            http="h11",  # httptools drops the body of a request that offers HTTP/2, as Java's client does
             ws="none",
             log_config=None,
             log_level="error",  # else each such offer is logged
@@ -168,11 +168,11 @@ class HttpServer:
         return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
-        """Take calls."""
+        """Start serving calls."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more calls."""
+        """Accept no more calls."""
         self._server.should_exit = True
 
     def wait_stopped(self, timeout_s: float) -> bool:

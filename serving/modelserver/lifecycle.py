@@ -34,7 +34,7 @@ class VersionState:
 
 @dataclass(frozen=True)
 class Load:
-    """Bring `version` in from `path`."""
+    """Load `version` from `path`."""
 
     version: int
     path: Path
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Unload:
-    """Let `version` go."""
+    """Unload `version`."""
 
     version: int
 
@@ -56,7 +56,7 @@ def decide(
     """What to do now about one model.
 
     Args:
-        wanted: the versions that ought to serve, and where each lies.
+        wanted: the versions that should serve, and where each one is.
         known: every version that was ever seen, and where it is in its life.
         failed: versions that are still wanted but failed for good; they are left alone.
 

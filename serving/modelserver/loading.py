@@ -1,4 +1,4 @@
-"""How a version comes in: the session, its warm-up requests, then the batching before it."""
+"""How a version is loaded: its session, its warm-up requests, then the batching in front."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from serving.modelserver.widths import Cores, TwoWidths
 
 logger = logging.getLogger(__name__)
 
-# A model that is larger has larger ops, which gain from being shared out; and two sessions hold it twice.
+# Larger models have larger ops, which gain from running on all cores; and two sessions hold a model twice.
 MOST_BYTES_TWICE = 32 * 2**20
-# With more of them each model would have as many threads of its own, for a gain that was measured on two.
+# With more cores each model would have as many threads of its own, for a gain that was measured on two.
 MOST_CORES = 8
 
 
@@ -78,12 +78,12 @@ class Loading:
             failure = detached(error)
         else:
             return self._servable(sessions)
-        for session in sessions:  # not before: as long as it is handled, the error holds what is to be freed
+        for session in sessions:  # only now: while it is handled, the error holds what is to be freed
             session.close()
         raise failure
 
     def _servable(self, sessions: Sequence[Session]) -> Servable:
-        """A model's sessions as requests reach them."""
+        """A model's sessions, wrapped as requests reach them."""
         servable: Servable = sessions[0]
         if self.cores is not None and len(sessions) > 1:
             servable = TwoWidths(sessions[1], sessions[0], self.cores)
@@ -92,7 +92,7 @@ class Loading:
         return BatchingServable(servable, self.scheduler, self.metrics)
 
     def _sessions(self, path: Path) -> list[Session]:
-        """The model's session; and one of one thread, where it may be had twice."""
+        """The model's session; and one with one thread, if it may be loaded twice."""
         size = sum(file.stat().st_size for file in path.glob("saved_model.pb*"))
         session = Session(path, self.options)
         if self.cores is None or session.keeps_state or size > MOST_BYTES_TWICE:
@@ -106,7 +106,8 @@ class Loading:
     def _warm_up(self, name: str, version: int, sessions: Sequence[Session], path: Path) -> None:
         """Replay the version's warm-up file, if it has one.
 
-        Timed, as in the original, is what came to the end of the file, or to where it is damaged.
+        As in the original, the time counts only if the replay got to the end of the file, or to where it is
+        damaged.
         """
         file = path / WARMUP_FILE
         if not file.is_file():
@@ -129,7 +130,7 @@ class Loading:
 
     @contextmanager
     def _as_called(self, session: Session) -> Iterator[Servable]:
-        """`session` as requests reach it: in batches, where one may be refused as too large."""
+        """`session` as requests reach it: in batches, so that one may be refused as too large."""
         if self.scheduler is None:
             yield session
             return
@@ -145,7 +146,7 @@ def _microseconds_since(started: float) -> int:
 
 
 def may_load_twice(flags: Flags, count: int) -> bool:
-    """Whether models are loaded for one core and for all `count`: if the flags leave it to the machine."""
+    """Whether models are loaded for one core and for all `count`: if the flags do not set the threads."""
     return _parallelism(flags) == (0, 0) and 1 < count <= MOST_CORES
 
 

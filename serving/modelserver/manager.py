@@ -1,7 +1,7 @@
-"""Brings versions in and lets them go, while requests are served.
+"""Loads and unloads versions while requests are served.
 
-`lifecycle.decide` says what to do; here it is done, on threads of their own: a slow load never holds
-up a request, nor another model's load. One lock guards the states; nothing slow happens under it.
+`lifecycle.decide` says what to do; here it is done, on separate threads: a slow load never holds up a
+request, nor another model's load. One lock guards the states; nothing slow happens under it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a failed load is tried again (negative: never), and how long to wait between tries."""
+    """How often a failed load is retried (negative: never), and how long to wait in between."""
 
     max_retries: int
     interval_s: float
@@ -86,15 +86,15 @@ class ModelManager:
         self._models: dict[str, dict[int, _Version]] = {}
         self._wanted: dict[str, Mapping[int, Path]] = {}
         self._failed: dict[str, set[int]] = {}
-        self._abandoned: set[tuple[str, int]] = set()  # on their way in as they ceased to be wanted
+        self._abandoned: set[tuple[str, int]] = set()  # still loading when they ceased to be wanted
         self._sequence = 0
         self._closing = False
         self._threads: set[threading.Thread] = set()
 
-    # --- what ought to be -------------------------------------------------------------------------
+    # --- what is wanted ---------------------------------------------------------------------------
 
     def want(self, name: str, versions: Mapping[int, Path]) -> None:
-        """Say which versions of `name` ought to serve; returns at once."""
+        """Say which versions of `name` should serve; returns at once."""
         with self._changed:
             known = self._models.get(name, {})
             for number in (self._wanted.get(name, {}).keys() - versions.keys()) & known.keys():
@@ -144,7 +144,7 @@ class ModelManager:
         self._changed.notify_all()
         return version
 
-    # --- bringing in and letting go, each on its own thread ---------------------------------------
+    # --- loading and unloading, each on its own thread --------------------------------------------
 
     def _bring_in(self, name: str, action: Load) -> None:
         with self._changed:
@@ -155,10 +155,10 @@ class ModelManager:
             is_abandoned = (name, action.version) in self._abandoned
             self._abandoned.discard((name, action.version))
             path = self._wanted.get(name, {}).get(action.version, action.path)
-            # If it has come to be wanted anew, and lies elsewhere now, what was loaded is another version.
+            # If it is wanted again, from another folder by now, what was loaded is another version.
             servable = None if is_abandoned and path != action.path else loaded
             if servable is None:
-                if not is_abandoned:  # else it starts afresh if it is wanted again, or was in the meantime
+                if not is_abandoned:  # otherwise it starts afresh if it is wanted again, or was meanwhile
                     self._failed.setdefault(name, set()).add(action.version)
                 self._move(name, action.version, State.END, error)
             else:
@@ -188,8 +188,8 @@ class ModelManager:
                     )
         else:
             logger.error(
-                "Loading servable: {name: %s version: %d} is given up after %d tries, until its folder goes "
-                "and comes back, or the server starts anew",
+                "Loading servable: {name: %s version: %d} is given up after %d tries, until its folder is "
+                "removed and put back, or the server restarts",
                 name,
                 action.version,
                 failures.tries,
@@ -197,7 +197,7 @@ class ModelManager:
         return None, error
 
     def _still_wanted(self, name: str, number: int, wait_s: float) -> bool:
-        """Wait before another try; False as soon as the version is not wanted any more."""
+        """Wait before another attempt; False as soon as the version is no longer wanted."""
 
         def is_unwanted() -> bool:
             return self._closing or (name, number) in self._abandoned
@@ -227,14 +227,14 @@ class ModelManager:
         return Lease(self, name, number)
 
     def take(self, name: str, number: int | None) -> tuple[_Version, Model]:
-        """Find a version and count a user more; raises StatusError."""
+        """Find a version and count one more user; raises StatusError."""
         with self._changed:
             version, servable, chosen = self._find(name, number)
             version.users += 1
         return version, Model(name, chosen, servable)
 
     def give_back(self, version: _Version) -> None:
-        """Count a user less of what `take` gave."""
+        """Count one user less of what `take` gave."""
         with self._changed:
             version.users -= 1
             if version.users == 0 and version.at.state is State.UNLOADING:

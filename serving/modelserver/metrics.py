@@ -15,7 +15,7 @@ from collections.abc import Sequence
 LATENCY_LIMITS_US = [10 * 1.8**power for power in range(33)]
 EXAMPLE_COUNT_LIMITS = [float(2**power) for power in range(15)]
 QUEUING_LIMITS_US = [100 * 1.2**power for power in range(52)]
-# Clients may ask for models by any name: of those that no model has so many are counted by themselves.
+# Clients may ask for models by any name: this many names that no model has are counted separately.
 MOST_STRANGERS = 100
 LONGEST_STRANGER = 255  # characters, as a folder's name
 
@@ -91,13 +91,13 @@ class Histogram:
 
 
 class Strangers:
-    """Under which names requests are counted that are for no model of this server: the first ones' own."""
+    """The names under which requests for unknown models are counted: the first few under their own."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
 
     def shown(self, name: str) -> str:
-        """The name itself, or the empty one, which all share that come once there are many."""
+        """The name itself, or the empty one, which all later names share."""
         if name not in self._names:
             if len(self._names) >= MOST_STRANGERS or len(name) > LONGEST_STRANGER:
                 return ""

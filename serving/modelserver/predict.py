@@ -1,4 +1,4 @@
-"""Predict: a `PredictRequest` against a signature, as the original's `predict_util.cc` does it."""
+"""Predict: a `PredictRequest` run through a signature, as the original's `predict_util.cc` does it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PredictOptions:
     """How Predict answers.
 
     Attributes:
-        check_method_names: refuse signatures that are none of predict, classify, regress.
+        check_method_names: refuse signatures for anything but predict, classify and regress.
         as_content: answer with `tensor_content` instead of the typed fields.
     """
 
@@ -76,7 +76,7 @@ def check_method(method_name: str) -> None:
 
 
 def check_inputs_count(signature: Signature, given: Mapping[str, Any]) -> None:
-    """Refuse more inputs than the signature has, or fewer where none has a default."""
+    """Refuse more inputs than the signature has, or fewer if none has a default."""
     has, needs = len(given), len(signature.inputs)
     if has > needs or (has < needs and not signature.defaults):
         extra, missing = given.keys() - signature.inputs.keys(), signature.inputs.keys() - given.keys()
@@ -109,7 +109,7 @@ def feeds_of(signature: Signature, given: Mapping[str, Any]) -> dict[str, np.nda
         raise invalid_argument(
             f"Inputs contains invalid name. Used request inputs: {known}, request input: {sent}"
         )
-    # The original's session says so of each call, even if the values are the same.
+    # The original's session refuses every such call, even if the values are the same.
     if signature.fed_twice is not None:
         raise invalid_argument(f'Endpoint "{signature.fed_twice}" fed more than once.')
     return feeds

@@ -58,7 +58,7 @@ HTTP_STATUS = {
 
 
 def is_api(path: str) -> bool:
-    """Whether this API answers for `path` at all; others are plainly not found."""
+    """Whether `path` belongs to this API at all; others are simply not found."""
     return path[:4].lower() == "/v1/"
 
 
@@ -75,7 +75,7 @@ class RestApi:
         except StatusError as error:
             status = without_frames(error)
         except Exception as error:
-            logger.exception("A call failed in a way that nobody foresaw")
+            logger.exception("A call failed unexpectedly")
             status = from_exception(error)
         return HTTP_STATUS[status.code], tensor_json_writing.error_body(status.message)
 
@@ -89,7 +89,7 @@ class RestApi:
         if not name:
             raise invalid_argument("Missing model name in request.")
         spec = _model_spec(name, version, label)
-        # A path matches in capitals, too, but then the original does not know these words again.
+        # A path also matches in capitals, but the original then does not recognize these words.
         if method == "GET":
             return self._metadata(spec) if what == "metadata" else self._status(spec)
         infer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}.get(what)
@@ -103,7 +103,7 @@ class RestApi:
         with ExitStack() as held:
 
             def types_of(signature_name: str) -> dict[str, int]:
-                # Looked up once: the version that the body is read for has to answer it, too.
+                # Looked up once: the version for which the body is read must also answer it.
                 nonlocal model, types
                 model = held.enter_context(self.services.core.model(spec))
                 types = _types_of(model, signature_name)
@@ -149,7 +149,7 @@ class RestApi:
 
 
 def _translated(infer: Callable[[Any, bytes], bytes], spec: Any, body: bytes) -> bytes:
-    """What `infer` answers; what it refuses in the words of `serving.errors` is raised as StatusError."""
+    """What `infer` answers; its errors of `serving.errors` are raised as StatusError."""
     try:
         return infer(spec, body)
     except InvalidInput as error:
@@ -159,7 +159,7 @@ def _translated(infer: Callable[[Any, bytes], bytes], spec: Any, body: bytes) ->
 
 
 def inflated(body: bytes) -> bytes:
-    """The content of a gzip file; raises StatusError if it is none, or more than `MAX_INFLATED_BYTES`."""
+    """The content of a gzip file; raises StatusError if it is not one, or over `MAX_INFLATED_BYTES`."""
     try:
         content = gzip.GzipFile(fileobj=BytesIO(body)).read(MAX_INFLATED_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

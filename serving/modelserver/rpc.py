@@ -30,8 +30,8 @@ from serving.modelserver.status import (
 logger = logging.getLogger(__name__)
 
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
-SPARE_THREADS = 2  # they refuse calls while all others work
-LINGER_S = 2.0  # for the last answers to reach their clients, and for these to hang up
+SPARE_THREADS = 2  # to refuse calls while all others are busy
+LINGER_S = 2.0  # for the last answers to reach clients, and for these to hang up
 
 _OPTIONS: dict[str, Any] = {
     "grpc.max_receive_message_length": -1,
@@ -56,7 +56,7 @@ class Listening:
 
 
 class _Calls:
-    """How many calls are worked on, at most `most` at once."""
+    """Counts the calls being worked on, at most `most` at once."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -64,7 +64,7 @@ class _Calls:
         self._changed = threading.Condition(threading.Lock())
 
     def begin(self) -> bool:
-        """Count one more; False, and nothing counted, if there is no room for it."""
+        """Count one more; if there is no room for it, count nothing and return False."""
         with self._changed:
             has_room = self._count < self._most
             self._count += has_room
@@ -78,7 +78,7 @@ class _Calls:
                 self._changed.notify_all()
 
     def wait_for_none(self, timeout_s: float) -> bool:
-        """Wait until none is worked on; False if some still is after `timeout_s`."""
+        """Wait until there are none; False if there still are after `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._count == 0, timeout_s)
 
@@ -88,7 +88,7 @@ class RpcServer:
 
     Args:
         services: what to answer.
-        max_threads: most calls that are worked on at once; more are refused with RESOURCE_EXHAUSTED.
+        max_threads: the most calls worked on at once; more are refused with RESOURCE_EXHAUSTED.
         options: gRPC channel arguments; they go before our own.
     """
 
@@ -132,7 +132,7 @@ class RpcServer:
             except StatusError as caught:
                 error = without_frames(caught)
             except Exception as caught:
-                logger.exception("A call failed in a way that nobody foresaw")
+                logger.exception("A call failed unexpectedly")
                 error = from_exception(caught)
             else:
                 return response
@@ -168,15 +168,15 @@ class RpcServer:
         return int(self._server.add_secure_port(address, credentials))
 
     def start(self) -> None:
-        """Take calls."""
+        """Start serving calls."""
         self._server.start()
 
     def stop(self, grace_s: float) -> bool:
-        """Take no more calls; wait at most `grace_s` for those under way. False if some still are."""
+        """Accept no more calls; wait at most `grace_s` for those in flight. False if some still are."""
         hung_up = self._server.stop(grace_s)
         has_none = self._calls.wait_for_none(grace_s)
         if has_none:
-            # gRPC waits for its clients to hang up. One that is suspended, or that starves, does not.
+            # gRPC waits for its clients to hang up, which one that is suspended, or starved of CPU, does not.
             hung_up.wait(LINGER_S)
         return has_none
 

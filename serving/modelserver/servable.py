@@ -37,11 +37,11 @@ from serving.tensor_json import short_name
 
 logger = logging.getLogger(__name__)
 
-MAX_CALLABLES = 64  # of one servable; clients choose the outputs, so their number is bounded
+MAX_CALLABLES = 64  # per servable; clients choose the outputs, so the number must be bounded
 
 
-# Stateful to TensorFlow's registry, and yet nothing is kept from one run to the next: calls of functions,
-# whose ops are looked at themselves; what saves and restores, which no signature runs; and checks.
+# Stateful in TensorFlow's registry, but they keep nothing from one run to the next: calls of functions, whose
+# own ops are checked; saving and restoring, which no signature runs; and assertions.
 _KEEP_NOTHING = {
     "StatefulPartitionedCall", "StatefulIf", "StatefulWhile", "SaveV2", "RestoreV2", "ShardedFilename",
     "MergeV2Checkpoints", "Assert",
@@ -91,7 +91,7 @@ class Session:
             inter_op_parallelism_threads=options.inter_op_threads,
         )
         # Threads may spin for a moment before they sleep, as is TensorFlow's default: where waking one is
-        # dear, as on a virtual machine, sleeping at each op makes a lone call of a ResNet-50 3 ms longer.
+        # expensive, as on a virtual machine, sleeping at each op makes a single ResNet-50 call 3 ms longer.
         self._inter_op_thread_pool = SHARED_POOL if options.inter_op_threads > 0 else CALLERS_THREAD
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
@@ -109,7 +109,7 @@ class Session:
             failure = detached(error)
         else:
             return
-        self.close()  # not before: as long as it is handled, the error holds what is to be freed
+        self.close()  # only now: while it is handled, the error holds what is to be freed
         raise failure
 
     def run(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
@@ -134,7 +134,7 @@ class Session:
             outputs = call(*[feeds[name] for name in names])
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), error.message) from error
-        except UnicodeDecodeError as error:  # TensorFlow's text quotes what is no text
+        except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes that are not text
             raise invalid_argument(error.object.decode(errors="replace")) from error
         except (ValueError, TypeError) as error:
             raise invalid_argument(str(error)) from error
@@ -165,13 +165,13 @@ class Session:
             raise not_found(f"FeedInputs: unable to find feed output: {error}") from error
 
     def _types(self, names: Sequence[str]) -> list[np.dtype[Any]]:
-        """The types of tensors of the graph, as numpy has them.
+        """The types of tensors of the graph, as numpy dtypes.
 
         Raises:
             KeyError, ValueError: one is not there.
-            StatusError: one holds what no array does: a resource, such as a table, or a variant.
+            StatusError: one holds what no array can: a resource, such as a table, or a variant.
         """
-        # To the runtime the name of an op is that of its first output, too.
+        # To the runtime the name of an op is also the name of its first output.
         full_names = [name if ":" in name else f"{name}:0" for name in names]
         tensors = [self._graph.get_tensor_by_name(name) for name in full_names]
         for tensor in tensors:
@@ -186,11 +186,11 @@ class Session:
         self._session.close()
         del self._session, self._graph  # a session keeps its graph, closed or not
         gc.collect()  # a graph is full of cycles, and may hold hundreds of megabytes
-        memory.trim()  # else malloc keeps what lies between blocks that other versions hold
+        memory.trim()  # otherwise malloc keeps what lies between blocks that other versions hold
 
 
 def _keeps_state(graph: Any) -> bool:
-    """Whether a GraphDef has, in its functions too, an op that keeps something."""
+    """Whether a GraphDef, its functions included, has an op that keeps state."""
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     own = {function.signature.name for function in graph.library.function}
     for op in {node.op for node in nodes} - own - _KEEP_NOTHING:

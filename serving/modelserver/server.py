@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_FAILED = 255  # the original's -1
-GRACE_S = 30.0  # for calls under way when the end is asked for
+GRACE_S = 30.0  # for calls in flight at the time of SIGTERM
 THREADS_PER_CORE = 4  # the original's default for both transports
 
 
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     )
     for name in ignored:
         logger.warning("--%s has no effect in this server", name)
-    share_arenas()  # else each of the threads that run models keeps megabytes of its own
+    share_arenas()  # otherwise each of the threads that run models keeps megabytes of its own
     return _end_process(_serve(flags))
 
 
@@ -77,7 +77,7 @@ def _serve(flags: Flags) -> int:
         return START_FAILED
     end.wait()
     if not server.stop():
-        logger.warning("Something still runs; ending without it")
+        logger.warning("Something is still running; ending without it")
     return 0
 
 
@@ -96,7 +96,7 @@ class _End:
     """SIGTERM and SIGINT. While the server starts, which can take a minute on a busy machine, they end the
     process, for nobody waits for an answer yet; afterwards they end `wait`.
 
-    A thread is told of them. A handler would run in the midst of what the main thread does, with locks held.
+    A thread waits for them: a handler would run amid whatever the main thread does, with locks held.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class _End:
 
 
 class Server:
-    """A model server: its parts are made and bound by `start`, and let go by `stop`."""
+    """A model server: its parts are made and bound by `start`, and released by `stop`."""
 
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
@@ -134,7 +134,7 @@ class Server:
     def start(self) -> None:
         """Load the configured models, then listen; raises StatusError if either fails.
 
-        With `--listen_before_loading`, a model that does not load takes no other away.
+        With `--listen_before_loading`, a model that does not load does not keep the others from serving.
         """
         flags = self._flags
         config = _initial_config(flags)
@@ -153,7 +153,7 @@ class Server:
         self._listen_http(core)
 
     def _make_core(self, batching: BatchingOptions | None) -> ServerCore:
-        # TensorFlow is imported here: a wrong flag or file is told at once.
+        # TensorFlow is imported only here, so that a wrong flag or file is reported at once.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import_tensorflow_alone()
@@ -161,8 +161,8 @@ class Server:
         from serving.modelserver.loading import Loading
         from serving.modelserver.manager import ModelManager, RetryPolicy
 
-        # What was imported stays for good: a collection after an unload need not look at it, which
-        # would stop all requests for a third of a second.
+        # What was imported stays for good: a collection after an unload need not scan it, which would
+        # stop all requests for a third of a second.
         gc.collect()
         gc.freeze()
         flags = self._flags
@@ -259,7 +259,7 @@ class Server:
         threading.Thread(target=loop, name=name, daemon=True).start()
 
     def stop(self) -> bool:
-        """Take no more calls; finish those under way, for at most `GRACE_S`. False if some still run."""
+        """Accept no more calls; finish those in flight, for at most `GRACE_S`. False if some still run."""
         deadline = time.monotonic() + GRACE_S
         self._stopping.set()
         if self._http is not None:
@@ -315,7 +315,7 @@ def _ssl_config(flags: Flags) -> Any | None:
             "authorities that sign those of clients"
         )
     for name in ("server_key", "server_cert"):
-        if "-----BEGIN " not in getattr(config, name):  # gRPC would say that it cannot bind its port
+        if "-----BEGIN " not in getattr(config, name):  # gRPC would only say that it cannot bind its port
             raise invalid_argument(
                 f"{flags.ssl_config_file}: {name} holds nothing in PEM (-----BEGIN …); it takes the text "
                 "itself, not the path of a file"
@@ -327,7 +327,7 @@ def _find_left_socket(path: str) -> Path | None:
     """The UNIX socket that a server which was killed left at `path`, if any.
 
     Raises:
-        StatusError: something else lies there, which is not ours to remove.
+        StatusError: something else is there, which is not ours to remove.
     """
     if not path:
         return None
@@ -352,7 +352,7 @@ def _reread_config(flags: Flags, core: ServerCore) -> None:
         logger.error("Failed to read ModelServerConfig file: %s", error)  # noqa: TRY400 - the text says it all
         return
     try:
-        # Without waiting: a model that never comes, its path misspelt, would hold up all later configs.
+        # Without waiting: a model that never loads, its path misspelt, would hold up all later configs.
         core.reload(config, is_waiting=False)
     except StatusError as error:
         logger.error("PollFilesystemAndReloadConfig failed to ReloadConfig: %s", error)  # noqa: TRY400 - as above

@@ -74,11 +74,11 @@ class Services:
         return Model(name, version, _TimedServable(servable, self.metrics, name, api))
 
     def measured(self, name: str, api: str, entrypoint: str, work: Callable[[], Answer]) -> Answer:
-        """What `work` answers; it is counted under its status, and its latency if it succeeds.
+        """What `work` answers; the request is counted by its status, and its latency recorded if it succeeds.
 
         Args:
             name: of the model that the request names, whether or not it is there.
-            api: what is asked for, as the transport spells it.
+            api: the method, as the transport spells it.
             entrypoint: the transport, `GRPC` or `REST`.
             work: answers, or raises StatusError.
         """

@@ -1,7 +1,7 @@
 """What a signature takes and gives, read once when a model is loaded.
 
-A request looks at most of its signature. Messages make new objects at every look, so plain values stand
-for them here, in the messages' own words.
+A request looks at most of its signature. Messages make new objects at every access, so plain values stand in
+for them here, under the messages' own names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class TensorInfo:
     Attributes:
         name: of the tensor in the graph.
         dtype: its `tensorflow.DataType`.
-        sizes: the shape that it takes, -1 for any size; None if the rank is unknown or no shape is given.
+        sizes: its shape, -1 for any size; None if the rank is unknown or no shape is given.
     """
 
     name: str

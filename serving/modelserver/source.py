@@ -1,4 +1,4 @@
-"""Which versions of a model ought to serve, by what its folder holds and its version policy."""
+"""Which versions of a model should serve, by its folder's content and its version policy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def look(model: ModelEntry) -> dict[int, Path] | None:
 
 
 def by_version(children: Iterable[str]) -> dict[int, str]:
-    """Version -> folder name. `abc` is no version; of `1` and `0001` the last in order counts."""
+    """Version -> folder name. `abc` is not a version; of `1` and `0001` the last in order counts."""
     return {
         int(child): child
         for child in sorted(children)
@@ -54,7 +54,7 @@ def by_version(children: Iterable[str]) -> dict[int, str]:
 
 
 def choose(policy: Any, folders: Mapping[int, str]) -> list[int]:
-    """The versions that a `ServableVersionPolicy` message picks from those there, highest first."""
+    """The versions that a `ServableVersionPolicy` message picks from those present, highest first."""
     versions = sorted(folders, reverse=True)
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":

@@ -1,4 +1,4 @@
-"""Errors in the shape that TensorFlow Serving gives them: a canonical code and a text.
+"""Errors as TensorFlow Serving has them: a canonical code and a text.
 
 The rest of `serving` speaks in kinds (`serving.errors`); here the codes themselves are the contract.
 """
@@ -64,17 +64,17 @@ def failed_precondition(message: str) -> StatusError:
 
 
 def detached(error: BaseException) -> StatusError:
-    """The status that stands for `error`, and holds nothing of what that came from.
+    """The status that stands for `error`, without references to where it came from.
 
-    The frames that an error passed hold a session and its graph, and so does an error of TensorFlow's that
-    names an op: whoever frees these, or keeps the status, must not keep the error.
+    The frames that an error passed hold a session and its graph, and so does a TensorFlow error that names an
+    op: whoever frees these, or keeps the status, must not keep the error.
     """
     status = from_exception(error)
     return StatusError(status.code, status.message)
 
 
 def from_exception(error: BaseException) -> StatusError:
-    """The status that stands for `error`: TensorFlow's own code where it has one, else INTERNAL."""
+    """The status that stands for `error`: TensorFlow's own code if it has one, else INTERNAL."""
     if isinstance(error, StatusError):
         return error
     code = getattr(error, "error_code", None)

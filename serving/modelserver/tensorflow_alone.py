@@ -1,4 +1,4 @@
-"""TensorFlow without Keras, which it imports for whoever restores Keras's objects; no session ever does."""
+"""TensorFlow without Keras, which it imports for restoring Keras objects; a session never does that."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 def import_tensorflow_alone() -> None:
     """Import TensorFlow, but not Keras and what Keras imports if it is installed: scikit-learn, Matplotlib.
 
-    Those are two fifths of the seconds that the import takes, and 100 MiB. Whatever imports Keras later
-    gets it. Has no effect on a process that has either of the two already.
+    Those are two fifths of the time that the import takes, and 100 MiB. Whatever imports Keras later gets
+    it. Has no effect on a process that has imported either of the two already.
     """
     if {"tensorflow", "keras"} & sys.modules.keys():
         return
-    # `import keras` fails of a module that is None, as TensorFlow expects it to do where Keras is missing.
+    # `import keras` fails if the module is None, as TensorFlow expects when Keras is not installed.
     sys.modules["keras"] = None  # type: ignore[assignment]
     try:
         import tensorflow  # noqa: F401

@@ -27,7 +27,7 @@ WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 
 
 class DamagedFile(StatusError):
-    """A warm-up file that is not a TFRecord, or is one no further than to some place."""
+    """A warm-up file that is not a TFRecord, or only up to some point."""
 
 
 def warm_up(model: Model, path: Path, iterations: int, *, check_method: bool = True) -> int:
@@ -59,7 +59,7 @@ def warm_up(model: Model, path: Path, iterations: int, *, check_method: bool = T
         kind = log.WhichOneof("log_type")
         if kind == "session_run_log":
             raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
-        if kind not in replayers:  # nothing to replay, or what only a streaming call would: both may pass
+        if kind not in replayers:  # nothing to replay, or only for a streaming call: both are skipped
             continue
         for _ in range(iterations):
             replayers[kind](getattr(log, kind).request)

@@ -1,10 +1,10 @@
 """Runs a model on one thread or on all cores, whichever answers sooner.
 
-TensorFlow shares each op of a run out to all cores. Short ops, those of a small model or of few rows, are
-done sooner by one thread than shared out (on two cores, one image through a ResNet-20 at 32×32 takes 1.0 ms
-instead of 1.6); and two runs on two cores are done sooner on one core each than if each shares its ops out
-(two threads that run 32 images at a time, in process, get 6 % more of them done). How many threads an op gets
-is a session's own, so that a model has two: a narrow one and a wide one.
+TensorFlow splits each op of a run over all cores. Short ops, those of a small model or of few rows, finish
+sooner on one thread (on two cores, one image through a ResNet-20 at 32×32 takes 1.0 ms instead of 1.6); and
+two runs on two cores finish sooner on one core each than if each splits its ops (two threads that run 32
+images at a time, in process, get 6 % more of them done). The number of threads per op belongs to a session,
+so a model has two sessions: a narrow one and a wide one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from serving.modelserver.manager import Servable
 from serving.modelserver.niceness import step_back
 from serving.modelserver.signature import Signature
 
-# A wide run takes the cores from whatever else there is to do, such as decoding the next images: it is worth
-# them if it saves a sixth of the time.
+# A wide run takes the cores from whatever else there is to do, such as decoding the next images: that is
+# worth it if it saves a sixth of the time.
 _WORTH_WHILE = 5 / 6
-# Of each width, before one is preferred; the first is not counted, since it compiles kernels.
+# How many runs of each width before one is preferred; the first is not counted, since it compiles kernels.
 _LEAST_RUNS = 4
-# The other width is tried again once in so many runs, since what else the machine does changes: several times
-# in a row, since the first ones find their memory out of the caches.
+# The other width is tried again once in this many runs, since the machine's other load changes: several times
+# in a row, since the first ones find the caches cold.
 _TRY_AGAIN = 128
 _TRIALS = 4
 
 
 class Kind(NamedTuple):
-    """What takes about the same time: what is fetched, for a number of rows up to the next power of two."""
+    """Runs that take about the same time: by what is fetched, and the rows up to the next power of two."""
 
     fetches: tuple[str, ...]
     rows: int
@@ -50,7 +50,7 @@ def kind_of(feeds: Mapping[str, np.ndarray], fetches: Sequence[str]) -> Kind:
 
 
 class _Taken:
-    """What the last runs of one width took; the least counts, since what disturbs a run makes it longer."""
+    """What the last runs of one width took; the shortest counts, since disturbances only lengthen runs."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -67,10 +67,10 @@ class _Taken:
 
 
 class Widths:
-    """What runs take that have room, by their kind: narrow ones and wide ones. Thread-safe.
+    """How long undisturbed runs take, by their kind: narrow ones and wide ones. Thread-safe.
 
     Args:
-        most_kinds: how many are known at once, since callers choose them; past that all are learned anew.
+        most_kinds: how many are known at once, since callers choose them; beyond that all are forgotten.
     """
 
     def __init__(self, most_kinds: int = 256) -> None:
@@ -79,7 +79,7 @@ class Widths:
         self._taken: dict[Kind, tuple[_Taken, _Taken]] = {}  # narrow, wide
 
     def is_wide(self, kind: Kind) -> bool:
-        """Whether the next run of this kind is to be a wide one; what is not known yet is tried."""
+        """Whether the next run of this kind should be a wide one; what is not known yet is tried."""
         with self._lock:
             narrow, wide = self._taken.get(kind, (_Taken(), _Taken()))
             if min(narrow.runs, wide.runs) < _LEAST_RUNS:
@@ -89,7 +89,7 @@ class Widths:
             return is_worth_it != is_trial
 
     def learn(self, kind: Kind, *, is_wide: bool, took_s: float) -> None:
-        """A run of this kind took so long."""
+        """A run of this kind took this long."""
         with self._lock:
             if kind not in self._taken:
                 if len(self._taken) >= self._most_kinds:
@@ -105,13 +105,13 @@ class Cores:
         count: how many there are.
 
     Attributes:
-        narrow, wide: the threads that make narrow runs, and wide ones, and no others: what TensorFlow
-            prepares for an op is kept with the thread, and made for one width. There are as many as can be
-            of use: a run that waits for one would only take turns with the others.
+        narrow, wide: the threads for narrow runs only, and for wide ones: what TensorFlow prepares for an op
+            is kept with the thread, and made for one width. There are as many as can be of use: further runs
+            would only take turns with these.
     """
 
     def __init__(self, count: int) -> None:
-        # Else the first session's threads are everybody's; read as TensorFlow makes its first session.
+        # Otherwise all share the first session's threads; read when TensorFlow makes its first session.
         os.environ["TF_OVERRIDE_GLOBAL_THREADPOOL"] = "1"
         self._count = count
         self._lock = threading.Lock()
@@ -122,7 +122,7 @@ class Cores:
 
     @contextmanager
     def run(self) -> Iterator[Run]:
-        """Count a run as long as it lasts."""
+        """Count a run while it lasts."""
         with self._lock:
             self._running += 1
             has_room = 2 * self._running <= self._count
@@ -145,8 +145,8 @@ class Run:
     """A run that is on the cores.
 
     Attributes:
-        has_room: whether there were no more runs than half the cores as it began, so that it could share its
-            ops out.
+        has_room: whether there were no more runs than half the cores when it began, so that it could split
+            its ops.
     """
 
     _cores: Cores
@@ -155,7 +155,7 @@ class Run:
 
     @property
     def had_room(self) -> bool:
-        """Whether there has been room from its beginning up to now."""
+        """Whether there has been room from its beginning until now."""
         return self.has_room and self._cores.times_full() == self._times_full
 
 

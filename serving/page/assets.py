@@ -20,7 +20,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Nothing inline, nothing from elsewhere, nothing to be framed by; pictures that the person chose are blobs.
+# Nothing inline, nothing from elsewhere, no framing; pictures that the person chose are blobs.
 SECURITY_HEADERS: Mapping[str, str] = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -59,7 +59,7 @@ def answer(name: str, request: Request) -> Response:
 
 
 def _is_among(etag: str, tags: str) -> bool:
-    """Whether a browser's list of tags has this one, which a proxy that compresses calls weak (`W/`)."""
+    """Whether a browser's list of tags has this one, which a compressing proxy may have made weak (`W/`)."""
     given = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
     return etag in given or "*" in given
 

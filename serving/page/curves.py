@@ -1,7 +1,7 @@
 """The evidence of rollouts between their moves, kept while nobody looks, so that the page has whole curves.
 
-A rollout's record has the evidence at each move only. What is kept here is this process's own and bounded: a
-curve that grows too long keeps every second point, and from then on takes half as many.
+A rollout's record has the evidence only at each move. What is kept here is this process's own and bounded: a
+curve that grows too long keeps every second point, and from then on adds half as many.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Curves:
         self._curves: dict[str, _Curve] = {}
 
     async def watch(self) -> None:
-        """Look for ever. A look at rollouts that cannot be read is told of, and the next one tries again."""
+        """Look for ever. If rollouts cannot be read the log says so, and the next look tries again."""
         while True:
             await asyncio.sleep(self._interval_s)
             try:
@@ -61,7 +61,7 @@ class Curves:
                 self.see(found)
 
     def see(self, rollouts: list[Rollout]) -> None:
-        """Keep what these rollouts say now; those that are none of them any more are forgotten."""
+        """Keep the present evidence of these rollouts, and forget all others."""
         self._curves = {each.id: self._curves.get(each.id, _Curve()) for each in rollouts}
         for rollout in rollouts:
             if rollout.ledger is not None:

@@ -1,4 +1,4 @@
-"""Child processes: started again when they die, ended politely, and then for certain."""
+"""Child processes: restarted when they die, and ended politely at first, then for certain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 _PR_SET_PDEATHSIG = 1
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
-# A child that lived this long was fine: the next pause starts from the first again.
+# A child that lived this long was fine: pauses start from the first one again.
 HEALTHY_AFTER_S = 60.0
 
 
@@ -32,12 +32,12 @@ async def keep_alive(
     Args:
         run_once: runs it to its end, or ends it when cancelled; returns its exit code.
         name: what it is called in the log.
-        ended: is told of each end.
+        ended: called at each end.
         clock: the monotonic clock, in seconds.
 
     Raises:
-        OSError: it could not be started at all. Once it has run, a start that fails is tried again: the
-            system may be short of memory or processes for a moment.
+        OSError: it could not be started at all. Once it has run, a failed start is retried: the system may
+            be short of memory or processes for a moment.
     """
     pause_s = FIRST_PAUSE_S
     has_run = False

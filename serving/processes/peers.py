@@ -1,4 +1,4 @@
-"""What the workers of one gateway tell each other, so that each can speak for all.
+"""How the workers of one gateway ask each other, so that each can speak for all.
 
 A connection reaches any one of them. Prometheus and the page must see the whole gateway there, so each worker
 answers its peers' questions on a unix socket, in a folder that only their user may enter.
@@ -94,8 +94,8 @@ def samples(registry: CollectorRegistry) -> list[Any]:
 class Merged(Collector):
     """The metrics of all workers, for prometheus_client's encoders: each series has a label `worker`.
 
-    They are not added up: a worker that is started again counts from zero, which Prometheus understands of a
-    series, and of a sum does not.
+    They are not added up: a restarted worker counts from zero, which Prometheus understands in a series, but
+    not in a sum.
 
     Args:
         found: what `samples` gave, by the worker's name.

@@ -31,8 +31,8 @@ TERMINATE_TIMEOUT_S = 10.0
 LAST_WORDS_S = 1.0
 LOAD_RETRY_INTERVAL_S = 1
 
-# absl's lines before its log is set up, which no environment variable silences: what the processor can do,
-# that there is no GPU, and that this is no error.
+# absl's lines before its log is set up, which no environment variable silences: what the processor supports,
+# that there is no GPU, and that this is not an error.
 _CHATTER = re.compile(
     rb"WARNING: All log messages before absl|[IW]0000 00:00:|E0000 00:00:.* failed call to cuInit"
 )
@@ -87,7 +87,7 @@ class ModelServerProcess:
         self.address = f"unix:{self._socket_path}"
 
     async def run(self) -> None:
-        """Keep the child alive until cancelled, which ends it; one that dies is started again."""
+        """Keep the child alive until cancelled, which ends it; one that dies is restarted."""
         restarted = self._metrics.model_server_restarts.inc
         await children.keep_alive(self._run_once, "the model server", restarted, self._clock)
 
@@ -95,7 +95,7 @@ class ModelServerProcess:
         self._socket_path.unlink(missing_ok=True)
         is_own = tuple(self._command) == OWN_PROGRAM
         flags = [
-            # Sluice's own needs no TCP port beside the socket; the original may not start without one, and
+            # Sluice's own needs no TCP port besides the socket; the original may not start without one, and
             # opens it on every interface.
             f"--port={0 if is_own else _free_port()}",
             # The original does not start while the newest version of one model cannot be loaded.
@@ -103,7 +103,7 @@ class ModelServerProcess:
             f"--grpc_socket_path={self._socket_path}",
             f"--model_config_file={self._config.path}",
             "--file_system_poll_wait_seconds=1",
-            # By default a version that does not load is tried again each minute, and says nothing before.
+            # By default a version that does not load is retried every minute, without a word in between.
             f"--load_retry_interval_micros={LOAD_RETRY_INTERVAL_S * 1_000_000}",
         ]
         # Its own session: Ctrl-C in a terminal is for the gateway, which ends the child once it has drained.
@@ -122,13 +122,13 @@ class ModelServerProcess:
             return await child.wait()
         finally:
             await children.end(child, "the model server", TERMINATE_TIMEOUT_S)
-            # Its last words; what it started itself may hold its stderr open for longer.
+            # Its last output; what it started itself may hold its stderr open for longer.
             await asyncio.wait([passing], timeout=LAST_WORDS_S)
             passing.cancel()
 
 
 async def _pass_on(log: asyncio.StreamReader) -> None:
-    """Write to stderr what a child writes there, but for what TensorFlow says whenever it starts."""
+    """Pass on what a child writes to stderr, except for what TensorFlow says at every start."""
     stream = Lossy(lambda: sys.stderr)
     async for line in _lines(log):
         if not _CHATTER.match(line):

@@ -1,4 +1,4 @@
-"""What a gateway is in front of: replicas, their models, and the config of a model server of its own."""
+"""What is behind a gateway: replicas, their models, and the config of a model server of its own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ConfigFile:
         """Have the next start read this ModelServerConfig; several workers may write the same at once.
 
         Raises:
-            Unavailable: it cannot be written, as on a full disk; the one before stays.
+            Unavailable: it cannot be written, as on a full disk; the previous one stays.
         """
         written = self.path.with_suffix(f".{os.getpid()}")
         try:
@@ -65,13 +65,13 @@ class ConfigFile:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """What a gateway is in front of.
+    """What is behind a gateway.
 
     Attributes:
         replicas: addresses, as in the setting.
         models: the names of the models.
         models_dir: where the replicas find the models' folders; a string where it may be a bucket's URL.
-        config: of a model server that was started for this gateway; None: the replicas are others' affair.
+        config: of a model server that was started for this gateway; None: others run the replicas.
     """
 
     replicas: tuple[str, ...]

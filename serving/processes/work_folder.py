@@ -1,8 +1,8 @@
 """The folder of a running installation, for its sockets and its model server's config.
 
-A process that is killed leaves its folder behind, so whoever starts next in the same place clears it away.
-Which folders nobody is in any more is told by a lock that all who use one share, the owner and its children:
-the kernel takes it back however a holder ends.
+A process that is killed leaves its folder behind, so whoever starts next in the same place clears it away. A
+lock, shared by the owner of a folder and its children, tells which folders are still in use: the kernel
+releases it however a holder ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def work_folder() -> Iterator[Path]:
 
 @contextmanager
 def kept(*folders: Path) -> Iterator[None]:
-    """Keep another process's folders from being cleared away while the block runs, though that one may die.
+    """Keep another process's folders from being cleared away while the block runs, even if that one dies.
 
     Raises:
         FailedPrecondition: one of them is gone already.
@@ -61,7 +61,7 @@ def _locked_folder() -> tuple[Path, IO[str]]:
         fcntl.flock(lock, fcntl.LOCK_SH)
         if (folder / _LOCK).exists():
             return folder, lock
-        lock.close()  # between the two lines above another start took it for one that was left
+        lock.close()  # between the two lines above another process took it for a leftover
 
 
 def _clear_away(parent: Path) -> None:

@@ -1,6 +1,6 @@
 """Several gateway processes on the same two ports, for more cores than one interpreter can use.
 
-The kernel spreads connections over them (SO_REUSEPORT). Each is a whole gateway; what must be one is kept
+The kernel balances connections over them (SO_REUSEPORT). Each is a whole gateway; what must be shared is kept
 where all can see it: rollouts in their store, metrics and refusals by asking each other
 (`serving.processes.peers`).
 """
@@ -27,7 +27,7 @@ from serving.settings import Settings
 
 _log = structlog.get_logger()
 
-# Beyond the drain, before a worker is killed.
+# How long after the drain timeout a worker is killed.
 END_GRACE_S = 5.0
 # A worker names all its models in one line; asyncio's own limit is 64 KiB, some two thousand of them.
 LONGEST_LINE_BYTES = 64 * 2**20
@@ -92,7 +92,7 @@ class Workers:
         try:
             child.stdin.write(_job(self._settings, self._upstream, self._folder, name))
             async for line in child.stdout:
-                if line.endswith(b"\n"):  # of one that is killed as it speaks the last may be cut off
+                if line.endswith(b"\n"):  # the last line of one that is killed may be cut off
                     self._hear(name, json.loads(line))
             return await child.wait()
         finally:
@@ -101,7 +101,7 @@ class Workers:
             self._children.discard(child)
 
     def _hear(self, name: str, said: dict[str, Any]) -> None:
-        """A worker's word: that it listens, which models it can answer for, or why it cannot start."""
+        """A worker's message: that it listens, which models it can answer for, or why it cannot start."""
         listening = self._listening[name]
         if "error" in said and not listening.done():
             listening.set_exception(InvalidInput(said["error"]))
@@ -124,11 +124,11 @@ async def up(settings: Settings, upstream: Upstream, folder: Path) -> AsyncItera
 
     Args:
         settings: of all of them together.
-        upstream: what they are in front of.
+        upstream: what is behind them.
         folder: an empty one, of this user alone, for the sockets on which they ask each other.
 
     Raises:
-        InvalidInput: a port is taken.
+        InvalidInput: a port is in use.
     """
     workers = Workers(settings, upstream, folder)
     with contextlib.closing(workers):
@@ -163,7 +163,7 @@ def _refuse_if_taken(host: str, port: int) -> None:
 
 
 def _share(settings: Settings, http_port: int, grpc_port: int) -> Settings:
-    """One worker's settings: its part of what there is to share."""
+    """One worker's settings, with its part of what is divided among them."""
     count = settings.workers
     return settings.model_copy(
         update={

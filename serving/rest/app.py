@@ -1,4 +1,4 @@
-"""The HTTP API as a whole: what has which paths, and the layer around it all."""
+"""The HTTP API as a whole: which part serves which paths, and the layer around it all."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _add_error_handlers(app: FastAPI) -> None:
             allowed = _methods_of(app, request)
             id_ = request.scope["state"]["request_id"]
             return method_not_allowed(problem, path, request.method, allowed, id_)
-        if error.status_code == 400:  # FastAPI's word for all that keeps it from reading a body
+        if error.status_code == 400:  # FastAPI's status for whatever keeps it from reading a body
             cause = error.__cause__
             if not isinstance(cause, SluiceError):
                 cause = InvalidInput(f"the body is not JSON: {cause}")

@@ -1,4 +1,4 @@
-"""Reading a request's body: within limits of size and of time, and unpacked where it was compressed."""
+"""Reads a request's body within limits of size and time, and unpacks it if it is compressed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ENCODINGS = ("gzip", "x-gzip", "deflate", "identity")  # x-gzip is gzip (RFC 911
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _GZIP = 16 + zlib.MAX_WBITS
 _GZIP_ID = b"\x1f"
-# Who compresses in pieces puts 64 kB or more into each; one of nothing has 20 bytes, and takes time, too.
+# Tools that compress in pieces put 64 kB or more into each; an empty member of 20 bytes takes time, too.
 MOST_MEMBERS = 4096
 _STEP_BYTES = 256 * 2**10
-_FED_BYTES = 16 * 2**10  # at once: what is behind a member's end is copied
-# What routes take that read their bodies before they know whose they are: a thousand labels for feedback come
-# to 200 kB, a plan to one or two.
+_FED_BYTES = 16 * 2**10  # at a time: what follows the end of a member is copied
+# For routes that read their bodies before they know who calls: feedback with a thousand labels is 200 kB, a
+# plan one or two.
 MOST_UNADMITTED_BYTES = 2**20
 
 
@@ -32,13 +32,13 @@ class Pieces:
     """One request's body as it comes, piece by piece and in time.
 
     Args:
-        scope: the request's; `body_here` in its state says that all has come.
+        scope: the request's; `body_here` in its state says that all of it is here.
         receive: where it comes from.
         deadline: when it is of no more use, on the monotonic clock.
         settings: how slow it may be.
 
     Attributes:
-        complete: whether all has come.
+        complete: whether all of it has been read.
     """
 
     def __init__(self, scope: Scope, receive: Receive, deadline: float, settings: Settings) -> None:
@@ -51,7 +51,7 @@ class Pieces:
         self.complete = False
 
     async def next(self) -> bytes:
-        """What comes next, if it comes fast enough.
+        """The next piece, if it comes fast enough.
 
         Raises:
             DeadlineExceeded: it comes too slowly, or the deadline passed.
@@ -81,7 +81,7 @@ class Pieces:
 
     def _too_slow(self) -> DeadlineExceeded:
         if time.monotonic() >= self._deadline:
-            return DeadlineExceeded("the deadline passed before the body had come", stage="admission")
+            return DeadlineExceeded("the deadline passed before the whole body had come", stage="admission")
         return DeadlineExceeded(
             f"the body came slower than {self._settings.min_body_bytes_per_s} bytes a second for "
             f"{self._settings.body_grace_s:g} s",
@@ -90,18 +90,18 @@ class Pieces:
 
 
 def _encoding_of(scope: Scope, taken: Sequence[str]) -> str:
-    """How a body is compressed; raises UnsupportedMedia unless it is one of these ways."""
+    """The content encoding of a body; raises UnsupportedMedia unless it is one of `taken`."""
     encoding = headers_of(scope).get("content-encoding", "identity").strip().lower()
     if encoding not in taken:
-        text = f'the content encoding is "{encoding}"; taken are {", ".join(taken)}'
+        text = f'the content encoding is "{encoding}"; supported are {", ".join(taken)}'
         raise UnsupportedMedia(text, stage="admission")
     return encoding
 
 
 def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
-    """`receive` for an app that reads bodies itself: it gives `MOST_UNADMITTED_BYTES` at most, and in time.
+    """A `receive` for an app that reads bodies itself: at most `MOST_UNADMITTED_BYTES`, and in time.
 
-    It raises as `Body.chunks` does, and UnsupportedMedia for a body that is compressed.
+    It raises what `Body.chunks` raises, and UnsupportedMedia for a compressed body.
     """
     pieces = Pieces(scope, receive, time.monotonic() + settings.request_timeout_s, settings)
     most_bytes = min(MOST_UNADMITTED_BYTES, settings.max_body_bytes)
@@ -110,7 +110,7 @@ def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
     async def receive_little() -> Message:
         nonlocal received_bytes
         if pieces.complete:
-            return await receive()  # that the client has left
+            return await receive()  # tells when the client leaves
         _encoding_of(scope, ("identity",))
         piece = await pieces.next()
         received_bytes += len(piece)
@@ -122,17 +122,17 @@ def small(scope: Scope, receive: Receive, settings: Settings) -> Receive:
 
 
 class Body:
-    """One request's body. Room is taken as it comes: a length that is only claimed costs nothing.
+    """One request's body. Room is taken as it comes in: a `Content-Length` alone costs nothing.
 
     Args:
-        scope: the request's; `body_here` in its state says that all has come.
+        scope: the request's; `body_here` in its state says that all of it is here.
         receive: where it comes from.
         ticket: takes the room.
         context: the request's; its deadline holds.
         settings: limits of size and of time.
 
     Raises:
-        UnsupportedMedia: a content encoding that is not taken.
+        UnsupportedMedia: the content encoding is not supported.
         TooLarge: `Content-Length` is more than `max_body_bytes`.
     """
 
@@ -159,11 +159,11 @@ class Body:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """It piece by piece, unpacked.
+        """The body piece by piece, unpacked.
 
         Raises:
-            TooLarge: more than `max_body_bytes`, found while reading or unpacking.
-            InvalidInput: what should be compressed is not.
+            TooLarge: it has more than `max_body_bytes`, as it came or unpacked.
+            InvalidInput: it is not compressed as it says.
             Overloaded: the gateway holds too many bytes.
             DeadlineExceeded: the body comes too slowly, or the deadline passed.
             Cancelled: the client went away.
@@ -188,11 +188,11 @@ class Body:
 
 
 def _too_large(size: str, max_body_bytes: int) -> TooLarge:
-    return TooLarge(f"the body has {size}; at most {max_body_bytes:,} are taken", stage="admission")
+    return TooLarge(f"the body has {size}; at most {max_body_bytes:,} are allowed", stage="admission")
 
 
 class Unpacker:
-    """Undoes gzip (RFC 1952) or deflate (in HTTP: zlib, RFC 1950) in steps, so that its user can stop.
+    """Unpacks gzip (RFC 1952) or deflate (in HTTP: zlib, RFC 1950) in steps, so that its user can stop early.
 
     What was compressed piece by piece, as by pigz or `cat a.gz b.gz`, has several gzip members.
 
@@ -221,15 +221,15 @@ class Unpacker:
                 rest = self._zlib.unused_data or self._zlib.unconsumed_tail
 
     def _begin_member(self, data: bytes) -> None:
-        """Go on with the next one of gzip; raises InvalidInput if `data` begins none, or one too many."""
+        """Start the next gzip member; raises InvalidInput if `data` does not begin one, or one too many."""
         if self._encoding == "deflate" or not data.startswith(_GZIP_ID):
-            raise InvalidInput(f"the {self._encoding} body goes on behind its end", stage="decode")
+            raise InvalidInput(f"the {self._encoding} body has data after its end", stage="decode")
         if self._members == MOST_MEMBERS:
             raise InvalidInput(f"the {self._encoding} body has over {MOST_MEMBERS:,} members", stage="decode")
         self._members += 1
         self._zlib = zlib.decompressobj(_GZIP)
 
     def finish(self) -> None:
-        """Say that all has come; raises InvalidInput if it ended early."""
+        """There is no more data; raises InvalidInput if the body ended early."""
         if not self._zlib.eof:
-            raise InvalidInput(f"the {self._encoding} body ends before its end", stage="decode")
+            raise InvalidInput(f"the {self._encoding} body is truncated", stage="decode")

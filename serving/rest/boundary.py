@@ -1,4 +1,4 @@
-"""The outermost layer of the HTTP API: request ids, traces, errors as answers, and leaving politely."""
+"""The outermost layer of the HTTP API: request ids, traces, errors as answers, and lingering closes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _log = structlog.get_logger()
 # connection on unread bytes makes TCP reset it, and the answer is lost (RFC 9112, 9.6).
 LINGER_BYTES = 64 * 2**20
 LINGER_S = 10.0
-# A client that sends nothing for this long has sent all, or is waiting for the answer.
+# A client that sends nothing for this long has sent everything, or is waiting for the answer.
 LINGER_IDLE_S = 1.0
 
-# After a shutdown: another gateway is there at once, or this one soon again.
+# After a shutdown: another gateway is there at once, or this one is back soon.
 RETRY_AFTER_S = 1.0
 
-# A refused body up to this size may come while the answer goes out, and the connection stays as it is:
+# With a refused body of up to this size the connection stays open, while the rest of the body comes in:
 # closing it would cost both sides more, just when many are refused.
 MOST_KEPT_OPEN_BYTES = 2**20
 
-# What a connection is given in one turn. It encrypts or copies all that it is given at once, and others wait.
+# What is written to a connection in one turn: it encrypts or copies all of that at once, and others wait.
 MOST_AT_ONCE_BYTES = 2**20
 
 
@@ -42,7 +42,7 @@ class Boundary:
     Args:
         app: the app.
         draining: whether the gateway is shutting down; connections are then closed after their answer.
-        traces_share: how many of the traces that begin here are recorded, 0 to 1.
+        traces_share: share of the traces that begin here that is sampled, 0 to 1.
     """
 
     def __init__(self, app: ASGIApp, draining: Callable[[], bool], traces_share: float = 0.0) -> None:
@@ -62,7 +62,7 @@ class Boundary:
         answer = _Answer(scope, receive, send, self._draining)
 
         async def tell(error: SluiceError) -> None:
-            in_form = state.get("error_form", problem)  # that of the door that was taken
+            in_form = state.get("error_form", problem)  # of the API that was called
             await in_form(without_frames(error), request_id)(scope, receive, answer.send)
 
         try:
@@ -72,23 +72,23 @@ class Boundary:
                 if answer.started:
                     raise
                 if not isinstance(error, SluiceError):
-                    _log.exception("a request failed in an unforeseen way", request_id=request_id)
-                    error = Internal("the request failed in an unforeseen way; the log says how")
+                    _log.exception("a request failed unexpectedly", request_id=request_id)
+                    error = Internal("the request failed unexpectedly; the log says how")
                 await tell(error)
         except asyncio.CancelledError:
             client = client_of(scope)
             if client is not None and client.left:
-                return  # nobody is there to be answered
+                return  # there is nobody to answer
             if answer.started or not self._draining():
                 raise
-            # The time for draining is over, and uvicorn cancels what is left.
+            # The drain timeout has passed, and uvicorn cancels what is left.
             await tell(
                 Unavailable("the gateway shut down before it had answered", retry_after_s=RETRY_AFTER_S)
             )
 
 
 class _Answer:
-    """The answer to one request: with its ids, and so that a client gets to read it that still sends.
+    """The answer to one request: with its ids, and sent so that a client still sending gets to read it.
 
     Attributes:
         started: whether any of it has been sent.
@@ -99,7 +99,7 @@ class _Answer:
         self.started = self._lingers = False
 
     async def send(self, message: Message) -> None:
-        """Send a part of it; after the last one the rest of the body is read, where that is called for."""
+        """Send a part of it; before the last one, read the rest of the request's body if that is needed."""
         if message["type"] == "http.response.start":
             self.started = True
             message["headers"] = [*message["headers"], *self._headers()]
@@ -110,7 +110,7 @@ class _Answer:
         await self._send_in_turns(message)
 
     async def _send_in_turns(self, message: Message) -> None:
-        """Send a part, a large one in pieces, so that others get their turn between them."""
+        """Send a part, a large one in pieces, so that other connections get their turn in between."""
         body = message.get("body", b"")
         if len(body) <= MOST_AT_ONCE_BYTES:
             await self._send(message)
@@ -135,7 +135,7 @@ class _Answer:
 
 
 def _may_stay_open(scope: Scope) -> bool:
-    """Whether the client lets the connection be used again (RFC 9112, 9.3)."""
+    """Whether the client allows the connection to be reused (RFC 9112, 9.3)."""
     asked = headers_of(scope).get("connection", "").lower()
     return scope["http_version"] == "1.1" and "close" not in [option.strip() for option in asked.split(",")]
 
@@ -149,7 +149,7 @@ def _is_small(scope: Scope) -> bool:
 
 
 async def _discard(receive: Receive) -> None:
-    """Read the rest of the body and throw it away, as long as the client sends and within the limits."""
+    """Read the rest of the body and throw it away, while the client sends and within the limits."""
     left = LINGER_BYTES
     latest = time.monotonic() + LINGER_S
     with contextlib.suppress(TimeoutError):

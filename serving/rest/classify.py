@@ -30,7 +30,7 @@ from serving.rest.top_k import top_k_of_query
 from serving.rest.uploads import Upload, Uploads
 
 NDJSON = "application/x-ndjson"
-# What curl says of anything, and what other clients leave out: the bytes say what they are.
+# No content type, or curl's default for any data: the bytes themselves say what they are.
 _UNSAID = ("", "application/x-www-form-urlencoded")
 # Keys of TensorFlow Serving's own classify request.
 _TENSORFLOWS = frozenset(("signature_name", "context", "examples"))
@@ -63,7 +63,7 @@ class ClassifyEndpoint:
     async def _read(
         self, scope: Scope, receive: Receive, ticket: Ticket, context: RequestContext
     ) -> Uploads | bytes:
-        """The images and how many classes are wanted, or a JSON body that has no images."""
+        """The images and how many classes are wanted, or a JSON body without images."""
         settings = self._gateway.settings
         content_type = uploads.content_type_of(headers_of(scope))
         body = Body(scope, receive, ticket, context, settings)
@@ -77,7 +77,7 @@ class ClassifyEndpoint:
         return uploads.one_upload(await body.whole(), top_k)
 
     async def _read_any(self, query: bytes, content_type: str, data: bytes) -> Uploads | bytes:
-        """What JSON has; or an image or JSON of which nothing was said."""
+        """The content of a JSON body, or of one whose content type does not say whether it is an image."""
         if content_type != uploads.JSON:
             if begins_as_image(data) or not data:
                 return uploads.one_upload(data, top_k_of_query(query))
@@ -91,12 +91,12 @@ class ClassifyEndpoint:
                     "Serving's API",
                     stage="decode",
                 )
-            return data  # and its query is not the image API's to refuse
+            return data  # its query is none of the image API's business
         top_k = top_k_of_query(query)
         return await self._gateway.in_thread(uploads.json_uploads, value, top_k, self._gateway.check_number)
 
     async def _answer(self, ref: ModelRef, found: Uploads, context: RequestContext) -> Response:
-        """The answer as JSON. A request of which every image failed fails as its first image did."""
+        """The answer as JSON. If every image failed, the request fails as its first image did."""
         places = _places_of_whole(found.images)
         whole = [found.images[index].data for index in places]
         prediction = await self._gateway.classify(ref, whole, found.top_k, context)
@@ -121,7 +121,7 @@ class ClassifyEndpoint:
         found: Uploads,
         context: RequestContext,
     ) -> None:
-        """A line of JSON for each image, as answers come; a line with an error ends what cannot go on."""
+        """A line of JSON for each image, as answers come; a failure later on becomes a last line."""
         places = _places_of_whole(found.images)
         parts = self._gateway.classify_in_parts(
             ref, [found.images[index].data for index in places], found.top_k, context
@@ -129,12 +129,12 @@ class ClassifyEndpoint:
         async with aclosing(parts):
             first = await anext(parts)
             lines = self._lines(first, parts, places, found.images)
-            if scope["http_version"] == "1.0":  # it knows no chunks (RFC 9112, 6.1)
+            if scope["http_version"] == "1.0":  # which has no chunked encoding (RFC 9112, 6.1)
                 whole = Response(b"".join([line async for line in lines]), media_type=NDJSON)
                 await whole(scope, receive, send)
                 return
-            # Not as an app: it would watch for the client, as is done already (`serving.rest.leaving`),
-            # and leave all images to the garbage collector if that one leaves.
+            # Not called as an app: it would watch for the client to leave, which `serving.rest.leaving` does
+            # already, and in that case would leave all images to the garbage collector.
             await StreamingResponse(lines, media_type=NDJSON).stream_response(send)
 
     async def _lines(
@@ -144,7 +144,7 @@ class ClassifyEndpoint:
         places: Sequence[int],
         images: Sequence[Upload],
     ) -> AsyncIterator[bytes]:
-        """The lines of a stream. `places` are where the images that were sent on stand among all images."""
+        """The lines of a stream. `places` are the indices, among all images, of those that were sent on."""
         for index, upload in enumerate(images):
             if upload.error is not None:
                 yield _line({"index": index, **_result(ImageResult(error=upload.error), upload)})
@@ -163,7 +163,7 @@ class ClassifyEndpoint:
 
 
 def _places_of_whole(images: Sequence[Upload]) -> list[int]:
-    """Where those images stand that came whole; raises the first one's error if none did."""
+    """The indices of the images that came whole; raises the first one's error if none did."""
     places = [index for index, each in enumerate(images) if each.error is None]
     first_error = images[0].error if images else None
     if first_error is not None and not places:
@@ -193,7 +193,7 @@ def _line(value: dict[str, Any]) -> bytes:
 def _unsupported(content_type: str) -> UnsupportedMedia:
     said = f'"{content_type[:100]}"' if content_type else "missing"
     return UnsupportedMedia(
-        f"the content type is {said}; taken are {', '.join(uploads.TAKEN)}", stage="admission"
+        f"the content type is {said}; supported are {', '.join(uploads.TAKEN)}", stage="admission"
     )
 
 

@@ -1,9 +1,9 @@
-"""One HTTP connection: uvicorn's protocol, with limits on its age, and the time and size of headers.
+"""One HTTP connection: uvicorn's protocol, with limits on its age, and on the time and size of headers.
 
-uvicorn waits for headers without end, and takes them in any size. Those behind a chunked body, its trailers,
-it adds to the request's headers while the request is being answered. Of a request that offers another
-protocol it drops the body, and takes what comes of that later for the next request. Requests that come before
-the answers to others it queues without end.
+By itself uvicorn waits for headers for ever, and accepts them in any size. The trailers of a chunked body it
+adds to the request's headers while the request is being answered. If a request offers another protocol, it
+drops the body, and takes what arrives of it later for the next request. Pipelined requests it queues without
+a limit.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from serving.rest.corked import CorkedTransport
 from serving.rest.errors import problem_body
 from serving.rest.leaving import Client
 
-# Of a head, of trailers, or of what else frames a chunk, that come without any of a body between them.
+# The most that may come without a byte of body: of a head, of trailers, or of other framing around chunks.
 MAX_FRAMING_BYTES = head.MAX_HEAD_BYTES
-# What is parsed at once, beside the rest of a body. A request without one takes some 2 kB, seventy times what
-# it has on the wire.
+# How much is parsed in one step, unless more is left of a body. A parsed request without a body takes some
+# 2 kB of memory, seventy times its bytes on the wire.
 STEP_BYTES = 16 * 2**10
-# How long a client may take to read why it was refused: so long after it has sent something, and all in all.
+# How long a client may take to read why it was refused: after it last sent something, and in total.
 LINGER_S = 1.0
 MOST_LINGER_S = 10.0
 
 
 class _Flow(FlowControl):
-    """Does not go on reading while requests wait for their turn to be answered.
+    """Does not resume reading while pipelined requests wait to be answered.
 
     Args:
         transport: what is read.
-        waiting: the requests.
+        waiting: those requests.
     """
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
@@ -47,19 +47,19 @@ class _Flow(FlowControl):
         self._waiting = waiting
 
     def resume_reading(self) -> None:
-        """Go on reading, once nothing waits."""
+        """Read again, unless requests wait."""
         if not self._waiting:
             super().resume_reading()
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, which gives up on clients that are slow with, or have too many, headers.
+    """uvicorn's protocol, which gives up on clients whose headers are too slow or too large.
 
-    Clients that keep a connection for long are told to connect anew: another gateway may have been added.
+    Clients that keep a connection for long are told to reconnect: another gateway may have been added.
 
     Args:
         header_timeout_s: how long the headers of one request may take.
-        age_s: after how long, give or take a tenth, it is closed behind an answer.
+        age_s: after how long, give or take a tenth, the next answer is the connection's last.
         args, kwargs: uvicorn's own.
     """
 
@@ -80,25 +80,25 @@ class Connection(HttpToolsProtocol):
         self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for the first headers."""
+        """Start waiting for the first headers."""
         super().connection_made(cast("asyncio.Transport", CorkedTransport(transport, self.loop)))
         self.flow = _Flow(self.transport, self.pipeline)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting, and what is done for this client alone."""
+        """Stop waiting, and stop the work that is done only for this client."""
         self._stop_waiting()
         super().connection_lost(exc)
         self._disconnect()
         self._client.leave()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; while it is no body, count it. What comes after a refusal is thrown away."""
+        """Parse what came, and count it while it is no body. What comes after a refusal is thrown away."""
         if self._refused:
             self._still_sends = True
             return
-        in_body = self._in_body  # the rest of one that was answered early: in time, but of any length
-        self._framing_bytes += len(data)  # which begins anew at a head's end, and with each piece of a body
+        in_body = self._in_body  # of a request that was answered early: limited in time, not in length
+        self._framing_bytes += len(data)  # reset at the end of a head, and by each piece of a body
         self._parse(data)
         if self._framing_bytes > MAX_FRAMING_BYTES:  # the parser keeps a header, however long, until it ends
             if self._in_head:
@@ -114,7 +114,7 @@ class Connection(HttpToolsProtocol):
                 self._wait_for_head()
 
     def _parse(self, data: bytes) -> None:
-        """Parse what came, until a request has to wait for its turn; the rest is kept until it has come."""
+        """Parse what came, up to a request that has to wait for its turn; keep the rest until then."""
         self._unset_keepalive_if_required()
         rest = memoryview(self._unparsed + data)
         self._unparsed = b""
@@ -127,11 +127,11 @@ class Connection(HttpToolsProtocol):
             self._unparsed = bytes(rest)
 
     def _parsed(self, data: memoryview) -> memoryview:
-        """Have some of the bytes parsed; gives the rest.
+        """Parse some of the bytes; returns the rest.
 
-        What follows the head of a request that offers another protocol is that one's to the parser. A server
-        may ignore offers (RFC 9110, 7.8), and Java's client makes one each time, of HTTP/2: then the head is
-        parsed once more without it.
+        After a head that offers another protocol (`Upgrade`), the parser takes what follows for that
+        protocol's. A server may ignore such offers (RFC 9110, 7.8), and Java's client offers HTTP/2 every
+        time: so the head is parsed once more without the offer.
         """
         step_bytes = max(STEP_BYTES, self._body_left_bytes)
         try:
@@ -145,7 +145,7 @@ class Connection(HttpToolsProtocol):
         return data[end:]
 
     def _offers_another_protocol(self) -> bool:
-        """Whether the head that was parsed does; `CONNECT`, which the parser takes alike, offers none."""
+        """Whether the parsed head has an `Upgrade`; `CONNECT`, which the parser treats alike, has none."""
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
     def _head_without_offer(self) -> bytes:
@@ -155,13 +155,13 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"\r\n"))
 
     def on_message_begin(self) -> None:
-        """Begin to read a request's headers."""
+        """Begin reading a request's headers."""
         self._in_head = True
         super().on_message_begin()
         self.scope["state"]["client"] = self._client
 
     def on_headers_complete(self) -> None:
-        """Let the request begin, unless its head is to be parsed once more."""
+        """Start the request, unless its head is to be parsed once more."""
         if self._offers_another_protocol():
             return
         self._in_head = False
@@ -172,7 +172,7 @@ class Connection(HttpToolsProtocol):
         self._body_left_bytes = next(lengths, 0)
         self._framing_bytes = 0
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
-            self.expect_100_continue = False  # it takes the 100 for the answer (RFC 9110, 10.1.1)
+            self.expect_100_continue = False  # such a client takes the 100 for the answer (RFC 9110, 10.1.1)
         super().on_headers_complete()
         if not self.pipeline:
             self._answering = self.cycle
@@ -180,15 +180,15 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; of a trailer nothing: it may not be merged into the headers (RFC 9110, 6.5.1).
+        """Take a header, and drop a trailer, which must not be merged into the headers (RFC 9110, 6.5.1).
 
-        Blanks around a value are none of it (RFC 9110, 5.5); the parser drops those before it only.
+        Whitespace around a value is not part of it (RFC 9110, 5.5); the parser drops only what precedes it.
         """
         if not self._in_body:
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_body(self, body: bytes) -> None:
-        """Take some of the body."""
+        """Take a piece of the body."""
         self._framing_bytes = 0
         self._body_left_bytes -= len(body)
         super().on_body(body)
@@ -203,33 +203,33 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, of which some may be here already."""
+        """Go on with the next request, part of which may be here already."""
         if self.pipeline:
             self._answering = self.pipeline[-1][0]
         super().on_response_complete()
         if self._unparsed and not self.pipeline:
             self._parse(b"")
-        # The rest of a body that was answered early is waited for no longer than headers would be.
+        # The rest of a body whose request was answered early is waited for only as long as headers would be.
         if (self._in_head or self._in_body) and self._header_timer is None and self._is_answered():
             self._unset_keepalive_if_required()
             self._wait_for_head()
 
     def _refuse_as(self, error: httptools.HttpParserError) -> None:
-        """Say what is wrong with bytes that are no HTTP, or with a head that is not taken."""
+        """Say what is wrong with bytes that are not HTTP, or with a head that is refused."""
         cause = error.__context__  # of an error in one of the methods that the parser calls
         if isinstance(cause, MemoryError):
-            self._refuse(503, out_of_memory("admission"))  # the bytes may be well, but cannot be kept
+            self._refuse(503, out_of_memory("admission"))  # the bytes may be fine, but cannot be kept
         elif isinstance(cause, head.Refused):
             self._refuse(cause.status, cause.error)
         else:
             why: object = error
             if isinstance(error, httptools.HttpParserCallbackError):  # uvicorn could not take it apart
-                why = f"no request target is {self.url[:100]!r}"
+                why = f"{self.url[:100]!r} is not a request target"
             text = f"the bytes are not valid HTTP/1.1: {why}"
             self._refuse(400, InvalidInput(text, stage="admission"))
 
     def _disconnect(self) -> bool:
-        """Have nothing more of an answer sent, and its app told so; gives whether some of it has been."""
+        """Send no more of an answer, and tell its app; returns whether some of it was sent already."""
         if self._answering is None or self._answering.response_complete:
             return False
         self._answering.disconnected = True
@@ -237,11 +237,11 @@ class Connection(HttpToolsProtocol):
         return bool(self._answering.response_started)
 
     def _is_answered(self) -> bool:
-        """Whether nothing is being answered."""
+        """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def _wait_for_next(self) -> None:
-        """Be idle, now that the rest has come of a request that was answered early."""
+        """Become idle, now that all is here of a request that was answered early."""
         self._stop_waiting()
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -264,9 +264,9 @@ class Connection(HttpToolsProtocol):
         self._refuse(408, DeadlineExceeded(text, stage="admission"))
 
     def _refuse(self, status: int, error: SluiceError) -> None:
-        """Answer outside of any request; then let the client read that before the connection is closed.
+        """Answer outside of any request, and let the client read that before the connection is closed.
 
-        Closing at once would make TCP reset the connection if the client still sends, and lose the answer.
+        Closing at once while the client still sends would make TCP reset the connection and lose the answer.
         """
         if self._refused or self.transport.is_closing():
             return

@@ -1,4 +1,4 @@
-"""What a request's headers and path say of it: who asks, until when, for which model."""
+"""What a request's headers and path say: who asks, until when, for which model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.prediction import ModelRef, RequestContext, version_number
 from serving.rest.leaving import cancel_if_left
 from serving.settings import Settings
 
-# Of the headers that are read those whose values are lists, which may come in several lines.
+# Those of the headers read here whose values are lists, and may come in several lines.
 _LISTS = frozenset(("accept", "connection", "content-encoding", "expect", "if-none-match"))
 _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
@@ -27,8 +27,8 @@ _BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 def headers_of(scope: Scope) -> Mapping[str, str]:
     """A request's headers by their names in lower case.
 
-    Of those that come more than once, lists are put together (RFC 9110, 5.3), and of the others the first is
-    taken. They are decoded once: Starlette's `Headers` goes through all of them at every look.
+    If one comes more than once, lists are joined (RFC 9110, 5.3), and of others the first is taken. They are
+    decoded once: Starlette's `Headers` goes through all of them at every look.
     """
     state: dict[str, Any] = scope["state"]
     found: dict[str, str] | None = state.get("headers")
@@ -46,8 +46,8 @@ def headers_of(scope: Scope) -> Mapping[str, str]:
 def request_context(scope: Scope, settings: Settings) -> RequestContext:
     """Who asks, and until when: from `X-Request-Timeout` (seconds), at most the default.
 
-    It is kept in the scope, too: with it, the request is the gateway's to count, and cancelled if its client
-    leaves.
+    It is also kept in the scope: from then on the gateway counts the request, and it is cancelled if its
+    client leaves.
     """
     cancel_if_left(scope)
     headers = headers_of(scope)
@@ -76,7 +76,7 @@ def server_timing(context: RequestContext) -> str:
 def credential(authorization: str | None, api_key: str | None) -> str | None:
     """The key or token of `Authorization: Bearer …` or, without it, of `X-API-Key`; None if there is none.
 
-    What else is in `Authorization` is a proxy's in front, and not for the gateway.
+    Anything else in `Authorization` is for a proxy in front, not for the gateway.
     """
     found = None if authorization is None else _BEARER.fullmatch(authorization.strip())
     return api_key if found is None else found[1]
@@ -98,10 +98,10 @@ def _positive_seconds(text: str) -> float:
 
 
 def model_ref(model: str | None, version: str | None = None, label: str | None = None) -> ModelRef:
-    """The model and version of a path's segments, as they stand there: percent-encoded.
+    """The model and version of a path's segments, which are percent-encoded.
 
     Raises:
-        InvalidInput: a version that is no number.
+        InvalidInput: the version is not a number.
     """
     name = None if model is None else unquote(model)
     if version is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-# More is written at once: the transport below must see it to stop its writer in time.
+# More than this is written right away: the transport below must see it to pause its writer in time.
 MOST_BYTES = 64 * 2**10
 
 
 class CorkedTransport:
-    """Stands before another transport; all but writing is that one's own.
+    """Wraps another transport; everything but writing is left to that one.
 
     Args:
         transport: what sends.
@@ -31,7 +31,7 @@ class CorkedTransport:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:
-        """Whether it is closed, or about to be; asked several times in a request, and faster than others."""
+        """Whether it is closed, or about to be; called several times per request, so it is kept fast."""
         return self._transport.is_closing()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -52,7 +52,7 @@ class CorkedTransport:
         self._size_bytes = 0
 
     def write_eof(self) -> None:
-        """Send what is left, and that it was all."""
+        """Send what is left, and then end-of-file."""
         self._flush()
         self._transport.write_eof()
 

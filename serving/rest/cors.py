@@ -1,6 +1,6 @@
-"""Which pages of other origins may read the gateway's answers (CORS, in the Fetch standard).
+"""Which pages from other origins may read the gateway's answers (CORS, in the Fetch standard).
 
-No order is taken on the word of a browser: cookies are not used, and what changes anything needs a key.
+A page cannot act in a browser user's name: there are no cookies, and whatever changes anything needs a key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from serving.rest.infer_body import HEADER_LENGTH
 
-# What a page may read of an answer beyond its body; of other headers it is shown a few common ones only.
+# The headers of an answer that a page may read, besides the few that browsers always show.
 _SHOWN = ("retry-after", "server-timing", "x-request-id", "traceparent", HEADER_LENGTH)
 
 

@@ -1,7 +1,7 @@
 """Which door a request takes: the image API, TensorFlow Serving's REST API, the Open Inference Protocol.
 
 The paths of models are matched as they came, percent-encoding and all: a decoded `%2F` or `..` in a name must
-not become a part of the path. What is no model's path is FastAPI's to route.
+not become part of the path. All other paths are left to FastAPI.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
 
-# Clients ask for the same few paths again and again; each holds some 2 kB, and so do those of models that
-# nobody has. Longer ones are nobody's, and would only hold memory.
+# Clients ask for the same few paths again and again. Each takes some 2 kB, even one of a model that does not
+# exist. Longer paths belong to no model, and would only take memory.
 _MOST_KEPT = 128
 _LONGEST_KEPT = 256
 
@@ -67,7 +67,7 @@ class Doors:
         path = scope["raw_path"].decode("ascii", "replace")
         door = self._kept_door(path) if len(path) <= _LONGEST_KEPT else self._door(path)
         if door is None:
-            # FastAPI's routes know no HEAD; of the answer to one uvicorn sends the headers.
+            # FastAPI's routes do not know HEAD; uvicorn sends only the headers of the answer.
             asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
             await self._app(asked, small(scope, receive, self._gateway.settings), send)
             return
@@ -80,7 +80,7 @@ class Doors:
         try:
             await serve(scope, receive, send)
         except SluiceError as error:
-            if "context" not in scope["state"]:  # else the gateway has counted it
+            if "context" not in scope["state"]:  # otherwise the gateway has counted it
                 self._gateway.journal.refused_early("http", scope["state"]["request_id"], error)
             raise
 
@@ -128,7 +128,7 @@ class Doors:
 
 
 def _ref_of(found: re.Match[str]) -> Callable[[], ModelRef]:
-    """What says which model a path names, and raises InvalidInput each time if its version is none."""
+    """A function that gives the model that a path names; it raises InvalidInput if the version is not one."""
     return functools.cache(lambda: model_ref(found["model"], found["version"], found["label"]))
 
 

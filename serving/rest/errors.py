@@ -33,11 +33,11 @@ STATUS_OF_KIND: dict[type[errors.SluiceError], int] = {
 TITLE_OF_KIND: dict[type[errors.SluiceError], str] = {
     errors.InvalidInput: "The request is not valid",
     errors.BadImage: "The image cannot be read",
-    errors.UnsupportedMedia: "The content type is not taken",
+    errors.UnsupportedMedia: "The content type is not supported",
     errors.TooLarge: "The request is too large",
     errors.Unauthenticated: "Credentials are missing or wrong",
     errors.PermissionDenied: "The credentials do not allow this",
-    errors.NotFound: "There is no such thing",
+    errors.NotFound: "Not found",
     errors.FailedPrecondition: "It cannot do this",
     errors.Conflict: "Somebody else changed it first",
     errors.Overloaded: "The gateway is full",
@@ -59,7 +59,7 @@ class Form(Protocol):
     """How errors look at a path."""
 
     def __call__(self, error: errors.SluiceError, request_id: str, status: int | None = None) -> Response:
-        """The answer; `status` in place of the kind's own."""
+        """The answer; `status` overrides the kind's own."""
 
 
 def problem(error: errors.SluiceError, request_id: str, status: int | None = None) -> Response:
@@ -98,14 +98,14 @@ def plain_error(
 
 
 def nothing_at(path: str) -> errors.NotFound:
-    """That nothing is served at a path."""
+    """The error for a path at which nothing is served."""
     return errors.NotFound(f"there is no {path} here; /openapi.json lists what there is", stage="routing")
 
 
 def method_not_allowed(
     form: Form, what: str, method: str, allowed: Iterable[str], request_id: str
 ) -> Response:
-    """That a path takes other methods: HTTP alone knows of such a thing, and has a status for it.
+    """The error for a path that takes other methods: only HTTP has this failure, and a status for it.
 
     Args:
         form: how errors look at this path.
@@ -122,7 +122,7 @@ def method_not_allowed(
 
 
 def headers_of(error: errors.SluiceError) -> dict[str, str]:
-    """What HTTP says beside the body: when to come back, and how to show who one is."""
+    """What HTTP says besides the body: when to retry, and how to authenticate."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))

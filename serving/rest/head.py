@@ -1,7 +1,7 @@
-"""Which heads of requests are taken: their size, their `Host`, and how they say that their body is framed.
+"""Which request heads are accepted: by their size, their `Host`, and how they frame the body.
 
-The parser takes what HTTP/1.1 (RFC 9112) has a server refuse, so that a proxy in front and the gateway could
-see different hosts, or different requests, in the same bytes.
+The parser accepts what HTTP/1.1 (RFC 9112) requires a server to refuse; a proxy in front and the gateway
+could then see different hosts, or different requests, in the same bytes (request smuggling).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from serving.errors import InvalidInput, SluiceError, Unimplemented
 # Cookies and tokens of a browser come to 16 kB at most; a proxy adds little.
 MAX_HEAD_BYTES = 64 * 2**10
 
-# uri-host [ ":" port ] (RFC 3986, 3.2.2), and nothing, where the target has no authority (RFC 9110, 7.2).
+# uri-host [ ":" port ] (RFC 3986, 3.2.2), or nothing if the target has no authority (RFC 9110, 7.2).
 _HOST = re.compile(
     rb"(?:\[[0-9A-Za-z:._~%!$&'()*+,;=-]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
 )
 
 
 class Refused(Exception):
-    """A head that is not taken.
+    """A head that is refused.
 
     Attributes:
         status: HTTP's number for it.
@@ -35,7 +35,7 @@ class Refused(Exception):
 
 
 def check(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise Refused unless a head is taken.
+    """Raise Refused unless a head is acceptable.
 
     Args:
         version: of HTTP, such as `1.1`.
@@ -61,7 +61,7 @@ def check(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -
 
 
 def too_large(target_bytes: int, head_bytes: int) -> Refused:
-    """Why a head is not taken that is over `MAX_HEAD_BYTES`: of its target, or of its headers."""
+    """Why a head over `MAX_HEAD_BYTES` is refused: for its target, or for its headers."""
     if 2 * target_bytes > head_bytes:
         text = (
             f"the request target, {target_bytes:,} bytes, and the headers are over {MAX_HEAD_BYTES:,} bytes"
@@ -85,13 +85,13 @@ def _check_host(version: str, hosts: Sequence[bytes]) -> None:
 
 
 def _check_codings(version: str, given: str) -> None:
-    """Raise Refused unless a body is in chunks and nothing else (RFC 9112, 6.1 and 6.3)."""
+    """Raise Refused unless the body is chunked and nothing else (RFC 9112, 6.1 and 6.3)."""
     if version == "1.0":
         raise _bad("the request has a Transfer-Encoding, which HTTP/1.0 does not know")
     codings = [each for each in (part.strip(" \t").lower() for part in given.split(",")) if each]
     if codings == ["chunked"]:
         return
-    text = f'the Transfer-Encoding is "{given[:100]}"; the only one taken is "chunked"'
+    text = f'the Transfer-Encoding is "{given[:100]}"; the only one allowed is "chunked"'
     if codings.count("chunked") != 1 or codings[-1] != "chunked":  # where the body ends is anybody's guess
         raise _bad(text)
     raise Refused(501, Unimplemented(text, stage="admission"))

@@ -1,4 +1,4 @@
-"""The bodies of `…/infer`: JSON, with tensors inside it or as bytes behind it.
+"""The bodies of `…/infer`: JSON, with tensors inside it or as bytes after it.
 
 Sources: the Open Inference Protocol, "Inference"; Triton's binary tensor data extension.
 """
@@ -23,7 +23,7 @@ HEADER_LENGTH = "inference-header-content-length"
 class InferBody:
     """A parsed request: what to infer, its id, and which outputs are wanted as bytes.
 
-    `binary` has a choice for each output that says, `binary_by_default` is for the rest.
+    `binary` has the choice of each output that makes one, `binary_by_default` is for the rest.
     """
 
     request: InferRequest
@@ -36,7 +36,7 @@ def parse(body: bytes, header_length: str | None) -> InferBody:
     """Read a request's body.
 
     Args:
-        body: the JSON, and behind it the bytes of binary tensors.
+        body: the JSON, and after it the bytes of binary tensors.
         header_length: how long the JSON is, as the header says; None: all of the body.
 
     Raises:
@@ -101,7 +101,7 @@ def _inputs(given: Sequence[Any], raw: memoryview) -> list[Tensor]:
         found.append(from_raw(name, datatype, shape, raw[position : position + size]))
         position += size
     if position != len(raw):
-        raise InvalidInput(f"{len(raw) - position} bytes behind the JSON belong to no input")
+        raise InvalidInput(f"{len(raw) - position} bytes after the JSON belong to no input")
     return found
 
 
@@ -154,7 +154,7 @@ def render(response: Any, asked: InferBody, model: ModelVersion) -> tuple[bytes,
 
 
 def _data(tensor: Tensor) -> list[Any]:
-    """A tensor's elements as JSON has them, flat. What is not UTF-8 or not finite, JSON does not carry."""
+    """A tensor's elements for JSON, flat. JSON cannot carry what is not UTF-8 or not finite."""
     flat = tensor.array.ravel()
     try:
         if tensor.datatype == "BYTES":

@@ -1,7 +1,7 @@
 """Clients who leave before their answer: the work on their requests is cancelled.
 
-uvicorn tells an application of it only when that asks for the next message, which one that waits for a
-replica does not. Only what says so (`cancel_if_left`) is cancelled: what changes something is finished.
+uvicorn tells an application so only when it asks for the next message, which it does not do while it waits
+for a replica. Only what opts in (`cancel_if_left`) is cancelled: what changes something is finished.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def client_of(scope: Scope) -> Client | None:
 
 
 def cancel_if_left(scope: Scope) -> None:
-    """Have the task that runs cancelled if the request's client leaves."""
+    """Have the current task cancelled if the request's client leaves."""
     client, task = client_of(scope), asyncio.current_task()
     if client is not None and task is not None:
         client.wait_with(task)

@@ -1,4 +1,4 @@
-"""What OpenAPI cannot read off plain ASGI routes: the operations of the doors, with real examples."""
+"""What cannot be derived from plain ASGI routes for OpenAPI: the doors' operations, with real examples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXAMPLE_ANSWER = {
 }
 EXAMPLE_PROBLEM = {
     "type": "urn:sluice:problem:not-found",
-    "title": "There is no such thing",
+    "title": "Not found",
     "status": 404,
     "detail": 'model "resent" is not configured; there are: digits',
     "retryable": False,
@@ -144,7 +144,7 @@ _STATUSES = {
     "403": "The API key does not allow this",
     "404": "No such model or version",
     "413": "The body or the image is too large",
-    "415": "The content type is not taken",
+    "415": "The content type is not supported",
     "429": "This caller is over its limits; see Retry-After",
     "500": "A fault of the model",
     "503": "No replica can answer now, or the gateway is full; see Retry-After",
@@ -164,18 +164,18 @@ def document(app: FastAPI) -> dict[str, Any]:
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a token."},
         "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    # The empty one: a gateway without keys asks for none.
+    # The empty one: a gateway without keys requires none.
     found["security"] = [{}, {"bearer": []}, {"apiKey": []}]
     _give_problems(found["paths"])
     return found
 
 
 def _give_problems(paths: dict[str, Any]) -> None:
-    """Say of FastAPI's own operations that they are refused with problem documents, as all others are."""
+    """Describe the refusals of FastAPI's own operations as problem documents, like those of all others."""
     for path, operations in paths.items():
         for operation in operations.values():
             answers = operation["responses"]
-            answers.pop("422", None)  # FastAPI's; here it is a 400
+            answers.pop("422", None)  # FastAPI's own; here it is a 400
             if path.startswith("/v1/") and "default" not in answers and "400" not in answers:
                 answers |= {status: _problem(text) for status, text in _STATUSES.items()}
             if path.startswith("/v1/rollouts"):

@@ -1,6 +1,6 @@
 """The OpenAPI descriptions of TensorFlow Serving's and the Open Inference Protocol's operations.
 
-Their bodies are described as far as both protocols fix them; which tensors there are is the model's to say.
+Their bodies are described as far as both protocols fix them; which tensors there are depends on the model.
 """
 
 from __future__ import annotations

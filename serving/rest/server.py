@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, with its start and its end in the composition root's hands."""
+"""The HTTP server: uvicorn, started and ended by the composition root."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from serving.rest.connection import Connection
 from serving.settings import Settings
 
 BACKLOG = 2048
-# How long a connection on which nothing happens stays open once the listener has closed: long enough for
-# a request that its client sent before it could know.
+# How long an idle connection stays open once the listener has closed: long enough for a request that its
+# client sent before it could know.
 IDLE_GRACE_S = 1.0
 _TICK_S = 0.02
-_DATE_S = 1.0  # an answer's date has seconds
-# Whoever reads nothing for so long has gone, or wants the gateway to hold its answers in memory for it.
+_DATE_S = 1.0  # the resolution of an answer's date
+# A client that reads nothing for this long has gone, or wants the gateway to hold its answers in memory.
 UNREAD_TIMEOUT_S = 30.0
 
 
@@ -39,10 +39,10 @@ def listen(
         host: the address.
         port: the port; 0 takes any free one.
         shared: whether other processes may listen on it, too.
-        unread_timeout_s: a client that takes nothing of its answer for so long is cut off.
+        unread_timeout_s: a client that reads nothing of its answer for this long is cut off.
 
     Raises:
-        InvalidInput: the port is taken, or the host is none of this machine's.
+        InvalidInput: the port is in use, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks, for TCP_NODELAY
@@ -90,7 +90,7 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Keep the date of answers right, and end as it is drained; uvicorn looks ten times a second."""
+        """Keep the date of answers right, and end once drained; uvicorn's own wakes up ten times a second."""
         while not self.should_exit:
             await self.on_tick(0)
             with contextlib.suppress(TimeoutError):
@@ -98,9 +98,9 @@ class HttpServer(uvicorn.Server):
                     await self._is_drained.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End, at once if nobody is left; uvicorn gives connections a tenth of a second to close.
+        """End, at once if no connection is left; uvicorn gives them a tenth of a second to close.
 
-        Over TLS nobody is seen before the handshake is over: that tenth is theirs.
+        Over TLS a connection is not seen before its handshake is over: the tenth is for those.
         """
         if self.server_state.connections or self.server_state.tasks or self._has_tls:
             await super().shutdown(sockets)
@@ -134,14 +134,14 @@ class HttpServer(uvicorn.Server):
 
 
 async def _take_in(listener: socket.socket) -> None:
-    """Have the event loop accept who has connected already, then refuse others.
+    """Have the event loop accept those who have connected already, then refuse others.
 
-    To these clients the kernel has said that they are connected; as the listener closed, it would reset them.
+    The kernel has told these clients that they are connected; closing the listener would reset them.
     """
     pending = select.poll()
     pending.register(listener, select.POLLIN)
     latest = time.monotonic() + IDLE_GRACE_S
-    quiet = 0  # turns of the loop: asyncio's own takes one to accept, and two to make a connection of it
+    quiet = 0  # turns of the loop: asyncio's own takes one to accept, and two to set up the connection
     while quiet < 4 and time.monotonic() < latest:
         await asyncio.sleep(0)
         quiet = 0 if pending.poll(0) else quiet + 1

@@ -37,7 +37,7 @@ class TensorFlowServingRest:
     async def infer(
         self, scope: Scope, receive: Receive, ref: ModelRef, verb: str, body: bytes | None = None
     ) -> Response:
-        """Answer `:predict`, `:classify` or `:regress`; `body` where it was read already."""
+        """Answer `:predict`, `:classify` or `:regress`; `body` if it was read already."""
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
             if body is None:

@@ -1,4 +1,4 @@
-"""`top_k`, all that the image API takes beside images: from a query, the text fields of a form, or JSON."""
+"""`top_k`, the image API's only parameter: from a query, the text fields of a form, or JSON."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from starlette.datastructures import QueryParams
 from serving.errors import InvalidInput
 
 _NAME = "top_k"
-# `int` takes more: blanks around it, "1_0", digits of every script. No more digits than an error shows: `int`
-# refuses thousands of them.
+# `int` accepts more: blanks around it, "1_0", digits of every script. There are no more digits here than an
+# error shows: `int` refuses thousands of them.
 _WHOLE_NUMBER = re.compile("[0-9]{1,100}")
 
 
 def top_k_of_query(query: bytes) -> int | None:
-    """What a query, as it came, says; None if it does not.
+    """The `top_k` of a raw query; None if it has none.
 
     Raises:
-        InvalidInput: another parameter, more than one `top_k`, or one that is no whole number.
+        InvalidInput: another parameter, more than one `top_k`, or one that is not a whole number.
     """
     if not query:
-        return None  # as most are; to parse even an empty one costs
+        return None  # the usual case; parsing even an empty query costs time
     given = QueryParams(query).multi_items()
-    return _top_k(given, "the query", "parameter", f"the only one taken is {_NAME}", stage="admission")
+    return _top_k(given, "the query", "parameter", f"the only one allowed is {_NAME}", stage="admission")
 
 
 def top_k_of_form(fields: Iterable[tuple[str, str]], of_query: int | None) -> int | None:
-    """What the text fields of a form say, given as names and values, or else the query.
+    """The `top_k` of a form's text fields, given as names and values, or else of the query.
 
     Raises:
         InvalidInput: as for a query; or the form and the query differ.
     """
-    taken = f"the only one taken is {_NAME}, and each image is a file part"
+    taken = f"the only one allowed is {_NAME}, and each image is a file part"
     top_k = _top_k(fields, "the multipart form", "text field", taken, stage="decode")
     return agreed(of_query, top_k, "the multipart form")
 
 
 def agreed(of_query: int | None, of_body: int | None, body: str) -> int | None:
-    """What the query and the body say, if only one does or both say the same; None if neither does.
+    """The `top_k` of query and body, if only one has it or both agree; None if neither has it.
 
     Args:
-        of_query: what the query says.
-        of_body: what the body says.
+        of_query: the query's.
+        of_body: the body's.
         body: what the body is called in errors.
 
     Raises:

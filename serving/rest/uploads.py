@@ -22,14 +22,14 @@ from serving.settings import Settings
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
-# "Some bytes": what clients send that do not know better; the bytes say what they are.
+# "Some bytes": what clients send that know no better; the bytes themselves say what they are.
 OCTET_STREAM = "application/octet-stream"
 BINARY = (*CONTENT_TYPES, OCTET_STREAM)
 TAKEN = (*BINARY, MULTIPART, JSON)
 
-# What a form may say its names and texts are in. Not whatever Python has a codec for: some raise errors of
-# their own ("undefined"), take a minute for a megabyte ("punycode") or give what is no Unicode ("utf-7"), and
-# Python remembers every name that it has ever been asked for.
+# The charsets of a form's names and texts. Not whatever Python has a codec for: some raise errors of their
+# own ("undefined"), take a minute for a megabyte ("punycode") or give invalid Unicode ("utf-7"), and Python
+# caches every name that it has ever been asked for.
 CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252")
 
 JSON_FORM = '{"images": [{"b64": "…"}], "top_k": 5}'
@@ -37,7 +37,7 @@ JSON_FORM = '{"images": [{"b64": "…"}], "top_k": 5}'
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image of a request: its bytes, its file name where the form gave one, or why it has no bytes."""
+    """One image of a request: its bytes, its file name if the form gave one, or why it has no bytes."""
 
     data: bytes
     file: str | None = None
@@ -46,7 +46,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """The images of a request, and how many classes it wants where it says so."""
+    """The images of a request, and how many classes it wants if it says so."""
 
     images: list[Upload]
     top_k: int | None = None
@@ -65,7 +65,7 @@ def one_upload(body: bytes, top_k: int | None) -> Uploads:
 
 
 def no_body() -> InvalidInput:
-    """What is wrong with a request that has none."""
+    """The error for a request without a body."""
     return InvalidInput("the request has no body; send an image file as the body", stage="decode")
 
 
@@ -75,8 +75,8 @@ async def form_uploads(
     """Every file of a multipart form (RFC 7578), and `top_k`: a text field of the form, or else `of_query`.
 
     Raises:
-        InvalidInput: the form is malformed, in a charset that is not taken, has no file, another text field,
-            or not the query's `top_k`.
+        InvalidInput: the form is malformed, in an unsupported charset, has no file, another text field, or
+            a `top_k` that differs from the query's.
         Cancelled: the client went away.
     """
     _, options = parse_options_header(headers["content-type"])
@@ -85,7 +85,7 @@ async def form_uploads(
     charset = options.get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in CHARSETS:
         raise InvalidInput(
-            f'the content type multipart/form-data has the charset "{charset[:100]}"; taken are '
+            f'the content type multipart/form-data has the charset "{charset[:100]}"; supported are '
             f"{', '.join(CHARSETS)}",
             stage="decode",
         )
@@ -112,7 +112,7 @@ async def form_uploads(
 def parse_json(body: bytes) -> Any:
     """The JSON value in a body; raises InvalidInput that says where it is not JSON.
 
-    TensorFlow Serving takes more, `NaN` for one; so does this, if the value is an object without images.
+    TensorFlow Serving accepts more, such as `NaN`; so does this, if the value is an object without images.
     """
     try:
         return orjson.loads(body)
@@ -132,11 +132,11 @@ def json_uploads(value: Any, of_query: int | None, check_number: Callable[[int],
 
     Args:
         value: what the body holds.
-        of_query: what the query says of `top_k`.
-        check_number: raises InvalidInput unless there may be so many images; before anything is made of them.
+        of_query: the query's `top_k`.
+        check_number: raises InvalidInput if there are too many images; called before they are decoded.
 
     Raises:
-        InvalidInput: another form, or not the query's `top_k`, or too many images.
+        InvalidInput: another form, a `top_k` that differs from the query's, or too many images.
     """
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise InvalidInput(f"the JSON is not of the form {JSON_FORM}", stage="decode")
@@ -154,7 +154,7 @@ def json_uploads(value: Any, of_query: int | None, check_number: Callable[[int],
 
 
 def _shown(value: Any) -> str:
-    """A JSON value for an error's text: what is nested may be so more deeply than orjson writes."""
+    """A JSON value for an error's text: it may be nested more deeply than orjson can write."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "an array"
     return orjson.dumps(value).decode()

@@ -25,7 +25,7 @@ CLUSTER = "kubernetes://"
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _TIMEOUT_S = 10.0
 _BY = "the command line"
-# A gateway looks at rollouts about once a second, and one that leads anew waits for the lease of the old one.
+# A gateway looks at rollouts about once a second, and a new leader waits for the old one's lease to expire.
 _OBEYED_WITHIN_S = 30.0
 _ASK_EVERY_S = 0.2
 
@@ -83,7 +83,7 @@ class StoreAccess:
 class ClusterAccess:
     """Rollouts that are ModelRollout objects of a namespace, with the rights of whoever runs the command.
 
-    It makes objects and writes `spec.command`, as `kubectl` would: what follows is the gateways' to decide.
+    It creates objects and writes `spec.command`, as `kubectl` would; the gateways decide what follows.
 
     Args:
         store: The objects.
@@ -124,7 +124,7 @@ class ClusterAccess:
             self._store.refresh()
         after = next((each for each in self._store.history(model) if each.id == found.id), None)
         if after is None:
-            raise NotFound(f"ModelRollout {found.id} was deleted before a gateway obeyed")
+            raise NotFound(f"ModelRollout {found.id} was deleted before a gateway carried out the command")
         return after
 
     def load(self, model: str) -> Rollout | None:
@@ -144,7 +144,7 @@ class ClusterAccess:
 
 
 class ClusterStore(Store, Protocol):
-    """A store of objects in a cluster, which whoever may can make."""
+    """A store of objects in a cluster, which anybody with the rights can create."""
 
     def refresh(self) -> None:
         """Learns how all objects are now."""
@@ -156,7 +156,7 @@ class ClusterStore(Store, Protocol):
         """Leaves a command in an object."""
 
     def asked(self, name: str) -> bool:
-        """Whether a command is in an object still."""
+        """Whether a command is still in an object."""
 
 
 class GatewayAccess:
@@ -164,11 +164,11 @@ class GatewayAccess:
 
     Args:
         url: Where the gateway is.
-        key: An API key or token with the scope `admin`; None where none is asked for.
+        key: An API key or token with the scope `admin`; None if none is required.
         verify: How the gateway's certificate is checked: httpx's `verify`.
 
     Raises:
-        InvalidInput: The URL is none, or the key.
+        InvalidInput: The URL or the key is not valid.
     """
 
     def __init__(self, url: str, key: str | None, verify: ssl.SSLContext | bool = True) -> None:
@@ -218,14 +218,16 @@ class GatewayAccess:
                 told = key_refused("authorization" in self._client.headers)
                 raise InvalidInput(f"the gateway at {self._url} refused: {told}")
         except (ValueError, KeyError, TypeError):
-            kind, text = "", f"status {answer.status_code}, and not what a gateway of Sluice answers"
+            kind, text = "", f"status {answer.status_code}, not what a Sluice gateway answers"
         refused = InvalidInput if kind.endswith(f":{InvalidInput.kind}") else SluiceError
         raise refused(f"the gateway at {self._url} refused: {text}")
 
     def _unanswered(self, error: httpx.RequestError, method: str) -> SluiceError:
         told = unanswered(self._client.base_url, error, _TIMEOUT_S)
         if isinstance(told, DeadlineExceeded) and method == "POST":
-            return DeadlineExceeded(f"{told.message}; `sluice rollout status` says whether it was obeyed")
+            return DeadlineExceeded(
+                f"{told.message}; `sluice rollout status` says whether it was carried out"
+            )
         return for_command(told, "is --gateway the right address?")
 
 
@@ -243,7 +245,7 @@ def open_store(where: str) -> Access:
         folder = Path(where)
         if not is_store(folder):
             raise InvalidInput(
-                f"{folder} is no folder of rollouts; pass the one that a gateway has as --rollouts"
+                f"{folder} is not a folder of rollouts; pass the one that a gateway has as --rollouts"
             )
         return StoreAccess(FileStore(folder))
     from serving.rollout.kubernetes import KubernetesStore

@@ -58,7 +58,7 @@ def build(
         shared: What the gateways share.
         models_dir: Where the replicas find the models' folders, or the URL of a bucket.
         published: Which versions are there to be loaded.
-        on_config: Is given the model config that a replica which starts now should read.
+        on_config: Called with the model config that a replica which starts now should read.
     """
     base = absolute(models_dir)
     around = Surroundings(
@@ -80,8 +80,8 @@ def build(
 class Shared:
     """What the gateways of one service share, as the settings say: a folder's or a cluster's.
 
-    `starts_by_itself` says whether a rollout may begin without anybody's order; in a cluster one begins as an
-    object that somebody made.
+    `starts_by_itself` says whether a rollout may begin without anybody's order; in a cluster one begins only
+    as an object that somebody created.
     """
 
     store: Store
@@ -102,7 +102,7 @@ def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Itera
     """What the gateways share, while the block runs.
 
     Raises:
-        InvalidInput, NotFound: The settings do not go together, or the plan cannot be read.
+        InvalidInput, NotFound: The settings contradict each other, or the plan cannot be read.
     """
     plan = Plan() if settings.rollout_plan is None else load_plan(settings.rollout_plan)
     identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -154,7 +154,7 @@ def _in_cluster(
 
 
 def _feedback_key(file: Path | None) -> bytes:
-    """What signs prediction ids; raises InvalidInput if a file has so little that it could be guessed."""
+    """The key that signs prediction ids; raises InvalidInput if a file's is short enough to be guessed."""
     if file is None:
         return secrets.token_bytes(KEY_BYTES)
     key = file.read_bytes()
@@ -179,7 +179,7 @@ def published_in(models_dir: Path) -> Published:
             return []
         found = []
         for child in folder.iterdir():
-            with suppress(InvalidInput):  # a folder that is called otherwise is none of a version
+            with suppress(InvalidInput):  # a folder with another name is not a version's
                 version = version_number(child.name)
                 found += [version] if child.is_dir() else []
         return sorted(found)

@@ -1,7 +1,7 @@
 """Observe → judge → advance → save → act, for every rollout, on every look.
 
-One gateway of those that share a store decides; the others follow what is stored. A move is saved before it
-is acted on, and what is to be done follows from the stored state alone: after a crash at any point the next
+Of the gateways that share a store one, the leader, decides; the others follow what is stored. A move is saved
+before it is acted on, and what to do follows from the stored state alone: after a crash at any point the next
 look does it again.
 """
 
@@ -40,7 +40,7 @@ from serving.routing import Split
 
 _log = structlog.get_logger()
 
-# A look that comes later than this many intervals after the last was preceded by a time when nobody watched.
+# If a look comes more than this many intervals after the last, nobody watched in between.
 _MOST_INTERVALS = 10.0
 
 
@@ -62,7 +62,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class _Baseline:
-    """The counts up to which a rollout's evidence goes, as this gateway saved it in that revision."""
+    """The counts that a rollout's evidence includes, as this gateway saved it in that revision."""
 
     revision: int
     counts: Mapping[str, Counts]
@@ -99,7 +99,7 @@ class Controller:
         self._frozen: frozenset[str] = frozenset()
 
     async def watch(self) -> None:
-        """Looks for ever. A look that fails is told of, and the next one tries again."""
+        """Looks for ever. A look that fails is logged, and the next one tries again."""
         try:
             while True:
                 try:
@@ -113,10 +113,10 @@ class Controller:
             await asyncio.shield(asyncio.to_thread(self._around.leadership.release))
 
     async def look(self) -> None:
-        """Follows what is stored; if this gateway decides, decides and acts.
+        """Follows what is stored; if this gateway leads, decides and acts.
 
         Raises:
-            SluiceError, OSError: What is stored, or shared, cannot be had; or as `_lead` does.
+            SluiceError, OSError: What is stored or shared cannot be read; or as `_lead` does.
         """
         around = self._around
         rollouts = await asyncio.to_thread(self._load)
@@ -126,7 +126,7 @@ class Controller:
         )
         await asyncio.to_thread(around.steering.memory.share)
         if not await asyncio.to_thread(around.leadership.held):
-            # Whoever decides now counts on: what this gateway knew is old when it leads again.
+            # The leader goes on counting: by the time this gateway leads again, what it knew is stale.
             self._before.clear()
             self._entered.clear()
             self._looked.clear()
@@ -138,9 +138,9 @@ class Controller:
         await self._lead(rollouts)
 
     async def _lead(self, rollouts: dict[str, Rollout]) -> None:
-        """Decides on each rollout, acts, and tells of what moved.
+        """Decides on each rollout, acts, and announces what moved.
 
-        What fails of one model does not keep the others from being decided on.
+        A failure with one model does not keep the others from being decided on.
 
         Raises:
             SluiceError, OSError: The first such failure, after all that did not fail.
@@ -174,10 +174,10 @@ class Controller:
         return {model: rollout if rollout.finished else await self._decide(rollout)}
 
     async def _announce(self, rollouts: Mapping[str, Rollout]) -> list[Exception]:
-        """Tells of the moves that nobody was told of, whoever made them. It comes last: nothing should wait.
+        """Announces the moves not announced yet, whoever made them. It comes last: nothing is to wait for it.
 
-        How many were told is stored with the next save: if this gateway ends before it, another one tells of
-        them once more.
+        How many were announced is stored with the next save: if this gateway ends before that, another one
+        announces them once more.
         """
         ended = await asyncio.gather(*map(self._tell, rollouts.values()), return_exceptions=True)
         return [each for each in ended if isinstance(each, Exception)]
@@ -187,16 +187,16 @@ class Controller:
             await self._around.announcer.moved(rollout, number)
         told = self._told[rollout.id] = len(rollout.events)
         if rollout.finished and rollout.told < told:
-            # No move follows with which it would be stored.
+            # No move follows, so nothing else would store it.
             with contextlib.suppress(Conflict):
                 await asyncio.to_thread(self._around.store.save, dataclasses.replace(rollout, told=told))
 
     def _told_of(self, rollout: Rollout) -> int:
-        """How many moves of a rollout this gateway, or another one, has told of."""
+        """How many moves of a rollout this gateway, or another one, has announced."""
         return max(rollout.told, self._told.get(rollout.id, 0))
 
     async def _lend_baselines(self, rollouts: Mapping[str, Rollout]) -> None:
-        """Says what is slow where the gateway that decides has had too few answers of its own to know."""
+        """Stores what counts as slow, in case the leader has had too few answers of its own to know."""
         for rollout in rollouts.values():
             if rollout.finished or not rollout.seen_at or rollout.latency_limit_s is not None:
                 continue
@@ -209,7 +209,7 @@ class Controller:
     def _load(self) -> dict[str, Rollout]:
         store = self._around.store
         loaded = {model: store.load(model) for model in store.models()}
-        # Asked afterwards: what cannot be read any more meanwhile must not pass for what never was.
+        # Checked afterwards: a record that became unreadable meanwhile must not pass for one that never was.
         self._frozen = frozenset(model for model in loaded if store.unreadable(model))
         return {
             model: rollout
@@ -222,7 +222,7 @@ class Controller:
             self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s, rollout.divided)
         routed = self._around.steering.splits()
         for model in self._around.catalog.names():
-            # What cannot be read stays as it is here; a gateway that starts now knows of one version at most.
+            # An unreadable model stays as it is here; a gateway that starts now knows of one version at most.
             if model not in rollouts and not (model in self._frozen and model in routed):
                 stable = self._stable(model)
                 if stable is not None:
@@ -242,7 +242,7 @@ class Controller:
         return pinned
 
     async def _decide(self, rollout: Rollout) -> Rollout:
-        """The rollout after this look, saved; as it is stored if somebody else moved it meanwhile."""
+        """The rollout after this look, saved; or as it is stored, if somebody else moved it meanwhile."""
         at = self._wall()
         rollout = self._timed(rollout, at)
         baseline = self._before.get(rollout.id)
@@ -270,10 +270,10 @@ class Controller:
         return saved
 
     def _timed(self, rollout: Rollout, at: float) -> Rollout:
-        """The rollout's clock moved on by what was watched: controllers may be away, and clocks may jump.
+        """The rollout with its clock advanced by the time watched: controllers may be away, clocks may jump.
 
-        Between two looks of this gateway by the monotonic clock; by the time of day if another one's was the
-        last.
+        Between two looks of this gateway that is by the monotonic clock; if another one looked last, by the
+        time of day.
         """
         seen_at, looked_at = self._looked.get(rollout.id, (0.0, 0.0))
         now = self._clock()
@@ -294,13 +294,13 @@ class Controller:
     async def _observed(
         self, rollout: Rollout, before: Mapping[str, Counts] | None
     ) -> tuple[Rollout, dict[str, Counts] | None, str | None]:
-        """The rollout with what this interval brought; the counts up to which; why it is blind, if it is.
+        """The rollout with this interval's evidence; the counts it now includes; why it is blind, if it is.
 
         Args:
             rollout: The rollout.
-            before: The counts up to which its evidence goes. None: that is not known, since this gateway
-                decides for the first time, or the evidence was saved by another one, or by a save of its own
-                that seemed to fail. Then an interval is lost, rather than counted twice.
+            before: The counts that its evidence includes. None: unknown, since this gateway decides for the
+                first time, or the evidence was saved by another one, or by a save of its own that seemed to
+                fail. Then an interval is lost, rather than counted twice.
         """
         try:
             counts = await asyncio.to_thread(self._around.source.collect, rollout.model)
@@ -334,7 +334,7 @@ class Controller:
         if verdict.outcome is Outcome.FAIL:
             return verdict
         if blind is not None:
-            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts cannot be had: {blind}")
+            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts are not available: {blind}")
         if verdict.outcome in (Outcome.PASSED, Outcome.WAIT):
             held = self._held_back(rollout, at)
             if held is not None:
@@ -350,9 +350,9 @@ class Controller:
         return None
 
     def _wanted(self, rollouts: Mapping[str, Rollout]) -> dict[str, Wanted]:
-        """What the replicas should hold; of models without a rollout the version that serves.
+        """What the replicas should hold; for a model without a rollout, the version that serves.
 
-        Of one whose record cannot be read what they should have held before.
+        For a model whose record cannot be read, what they should have held before.
         """
         wanted = {}
         for model in self._around.catalog.names():
@@ -365,7 +365,7 @@ class Controller:
             elif (stable := self._stable(model)) is not None:
                 wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
         self._kept |= wanted
-        # A config replaces the whole one: without a version for every model it would unload the others.
+        # A config replaces all of the last one: without a version for every model it would unload some.
         return wanted if len(wanted) == len(self._around.catalog.names()) else {}
 
     def _everywhere(self, version: int) -> Holdings:

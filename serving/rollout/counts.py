@@ -1,7 +1,7 @@
 """Counts that gateways make of their own traffic, added up over gateways. Pure.
 
 Counts only grow while a process lives. They are flat, `kind/version[/more]` to number, so that they can be
-summed, subtracted, and kept in a file without a scheme of their own.
+summed, subtracted, and kept in a file without further structure.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def weight_name(weight: float) -> str:
 def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
     """What all gateways counted since `before`, by gateway's id.
 
-    A gateway whose counts fell because it was started again contributes what it has counted since its start.
-    One that has vanished contributes nothing, nor does one that is new here: it may have counted for long
-    where nobody saw it, and before this rollout.
+    A gateway whose counts fell, because it was restarted, contributes what it has counted since its start.
+    One that has vanished contributes nothing, and neither does one that is new here: it may have counted for
+    a long time unseen, before this rollout.
     """
     total: Counts = {}
     for gateway, counts in now.items():
@@ -47,6 +47,6 @@ def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
 def remembered(before: Mapping[str, Counts], now: Mapping[str, Counts]) -> dict[str, Counts]:
     """The last counts of every gateway, by its id, to be given to the next `grown`.
 
-    One that cannot be seen for once, since a scrape of it failed, must not come back as a new one.
+    One that is missing just once, since a scrape of it failed, must not come back as a new one.
     """
     return {**before, **now}

@@ -1,4 +1,4 @@
-"""Where people and programs come with rollouts: what the HTTP and gRPC APIs share."""
+"""The administration of rollouts, by people and programs: what the HTTP and gRPC APIs share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Desk:
     Args:
         store: The rollouts.
         receipts: The prediction ids.
-        plan: The plan of rollouts that come without one.
+        plan: The plan of rollouts that are started without one.
     """
 
     def __init__(self, store: Store, receipts: Receipts, plan: Plan) -> None:
@@ -45,9 +45,9 @@ class Desk:
         return summary(await asyncio.to_thread(start, self._store, model, to, parsed, time.time()))
 
     async def order(self, model: str, what: str, by: str) -> dict[str, Any]:
-        """Gives a command; raises as `start.order` does, and InvalidInput for one that there is not."""
+        """Gives a command; raises as `start.order` does, and InvalidInput for an unknown one."""
         if what not in COMMANDS:
-            raise InvalidInput(f'"{what[:100]}" is no command; there are: {", ".join(COMMANDS)}')
+            raise InvalidInput(f'"{what[:100]}" is not a command; there are: {", ".join(COMMANDS)}')
         moved = await asyncio.to_thread(
             lambda: order(self._store, model, COMMANDS[what], by=by, at=time.time())
         )
@@ -63,7 +63,7 @@ class Desk:
         return [rollout for rollout in found if rollout is not None]
 
     async def whole(self, model: str, id_: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-        """A rollout of a model, the newest without an id: in short; and as it is stored, with its story.
+        """A rollout of a model, without an id the newest: in short, and as it is stored, with its history.
 
         Raises:
             NotFound: There is none.

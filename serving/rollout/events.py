@@ -41,8 +41,8 @@ class Announcer:
     async def moved(self, rollout: Rollout, number: int) -> None:
         """A move is made and saved. Waits for a webhook, though not for long.
 
-        A move may be told of twice, where the gateway that decides ends just then: whoever is told knows it
-        again by the rollout's id and the move's number.
+        A move may be announced twice if the gateway that decides ends just then: receivers can tell by the
+            rollout's id and the move's number.
 
         Args:
             rollout: The rollout after it, or after later ones.
@@ -71,7 +71,7 @@ class Announcer:
             # httpx has a limit for each piece of an answer, and none for the whole.
             async with asyncio.timeout(_WEBHOOK_TIMEOUT_S), httpx.AsyncClient() as client:
                 answer = await client.post(rollout.plan.webhook, json=body)
-            # httpx's own words have the URL, which is all that keeps strangers from many a webhook.
+            # httpx's own message has the URL, whose secrecy is all that protects many a webhook.
             fault = "" if answer.is_success else f"it answered {answer.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             fault = str(error) or f"no answer within {_WEBHOOK_TIMEOUT_S:g} s"

@@ -22,12 +22,12 @@ IntArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 Numbers = npt.ArrayLike
 
-# Relative risks a bad version is looked for at. The weights favour three times (a fault in part of the
+# The relative risks at which a bad version is looked for. The weights favour three (a fault in part of the
 # input) and fifty (a version that fails outright): those are the two that rollouts meet.
 _WORSE_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 _WORSE_WEIGHTS = (0.5, 1.5, 6.0, 1.5, 1.0, 2.0, 3.0)
 
-# Fractions of the null ratio that "not worse" is looked for at, beside exactly 1 ("as good as stable").
+# Fractions of the null ratio at which "not worse" is looked for, besides exactly 1 ("as good as stable").
 _BETTER_FRACTIONS = (0.25, 0.5, 0.75)
 
 
@@ -37,9 +37,9 @@ class RiskMixture:
 
     Attributes:
         ratios: r_k [K]; r_0 is the hypothesis, the others are the alternatives.
-        log_start: log of the wealth bet on each at the start [K]; sums to 1. What lies on r_0 is a reserve.
+        log_start: log of the wealth bet on each at the start [K]; sums to 1. What is on r_0 is a reserve.
         log_release: log of the alternatives' shares in what leaves the reserve [K]; minus infinity for r_0.
-        release: the part of the reserve that is bet anew in each interval with bad events.
+        release: the part of the reserve that is bet in each further interval with bad events.
     """
 
     ratios: FloatArray
@@ -52,7 +52,7 @@ def worse_than_stable() -> RiskMixture:
     """Tests r ≤ 1 (the candidate is no worse) against larger risks: what a rollback needs.
 
     A part is kept in reserve and bet little by little, so that a version which turns bad after an hour of
-    good service is found without first having to lose what its good hour won (the fixed-share rule of
+    good service is found without first having to lose what that hour won (the fixed-share rule of
     Herbster & Warmuth 1998, as a mixture over the times of a change).
     """
     return _mixture(1.0, _WORSE_RATIOS, _WORSE_WEIGHTS, reserve=0.1, release=1 / 500)
@@ -110,11 +110,11 @@ def two_arm_ratios(
     interval's requests and the number of bad ones, the candidate's part is hypergeometric under r = 1; the
     ratio is convex in it, and a hypergeometric variable is smaller in convex order than the binomial one with
     the same mean (Hoeffding 1963, theorem 4). So the expectation stays at or below 1 for intervals of any
-    length. An interval in which only one arm was asked says nothing; hence `ledger.record` joins it to the
-    next ones, up to the first request of the other arm. When that comes does not hang on which are bad.
+    length. An interval in which only one arm was asked says nothing, so `ledger.record` joins it to the next
+    ones, up to the first request of the other arm. When that comes does not depend on which requests are bad.
 
-    That takes bad events to fall on requests whoever sent them. A few callers who fail or wait far more often
-    than others, and whose keys hold all of theirs to one arm, look like a fault of its version.
+    This assumes that bad events fall on requests whoever sent them. A few callers who fail or wait far more
+    often than others, and whose keys hold them to one arm, look like a fault of its version.
 
     An incident that hits both arms brings many bad events that say "both alike" and nothing about the
     version. With more than `most_events` in the interval the ratio is raised to the power
@@ -122,7 +122,7 @@ def two_arm_ratios(
     on the interval's total only, and x^η is concave: the expectation still is at most 1 (Jensen).
 
     With r₀ = 1 all of this is exact. With r₀ above 1 the candidate's part is noncentral hypergeometric, and
-    the bound holds as far as that is binomial: as long as few of an interval's requests are bad.
+    the bound holds as far as that is close to binomial: as long as few of an interval's requests are bad.
 
     Args:
         mixture: The hypothesis and the alternatives.
@@ -130,7 +130,7 @@ def two_arm_ratios(
         stable_bad: Bad events of the stable version, [...].
         candidate_n: Requests (or, for a paired comparison, pairs) that the candidate answered, [...].
         stable_n: The same for the stable version.
-        most_events: For how many events the interval may count at most, [...]; known before the interval.
+        most_events: The most events that the interval may count for, [...]; known before the interval.
     """
     bad_c, bad_s, n_c, n_s, most = (
         np.asarray(value, dtype=np.float64)[..., None]
@@ -157,10 +157,10 @@ def mcnemar_ratios(
 ) -> FloatArray:
     """The log likelihood ratio of one interval's pairs under each of the mixture's risks, [..., K].
 
-    Two answers to one request, each known to be good or bad: a copy that failed, or a copy on which feedback
-    brought the true label, which judges both answers. Of the pairs in which exactly one is bad, the
-    candidate's is it with probability ½ if both are alike (McNemar 1947, Psychometrika 12), in general
-    θ(r) = r / (r + 1), whatever the difficulty of the images; pairs in which both are bad, or neither, say
+    A pair is two answers to one request, each known to be good or bad: since a copy failed, or since feedback
+    brought the true label, which judges both answers. Of the pairs in which exactly one is bad, it is the
+    candidate's with probability ½ if both versions are alike (McNemar 1947, Psychometrika 12), in general
+    with θ(r) = r / (r + 1), however difficult the images are; pairs in which both are bad, or neither, say
     nothing. The ratio is
 
         ∏ [θ(r_k)/θ(r₀)]^c · [(1−θ(r_k))/(1−θ(r₀))]^(1−c),   c = 1 where only the candidate's is bad,

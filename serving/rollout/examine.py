@@ -15,7 +15,7 @@ from serving.rollout.preflight import SELF_TEST, incompatible, preflight_verdict
 from serving.rollout.record import Rollout
 from serving.rollout.verdict import Outcome, Reason, Verdict
 
-# How long one look at the rollouts waits: a candidate that hangs must hold up no other, and no command.
+# How long one look at the rollouts waits: a candidate that hangs must not hold up others, nor commands.
 _PATIENCE_S = 1.0
 
 
@@ -44,7 +44,7 @@ class Examiner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def examine(self, rollout: Rollout) -> Verdict:
-        """The verdict of the preflight, as far as it can be had now."""
+        """The verdict of the preflight, as far as it is known now."""
         task = self._under_way.get(rollout.id)
         if task is None:
             task = self._under_way[rollout.id] = asyncio.create_task(self._examined(rollout))

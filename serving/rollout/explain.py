@@ -1,4 +1,4 @@
-"""Tells what a stored rollout decided and why, and derives its decisions again from what is stored."""
+"""Explains what a stored rollout decided and why, and derives its decisions again from the record."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Replayed:
 
     Attributes:
         event: What is stored.
-        verdict: What the evidence says now; None where the decision did not come from evidence.
-        after: The state that follows; None where it was a person's command.
+        verdict: What the evidence says now; None if the decision did not come from evidence.
+        after: The state that follows; None if it was a person's command.
         same: Whether both are what is stored.
     """
 

@@ -1,11 +1,11 @@
 """Feedback without a lookup: ids of predictions that carry, signed, what feedback on them needs.
 
 An id is base64url of a JSON list (model, version, label, routed, time, nonce, copied) and of the first 16
-bytes of its HMAC-SHA256 (RFC 2104). The key is in the store that the gateways share, so any of them takes any
-id.
+bytes of its HMAC-SHA256 (RFC 2104). The key is in the store that the gateways share, so any of them accepts
+any id.
 
-Of an image that was copied to the candidate the nonce is the copy's name and the image's place in it, so that
-feedback finds the candidate's answer, too: then it judges both, as one pair.
+If an image was copied to the candidate, the nonce is the copy's name and the image's place in it, so that
+feedback also finds the candidate's answer, and judges both as a pair.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _MOST_ID_CHARACTERS = 1000
 
 Status = Literal["accepted", "duplicate"]
 
-_BAD = "this is no prediction id of this service, or it was changed"
+_BAD = "this is not a prediction id of this service, or it was altered"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an id says.
+    """The contents of an id.
 
     Attributes:
         model: The model.
@@ -84,7 +84,7 @@ class Receipts:
     Args:
         key: The signing key.
         steering: Where feedback is counted.
-        memory: What was redeemed, and what candidates named copies.
+        memory: Which ids were redeemed, and how candidates answered copies.
         wall: The time of day, in Unix seconds.
     """
 
@@ -103,10 +103,10 @@ class Receipts:
         return f"{_encode(payload)}.{_encode(self._sign(payload))}"
 
     def read(self, prediction_id: str) -> Claim:
-        """What an id says.
+        """The contents of an id.
 
         Raises:
-            InvalidInput: It is forged, or no id at all.
+            InvalidInput: It is forged, or not an id at all.
             FailedPrecondition: It has expired.
         """
         model, version, label, routed, at, nonce, *more = orjson.loads(self._verified(prediction_id))
@@ -115,7 +115,7 @@ class Receipts:
         if age_s > TTL_S:
             days, most = age_s / 86400, TTL_S / 86400
             raise FailedPrecondition(
-                f"the prediction is {days:.0f} days old; feedback is taken for {most:.0f}"
+                f"the prediction is {days:.0f} days old; feedback is accepted for {most:.0f}"
             )
         return Claim(model, version, label, routed, at, copy, int(place or 0))
 
@@ -123,8 +123,8 @@ class Receipts:
         """Takes the true label of a prediction; the same id counts once.
 
         Raises:
-            InvalidInput, FailedPrecondition: As `read` does; or the label is none.
-            Unavailable: It cannot be known whether it has counted.
+            InvalidInput, FailedPrecondition: As `read` does; or the label cannot be one.
+            Unavailable: It cannot be known whether the id has counted already.
         """
         (result,) = await self.redeem_all([(prediction_id, label)])
         if isinstance(result, SluiceError):
@@ -132,10 +132,10 @@ class Receipts:
         return result
 
     async def redeem_all(self, feedback: Sequence[tuple[str, str]]) -> list[Status | SluiceError]:
-        """Takes predictions with their true labels, each on its own; what became of each.
+        """Takes predictions with their true labels, each on its own; returns what became of each.
 
         Raises:
-            Unavailable: It cannot be known what has counted; nothing was taken.
+            Unavailable: It cannot be known which ids have counted already; none was taken.
         """
         claims = [self._claim(*each) for each in feedback]
         good = [
@@ -162,7 +162,7 @@ class Receipts:
             return error
 
     def _keep(self, claims: Sequence[tuple[Claim, str]]) -> list[tuple[bool, Named | None]]:
-        """Whether each is new, and what the candidate named its copy. It may wait for a disk."""
+        """Whether each is new, and how the candidate answered its copy. May wait for a disk."""
         named = [self._memory.named(claim.copy) if claim.copy else None for claim, _ in claims]
         ids = [hashlib.blake2b(id_.encode(), digest_size=16).digest() for _, id_ in claims]
         return list(zip(self._memory.take(ids), named, strict=True))

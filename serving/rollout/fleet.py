@@ -1,7 +1,7 @@
-"""Which versions each replica should hold in each state of a rollout, and what the replicas say of it. Pure.
+"""Which versions each replica should hold in each state of a rollout, and how far the replicas are. Pure.
 
 The order is safe: {stable, candidate} → AVAILABLE on enough replicas → traffic → label moved → drained →
-{candidate}. With `max_unavailable` a replica holds one version only and they are swapped a few at a time.
+{candidate}. With `max_unavailable` a replica holds only one version, and they are swapped a few at a time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from serving.rollout.machine import Phase
 from serving.rollout.record import Rollout
 from serving.rollout.verdict import Outcome, Reason, Verdict, percent
 
-# Replicas are asked for their states about once a second. A failure that is told of sooner after the loading
-# began may be that of an earlier try.
+# Replicas are asked for their states about once a second. A failure seen sooner than this after the loading
+# began may be that of an earlier attempt.
 _LEARNED_S = 3.0
 
 
@@ -37,7 +37,7 @@ class Seen:
         return self.lost(version) and bool(self.states[version].error)
 
     def lost(self, version: int) -> bool:
-        """Whether it does not have this version any more, or never could."""
+        """Whether it no longer has this version, or never could load it."""
         status = self.states.get(version)
         return self.reachable and status is not None and status.state == "END"
 
@@ -66,7 +66,7 @@ def holdings(rollout: Rollout, replicas: Sequence[Seen], spent_s: float) -> Hold
     if phase is Phase.ROLLING_BACK and drained:
         return {each.address: _only_once_there(each, stable, candidate) for each in replicas}
     if phase is Phase.ROLLING_BACK:
-        # What is not there has nothing to drain, and is not to be loaded any more.
+        # A candidate that is not there has nothing to drain, and must not be loaded any more.
         return {
             each.address: frozenset((stable, candidate)) if each.has(candidate) else frozenset((stable,))
             for each in replicas
@@ -79,12 +79,12 @@ def _all(replicas: Sequence[Seen], *versions: int) -> Holdings:
 
 
 def _only_once_there(replica: Seen, version: int, other: int) -> frozenset[int]:
-    """The one version; the other beside it as long as the one is not there."""
+    """Just this version; as long as it is not there, the other one as well."""
     return frozenset((version,)) if replica.has(version) else frozenset((version, other))
 
 
 def _swapped(rollout: Rollout, replicas: Sequence[Seen], phase: Phase, most: int) -> Holdings:
-    """One version a replica: a few try the candidate; then the rest follow, a few at once."""
+    """One version per replica: a few try the candidate; then the rest follow, a few at a time."""
     if phase in (Phase.PROMOTING, Phase.ROLLING_BACK):
         ordered = sorted(replicas, key=lambda each: each.address)
         goal = rollout.candidate if phase is Phase.PROMOTING else rollout.stable
@@ -101,9 +101,9 @@ def _swapped(rollout: Rollout, replicas: Sequence[Seen], phase: Phase, most: int
 
 
 def _that_try(rollout: Rollout, replicas: Sequence[Seen]) -> list[Seen]:
-    """The replicas that hold the candidate before it is promoted: before others those that have, or had, it.
+    """The replicas that hold the candidate before it is promoted: first of all those that have, or had, it.
 
-    Replicas come and go, and one that is new must not take the place of one that holds it.
+    Replicas come and go, and a new one must not take the place of one that holds it.
     """
     candidate = rollout.candidate
 
@@ -114,7 +114,7 @@ def _that_try(rollout: Rollout, replicas: Sequence[Seen]) -> list[Seen]:
 
 
 def replicas_verdict(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
-    """What the replicas say of the rollout's present phase; None if nothing stands in the way of judging."""
+    """What the replicas' states mean for the rollout's phase; None if they leave judging to the evidence."""
     match rollout.state.phase:
         case Phase.PENDING:
             return _pending(rollout, replicas)
@@ -162,7 +162,7 @@ def _needed(rollout: Rollout, replicas: Sequence[Seen]) -> int:
 
 
 def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
-    """A failure, if so many replicas cannot have the candidate that not enough are left."""
+    """A failure, if too few replicas are left that can have the candidate."""
     lost = [each for each in _that_try(rollout, replicas) if _cannot_have(rollout, each)]
     trying = len(replicas) if rollout.plan.max_unavailable is None else len(lost)
     if not lost or trying - len(lost) >= _needed(rollout, replicas):
@@ -178,7 +178,7 @@ def _failures(rollout: Rollout, replicas: Sequence[Seen]) -> Verdict | None:
 def _cannot_have(rollout: Rollout, replica: Seen) -> bool:
     """Whether a replica has lost the candidate, or cannot load it.
 
-    Before it is to be loaded, END is what is left of an earlier time, and while it is, END without an error.
+    END is left over from earlier while it is not to be loaded yet; so is END without an error while it loads.
     """
     state = rollout.state
     match state.under_way:

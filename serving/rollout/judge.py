@@ -17,10 +17,10 @@ from serving.rollout.ledger import CriterionLedger, Ledger, log_split_now
 from serving.rollout.plan import Criterion, Plan
 from serving.rollout.verdict import Outcome, Reason, Verdict, percent
 
-# The alarms that need no economy: a service that fails as a whole, and a router that does not split as told,
-# are beyond doubt within seconds. That of the split comes on top of alpha, at a level too small to matter.
-# That of the whole service is outside alpha: it asks whether the service is well, not which version is to
-# blame, and a stall that has nothing to do with the candidate sounds it.
+# Two alarms can afford a high threshold: a service that fails as a whole, and a router that does not split
+# as told, are beyond doubt within seconds. The split's alarm comes on top of alpha, at a level too small to
+# matter. The whole service's is outside alpha: it asks whether the service is healthy, not which version is
+# to blame, and a stall that has nothing to do with the candidate sets it off.
 _LOG_ALARM = math.log(1e6)
 
 # In the order in which they take precedence.
@@ -44,7 +44,7 @@ class CriterionSignals:
 
 @dataclass(frozen=True, slots=True)
 class AgreementSignals:
-    """What the copies say, [...] each; `class_differs` is [..., C]. No to each while nothing was compared."""
+    """What the copies say, [...] each; `class_differs` is [..., C]. All false while nothing was compared."""
 
     differs: BoolArray
     class_differs: BoolArray
@@ -63,8 +63,8 @@ class Signals:
 def alphas(plan: Plan) -> dict[str, float]:
     """How alpha is divided among the guards (a union bound): each criterion, and `agreement`.
 
-    Feedback on accuracy is counted from the start even if none ever comes: a level that depended on whether
-    it came would not be known in advance.
+    Accuracy has its part from the start, even if no feedback ever comes: a level that depended on whether it
+    comes would not be known in advance.
     """
     weights = {name: criterion.alpha_weight for name, criterion in plan.criteria.named().items()}
     if plan.shadow.share > 0.0:

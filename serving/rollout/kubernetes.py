@@ -1,7 +1,7 @@
 """Rollouts as `ModelRollout` objects of a Kubernetes cluster.
 
-People make a ModelRollout (`kubectl apply`); its status holds the whole record, and what `kubectl get` shows.
-Writes name the resourceVersion that they build on, so a conflict is the API server's to find. Objects are
+People create a ModelRollout (`kubectl apply`); its status holds the whole record, and what `kubectl get`
+shows. Writes name the resourceVersion that they build on, so the API server detects conflicts. Objects are
 followed by a watch; one that drops, or is too old (410 Gone), begins again with a list.
 """
 
@@ -71,7 +71,7 @@ class KubernetesStore:
             except _FAILURES as error:
                 _log.warning("the API server cannot be reached", error=str(error))
                 self._closed.wait(_PAUSE_S)
-            except Exception as error:  # as a proxy's page in its place; the thread must not end unnoticed
+            except Exception as error:  # such as a proxy's page instead; the thread must not end unnoticed
                 _log.warning("the API server's answer makes no sense", error=repr(error)[:500])
                 self._closed.wait(_PAUSE_S)
 
@@ -101,7 +101,7 @@ class KubernetesStore:
         return listed.resourceVersion
 
     def refresh(self) -> None:
-        """Learns how all objects are now, for who does not follow them; raises Unavailable."""
+        """Reads all objects as they are now, for those who do not follow them; raises Unavailable."""
         self._ask(self._list)
 
     def close(self) -> None:
@@ -116,9 +116,9 @@ class KubernetesStore:
             self._note_outcome(each)
 
     def _note_outcome(self, each: Any) -> None:
-        """Remembers what an object says of the version that is proven, for when it is gone.
+        """Remembers which version an object has proven, for when the object is gone.
 
-        Who deletes a finished one does not mean to undo it. Of one that is under way the stable version
+        Deleting a finished one is not meant to undo it. If one under way is deleted, the stable version
         stays: its candidate has proved nothing.
         """
         proven, model = (each.status or {}).get("stableVersion"), str(each.spec["model"])
@@ -132,7 +132,7 @@ class KubernetesStore:
         """A model's objects, oldest first.
 
         Raises:
-            Unavailable: The API server could not be asked yet.
+            Unavailable: The API server could not be reached yet.
         """
         if not self._listed.wait(_PAUSE_S):
             raise Unavailable("the API server of the cluster has not answered yet")
@@ -146,7 +146,7 @@ class KubernetesStore:
         return next((each for each in rollouts if not each.finished), rollouts[-1] if rollouts else None)
 
     def unreadable(self, model: str) -> bool:
-        """See `Store.unreadable`: of the objects that were begun, the one that `load` would have to give."""
+        """See `Store.unreadable`; of the objects that were begun, the one that `load` would have to give."""
         begun = [each for each in self._of(model) if state_of(each) is not None]
         if not begun:
             return False
@@ -214,12 +214,12 @@ class KubernetesStore:
         return saved
 
     def create(self, model: str, version: int, plan: Plan) -> str:
-        """Makes a ModelRollout, with the rights of whoever runs this; its name. `refresh` comes first.
+        """Creates a ModelRollout, with the rights of whoever runs this; its name. Call `refresh` first.
 
         Raises:
-            InvalidInput: It is no version.
+            InvalidInput: The version cannot be one.
             Conflict: The model has one that is not finished.
-            Unavailable: The API server cannot be asked, or refuses.
+            Unavailable: The API server cannot be reached, or refuses.
         """
         check_candidate(version)
         for each in self._of(model):
@@ -246,7 +246,7 @@ class KubernetesStore:
         return found is not None and bool(found.spec.get("command"))
 
     def obey(self) -> None:
-        """Carries out what people wrote into `spec.command`, once, and clears it. For who decides.
+        """Carries out what people wrote into `spec.command`, once, and clears it. Only the leader calls it.
 
         Raises:
             Unavailable: One of the objects could not be written; the commands of the others were carried out.
@@ -280,7 +280,7 @@ class KubernetesStore:
         self.save(rollout.moved(after, None, self._now()))
 
     def _patch(self, name: str, what: Command | None) -> None:
-        """Puts a command into an object, or takes it out."""
+        """Writes a command into an object, or removes it."""
         patch = {"spec": {"command": what}}
         answer = self._ask(lambda: self._client.patch(ModelRollout, name, patch, patch_type=PatchType.MERGE))
         with self._lock:

@@ -52,7 +52,7 @@ class CountSource(Protocol):
     """Brings the counts of all gateways together."""
 
     def publish(self, counts: dict[str, Counts]) -> None:
-        """Tells what this gateway has counted so far, by model."""
+        """Publishes what this gateway has counted so far, by model."""
 
     def collect(self, model: str) -> dict[str, Counts]:
         """What each gateway has counted so far of a model, by the gateway's id.
@@ -92,7 +92,7 @@ class FolderCounts:
         found = {}
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-                # A file of the future was written before the clock was set back: who lives writes it anew.
+                # A file from the future was written before the clock was set back: live gateways rewrite it.
                 if abs(self._wall() - path.stat().st_mtime) > _GONE_S:
                     path.unlink()
                     continue

@@ -27,7 +27,7 @@ _FAILURES = (httpx2.HTTPError, OSError)
 class LeaseLeadership:
     """The gateway that holds a Lease decides (as client-go's leader election does it).
 
-    A holder that does not renew for the lease's duration, as measured here and not by its clock, is gone.
+    A holder that has not renewed for the lease's duration, as measured here and not by its clock, is gone.
 
     Args:
         client: The API client, for the Lease's namespace.

@@ -1,7 +1,7 @@
 """What a rollout has seen so far: counts, and the wealth that each test has won from them. Pure.
 
-`record` takes a ledger and what one interval brought, and returns the next ledger. Every leaf is an array
-with the same leading shape: () in the controller, [runs] in the simulator, which so runs the very same code.
+`record` takes a ledger and the counts of one interval, and returns the next ledger. Every leaf is an array
+with the same leading shape: () in the controller, [runs] in the simulator, so both run the very same code.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from serving.rollout import evidence
 from serving.rollout.evidence import FloatArray, IntArray, Numbers, RiskMixture
 from serving.rollout.plan import Plan
 
-# An interval counts for at most as many bad events as intervals have had on average, and this many standard
-# deviations of a Poisson variable more; for one at least.
+# An interval counts for at most as many bad events as intervals have had on average, plus this many standard
+# deviations of a Poisson variable; but for at least one.
 _MOST_EVENTS_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Tests:
-    """One criterion's two tests, the limit on the rate of both arms together, and whether incidents come.
+    """One criterion's two tests, the limit on the rate of both arms together, and whether incidents occur.
 
-    Where bad events come by incidents, an interval with many of them counts for less. Feedback comes in
-    batches of any size, which says nothing of an incident: all of it counts.
+    If bad events come in incidents, an interval with many of them counts for less. Feedback comes in batches
+    of any size, which does not mean an incident: all of it counts.
     """
 
     worse: RiskMixture
@@ -76,9 +76,9 @@ class Interval:
         pairs: By criterion, the copied requests.
         agreement: Copies that both versions answered, and those on which both named the same class; [..., C]
             by the class that the stable version named.
-        unkeyed: Requests routed to the candidate and to stable by their own ids, [..., 2]: those that the
-            split should hold for exactly, whoever the callers are.
-        weight: The candidate's weight that these were routed by.
+        unkeyed: Requests routed to the candidate and to stable by their own ids, [..., 2]: those for which
+            the split should hold exactly, whoever the callers are.
+        weight: The candidate's weight by which these were routed.
         late: Which earlier answers `arms` is about, such as those of one weight; empty: the interval's own.
     """
 
@@ -120,7 +120,7 @@ class Ledger:
         log_split_before: The split test's log E over earlier weights.
         step_requests: The candidate's requests since the step began.
         waiting: By criterion (and which earlier answers), the counts of one arm since both were last asked,
-            [..., 4] as in `Arms`: they are evidence once the other arm was asked, too.
+            [..., 4] as in `Arms`: they become evidence once the other arm is asked, too.
     """
 
     criteria: dict[str, CriterionLedger]
@@ -206,7 +206,7 @@ def _as_array(arms: Arms, shape: tuple[int, ...]) -> FloatArray:
 
 
 def _candidate_requests(interval: Interval) -> FloatArray:
-    # Calls are counted of every kind of request, and whether or not a plan judges them.
+    # Calls are counted for every kind of request, whether or not a plan judges them.
     arms = interval.arms.get("errors", Arms())
     return np.asarray(arms.candidate_n, dtype=np.float64)
 
@@ -223,9 +223,9 @@ def with_class(ledger: Ledger, name: str) -> Ledger:
 
 
 def next_step(ledger: Ledger) -> Ledger:
-    """The ledger when a step begins: its requests are counted from nothing.
+    """The ledger when a step begins: its requests are counted from zero.
 
-    What waits for the other arm is dropped, since that one's share is another now; but for late answers.
+    What waits for the other arm is dropped, since that arm's share is different now; late answers stay.
     """
     waiting = {place: counts for place, counts in ledger.waiting.items() if place not in ledger.criteria}
     return dataclasses.replace(ledger, step_requests=np.zeros_like(ledger.step_requests), waiting=waiting)
@@ -242,7 +242,7 @@ def _record_pairs(tests: Tests, before: CriterionLedger, pairs: Pairs) -> Criter
 
 
 def _record_arms(tests: Tests, before: CriterionLedger, arms: Arms, asked: Arms) -> CriterionLedger:
-    """Counts an interval's requests, and bets on what came since both arms were last asked."""
+    """Counts an interval's requests, and bets on all that came since both arms were last asked."""
     after = _record_events(tests, before, asked)
     candidate_n, candidate_bad, stable_n, stable_bad = (
         np.asarray(value, dtype=np.float64)

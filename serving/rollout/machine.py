@@ -4,9 +4,9 @@
     from anywhere before promoted:  → rolling_back → rolled_back
     paused: by hand, or by an inconclusive verdict; a paused rollout still rolls back
 
-`now` is the rollout's own clock: seconds during which somebody watched. The controller advances it by what
-passed between two looks, but never by more than a few intervals, so that neither a clock that jumps nor a
-controller that was away makes a rollout older than what was seen of it.
+`now` is the rollout's own clock: seconds during which somebody watched. The controller advances it by the
+time between two looks, but never by more than a few intervals, so that neither a clock that jumps nor a
+controller that was away makes a rollout older than the time that it was watched.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _JUDGED = frozenset({Phase.SHADOW, Phase.CANARY})
 Command = Literal["pause", "resume", "promote", "abort"]
 
 
-_STARTED = Reason("started", "the rollout was asked for")
+_STARTED = Reason("started", "the rollout was requested")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class State:
         entered_at: On the rollout's clock, when the phase or step began.
         canary_at: When the canary began, or was resumed, on the same clock; None before.
         blind_since: Since when nothing could be said, or None.
-        quiet_s: How long it has been quiet hours since its time limit began: that long the limit waits.
+        quiet_s: How long it has been quiet hours since its time limit began: the limit is that much later.
         resume_to: What a paused rollout goes back to, or None.
         reason: Why it moved here.
     """
@@ -78,7 +78,7 @@ class State:
 
 
 def moved(before: State, after: State) -> bool:
-    """Whether the rollout is somewhere else than before."""
+    """Whether the rollout has moved to another phase or step."""
     return (before.phase, before.step) != (after.phase, after.step)
 
 
@@ -95,7 +95,7 @@ def shadow_of(plan: Plan, state: State) -> float:
 
 
 def spent_quietly(state: State, passed_s: float) -> State:
-    """The state after so many seconds of quiet hours, which no time limit counts: nothing could grow."""
+    """The state after this much of quiet hours, which no time limit counts: nothing could grow."""
     return replace(state, quiet_s=state.quiet_s + passed_s)
 
 
@@ -105,7 +105,7 @@ def judged_phase(state: State) -> Phase | None:
 
 
 def advance(plan: Plan, state: State, verdict: Verdict, now: float, step_requests: float = 0.0) -> State:
-    """The next state: one move at most, or the same state.
+    """The next state: at most one move on, or the same state.
 
     Args:
         plan: The rollout's plan.
@@ -177,7 +177,7 @@ def _canary(plan: Plan, state: State, verdict: Verdict, now: float, step_request
 
 
 def _limit_at(plan: Plan, state: State) -> float:
-    """When the shadow, or the canary with all its steps, has had its time."""
+    """When the shadow, or the canary with all its steps, has used up its time."""
     if state.phase is Phase.SHADOW:
         return state.entered_at + plan.limits.shadow_s + state.quiet_s
     began = state.entered_at if state.canary_at is None else state.canary_at
@@ -199,7 +199,7 @@ def _to(state: State, phase: Phase, now: float, reason: Reason) -> State:
 
 
 def _given_up(state: State, verdict: Verdict, now: float, limit_s: float) -> State:
-    """Rolls back a phase that replicas should long have finished."""
+    """Rolls back from a phase that replicas should have finished long ago."""
     if now - state.entered_at < limit_s:
         return state
     text = f"{state.phase.value} took longer than {limit_s:g} s; last: {verdict.reason.text}"
@@ -207,9 +207,9 @@ def _given_up(state: State, verdict: Verdict, now: float, limit_s: float) -> Sta
 
 
 def _undecided(plan: Plan, state: State, verdict: Verdict, now: float) -> State:
-    """What the plan says is to be done when the evidence has not sufficed in time.
+    """What the plan says to do when the evidence has not sufficed in time.
 
-    What is held back is not promoted all the same: a person has to look.
+    A rollout that is held back is not promoted even then: a person has to look.
     """
     text = f"not enough evidence within the {state.phase.value}'s time limit; last: {verdict.reason.text}"
     reason = Reason(f"{state.phase.value}.inconclusive", text, verdict.reason.values)
@@ -240,7 +240,7 @@ def command(state: State, what: Command, now: float, *, by: str) -> State:
     Raises:
         FailedPrecondition: The rollout is not where this command makes sense; the message says where it is.
     """
-    phase, reason = state.phase, Reason(f"command.{what}", f"{what} was asked for by {by}")
+    phase, reason = state.phase, Reason(f"command.{what}", f"{what} was requested by {by}")
     if phase in FINISHED or phase is Phase.ROLLING_BACK:
         raise FailedPrecondition(f"the rollout is {phase.value}: there is nothing to {what}")
     if what == "abort":
@@ -252,7 +252,7 @@ def command(state: State, what: Command, now: float, *, by: str) -> State:
     if what == "resume":
         if phase is not Phase.PAUSED or state.resume_to is None:
             raise FailedPrecondition(f"the rollout is {phase.value}, not paused")
-        # Time limits start anew: whoever resumes wants it to go on, not to run into the same limit.
+        # Time limits start again: whoever resumes wants it to go on, not to run into the same limit.
         return _to(state, state.resume_to, now, reason)
     if judged_phase(state) is None:
         raise FailedPrecondition(f"the rollout is {phase.value}: promoting by hand takes a passed preflight")

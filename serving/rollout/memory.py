@@ -1,6 +1,6 @@
-"""What is remembered so that feedback can be used: ids that were redeemed, and what candidates named copies.
+"""What is remembered for feedback: the ids that were redeemed, and how candidates answered copies.
 
-Feedback on a prediction counts once, whichever gateway it comes to. Of a prediction that was copied to the
+Feedback on a prediction counts once, whichever gateway it comes to. If the request was copied to the
 candidate, the true label judges both answers; the id was given out before the candidate had answered, so its
 answer is kept here under the copy's name.
 """
@@ -38,7 +38,7 @@ _FORGET = ("DELETE FROM taken WHERE at < ?", "DELETE FROM copies WHERE at < ?")
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a candidate named the images of one copied request, in their order."""
+    """The labels that a candidate gave the images of one copied request, in their order."""
 
     version: int
     labels: tuple[str, ...]
@@ -48,30 +48,30 @@ class Memory(Protocol):
     """Remembers. Safe to use from several threads; all but `note` may wait for a disk.
 
     Attributes:
-        failures: How often something could not be read or kept.
+        failures: How often the store could not be read or written.
     """
 
     failures: int
 
     def take(self, ids: Sequence[bytes]) -> list[bool]:
-        """Whether each of these has not been taken before; from now on all of them have.
+        """Takes these ids; returns, for each, whether it was new.
 
         Raises:
             Unavailable: It cannot be known at the moment, and nothing was taken.
         """
 
     def note(self, copy: str, named: Named) -> None:
-        """Remembers what the candidate named a copy."""
+        """Remembers the labels that the candidate gave a copy."""
 
     def named(self, copy: str) -> Named | None:
-        """What the candidate named a copy; None if it has not answered, or it is not known here.
+        """The labels that the candidate gave a copy; None if it has not answered, or that is not known here.
 
         Raises:
             Unavailable: It cannot be known at the moment.
         """
 
     def share(self) -> None:
-        """Tells other gateways what was noted since the last time; called once in a while."""
+        """Shares with other gateways what was noted since the last time; called once in a while."""
 
 
 class OwnMemory:
@@ -119,7 +119,7 @@ class OwnMemory:
 class FolderMemory(OwnMemory):
     """The memory that gateways share in a folder, in a database file (SQLite).
 
-    A damaged file is told of, and feedback is refused until it is removed: rollouts go on without.
+    If the file is damaged the log says so, and feedback is refused until it is removed: rollouts go on.
 
     Args:
         folder: Made if it is not there.
@@ -199,10 +199,10 @@ class FolderMemory(OwnMemory):
         except sqlite3.Error as error:
             with self._lock:
                 self.failures += 1
-            raise Unavailable(f"what is known of feedback cannot be read or kept: {error}") from error
+            raise Unavailable(f"the store of feedback cannot be read or written: {error}") from error
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        """Makes the tables if there are none, and forgets what is old now and then."""
+        """Makes the tables if there are none, and now and then forgets what is old."""
         for statement in _TABLES:
             database.execute(statement)
         now = self._clock()

@@ -1,4 +1,4 @@
-"""`ModelRollout` objects of a Kubernetes cluster: what they say, what is written there, and the client."""
+"""`ModelRollout` objects of a Kubernetes cluster: what they hold, what is written to them, and the client."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ GROUP, VERSION = "sluice.dev", "v1alpha1"
 ModelRollout = create_namespaced_resource(GROUP, VERSION, "ModelRollout", "modelrollouts")
 ModelRolloutStatus = ModelRollout.Status
 
-# After so long the API server ends a watch, and it begins again with a list. A watch that has heard nothing
-# for `LATE_S` beyond that is one whose path was cut: nobody can tell it of its end.
+# After this long the API server ends a watch, and it begins again with a list. If a watch has heard nothing
+# for `LATE_S` beyond that, its connection is dead: nobody can tell it of its end.
 WATCH_S = 30
 LATE_S = 10.0
 
@@ -57,7 +57,7 @@ def new_object(model: str, version: int, plan: Plan) -> Any:
 
 
 def with_status(known: Any, rollout: Rollout) -> Any:
-    """An object as it is known, with the status that tells of its rollout: a write that builds on it."""
+    """A known object with its rollout's status: a write that builds on the object."""
     return ModelRolloutStatus(
         apiVersion=f"{GROUP}/{VERSION}",
         kind="ModelRollout",
@@ -68,7 +68,7 @@ def with_status(known: Any, rollout: Rollout) -> Any:
 
 
 def state_of(each: Any) -> Any:
-    """The record in an object's status, None before a gateway has begun with it."""
+    """The record in an object's status, None before a gateway has started on it."""
     return (each.status or {}).get("state")
 
 
@@ -80,7 +80,7 @@ def order_of(each: Any) -> int:
 
 
 def age_of(each: Any) -> Any:
-    """What orders objects as they were made."""
+    """A key that sorts objects by when they were made."""
     return each.metadata.creationTimestamp, each.metadata.name
 
 

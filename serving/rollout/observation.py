@@ -15,10 +15,10 @@ from serving.rollout.record import Rollout
 
 
 def to_intervals(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledger, list[Interval]]:
-    """The ledger, with room for classes that are new; and what the counts say of the two versions.
+    """The ledger, with room for new classes; and the counts as intervals of evidence on the two versions.
 
-    Feedback comes late, on answers of more than one weight at once. It is an interval for each of them: the
-    candidate's share of the answers, which the tests go by, is that of one weight.
+    Feedback comes late, on answers from several weights at once. Each weight gets an interval of its own: the
+    tests go by the candidate's share of the answers, which depends on the weight.
     """
     candidate, stable = rollout.candidate, rollout.stable
 
@@ -38,7 +38,7 @@ def to_intervals(rollout: Rollout, ledger: Ledger, counts: Counts) -> tuple[Ledg
 
     latency = arms("requests", "slow")
     if rollout.latency_limit_s is None and not latency.candidate_bad and not latency.stable_bad:
-        # Nobody knows yet what is slow; only what ran out of its time is known to be.
+        # It is not known yet what is slow; only what ran out of time is known to be.
         latency = Arms()
     found = {"errors": arms("calls", "failed"), "latency": latency}
     both = {

@@ -31,12 +31,12 @@ class _Section(BaseModel):
 class Shadow(_Section):
     """Copies of requests that the candidate answers for comparison before it answers anyone."""
 
-    # A fifth of the traffic: a replica that has room for the candidate has room for that.
+    # A fifth of the traffic: a replica with room for the candidate has room for that.
     share: Share = 0.2
     # A wholly broken class among ten shows within about fifty of its images.
     min_samples: Annotated[int, Field(ge=1)] = 500
     min_time_s: Seconds = 120.0
-    # Two good versions of one classifier disagree on a few images in a hundred, seldom on ten.
+    # Two good versions of one classifier disagree on a few images in a hundred, rarely on ten.
     min_agreement: Rate = 0.9
     min_class_agreement: Rate = 0.7
 
@@ -46,7 +46,7 @@ class Step(_Section):
 
     weight: Rate
     min_time_s: Seconds = 300.0
-    # Of the candidate's own; a step that nobody was routed to has shown nothing.
+    # Requests to the candidate; a step to which nobody was routed has shown nothing.
     min_requests: Annotated[int, Field(ge=0)] = 50
 
 
@@ -60,10 +60,10 @@ class Criterion(_Section):
 
     margin: Annotated[float, Field(gt=0.0, le=10.0)] = 0.5
     acceptable_rate: Rate | None = None
-    # Of all requests, both arms': above it the loading of the candidate may itself be the harm. No part of
+    # Of all requests of both arms: above it, loading the candidate may itself be the harm. It is outside
     # alpha, since it compares nothing.
     max_overall_rate: Rate | None = None
-    # This criterion's part in alpha, relative to the others'.
+    # This criterion's share of alpha, relative to the others'.
     alpha_weight: Annotated[float, Field(ge=0.001, le=1000.0)] = 1.0
     # Whether a promotion waits for it; if not, it only guards.
     required: bool = True
@@ -74,7 +74,7 @@ class Errors(Criterion):
 
     acceptable_rate: Rate | None = 0.001
     max_overall_rate: Rate | None = 0.25
-    # Errors get most of alpha: they are the commonest fault, and found soonest with it.
+    # Errors get most of alpha: they are the most common fault, and are found soonest with it.
     alpha_weight: Annotated[float, Field(ge=0.001, le=1000.0)] = 7.0
 
 
@@ -82,7 +82,7 @@ class Latency(Criterion):
     """Slower than a limit: the one given, or the stable version's own 99th percentile before the rollout."""
 
     limit_s: Annotated[float, Field(gt=0.0)] | None = None
-    # Of stable's requests, by the limit's own making, one in a hundred was slow before the rollout.
+    # By the limit's own definition, one in a hundred of stable's requests was slow before the rollout.
     acceptable_rate: Rate | None = 0.01
     max_overall_rate: Rate | None = 0.5
 
@@ -129,10 +129,10 @@ class Limits(_Section):
 class Preflight(_Section):
     """What the candidate must show on each replica before it gets a request."""
 
-    # Largest difference of a probability from the one recorded at export; GPUs differ in the fourth digit. Of
-    # outputs beyond one it is a share of the largest.
+    # The largest difference of a probability from the one recorded at export; GPUs differ in the fourth
+    # digit. For outputs beyond one it is relative to the largest.
     self_test_tolerance: Annotated[float, Field(gt=0.0)] = 0.005
-    # A first request may compile kernels; a second that is slow is slow.
+    # A first request may compile kernels; if the second one is slow, the version is slow.
     max_warm_latency_s: Annotated[float, Field(gt=0.0)] = 5.0
     # The share of the replicas that must have the candidate before it gets traffic; the rest may follow.
     min_replicas: Share = 0.5
@@ -160,7 +160,7 @@ class QuietHours(_Section):
     @field_validator("start", "end", mode="before")
     @classmethod
     def _time_of_day(cls, value: object) -> object:
-        # YAML reads a bare 22:00 as a number to the base of 60.
+        # YAML reads a bare 22:00 as a number in base 60.
         if not isinstance(value, str) or re.fullmatch(_TIME_OF_DAY, value) is None:
             raise ValueError('not a time of day; write one from "00:00" to "23:59", in quotation marks')
         return value
@@ -194,16 +194,17 @@ class Plan(_Section):
     shadow: Shadow = Field(default_factory=Shadow)
     canary: Annotated[tuple[Step, ...], Field(min_length=1, max_length=50)] = _DEFAULT_STEPS
     criteria: Criteria = Field(default_factory=Criteria)
-    # With this much evidence of harm (an e-value) the weight stays where it is until it is less, or enough.
+    # With this much evidence of harm (an e-value) the weight stays where it is, until there is less, or
+    # enough.
     hold_at: Annotated[float, Field(gt=1.0)] = 3.0
     preflight: Preflight = Field(default_factory=Preflight)
     limits: Limits = Field(default_factory=Limits)
-    # "promote" pauses all the same while something is held back: a suspicion is not a want of evidence.
+    # Even "promote" pauses while something is held back: a suspicion is not a lack of evidence.
     on_inconclusive: Literal["pause", "rollback", "promote"] = "pause"
     on_new_version: Literal["hold", "rollout"] = "hold"
     quiet_hours: tuple[QuietHours, ...] = ()
-    # Replicas that may be without either version at once. None: both versions are held beside each other,
-    # and nothing is ever unavailable. 1: memory-tight fleets swap one replica at a time.
+    # How many replicas may be without either version at once. None: both versions are held side by side, and
+    # nothing is ever unavailable. 1: fleets that are tight on memory swap one replica at a time.
     max_unavailable: Annotated[int, Field(ge=1)] | None = None
     webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
@@ -230,6 +231,6 @@ class Plan(_Section):
         return self
 
     def digest(self) -> str:
-        """A hash of everything in the plan, which decisions are stored with."""
+        """A hash of everything in the plan, stored with each decision."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

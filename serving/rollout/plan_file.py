@@ -35,7 +35,9 @@ def load_plan(path: Path) -> Plan:
             f"{path}: a plan is a .yaml or .toml file, not {path.suffix or 'one without a suffix'}"
         )
     if len(content) > _MAX_BYTES:
-        raise InvalidInput(f"{path}: {len(content)} bytes are no plan; at most {_MAX_BYTES} are read")
+        raise InvalidInput(
+            f"{path}: {len(content)} bytes are too many for a plan; at most {_MAX_BYTES} are read"
+        )
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -57,7 +59,7 @@ def parse_plan(text: str, *, source: str = "plan", toml: bool = False) -> Plan:
 
 
 def _own(found: Sequence[Any]) -> list[Any]:
-    """The faults that do not merely follow from one within: a list without its bad items is too short."""
+    """The faults that do not just follow from one further in: a list without its bad items is too short."""
     places = [tuple(each["loc"]) for each in found]
     return [
         each

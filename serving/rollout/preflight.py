@@ -1,4 +1,4 @@
-"""What a candidate must show before it gets a request: signatures, labels, its self-test, a warm answer."""
+"""What a candidate must pass before it gets a request: signatures, labels, its self-test, a warm answer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from serving.rollout.plan import Preflight
 from serving.rollout.verdict import Outcome, Reason, Verdict
 
 SELF_TEST = "self_test"
-# Golden images are asked for by their index; a model that has fewer answers with its last for the rest.
+# Golden images are requested by index; a model that has fewer answers with its last one for the rest.
 _SELF_TEST_IMAGES = 8
 _CALL_TIMEOUT_S = 60.0
 
 
 def incompatible(stable: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
-    """Why callers of the stable version could not be answered by the candidate: by signature, [] if they can.
+    """Why the candidate could not answer callers of the stable version: by signature, [] if it can.
 
     Every signature of stable must be there, with the same inputs and at least the same outputs, of the same
-    types and shapes; where stable leaves a rank open, any shape will do.
+    types and shapes; if stable leaves a rank open, any shape will do.
     """
     found = []
     for name, before in stable.items():
@@ -82,10 +82,10 @@ async def self_tested(
     limits: Preflight,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Reason]:
-    """What speaks against the version on this replica: its golden images, and how long they take once warm.
+    """What speaks against the version on this replica: its golden images' answers, and its latency once warm.
 
     Raises:
-        SluiceError: The replica cannot be asked at the moment.
+        SluiceError: The replica cannot be reached at the moment.
     """
     request = protos.PredictRequest()
     request.model_spec.name = model
@@ -112,7 +112,7 @@ async def self_tested(
 
 
 def _largest_difference(response: Any) -> float | None:
-    """As of numbers up to one; where a column has larger ones, as a share of its largest, as at export."""
+    """Absolute for numbers up to one; in a column with larger ones, relative to its largest, as at export."""
     try:
         expected, actual = (tensors.from_proto(response.outputs[name]) for name in ("expected", "actual"))
         scale = np.maximum(1.0, np.abs(expected).max(axis=0))
@@ -124,7 +124,7 @@ def _largest_difference(response: Any) -> float | None:
 def preflight_verdict(against: Mapping[str, list[Reason] | SluiceError], least: int) -> Verdict:
     """The verdict over what was found on each replica that has the candidate.
 
-    A replica that could not be asked says nothing; as long as fewer than `least` could be, it waits.
+    A replica that could not be reached says nothing; while fewer than `least` could be, it is to wait.
     """
     reasons = [reason for found in against.values() if isinstance(found, list) for reason in found]
     if reasons:

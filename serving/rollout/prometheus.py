@@ -1,4 +1,4 @@
-"""The counts of all gateways by way of Prometheus: each exports its own, who decides asks for all."""
+"""The counts of all gateways by way of Prometheus: each exports its own, and the leader queries them all."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class SteeringCollector(Collector):
 
     Args:
         steering: The gateway's own.
-        group: The name under which a class is counted, from model, version and label; of many classes the
-            rarer ones share one.
+        group: The name under which a class is counted, from model, version and label; if there are many
+            classes, the rarer ones share a name.
     """
 
     def __init__(self, steering: Steering, group: Callable[[str, str, str], str]) -> None:
@@ -52,8 +52,8 @@ class SteeringCollector(Collector):
         kind, version, *label = name.split("/", 2)
         if kind not in _BY_CLASS or not label:
             return name
-        # It stays when the version's classes are forgotten, a while after it left: a gateway of which a count
-        # vanishes would pass for one that was started again, and all that it has counted for new.
+        # It stays when the version's classes are forgotten, a while after it left: a gateway one of whose
+        # counts vanishes would look as if it was restarted, and all that it has counted would look new.
         if (model, name) not in self._grouped:
             group = self._group(model, version, label[0])
             self._grouped[model, name] = f"{kind}/{version}/{group}"
@@ -61,7 +61,7 @@ class SteeringCollector(Collector):
 
 
 class PrometheusCounts:
-    """Asks a Prometheus server for every gateway's counts.
+    """Queries a Prometheus server for every gateway's counts.
 
     Args:
         url: Where it is, such as `http://prometheus:9090`.
@@ -73,7 +73,7 @@ class PrometheusCounts:
         self._selector = selector
 
     def publish(self, counts: dict[str, Counts]) -> None:
-        """See `CountSource.publish`: Prometheus comes for them."""
+        """See `CountSource.publish`: Prometheus scrapes them."""
 
     def collect(self, model: str) -> dict[str, Counts]:
         """See `CountSource.collect`; processes are told apart by `instance`, and by `worker` within a pod.
@@ -89,8 +89,8 @@ class PrometheusCounts:
         )
         try:
             answer = self._client.get("/api/v1/query", params={"query": query})
-            if not answer.is_success:  # httpx's own words have the URL, in which there may be a password
-                raise Unavailable(f"Prometheus cannot be asked: it answered {answer.status_code}")
+            if not answer.is_success:  # httpx's own message has the URL, which may have a password
+                raise Unavailable(f"Prometheus cannot be queried: it answered {answer.status_code}")
             series = answer.json()["data"]["result"]
             found: dict[str, Counts] = {}
             for each in series:
@@ -100,7 +100,7 @@ class PrometheusCounts:
                 if "name" in labels:
                     counts[labels["name"]] = float(each["value"][1])
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise Unavailable(f"Prometheus cannot be asked: {error}") from error
+            raise Unavailable(f"Prometheus cannot be queried: {error}") from error
         if not found:
             selected = f" with {self._selector}" if self._selector else ""
             raise Unavailable(

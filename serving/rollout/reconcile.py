@@ -1,4 +1,4 @@
-"""Brings replicas to the versions that they should hold, through ModelService, and back after a restart."""
+"""Makes replicas hold the versions that they should, through ModelService, and again after a restart."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from serving.rollout.fleet import Holdings, Seen
 _log = structlog.get_logger()
 
 _RELOAD_TIMEOUT_S = 60.0
-# How long one look at the rollouts waits: a replica that hangs must hold up no other, and no command.
+# How long one look at the rollouts waits: a replica that hangs must not hold up others, nor commands.
 _PATIENCE_S = 1.0
-# A replica whose states do not follow its config (it was started again) is told once more after this.
+# A replica whose states do not follow its config (it was restarted) is given it again after this.
 _REPEAT_S = 3.0
 
 _COMING = frozenset(("START", "LOADING", "AVAILABLE"))
@@ -29,7 +29,7 @@ _COMING = frozenset(("START", "LOADING", "AVAILABLE"))
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is wanted of one model: versions by replica, and which of them is called stable and candidate."""
+    """What one model should look like: versions by replica, and those labelled stable and candidate."""
 
     holdings: Holdings
     labels: Mapping[str, int]
@@ -44,14 +44,14 @@ class _Told:
 class Reconciler:
     """Owns the model configuration of every replica of a pool.
 
-    HandleReloadConfigRequest replaces the whole configuration, so it always names every model. A label may
+    HandleReloadConfigRequest replaces the whole configuration, so every config names every model. A label may
     only point at a version that is AVAILABLE there: a config with one that is not would be stored and then
-    refused. Hence labels follow the states, replica by replica.
+    refused. So labels follow the states, replica by replica.
 
     Args:
         pool: The replicas.
         base_path: Where the replicas find a model's versions.
-        on_config: Is given the config that a replica which starts now should read: without labels, since
+        on_config: Called with the config that a replica which starts now should read: without labels, since
             nothing is AVAILABLE then.
         clock: The monotonic clock, in seconds.
     """
@@ -78,10 +78,10 @@ class Reconciler:
         ]
 
     async def apply(self, wanted: Mapping[str, Wanted]) -> None:
-        """Tells the replicas that need it, all at once. One that cannot be reached is told another time.
+        """Configures the replicas that need it, all at once. One that cannot be reached gets its turn later.
 
-        One that takes longer than a look is waited for no more, and told of what is wanted then when it is
-        done.
+        One that takes longer than a look is no longer waited for; when it is done, it is given what is wanted
+        by then.
         """
         if not wanted:
             return
@@ -100,7 +100,7 @@ class Reconciler:
                 task.result()
 
     async def close(self) -> None:
-        """Waits for no replica any more."""
+        """Stops waiting for replicas."""
         for task in self._under_way.values():
             task.cancel()
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
@@ -148,7 +148,7 @@ def _any(holdings: Iterable[frozenset[int]]) -> frozenset[int]:
 
 
 def _follows(replica: Replica, model: str, versions: frozenset[int]) -> bool:
-    """Whether the replica's states are those of its config: each version is there, or coming, or failed."""
+    """Whether the replica's states match its config: each version is there, or coming, or failed."""
     statuses = replica.versions.get(model, {})
     for version in versions:
         status = statuses.get(version)

@@ -1,4 +1,4 @@
-"""One rollout as it is stored: plan, state, evidence, and every decision with what it saw."""
+"""One rollout as it is stored: plan, state, evidence, and every decision with what it was based on."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from serving.routing import Split
 
 FORMAT = 1
 
-# A model's name, its version and a few characters more (`start`); with a suffix it is a file's name.
+# A model's name, its version and a few more characters (see `start`); with a suffix it is a file's name.
 _ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,239}$")
 
 
 def check_candidate(version: int) -> None:
     """Raises InvalidInput if no rollout can let this version in."""
     if not 1 <= version <= MOST_VERSION:
-        raise InvalidInput(f"{version} is no version; versions are numbers from 1 to {MOST_VERSION}")
+        raise InvalidInput(f"{version} is not a version; versions are numbers from 1 to {MOST_VERSION}")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One move: when, from where to where, and all that was seen.
+    """One move: when, from where to where, and everything it was based on.
 
     Attributes:
         at: Unix time in seconds.
@@ -46,7 +46,7 @@ class Event:
         reasons: The verdict's reasons, the deciding one first.
         step_requests: The candidate's requests in the step that was left.
         plan: The plan's digest.
-        ledger: The evidence, where the verdict came from evidence.
+        ledger: The evidence, if the verdict came from evidence.
     """
 
     at: float
@@ -77,11 +77,11 @@ class Rollout:
         latency_limit_s: What counts as slow; None until the baseline is known.
         ledger: The evidence.
         events: Every move so far, oldest first.
-        told: How many of them the world was told of.
+        told: How many of them have been announced.
         revision: Grows with every save; 0 before the first.
 
     Raises:
-        InvalidInput: One of the two is no version.
+        InvalidInput: One of the two cannot be a version.
     """
 
     id: str
@@ -102,7 +102,7 @@ class Rollout:
     def __post_init__(self) -> None:
         for version in (self.stable, self.candidate):
             if not 0 <= version <= MOST_VERSION:
-                raise InvalidInput(f"{version} is no version; versions are numbers up to {MOST_VERSION}")
+                raise InvalidInput(f"{version} is not a version; versions are numbers up to {MOST_VERSION}")
 
     @property
     def finished(self) -> bool:
@@ -116,7 +116,7 @@ class Rollout:
 
     @property
     def divided(self) -> tuple[tuple[float, float], ...]:
-        """Since when, in Unix seconds, callers were divided by which weight of the canary; oldest first."""
+        """When, in Unix seconds, callers began to be divided by which weight of the canary; oldest first."""
         return tuple(
             (event.at, weight_of(self.plan, event.after))
             for event in self.events
@@ -133,7 +133,7 @@ class Rollout:
         return Split(self.stable, self.candidate, weight, shadow, self.id)
 
     def moved(self, after: State, verdict: Verdict | None, at: float) -> Rollout:
-        """The rollout in its next state, with the event that tells of it."""
+        """The rollout in its next state, with the event that records the move."""
         outcome = "command" if verdict is None else verdict.outcome.value
         reasons = (after.reason,) if verdict is None else verdict.reasons or (after.reason,)
         event = Event(
@@ -176,7 +176,7 @@ def from_json(values: Any) -> Rollout:
     """The rollout that `to_json` wrote.
 
     Raises:
-        InvalidInput: These are not a rollout's values; the message says which.
+        InvalidInput: These are not a rollout's values; the message says which one is wrong.
     """
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else None
@@ -212,7 +212,7 @@ def _from_json(values: dict[str, Any]) -> Rollout:
         latency_limit_s=None if limit is None else float(limit),
         ledger=_ledger_from_json(values["ledger"], plan),
         events=tuple(_event_from_json(event, plan) for event in values["events"]),
-        # Absent where a gateway wrote it that did not keep what it told.
+        # Absent if written by a gateway that did not keep how many it had announced.
         told=int(values.get("told", len(values["events"]))),
         revision=int(values["revision"]),
     )
@@ -231,7 +231,7 @@ def _state_from_json(values: dict[str, Any]) -> State:
         entered_at=float(values["entered_at"]),
         canary_at=None if canary_at is None else float(canary_at),
         blind_since=None if blind_since is None else float(blind_since),
-        # Absent where a gateway wrote it that counted quiet hours in the limits.
+        # Absent if written by a gateway whose limits counted quiet hours.
         quiet_s=float(values.get("quiet_s", 0.0)),
         resume_to=None if resume_to is None else Phase(resume_to),
         reason=_reason_from_json(values["reason"]),
@@ -239,7 +239,7 @@ def _state_from_json(values: dict[str, Any]) -> State:
 
 
 def reason_to_json(reason: Reason) -> dict[str, Any]:
-    """A reason as plain values. JSON has no NaN, as a self-test may give it: the text tells of it."""
+    """A reason as plain values. JSON has no NaN, which a self-test may give; the text has it."""
     values = {name: number for name, number in reason.values.items() if math.isfinite(number)}
     return {"code": reason.code, "text": reason.text, "values": values}
 
@@ -309,7 +309,7 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
         for name, like in model.criteria.items()
     }
     arrays = {name: _numbers_from_json(values[name], getattr(model, name).shape) for name in _LEDGER_ARRAYS}
-    # Absent where a gateway wrote it that took no notice of what one arm alone was asked.
+    # Absent if written by a gateway that did not keep what only one arm was asked.
     waiting = {
         str(place): _numbers_from_json(counts, (4,)) for place, counts in values.get("waiting", {}).items()
     }

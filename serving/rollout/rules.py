@@ -1,4 +1,4 @@
-"""The rules that others decide by, on the same traffic: what a plan is compared with.
+"""The rules by which other tools decide, on the same traffic: what a plan is compared with.
 
 - Argo Rollouts: the example of its analysis documentation: every 5 minutes a success rate of at least 95 %;
   failed when more than `failureLimit` = 3 measurements have failed.

@@ -1,7 +1,7 @@
 """Answers before the fact: what would this plan do with a good version, and with a bad one?
 
 A thousand rollouts at once, second by second, with the ledger, the judgement and the state machine that the
-controller uses. Replicas are taken to load well; what is simulated is the traffic and what it tells.
+controller uses. Replicas are assumed to load well; what is simulated is the traffic and the evidence from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Runs:
     """How each simulated rollout ended.
 
     Attributes:
-        ended: `promoted`, `rolled back` or `undecided` (paused for want of evidence), [runs].
+        ended: `promoted`, `rolled back` or `undecided` (paused for lack of evidence), [runs].
         after_s: When, in seconds of traffic, [runs].
         exposed: Requests of callers that the candidate answered until then, [runs].
         harmed: How many of those were bad, by any criterion, [runs].

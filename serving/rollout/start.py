@@ -1,4 +1,4 @@
-"""Starts rollouts, and hands people's commands to those that run."""
+"""Starts rollouts, and hands people's commands to those under way."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def _check_readable(store: Store, model: str) -> None:
     if store.unreadable(model):
         raise FailedPrecondition(
             f'what is stored of model "{model}" cannot be read (the log of its gateways says why), and it '
-            "stays as it is: mend the record, or delete it"
+            "stays as it is: repair the record, or delete it"
         )
 
 
-# A controller saves about once a second: a command that meets it tries again.
+# A controller saves about once a second: a command that collides with it tries again.
 _ATTEMPTS = 10
 
 
 def order(store: Store, model: str, what: Command, *, by: str, at: float) -> Rollout:
-    """Stores what a person wants of a rollout; returns it as it is then.
+    """Stores a person's command to a rollout; returns the rollout as it is then.
 
     Raises:
         NotFound: The model had no rollout.

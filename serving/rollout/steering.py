@@ -1,7 +1,7 @@
 """A gateway's part in rollouts: which version answers, what is counted, which requests are copied.
 
-The gateway asks `route` and tells what became of each request and each call; the controller sets the splits.
-Everything runs on the event loop, and nothing here awaits on a caller's path.
+The gateway asks `route`, and reports what became of each request and each call; the controller sets the
+splits. Everything runs on the event loop, and nothing here awaits on a caller's path.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from serving.routing import Route, Split, choose
 Answer = TypeVar("Answer")
 Api = TypeVar("Api")
 
-# Errors that tell of the version: it failed on what it was asked. The others tell of the way there (nobody
-# could be reached, somebody was full) and belong to neither version.
+# Errors that are the version's: it failed on a request. The others are about reaching it (no replica could be
+# reached, or one was full) and belong to neither version.
 MODEL_FAULTS = (errors.Internal, errors.InvalidInput, errors.FailedPrecondition, errors.Unimplemented)
 
-# Callers' timers and the call's own end at the deadline, in any order: so close to it one is like the other.
+# The caller's timer and the call's own both end at the deadline, in either order: this close to it, an end is
+# the deadline's.
 _TIMER_SLACK_S = 0.01
 
-# For the baseline of latency: enough for a 99th percentile that holds, and minutes old at most under load.
+# For the latency baseline: enough for a 99th percentile that holds, and under load only minutes old.
 _RECENT = 5000
 _LEAST_RECENT = 50
 
@@ -58,7 +59,7 @@ class Steering:
         clock: The monotonic clock, in seconds.
 
     Attributes:
-        memory: Where it notes what candidates named copies, for feedback on them.
+        memory: Where it notes how candidates answered copies, for feedback on them.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Steering:
         latency_limit_s: float | None,
         divided: Sequence[tuple[float, float]] = (),
     ) -> None:
-        """Routes the model's requests so from now on.
+        """Routes the model's requests by this split from now on.
 
         Args:
             model: The model.
@@ -110,7 +111,7 @@ class Steering:
         return {name: found.split for name, found in self._models.items()}
 
     def route(self, model: str, routing_key: str, *, keyed: bool) -> Route | None:
-        """Where a request goes that names no version; None if the model has no split.
+        """Where a request that names no version goes; None if the model has no split.
 
         Args:
             model: The model.
@@ -126,7 +127,7 @@ class Steering:
         return route
 
     def answered(self, model: str, route: Route | None, duration_s: float, *, late: bool) -> None:
-        """Counts one routed request that was answered, or (`late`) that ran out of its time."""
+        """Counts one routed request that was answered, or (`late`) that ran out of time."""
         found = self._models.get(model)
         if found is None or route is None:
             return
@@ -138,9 +139,9 @@ class Steering:
             found.stable_s.append(duration_s)
 
     def left(self, model: str, route: Route | None, duration_s: float) -> None:
-        """Counts one routed request whose caller left before the answer, if that was slow by then.
+        """Counts one routed request whose caller left before the answer, if it was slow by then.
 
-        If not it is no event: nobody knows whether the answer would have come in time.
+        Otherwise it is no event: nobody knows whether the answer would have come in time.
         """
         found = self._models.get(model)
         limit_s = None if found is None else found.latency_limit_s
@@ -159,8 +160,8 @@ class Steering:
     ) -> Answer:
         """Makes a call through `make`, which may try it several times, and counts it as one event.
 
-        It is bad if any attempt failed by a fault of the version's, or had no answer at the deadline after a
-        fair time, whoever's timer ended it, or if the answer is not sound; if nobody could be reached, it is
+        It is bad if any attempt failed by the version's fault, or had no answer at the deadline after a fair
+        time, whichever timer ended it, or if the answer is not sound. If no replica could be reached, it is
         no event at all.
         """
         failed = False
@@ -207,11 +208,11 @@ class Steering:
         Args:
             model: The model.
             route: The request's route.
-            stable: The labels that the stable version named, one an image; None if it was at fault.
+            stable: The stable version's labels, one per image; None if it was at fault.
             ask: Asks a version for its labels; raises DeadlineExceeded only if the version is to blame.
 
         Returns:
-            A name for each copied image, in their order, by which feedback finds the candidate's answer.
+            A name for each copied image, in order, by which feedback finds the candidate's answer.
         """
         if route is None or route.shadow is None or self.busy() or len(self._copies) >= _MOST_COPIES:
             return iter(())
@@ -252,9 +253,9 @@ class Steering:
     def labelled(self, model: str, version: int, *, wrong: bool, at: float) -> None:
         """Counts feedback on one answer of a version; as evidence if callers were divided at that time.
 
-        Stable's answers of before were to other traffic than the candidate's are: what changed since then
-        would look like a difference between the two. So would what changed from one weight to the next, since
-        most of the candidate's answers are of the last one: the weight is counted with it.
+        Stable's earlier answers were to other traffic than the candidate's: what changed since then would
+        look like a difference between the two. So would what changed from one weight to the next, since most
+        of the candidate's answers are at the last one; so the weight is part of the count.
 
         Args:
             model: The model.
@@ -281,7 +282,7 @@ class Steering:
     def labelled_both(
         self, model: str, stable: int, candidate: int, *, stable_wrong: bool, candidate_wrong: bool
     ) -> None:
-        """Counts feedback on an image that both versions named: on each one's answer, and as a pair."""
+        """Counts feedback on an image that both versions classified: on each answer, and as a pair."""
         self._labelled(model, stable, wrong=stable_wrong)
         self._labelled(model, candidate, wrong=candidate_wrong)
         found = self._models.get(model)
@@ -293,7 +294,7 @@ class Steering:
             self._add(found, key(f"{who}-wrong", candidate))
 
     def counts(self, model: str) -> Counts:
-        """All that was counted of a model so far."""
+        """All that has been counted for a model so far."""
         found = self._models.get(model)
         return {} if found is None else dict(found.counts)
 

@@ -26,7 +26,7 @@ from serving.rollout.record import Rollout, from_json, to_json
 _log = structlog.get_logger()
 
 _HISTORY = "history"
-# Of a file's name, which has 255 bytes at most and gets a suffix.
+# For a file's name, which may have 255 bytes, suffix included.
 _MOST_CHARACTERS = 200
 
 
@@ -37,9 +37,9 @@ class Store(Protocol):
         """The model's newest rollout, None if it never had one."""
 
     def unreadable(self, model: str) -> bool:
-        """Whether there is a record that says what becomes of the model, and it cannot be read.
+        """Whether the model has a record that cannot be read.
 
-        Then nobody knows which versions are proven, and nothing about the model may change.
+        Then it is not known which versions are proven, and nothing about the model may change.
         """
 
     def save(self, rollout: Rollout) -> Rollout:
@@ -56,13 +56,13 @@ class Store(Protocol):
         """The model's rollouts, oldest first; the last is the newest one."""
 
     def obey(self) -> None:
-        """Carries out commands that people left in the store itself. For the one that decides."""
+        """Carries out commands that people left in the store itself. Only the leader calls it."""
 
     def pinned(self, model: str) -> int | None:
         """The version that serves a model which never had a rollout; None before it is pinned."""
 
     def pin(self, model: str, version: int) -> None:
-        """Keeps the version that serves a model which never had a rollout: newer ones must be let in."""
+        """Pins the version that serves a model which never had a rollout: newer ones need a rollout."""
 
 
 class Files:
@@ -107,15 +107,15 @@ class FileStore:
     rollouts. What is unusual in a model's name is escaped as in a URL (`my%20model.json`).
 
     A save writes a temporary file, makes it durable, and renames it into place: after a crash at any point
-    the newest file is the old state or the new one. If somebody cuts it short or edits it wrongly, the state
-    before it serves, and the log says so.
+    the newest file is the old state or the new one. If somebody truncates it or edits it wrongly, the state
+    before it is used, and the log says so.
 
     Args:
         folder: Made if it is not there.
-        files: The file operations; the tests bring some that fail.
+        files: The file operations; tests pass some that fail.
 
     Raises:
-        InvalidInput: The folder cannot be made, or is none.
+        InvalidInput: The folder cannot be made, or is not a folder.
     """
 
     def __init__(self, folder: Path, files: Files | None = None) -> None:
@@ -129,7 +129,7 @@ class FileStore:
         except OSError as error:
             raise InvalidInput(
                 f"rollouts cannot be stored in {folder}: {error.strerror or error}; pass a folder that can be"
-                " made and written"
+                " created and written to"
             ) from error
         self._reported: dict[str, str] = {}
 
@@ -193,7 +193,7 @@ class FileStore:
             return saved
 
     def models(self) -> list[str]:
-        """See `Store.models`. Files that are called otherwise, such as an editor's, are passed over."""
+        """See `Store.models`. Files with other names, such as an editor's, are skipped."""
         names = (path.name.removesuffix(".json") for path in self._folder.glob("*.json"))
         return sorted(unquote(name) for name in names if _is_file_name(name))
 
@@ -208,7 +208,7 @@ class FileStore:
         if newest is None:
             return sorted(by_id.values(), key=_started_at)
         by_id.pop(newest.id, None)
-        # The newest is that, whatever the clock said when it began.
+        # The newest one is last, whatever the clock said when it began.
         return [*sorted(by_id.values(), key=_started_at), newest]
 
     def obey(self) -> None:
@@ -222,7 +222,7 @@ class FileStore:
         except FileNotFoundError:
             return None
         except (InvalidInput, UnicodeDecodeError) as error:
-            # Not None: then the newest version would be pinned, which nobody has let in.
+            # Not None: the newest version would then be pinned, which no rollout has let in.
             raise InvalidInput(f"{path} holds no version; write the one that serves into it") from error
 
     def pin(self, model: str, version: int) -> None:
@@ -273,7 +273,7 @@ def _another(stored: Rollout, rollout: Rollout) -> bool:
 
 
 def _file_name(model: str) -> str:
-    """What the files of a model are called; raises InvalidInput for what is no model's name."""
+    """The name of a model's files; raises InvalidInput for what cannot be a model's name."""
     with contextlib.suppress(UnicodeEncodeError):
         name = quote(model, safe="")
         if name.startswith("."):
@@ -292,10 +292,10 @@ def _is_file_name(name: str) -> bool:
 
 
 def _finite(number: str) -> float:
-    """A number of a record. What is none, or beyond all, could not be saved again."""
+    """A number of a record. NaN and infinity could not be saved again."""
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number} is no number of a record")
+        raise ValueError(f"{number} is not the number of a record")
     return value
 
 

@@ -9,9 +9,9 @@ from enum import StrEnum
 class Outcome(StrEnum):
     """What the evidence, or a replica's report, says at the moment.
 
-    `inconclusive` is not `fail`: it says that nothing can be said (no counts, a broken split). `hold` says
-    that the present weight is the right one for now; `wait` that nothing speaks against going on once the
-    plan's least times are over; `passed` that what this phase asks for has been shown.
+    `inconclusive` is not `fail`: nothing can be said (no counts, a broken split). `hold` means that the
+    present weight is the right one for now; `wait` that nothing speaks against going on once the plan's
+    minimum times have passed; `passed` that what this phase requires has been shown.
     """
 
     PASSED = "passed"

@@ -53,20 +53,20 @@ def service(
 
 
 def _parser(message: Any) -> Callable[[bytes], Any]:
-    """Bytes to a message, or to the error that they are none: what a parser raises gRPC tells as UNKNOWN."""
+    """Bytes to a message, or to an error in its place: what a parser raises, gRPC reports as UNKNOWN."""
 
     def parse(serialized: bytes) -> Any:
         try:
             return message.FromString(serialized)
         except DecodeError:
-            text = f"the {len(serialized)} bytes of the request are no {message.DESCRIPTOR.full_name}"
+            text = f"the {len(serialized)} bytes of the request are not a {message.DESCRIPTOR.full_name}"
             return InvalidInput(text, stage="admission")
 
     return parse
 
 
 def _parsed(request: Any, context: RequestContext, gateway: Gateway) -> Any:
-    """The message; raises the error where there is one instead, and counts it."""
+    """The message; if there is an error in its place, counts and raises that."""
     if isinstance(request, InvalidInput):
         gateway.journal.refused_early(context.protocol, context.request_id, request)
         raise request
@@ -81,7 +81,7 @@ def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[A
             response = await answer(_parsed(request, context, gateway), context)
         except Exception as error:
             failure = without_frames(as_kind(error, context))
-        del request  # gRPC gives a call up by an error of its own, which holds the frames that it passes
+        del request  # gRPC aborts a call by an error of its own, which holds the frames that it passes
         if response is None:
             await abort(call, failure, context)
         call.set_trailing_metadata(_trailing(context))
@@ -98,7 +98,7 @@ def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], 
         try:
             async for response in answers(parsed, context):
                 yield response
-        except grpc.aio.AbortError:  # it was given up while a message was on its way
+        except grpc.aio.AbortError:  # it was aborted while a message was being received
             raise
         except Exception as error:
             failure = without_frames(as_kind(error, context))
@@ -113,8 +113,8 @@ def as_kind(error: Exception, context: RequestContext) -> SluiceError:
     """The error itself if it is one of Sluice's; anything else is a fault of Sluice, and logged."""
     if isinstance(error, SluiceError):
         return error
-    _log.error("a request failed in an unforeseen way", request_id=context.request_id, exc_info=error)
-    return Internal("the request failed in an unforeseen way; the log says how")
+    _log.error("a request failed unexpectedly", request_id=context.request_id, exc_info=error)
+    return Internal("the request failed unexpectedly; the log says how")
 
 
 async def abort(call: Call, error: SluiceError, context: RequestContext) -> None:

@@ -33,7 +33,7 @@ CODE_OF_KIND: dict[type[errors.SluiceError], grpc.StatusCode] = {
 
 
 def rich_status(error: errors.SluiceError, trailing: Sequence[tuple[str, str]] = ()) -> Any:
-    """The `grpc.Status` of an error, with `ErrorInfo` and, where it says when to come back, `RetryInfo`.
+    """The `grpc.Status` of an error, with `ErrorInfo` and, if it says when to retry, `RetryInfo`.
 
     Args:
         error: what failed.

@@ -1,7 +1,8 @@
-"""What a call passes before its message is read, where the process has a limit of memory.
+"""The gate that a call passes before its message is read, if the process has a memory limit.
 
-By itself grpc.aio reads the message of a unary call before anything of Sluice sees the call. On the wire a
-stream of one message is the same, and of a stream the handler reads: so unary methods become such streams.
+By itself grpc.aio reads the message of a unary call before any of Sluice's code sees the call. A stream of
+one message looks the same on the wire, and is read by its handler: so unary methods are served as such
+streams.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from serving.rpc.call import Call, abort, request_context
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Answer = Callable[[Any, Call], Awaitable[Any]]
 
-# gRPC's own services: health is asked for just when it is bad.
+# gRPC's own services: health is asked for precisely when things are bad.
 _ESSENTIAL = "/grpc."
 _LOOK_S = 0.01
-# Several large messages are read in this time; who waits holds as little as gRPC's flow control lets it send.
+# Several large messages are read in this time; a waiting call holds only what flow control lets it send.
 _WAIT_S = 1.0
 _MOST_WAITING = 256
 
@@ -77,7 +78,7 @@ class MemoryGate(grpc.aio.ServerInterceptor):
         )
 
     def _one(self, handler: Any, answer: Callable[..., Awaitable[Any]], essential: bool) -> Answer:
-        """A handler that takes one message; of one that answers with many, those that write by themselves."""
+        """A handler for one message. Those that stream answers must write them themselves, not yield them."""
 
         async def handle(_messages: Any, call: Call) -> Any:
             await self._enter(call, essential)
@@ -88,7 +89,7 @@ class MemoryGate(grpc.aio.ServerInterceptor):
                 with self._pressure.working(len(message)):
                     request = [handler.request_deserializer(message)]
                     del message
-                    return await answer(request.pop(), call)  # else an error that passes here would hold it
+                    return await answer(request.pop(), call)  # a name would let a passing error hold it
             except SluiceError as error:
                 refusal = without_frames(error)
             return await self._refuse(call, refusal)
@@ -143,7 +144,7 @@ class MemoryGate(grpc.aio.ServerInterceptor):
             raise self._pressure.too_short() from None
 
     def _let_in(self) -> None:
-        """Tell the first that waits that it is its turn, if there is room. It takes its room when it runs."""
+        """Wake the first call that waits, if there is room. It takes its room when it runs."""
         while self._waiting and self._waiting[0][0].done():
             self._waiting.popleft()
         if self._waiting and self._pressure.has_room(time.monotonic(), self._waiting[0][1]):
@@ -152,8 +153,8 @@ class MemoryGate(grpc.aio.ServerInterceptor):
     async def _read(self, call: Call, *, stream: bool = False) -> Any:
         """The next message as bytes, or EOF.
 
-        One that is given up is not cancelled, since grpc would then never free what has come: the call is
-        ended, and with it the reading.
+        A read that is given up is not cancelled, since grpc would then never free what has come: the call is
+        ended, and the read with it.
         """
         endings: list[asyncio.Task[None]] = []
 
@@ -174,7 +175,7 @@ class MemoryGate(grpc.aio.ServerInterceptor):
         finally:
             self._pressure.end(read, size_bytes, time.monotonic())
             self._let_in()
-        if endings:  # it came just then
+        if endings:  # it was given up just as it came
             await endings[0]
             await call.read()  # raises what ended the call
         return message

@@ -34,9 +34,9 @@ _OVERHEAD_BYTES = 2**20
 # Proxies and phones ping every ten seconds or more. gRPC's default, five minutes, ends the connection of such
 # a client, with all its calls, at its third ping while it waits for an answer.
 _PING_INTERVAL_MS = 5_000
-# gRPC's largest number of milliseconds, 25 days, which it takes for no limit.
+# gRPC's largest number of milliseconds, 25 days, which it takes to mean no limit.
 _FOR_EVER = 2**31 - 1
-# A full batch of small images is here before it is asked for.
+# Enough for a full batch of small images to be here before it is read.
 _UNREAD_BYTES = 256 * 2**10
 
 
@@ -51,7 +51,7 @@ class RpcServer:
         certificates: for TLS; None: none.
 
     Raises:
-        InvalidInput: the port is taken, or the host is none of this machine's.
+        InvalidInput: the port is in use, or the host is not an address of this machine.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class RpcServer:
             ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
         )
         if gateway.pressure is not None:
-            # Else gRPC takes up to 4 MB of each message that is not read yet. One that is read comes as fast:
-            # for that the window is opened as wide as the message is large.
+            # Otherwise gRPC accepts up to 4 MB of each message that is not being read yet. One that is being
+            # read comes as fast as before: for it the window opens as wide as the message is large.
             options = (
                 *options,
                 ("grpc.http2.bdp_probe", 0),
@@ -107,7 +107,7 @@ class RpcServer:
             raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: {why}") from error
 
     async def start(self) -> None:
-        """Start to accept."""
+        """Start accepting calls."""
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
@@ -118,7 +118,7 @@ class RpcServer:
     async def report_health(self, interval_s: float) -> None:
         """Keep `grpc.health.v1` up to date, for ever.
 
-        Services are SERVING while requests should be sent here, and each model, by its name, for itself.
+        Services are SERVING while requests should be sent here; each model is listed separately, by its name.
         """
         status = health_pb2.HealthCheckResponse
         told: dict[str, int] = {}
@@ -139,7 +139,7 @@ class RpcServer:
 
 
 def _why_not(host: str, port: int) -> str:
-    """Why nothing can listen there, which gRPC tells nobody but its log: a socket of our own is told it."""
+    """Why nothing can listen there: gRPC says so only in its log, but a socket of our own gets the error."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

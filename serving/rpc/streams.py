@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
-# What is worked on, or waits to be read by the client, at once: enough to fill a batch.
+# How many are worked on, or wait to be read by the client, at once: enough to fill a batch.
 WINDOW = 16
 
 
@@ -15,8 +15,8 @@ async def answered_in_order(
 ) -> AsyncGenerator[Any, None]:
     """An answer for each request, in their order; at most `WINDOW` at once.
 
-    While the client does not take its answers no more requests are read, so that it is gRPC's flow control
-    that fills up and not this process. `answer` turns what fails into an answer itself.
+    Back-pressure: while the client does not read its answers no more requests are read, so that gRPC's flow
+    control fills up and not this process. `answer` itself turns failures into answers.
     """
     tasks: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(WINDOW)
     started: set[asyncio.Task[Any]] = set()
@@ -42,7 +42,7 @@ async def answered_in_order(
 async def _next(
     tasks: asyncio.Queue[asyncio.Task[Any] | None], reader: asyncio.Future[None]
 ) -> asyncio.Task[Any] | None:
-    """The next task; raises what the reader failed with, if it did."""
+    """The next task; raises the reader's error, if it failed."""
     if not tasks.empty():
         return tasks.get_nowait()
     waiting = asyncio.ensure_future(tasks.get())

@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 
 
 class TensorFlowServingRpc:
-    """Both services over a gateway: requests are routed, and otherwise handed on as they are."""
+    """Both services over a gateway: requests are routed, and otherwise passed on as they are."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway

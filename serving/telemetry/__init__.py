@@ -1,1 +1,1 @@
-"""What a gateway tells of itself: metrics, logs, traces, and what it did when it stood still."""
+"""What a gateway reports about itself: metrics, logs, traces, and what it was doing when it stalled."""

@@ -13,12 +13,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 OTHER = "other"
-# Series a version: the frequent classes by name, and one for the rest.
+# Series per version: the frequent classes by name, and one for the rest.
 MOST_GROUPS = 20
-# The index is over the last 1,000 to 2,000 predictions: with 20 groups chance alone makes it 0.02 at most.
+# The index is over the last 1,000 to 2,000 predictions: with 20 groups chance alone contributes 0.02 at most.
 HALF_WINDOW = 1000
-# Chance alone makes 0.05 of it at most here, half of what would be called a slight change: with up to 10
-# groups after so many predictions, with more after so many for each.
+# By then chance alone contributes 0.05 at most, half of what would be called a slight change: with up to 10
+# groups after this many predictions, with more groups after this many for each.
 LEAST_PREDICTIONS = 200
 _LEAST_PREDICTIONS_A_GROUP = 20
 # A class that was never in the training data must not make the index infinite.
@@ -53,7 +53,7 @@ def stability_index(expected: Sequence[float], counts: Sequence[int]) -> float:
 
 
 class PredictedClasses:
-    """What one version has predicted of late.
+    """What one version has predicted lately.
 
     Args:
         labels: the classes' labels, [K].
@@ -77,7 +77,7 @@ class PredictedClasses:
         self._counts = [0] * len(names)
 
     def add(self, indices: Iterable[int]) -> None:
-        """Count predictions, by the index of the class that was named."""
+        """Count predictions, by the index of the predicted class."""
         for index in indices:
             self._counts[self._place_of[index]] += 1
         if sum(self._counts) >= HALF_WINDOW:
@@ -88,7 +88,7 @@ class PredictedClasses:
         return label if label in self._named else OTHER
 
     def index(self) -> float | None:
-        """The stability index of the latest predictions; None while it would say nothing."""
+        """The stability index of the latest predictions; None while there are too few."""
         counts = [old + new for old, new in zip(self._before, self._counts, strict=True)]
         least = max(LEAST_PREDICTIONS, _LEAST_PREDICTIONS_A_GROUP * len(counts))
         if self._expected is None or sum(counts) < least:

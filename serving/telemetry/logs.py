@@ -1,4 +1,4 @@
-"""Logs: readable in a terminal, a JSON object a line elsewhere; of requests a sample, never their content."""
+"""Logs: readable in a terminal, JSON lines elsewhere; of requests only a sample, and never their content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_FAILURES_PER_S = 20
 
 
 class Lossy:
-    """A stream that loses what cannot be written: a full disk or a closed pipe must not fail a request.
+    """A stream that drops what cannot be written: a full disk or a closed pipe must not fail a request.
 
     Args:
         stream: gives where to write.
@@ -81,15 +81,15 @@ class Bounded:
         return self._written <= MAX_FAILURES_PER_S
 
     def suppressed(self) -> dict[str, int]:
-        """How many were not written since this was asked last, for the next line; nothing if none were."""
+        """How many were not written since the last call, for the next line; nothing if none were."""
         count, self._suppressed = self._suppressed, 0
         return {"suppressed": count} if count else {}
 
 
 def configure_logging() -> None:
-    """Log to stderr: readable in a terminal, a JSON object a line elsewhere."""
+    """Log to stderr: readable in a terminal, JSON lines elsewhere."""
     terminal = sys.stderr.isatty()
-    # By default each frame comes with its variables, and so with a request's key and parts of its images.
+    # By default each frame comes with its variables, and thus with a request's key and parts of its images.
     for_people = structlog.dev.RichTracebackFormatter(show_locals=False)
     for_programs = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     renderer: Any = (
@@ -108,12 +108,12 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(file=STDERR),  # type: ignore[arg-type]  # enough of a file for it
     )
     _log_what_libraries_say([structlog.stdlib.add_logger_name, *shared], renderer)
-    # It warns of every malformed form, in plain text and with what it found there; the access log has a line.
+    # It warns about every malformed form, in plain text and quoting it; the access log has a line anyway.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def _bounded_faults(bounded: Bounded) -> Callable[[Any, str, Any], Any]:
-    """Bounds the lines that have a traceback: one for each request is several kilobytes for each."""
+    """Rate-limits the lines with a traceback: one per request would be several kilobytes per request."""
 
     def bound(_logger: Any, _method: str, event: Any) -> Any:
         if not event.get("exc_info"):
@@ -128,7 +128,7 @@ def _bounded_faults(bounded: Bounded) -> Callable[[Any, str, Any], Any]:
 def _log_what_libraries_say(processors: Sequence[Any], renderer: Any) -> None:
     """Give what comes by Python's own `logging` (uvicorn, asyncio, OpenTelemetry …) the same form and place.
 
-    It is bounded as failures are: a client that sends no HTTP makes a line of uvicorn's each time.
+    It is rate-limited like failures: a client that does not speak HTTP makes uvicorn log a line each time.
     """
     bounded = Bounded()
 
@@ -148,12 +148,12 @@ def _log_what_libraries_say(processors: Sequence[Any], renderer: Any) -> None:
 
 
 class AccessLog:
-    """A line for a share of the requests that were answered, and for those that were not.
+    """A line for a share of the requests that were answered, and for each one that was not.
 
     Args:
-        share: how many of the answered requests get one, 0 to 1.
+        share: the share of the answered requests that get one, 0 to 1.
         clock: the monotonic clock, in seconds.
-        rng: what chooses them.
+        rng: chooses them.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class AccessLog:
 def _line(
     context: RequestContext, model: str, version: str, outcome: str, duration_s: float
 ) -> dict[str, Any]:
-    """What is said of a request: nothing that it carried, and no text that a caller could have written."""
+    """What is logged of a request: nothing of its content, and no text that a caller could have written."""
     line: dict[str, Any] = {
         "protocol": context.protocol,
         "model": model,

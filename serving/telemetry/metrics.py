@@ -1,8 +1,8 @@
 """What Sluice measures: one object with every metric, made for a registry that the caller gives.
 
-Label values are bounded: a model or version that a caller merely *names* is counted under the empty
-label, so that nobody can grow the number of series from outside, and of many classes the rare ones are
-counted as `other`. `docs/metrics.md` is written from what is here.
+Label values are bounded: a model or version that does not exist is counted under the empty label, so that
+nobody outside can grow the number of series, and if there are many classes the rare ones are counted as
+`other`. `docs/metrics.md` is generated from this.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 # Stages go down to tens of microseconds; beyond a second one in three is enough.
 _STAGE_SECONDS = (0.0001, 0.0003, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0)
-# Counters of a version that is gone are kept for so long: for the last scrapes, and so that they go on if it
-# only was out of reach. Without an end to that the series of every version that ever served, some 85 kB each,
+# Counters of a version that is gone are kept for this long: for the last scrapes, and so that they go on if
+# it was only out of reach. Kept for ever, the series of every version that ever served, some 85 kB each,
 # would pile up.
 GRACE_S = 900.0
 _PROTOCOLS = ("http", "grpc")
-# What counts against the objective of answering, and with "ok" what it is a share of; other failures are
-# callers' own.
+# What counts against the availability objective, and together with "ok" its denominator; other failures are
+# the callers' own.
 _FAILURES = tuple(each.kind for each in (Internal, Unavailable, DeadlineExceeded, Overloaded))
 _OUTCOMES = ("ok", *_FAILURES)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -56,7 +56,7 @@ class Metrics:
         PlatformCollector(registry=registry)
         self.build = Info("sluice_build", "What is running.", registry=registry)
         self.build.info({"version": distribution_version("sluice"), "python": platform.python_version()})
-        # Before the counters: series that begin as it is read (`begin`) are to be in the same scrape.
+        # Before the counters: series that begin while it is read (`begin`) are to be in the same scrape.
         self.snapshot = Snapshot(registry)
         self._add_requests(registry)
         self._add_work(registry)
@@ -67,8 +67,8 @@ class Metrics:
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "sluice_requests",
-            "Requests that ended, by outcome: `ok` or the kind of error. The arm is empty where no rollout "
-            "chose, model and version where none was reached.",
+            "Requests that ended, by outcome: `ok` or the kind of error. The arm is empty if no rollout "
+            "chose the version; model and version are empty if none was reached.",
             ("protocol", "model", "version", "arm", "outcome"),
             registry=registry,
         )
@@ -80,7 +80,7 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge(
-            "sluice_requests_in_flight", "Requests that are admitted and not answered.", registry=registry
+            "sluice_requests_in_flight", "Requests admitted and not yet answered.", registry=registry
         )
         self.refused = Counter(
             "sluice_requests_refused",
@@ -110,22 +110,22 @@ class Metrics:
         )
         self.batches = Counter(
             "sluice_batches",
-            "Batches that left, by why: `idle` (a replica was free as the image came), `freed` (a call "
+            "Batches that left, by reason: `idle` (a replica was free when the image came), `freed` (a call "
             "ended), `full`.",
             ("model", "reason"),
             registry=registry,
         )
         self.stalls = Counter(
             "sluice_event_loop_stalls",
-            "How often the event loop stood still for over half a second; the log says where.",
+            "How often the event loop was blocked for over half a second; the log says where.",
             registry=registry,
         )
         self.stall_seconds = Counter(
-            "sluice_event_loop_stall_seconds", "How long it stood still, all in all.", registry=registry
+            "sluice_event_loop_stall_seconds", "How long it was blocked in total.", registry=registry
         )
         self.predictions = Counter(
             "sluice_predictions",
-            f"Images by the class that a version put first; beyond 20 classes the rarer ones are `{OTHER}`.",
+            f"Images by a version's top class; beyond 20 classes the rarer ones are `{OTHER}`.",
             ("model", "version", "class"),
             registry=registry,
         )
@@ -151,15 +151,15 @@ class Metrics:
         )
         self.model_server_restarts = Counter(
             "sluice_model_server_restarts",
-            "How often the model server that runs as a child had to be started again.",
+            "How often the model server that runs as a child process had to be restarted.",
             registry=registry,
         )
 
     def begin(self, model: str, version: str, arm: str) -> None:
-        """Have what alerts go by begin at zero, where requests may soon be counted with these labels.
+        """Start the series that alerts rely on at zero, if requests may soon be counted with these labels.
 
-        Prometheus' `rate` and `increase` see nothing of the value that a series begins with: what fails
-        first, all between two scrapes, would not be told of.
+        Prometheus' `rate` and `increase` do not see the value that a series begins with: the first failures,
+        if all of them fell between two scrapes, would go unnoticed.
 
         Args:
             model: the model; empty: none was reached.
@@ -173,7 +173,7 @@ class Metrics:
                 self.request_seconds.labels(protocol, model, version)
 
     def present(self, versions: Iterable[tuple[str, str]], now: float) -> None:
-        """Tell which versions replicas have; the series of those that left `GRACE_S` ago end.
+        """Note which versions replicas have; the series of those that left `GRACE_S` ago end.
 
         Args:
             versions: model and version of each.
@@ -195,7 +195,7 @@ class Metrics:
         return (model, version) not in self._present_at
 
     def stalled(self, duration_s: float) -> None:
-        """The event loop stood still."""
+        """The event loop was blocked."""
         self.stalls.inc()
         self.stall_seconds.inc(duration_s)
 
@@ -208,8 +208,8 @@ class Metrics:
             model: the model.
             version: its version.
             labels: its classes' labels, [K].
-            card: what it says of itself; its training data's class distribution is compared with.
-            indices: the class that it put first, for each image.
+            card: its model card; predictions are compared with its training data's class distribution.
+            indices: the top class of each image.
         """
         key = model, str(version)
         classes = self.know(model, version, labels, card)
@@ -231,7 +231,7 @@ class Metrics:
         return classes
 
     def drift(self) -> dict[tuple[str, str], float]:
-        """The stability index of each model and version of which there are enough predictions."""
+        """The stability index of each model and version with enough predictions."""
         found = {key: classes.index() for key, classes in list(self._classes.items())}
         return {key: index for key, index in found.items() if index is not None}
 

@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 
 class _Remembering(MetricWrapperBase):
-    """Finds the series of label values that were given before in one look."""
+    """Finds the series of label values that it has seen before in one lookup."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._remembered: dict[tuple[Any, ...], Self] = {}

@@ -1,6 +1,6 @@
 """Metrics that are read from the gateway's parts when somebody scrapes, instead of being kept up to date.
 
-What a part knows anyway (how long its queue is, which replicas there are) is so never stale, and costs
+So what a part knows anyway (how long its queue is, which replicas there are) is never stale, and costs
 nothing between scrapes. The families are declared here, once; readers fill them in.
 """
 
@@ -16,29 +16,29 @@ from prometheus_client.registry import Collector
 Family = CounterMetricFamily | GaugeMetricFamily
 
 _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "sluice_requests_in_flight_limit": ("Requests that are admitted at once at most.", ()),
+    "sluice_requests_in_flight_limit": ("How many requests may be in flight at once.", ()),
     "sluice_requests_in_progress": (
-        "Requests for a model whose body was read and which are not answered.",
+        "Requests for a model whose body has been read and that are not yet answered.",
         ("model",),
     ),
     "sluice_requests_in_progress_limit": (
-        "How many of them are taken at once: it falls while they take longer than the target.",
+        "How many of them may be in progress at once: it falls while they take longer than the target.",
         ("model",),
     ),
-    "sluice_request_body_bytes": ("Bytes of requests' bodies that are held.", ()),
-    "sluice_request_body_limit_bytes": ("Bytes of requests' bodies that are held at most.", ()),
-    "sluice_queue_depth": ("Images that wait for a replica.", ("model",)),
-    "sluice_replica_calls_in_flight": ("Calls to a replica that have not ended.", ("replica",)),
+    "sluice_request_body_bytes": ("Bytes of request bodies that are held.", ()),
+    "sluice_request_body_limit_bytes": ("How many bytes of request bodies may be held at once.", ()),
+    "sluice_queue_depth": ("Images waiting for a replica.", ("model",)),
+    "sluice_replica_calls_in_flight": ("Calls to a replica that are in flight.", ("replica",)),
     "sluice_replica_latency_seconds": (
         "Moving average of the duration of a replica's last twenty or so successful calls.",
         ("replica",),
     ),
     "sluice_replica_breaker_open": (
-        "Whether a replica is left alone, for a version at least, as its calls fail, in a row or often (1).",
+        "Whether a replica gets no calls, for one version at least, since they failed in a row or often (1).",
         ("replica",),
     ),
     "sluice_model_version_state": (
-        "1 for the state of a version that is furthest on any replica, as TensorFlow Serving names states.",
+        "1 for a version's most advanced state on any replica, by TensorFlow Serving's names.",
         ("model", "version", "state"),
     ),
     "sluice_prediction_drift": (
@@ -46,7 +46,7 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("model", "version"),
     ),
     "sluice_rollout_info": (
-        "1 for the phase in which a model's newest rollout is, and its two versions.",
+        "1 for the phase of a model's newest rollout, with its two versions.",
         ("model", "phase", "stable", "candidate"),
     ),
     "sluice_rollout_step": ("The canary step that a rollout is in, from 0.", ("model",)),
@@ -54,7 +54,7 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sluice_rollout_moved_timestamp_seconds": ("Unix time of a rollout's last move.", ("model",)),
     "sluice_rollout_seen_timestamp_seconds": ("Unix time at which a rollout was last looked at.", ("model",)),
     "sluice_rollout_evidence": (
-        "Natural logarithm of the e-value that the candidate is worse, or that it is good enough.",
+        "Natural logarithm of the e-value for the candidate being worse, or being good enough.",
         ("model", "criterion", "verdict"),
     ),
     "sluice_rollout_evidence_limit": (
@@ -65,26 +65,26 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "What a rollout has counted so far: requests of each arm under a criterion, and how many were bad.",
         ("model", "criterion", "arm", "kind"),
     ),
-    "sluice_tls_certificate_expiry_timestamp_seconds": ("Unix time at which the certificate ends.", ()),
+    "sluice_tls_certificate_expiry_timestamp_seconds": ("Unix time at which the certificate expires.", ()),
 }  # fmt: skip
 _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sluice_log_lines_lost": ("Lines of the log that could not be written, as on a full disk.", ()),
-    "sluice_feedback_store_failures": ("How often what is known of feedback could not be read or kept.", ()),
-    "sluice_replica_calls_retried": ("Calls that were made once more after one failed.", ()),
-    "sluice_replica_calls_hedged": ("Calls that were made beside one that was late.", ()),
+    "sluice_feedback_store_failures": ("How often the store of feedback could not be read or written.", ()),
+    "sluice_replica_calls_retried": ("Calls that were retried after one failed.", ()),
+    "sluice_replica_calls_hedged": ("Second calls that were made while a first one was late.", ()),
     "sluice_version_calls": ("Calls to replicas for a version under a rollout.", ("model", "version")),
     "sluice_version_calls_failed": ("Of these, calls that the version failed.", ("model", "version")),
     "sluice_version_answers": ("Routed requests that a version answered, late or not.", ("model", "version")),
-    "sluice_version_answers_slow": ("Of these, those over its latency limit.", ("model", "version")),
-    "sluice_feedback": ("Answers of a version about which feedback came.", ("model", "version")),
+    "sluice_version_answers_slow": ("Of these, answers over the latency limit.", ("model", "version")),
+    "sluice_feedback": ("Answers of a version that got feedback.", ("model", "version")),
     "sluice_feedback_wrong": ("Of these, answers whose label was wrong.", ("model", "version")),
     "sluice_shadow_copies": ("Copies of requests that a candidate answered.", ("model", "version")),
     "sluice_shadow_failures": ("Copies that only one of the versions failed.", ("model", "version", "arm")),
     "sluice_shadow_compared": (
-        "Images that both versions named, by the class that the stable version named.",
+        "Images that both versions classified, by the stable version's class.",
         ("model", "version", "class"),
     ),
-    "sluice_shadow_agreed": ("Of these, images that both named alike.", ("model", "version", "class")),
+    "sluice_shadow_agreed": ("Of these, images on which both agreed.", ("model", "version", "class")),
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry: a span a request with its stages, and a span a batch, linked to its requests.
+"""Traces by OpenTelemetry: a span per request with its stages, and a span per batch, linked to its requests.
 
-Imported only where an endpoint is set. Spans are made as a request ends, from the times that were taken
-anyway, so a request that is not recorded costs nothing.
+Imported only if an endpoint is set. Spans are made as a request ends, from times that are measured anyway,
+so a request that is not sampled costs nothing.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Spans:
         """One call to a replica, in the first request's trace and linked to all.
 
         Args:
-            trace: the call's own place, of which the replica was told.
-            contexts: the recorded requests that it was made for.
+            trace: the call's own place, which the replica was given.
+            contexts: the sampled requests that it was made for.
             about: model, version, and how many images or requests went with it.
             started: in Unix seconds.
             ended: in Unix seconds.

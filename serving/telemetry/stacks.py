@@ -28,7 +28,7 @@ def _tasks() -> Iterator[str]:
 
 
 def _frames(awaited: Any) -> Iterator[FrameType]:
-    """The frames of a coroutine and of those that it awaits; `Task.get_stack` knows the outermost only."""
+    """The frames of a coroutine and of those that it awaits; `Task.get_stack` has only the outermost."""
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
         if frame is not None:

@@ -7,7 +7,7 @@ import random
 import re
 from dataclasses import dataclass
 
-# What may be taken from a caller into logs and answers as it stands.
+# What a caller may send that goes into logs and answers unchanged.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # W3C Trace Context, 3.2: version, trace id, parent id, flags; only a version to come may have more.
 _TRACEPARENT = re.compile(
@@ -34,7 +34,7 @@ class Trace:
 
     @property
     def traceparent(self) -> str:
-        """The header that hands this trace on."""
+        """The header that propagates this trace."""
         return f"00-{self.trace_id}-{self.span_id}-{self.sampled:02x}"
 
     def below(self) -> Trace:
@@ -48,7 +48,7 @@ _random = random.Random(os.urandom(32))
 
 
 def _hex(size_bytes: int) -> str:
-    """A new id of so many bytes in hexadecimal; never all zeros."""
+    """A new id of this many bytes in hexadecimal; never all zeros."""
     return f"{_random.getrandbits(8 * size_bytes) or 1:0{2 * size_bytes}x}"
 
 
@@ -62,8 +62,8 @@ def child_of(traceparent: str, share: float = 0.0) -> Trace:
 
     Args:
         traceparent: the header, or an empty text.
-        share: how many of the traces that begin here are recorded, 0 to 1. A caller's trace is recorded if
-            the caller records it.
+        share: share of the traces that begin here that is sampled, 0 to 1. A caller's trace is sampled if the
+            caller samples it.
     """
     found = _TRACEPARENT.fullmatch(traceparent)
     if found:

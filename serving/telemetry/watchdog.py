@@ -1,8 +1,7 @@
-"""Notices when the event loop stands still, and says what it was doing.
+"""Notices when the event loop is blocked, and says what it was doing.
 
-A gateway answers everybody on one loop: code that computes or waits on it stops every request at once, and
-a profile taken later does not show it. A task notes the time; a thread beside the loop looks whether it still
-does.
+A gateway answers everybody on one loop: code that computes or blocks on it stops every request at once, and a
+profile taken later does not show it. A task keeps noting the time; a thread checks that it still does.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ THRESHOLD_S = 0.5
 INTERVAL_S = 0.1
 
 Stalled = Callable[[float], None]
-"""Is told, on the loop, of each stall that is over: how many seconds it was."""
+"""Called on the loop after each stall, with its length in seconds."""
 
 
 class Watchdog:
     """Watches the running loop.
 
     Args:
-        stalled: is told of stalls.
+        stalled: called after each stall.
         threshold_s: what counts as one.
         interval_s: how often the loop notes the time.
         clock: the monotonic clock, in seconds.
@@ -72,11 +71,11 @@ class Watchdog:
             before, self._beat = self._beat, self._clock()
             late_s = self._beat - before - self._interval_s
             if late_s > self._threshold_s:
-                _log.warning("the event loop stood still", for_s=round(late_s, 3))
+                _log.warning("the event loop was blocked", for_s=round(late_s, 3))
                 self._stalled(late_s)
 
     def _watch(self, loop_thread: int) -> None:
-        """Say once in each stall where the loop is. If this thread was late itself, the whole process was."""
+        """Log once in each stall where the loop is. If this thread itself was late, the whole process was."""
         told, woken = self._beat, self._clock()
         while not self._end.wait(self._interval_s):
             before, woken, beat = woken, self._clock(), self._beat

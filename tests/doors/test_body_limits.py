@@ -52,7 +52,7 @@ async def test_a_body_that_no_place_is_kept_for_has_the_limit_of_others_where_th
         just = await client.post("/v1/feedback", content=b"x" * 1000, headers=JSON)
         over = await client.post("/v1/feedback", content=b"x" * 1001, headers=JSON)
     assert (just.status_code, over.status_code) == (400, 413)
-    assert "at most 1,000 are taken" in over.json()["detail"]
+    assert "at most 1,000 are allowed" in over.json()["detail"]
 
 
 async def test_a_body_that_is_not_there_at_the_deadline_is_told_as_that(
@@ -63,7 +63,7 @@ async def test_a_body_that_is_not_there_at_the_deadline_is_told_as_that(
     sent = HEAD + CLOSE + b"X-Request-Timeout: 0.2\r\nContent-Length: 9\r\n\r\nabc"
     answer = await exchange(port_of(running), sent)
     assert statuses(answer) == [504]
-    assert b"the deadline passed before the body had come" in answer
+    assert b"the deadline passed before the whole body had come" in answer
 
 
 def test_a_gzip_body_may_have_just_so_many_members() -> None:

@@ -131,7 +131,7 @@ async def test_a_fault_is_told_without_its_text_and_logged_with_the_request_it_w
     with capture_logs() as lines:
         start, body = await sent_of(asked((b"x-request-id", b"job-7"), body_here=True), nothing, faulty)
     assert start["status"] == 500
-    assert b"the request failed in an unforeseen way; the log says how" in body["body"]
+    assert b"the request failed unexpectedly; the log says how" in body["body"]
     assert b"secret" not in body["body"]
     assert [(line["log_level"], line["request_id"]) for line in lines] == [("error", "job-7")]
 

@@ -155,7 +155,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(live: Live, folder: Path) -> N
     os.close(theirs)
 
 
-@pytest.mark.parametrize(("name", "says"), [("", "a file's name is empty"), ("**.png", "is no pattern: ")])
+@pytest.mark.parametrize(("name", "says"), [("", "a file's name is empty"), ("**.png", "is not a pattern: ")])
 def test_names_that_stand_for_nothing_are_refused(name: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         list(find([name]))

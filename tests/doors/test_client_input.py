@@ -19,7 +19,7 @@ ENCODE = r'; encode the pixels first, as Pillow does by save\(file, "PNG"\)'
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://localhost", "http://", "http://localhost:http", ""])
 def test_what_is_no_address_is_said_at_once(url: str) -> None:
-    with pytest.raises(InvalidInput, match=f'"{url}" is no address of a gateway'):
+    with pytest.raises(InvalidInput, match=f'"{url}" is not the address of a gateway'):
         Client(url)
 
 
@@ -53,7 +53,7 @@ def test_no_version_over_grpc_stands_for_another() -> None:
     with GrpcClient() as client:
         with pytest.raises(InvalidInput, match="version is 0, which over gRPC stands for the routed one"):
             client.classify(b"x", model="digits", version=0)
-        with pytest.raises(InvalidInput, match=r"cannot be asked over gRPC: .*out of range"):
+        with pytest.raises(InvalidInput, match=r"cannot be sent over gRPC: .*out of range"):
             client.classify(b"x", model="digits", version=2**63)
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_image_is_said_before_anything_is_sent(client: Any, images: A
 @pytest.mark.parametrize("kind", [Client, AsyncClient, GrpcClient, AsyncGrpcClient])
 @pytest.mark.parametrize("key", ["s3cret\n", "two s3cret", "s3crét", "s3cret\x7f"])
 def test_what_cannot_be_a_key_is_said_without_it(kind: Any, key: str) -> None:
-    with pytest.raises(InvalidInput, match="the API key has a character that none has") as refused:
+    with pytest.raises(InvalidInput, match="the API key has a character that no key has") as refused:
         kind(api_key=key)
     assert "s3cr" not in refused.value.message
 
@@ -91,6 +91,6 @@ def test_what_cannot_be_a_key_is_said_without_it(kind: Any, key: str) -> None:
 )
 def test_what_cannot_be_tried_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(
-        InvalidInput, match=r"cannot be; there is one attempt at least, and no pause is below 0"
+        InvalidInput, match=r"is not valid: attempts must be at least 1, and no pause below 0"
     ):
         Retries(**wrong)

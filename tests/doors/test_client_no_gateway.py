@@ -41,7 +41,7 @@ async def test_what_no_gateway_answers_is_told_as_that(kind: Any, content: bytes
         await writer.drain()
 
     async with answering(answer) as url:
-        with pytest.raises(Internal, match="answered 200, but with no prediction; is it a gateway of Sluice"):
+        with pytest.raises(Internal, match="answered 200, but with no prediction; is it a Sluice gateway"):
             await asked(kind, url)
 
 

@@ -50,5 +50,5 @@ async def test_pages_read_answers_only_where_their_origin_is_listed(replica: Scr
     "origin", ["app.example", "https://app.example/", "https://App.example", "https://*.example"]
 )
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(InvalidInput, match="is no origin as browsers send one"):
+    with pytest.raises(InvalidInput, match="is not an origin as browsers send it"):
         load(cors_origins=origin)

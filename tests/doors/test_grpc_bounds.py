@@ -106,10 +106,10 @@ def test_what_nobody_foresaw_is_logged_and_told_without_its_text() -> None:
         assert as_kind(refusal := InvalidInput("wrong"), context) is refusal
     assert (type(told), told.message) == (
         Internal,
-        "the request failed in an unforeseen way; the log says how",
+        "the request failed unexpectedly; the log says how",
     )
     ((event, id_),) = [(line["event"], line["request_id"]) for line in lines]
-    assert (event, id_) == ("a request failed in an unforeseen way", "job-7")
+    assert (event, id_) == ("a request failed unexpectedly", "job-7")
 
 
 async def test_a_gateway_that_lacks_a_model_is_live_and_not_ready(replica: ScriptedReplica) -> None:

@@ -145,8 +145,8 @@ async def test_a_form_in_another_charset_is_refused(client: httpx.AsyncClient, c
     answer = await client.post(PATH, **named(b"+2AA-\\ud800\xff", charset))
     assert answer.status_code == 400
     assert answer.json()["detail"] == (
-        f'the content type multipart/form-data has the charset "{charset}"; taken are utf-8, utf8, us-ascii, '
-        "iso-8859-1, windows-1252"
+        f'the content type multipart/form-data has the charset "{charset}"; supported are utf-8, utf8, '
+        "us-ascii, iso-8859-1, windows-1252"
     )
 
 
@@ -184,7 +184,7 @@ async def test_ndjson_has_a_line_for_each_image_as_answers_come(replica: Scripte
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        ([b64(grey_png(9))] * 5, "the request has 5 images; at most 4 are taken"),
+        ([b64(grey_png(9))] * 5, "the request has 5 images; at most 4 are allowed"),
         (["%", "!"], "the image is not base64"),
         ([], "the request has no image"),
     ],

@@ -52,7 +52,7 @@ async def test_a_content_type_that_is_not_taken_is_told_in_short(
     client: httpx.AsyncClient, content_type: str, said: str
 ) -> None:
     answer = await client.post(PATH, content=b"nonsense", headers={"content-type": content_type})
-    assert refused(answer, 415, "unsupported-media").startswith(f"the content type is {said}; taken are ")
+    assert refused(answer, 415, "unsupported-media").startswith(f"the content type is {said}; supported are ")
     assert answer.json()["stage"] == "admission"
 
 

@@ -49,7 +49,7 @@ def test_binary_inputs_take_their_bytes_in_their_order() -> None:
         ("{}", "", 'Inference-Header-Content-Length is ""; the body has 2 bytes'),
         ("{}", "3", 'Inference-Header-Content-Length is "3"; the body has 2 bytes'),
         ("{}", "1" * 5000, "Inference-Header-Content-Length is "),
-        ("{} ", "2", "1 bytes behind the JSON belong to no input"),
+        ("{} ", "2", "1 bytes after the JSON belong to no input"),
         (
             '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1.5]}]}',
             None,

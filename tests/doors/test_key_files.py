@@ -87,7 +87,7 @@ def test_a_file_of_keys_that_is_no_text_is_told_and_stays(key_file: Path, argume
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["add", "a", "--rate=often"], 2, 'error: rate: "often" is no rate; one is "20/second"'),
+        (["add", "a", "--rate=often"], 2, 'error: rate: "often" is not a rate; write one like "20/second"'),
         (
             ["add", "a", "--scope=all"],
             2,
@@ -125,11 +125,14 @@ def test_what_keys_cannot_do_is_said(arguments: list[str], code: int, says: str,
         ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"' % ("0" * 65), "keys[0].hash"),
         ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s\u00e9"' % ("0" * 64), "keys[0].hash"),
         ('[[keys]]\nid="12345678"\nname="a"\nhash=" sha256:%s"' % ("0" * 64), "keys[0].hash"),
-        ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\nrate="often"' % ("0" * 64), "is no rate"),
-        ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\nrate="0/second"' % ("0" * 64), "is no rate"),
+        ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\nrate="often"' % ("0" * 64), "is not a rate"),
+        (
+            '[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\nrate="0/second"' % ("0" * 64),
+            "is not a rate",
+        ),
         (
             '[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\nrate="5/second; 9/hour"' % ("0" * 64),
-            '"5/second; 9/hour" is no rate',
+            '"5/second; 9/hour" is not a rate',
         ),
         ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\nscopes=["all"]' % ("0" * 64), "scopes"),
         ('[[keys]]\nid="12345678"\nname="a"\nhash="sha256:%s"\n' % ("0" * 64) * 2, "more than once"),

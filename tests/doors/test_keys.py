@@ -139,7 +139,7 @@ async def test_commands_say_how_a_key_is_passed(
             invoke = CliRunner(env={"SLUICE_API_KEY": None}).invoke
             result = await asyncio.to_thread(invoke, build(), [*arguments, f"--url={up.http_url}"])
             assert result.exit_code == 2
-            assert "refused: it asks for a key: pass --api-key, or better set SLUICE" in result.stderr
+            assert "refused: it requires a key: pass --api-key, or better set SLUICE" in result.stderr
 
 
 async def test_only_an_admin_changes_the_models(replica: ScriptedReplica, key_file: Path) -> None:

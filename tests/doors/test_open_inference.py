@@ -123,8 +123,8 @@ def test_any_json_is_parsed_or_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     ("datatype", "shape", "values", "says"),
     [
-        ("FP33", [1], [1], "is no datatype; there are: BOOL, UINT8"),
-        ("FP16", [1], [1.0], "raw bytes only"),
+        ("FP33", [1], [1], "is not a datatype; there are: BOOL, UINT8"),
+        ("FP16", [1], [1.0], "only as raw bytes"),
         ("UINT8", [2], [1], "has 1 elements; shape \\[2\\] takes 2"),
         ("UINT8", [1], [256], "beyond the range of UINT8"),
         ("UINT8", [1], [-1], "beyond the range of UINT8"),
@@ -277,7 +277,7 @@ async def test_grpc_takes_contents_or_raw_but_not_both(up: Running) -> None:
                 '"images" has contents, and raw_input_cont',
             ),
             (lambda: tensor.contents.fp32_contents.append(1), "its contents are in"),
-            (lambda: setattr(tensor, "datatype", "X"), "is no datatype"),
+            (lambda: setattr(tensor, "datatype", "X"), "is not a datatype"),
         ):
             spoil()
             with pytest.raises(grpc.aio.AioRpcError, match=says) as refused:

@@ -166,7 +166,7 @@ async def test_feedback_and_orders_are_small_and_in_time(strict: tuple[Running, 
         headers = {"content-type": "application/json"}
         large = await client.post(path, content=b" " * 2 * MIB, headers=headers)
         assert large.status_code == 413, large.text
-        assert large.json()["detail"] == "the body has over 1,048,576 bytes; at most 1,048,576 are taken"
+        assert large.json()["detail"] == "the body has over 1,048,576 bytes; at most 1,048,576 are allowed"
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
         slow = await exchange(port_of(running), head + b"Content-Length: 1000\r\n\r\n{")
         assert statuses(slow) == [504]

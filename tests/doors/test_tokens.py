@@ -131,7 +131,7 @@ def test_a_jwks_file_of_secrets_is_refused() -> None:
     with pytest.raises(InvalidInput, match="only public keys"):
         Tokens(secret.encode(), "jwks.json", issuer=None, audience=None)
     for text in (b"[]", b"{", b'{"keys": {}}', b"\xff"):
-        with pytest.raises(InvalidInput, match=r"jwks\.json is no JWKS"):
+        with pytest.raises(InvalidInput, match=r"jwks\.json is not a JWKS"):
             Tokens(text, "jwks.json", issuer=None, audience=None)
 
 
@@ -160,19 +160,17 @@ def test_keys_of_no_use_are_passed_over_and_told_of(why: str) -> None:
     assert tokens.caller(signed(key)).name == "token:robot"
     (line,) = lines
     assert (line["event"], line["file"], line["number"]) == (
-        "a key for tokens is of no use here", "jwks.json", 1,
+        "a key for tokens cannot be used here", "jwks.json", 1,
     )  # fmt: skip
     assert line["kid"] == ("new" if isinstance(useless, dict) else None)
     assert why in line["why"]
-    with pytest.raises(
-        InvalidInput, match=r"jwks\.json holds no key that a token could be checked with"
-    ) as none:
+    with pytest.raises(InvalidInput, match=r"jwks\.json has no key that can verify a token") as none:
         Tokens(json.dumps({"keys": [useless]}).encode(), "jwks.json", issuer=None, audience=None)
     assert why in none.value.message
 
 
 def test_a_jwks_file_without_keys_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="holds no key that a token could be checked with: there is none"):
+    with pytest.raises(InvalidInput, match="has no key that can verify a token: there is none"):
         Tokens(b'{"keys": []}', "jwks.json", issuer=None, audience=None)
 
 

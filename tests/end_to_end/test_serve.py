@@ -221,7 +221,7 @@ async def test_the_command_line_classifies_and_lists(models: Path, tmp_path: Pat
         nonsense.write_bytes(b"nonsense")
         code, out, err = await run("classify", str(nonsense), str(SAMPLE), url)
         assert code == 1
-        assert "no image" in out + err
+        assert "not an image" in out + err
         code, out, _ = await run("models", url)
         assert code == 0
         assert "AVAILABLE" in out
@@ -232,7 +232,11 @@ async def test_the_command_line_classifies_and_lists(models: Path, tmp_path: Pat
     [
         (["serve", "--models=/nowhere"], 2, "there is no folder /nowhere; train a model into it"),
         (["serve", "--models=EMPTY"], 2, "holds no model; train one"),
-        (["serve", "--models=README.md"], 2, "README.md is no folder; it must hold a folder for each model"),
+        (
+            ["serve", "--models=README.md"],
+            2,
+            "README.md is not a folder; it must hold a folder for each model",
+        ),
         (
             ["serve", "--models=EMPTY", "--model-server=/no/such/program"],
             1,
@@ -241,7 +245,11 @@ async def test_the_command_line_classifies_and_lists(models: Path, tmp_path: Pat
         (["gateway", "--model=digits"], 2, "no replica is named"),
         (["gateway", "--replica=localhost:1"], 2, "no model is named"),
         (["models", "--url=http://127.0.0.1:1"], 2, "no gateway answers at http://127.0.0.1:1"),
-        (["models", "--url=localhost:8080"], 2, '"localhost:8080" is no address of a gateway; one begins'),
+        (
+            ["models", "--url=localhost:8080"],
+            2,
+            '"localhost:8080" is not the address of a gateway; it must begin',
+        ),
     ],
 )
 async def test_wrong_commands_say_what_would_be_right(

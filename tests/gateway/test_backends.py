@@ -31,7 +31,7 @@ def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None
     pauses = []
     for _ in range(10):
         breaker.fail(now=0.0, started=0.0)
-        pauses.append(breaker.closed_at)
+        pauses.append(breaker.probe_at)
     assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
     assert pauses[-1] == MAX_PAUSE_S
 
@@ -69,10 +69,10 @@ def test_calls_that_are_lost_together_open_the_breaker_once() -> None:
     for _ in range(6):
         breaker.trip()
         breaker.fail(now=10.0, started=5.0)
-    assert breaker.closed_at == 10.0 + FIRST_PAUSE_S
+    assert breaker.probe_at == 10.0 + FIRST_PAUSE_S
     breaker.trip()
     breaker.fail(now=12.0, started=11.0)  # it was tried, and lost that call, too
-    assert breaker.closed_at == 12.0 + 2 * FIRST_PAUSE_S
+    assert breaker.probe_at == 12.0 + 2 * FIRST_PAUSE_S
 
 
 def test_every_status_of_a_replica_is_a_kind_of_error() -> None:
@@ -90,7 +90,7 @@ async def test_an_error_of_the_caller_is_an_answer_of_the_replica_that_was_tried
     assert tried.breaker.allows(after)
     with pytest.raises(errors.InvalidInput):
         await tried.run("digits", 1, refuse, deadline=after + 1.0, clock=lambda: after)
-    assert tried.breaker == Breaker(failed_at=0.0, closed_at=after)
+    assert tried.breaker == Breaker(failed_at=0.0, probe_at=after)
 
 
 @pytest.mark.parametrize(

@@ -218,11 +218,11 @@ async def test_while_replicas_hang_those_who_leave_leave_nothing_in_the_queue() 
         await until(lambda: len(send.batches) == 1)
         for count, each in enumerate(waiting, 1):
             each.cancel()
-            batcher.has_left(LANE, 1)
+            batcher.abandoned(LANE, 1)
             assert batcher.depth() <= 2 * (len(waiting) - count), "half of what waits may have left"
         hangs.cancel()
         await until(lambda: not batcher.depths())
-        batcher.has_left(LANE, 1)  # the last to hear of it
+        batcher.abandoned(LANE, 1)  # the last to hear of it
         send.gate.set()
         assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
 
@@ -297,7 +297,7 @@ async def test_an_unforeseen_failure_reaches_callers_as_an_internal_error() -> N
     send.gate.set()
     send.error = ZeroDivisionError("a bug")
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        with pytest.raises(Internal, match="unforeseen"):
+        with pytest.raises(Internal, match="unexpectedly"):
             await batcher.enqueue(LANE, pixels(0), FAR)
         send.error = None
         assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7

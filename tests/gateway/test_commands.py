@@ -65,7 +65,7 @@ async def test_the_demo_gives_up_on_models_that_cannot_be_loaded(monkeypatch: py
 @pytest.mark.parametrize("key", ["s3cret\n", "two s3cret", "s3crét"])
 def test_what_cannot_be_a_key_is_said_without_it(key: str) -> None:
     for connect in (asking.connection, access.GatewayAccess):
-        with pytest.raises(InvalidInput, match="the API key has a character that none has") as refused:
+        with pytest.raises(InvalidInput, match="the API key has a character that no key has") as refused:
             connect("http://127.0.0.1:9", key)
         assert "s3cr" not in refused.value.message
 
@@ -109,7 +109,7 @@ async def test_what_no_gateway_answers_is_told_as_that(ask: list[str], content: 
     async with answering(content) as url:
         told = await sluice(*ask, url, code=1)
     assert told.startswith(("error: http://127.0.0.1:", "error: the gateway at http://127.0.0.1:"))
-    assert "gateway of Sluice" in told
+    assert "Sluice gateway" in told
 
 
 @pytest.mark.parametrize("ask", ASK, ids=lambda each: each[0])
@@ -122,13 +122,13 @@ async def test_a_gateway_that_is_slow_is_told_from_one_that_is_away(
         told = await sluice(*ask, url, code=1)
         assert told == f"error: {url} did not answer within 0.2 s\n"
         abort = await sluice("rollout", "abort", "digits", "--gateway", url, code=1)
-        assert "did not answer within 0.2 s; `sluice rollout status` says whether it was obeyed" in abort
+        assert "did not answer within 0.2 s; `sluice rollout status` says whether it was carried out" in abort
 
 
 @pytest.mark.parametrize("ask", ASK, ids=lambda each: each[0])
 async def test_a_key_that_is_wrong_is_told_from_one_that_is_missing(ask: list[str]) -> None:
     async with answering(UNAUTHENTICATED, "401 Unauthorized") as url:
-        assert "it asks for a key: pass --api-key" in await sluice(*ask, url, code=2)
+        assert "it requires a key: pass --api-key" in await sluice(*ask, url, code=2)
         assert "it does not take the API key that was given" in await sluice(
             *ask, url, code=2, key="sluice_x"
         )
@@ -160,7 +160,7 @@ async def test_a_missing_key_is_said_once_for_all_files(
         url = "http://{}:{}".format(*server.sockets[0].getsockname())
         told = await sluice("classify", str(tmp_path), "--json", "--url", url, code=2)
     assert told == (
-        "error: the gateway refused: it asks for a key: pass --api-key, or better set SLUICE_API_KEY\n"
+        "error: the gateway refused: it requires a key: pass --api-key, or better set SLUICE_API_KEY\n"
     )
     gc.collect()  # a task tells of an exception that nobody asked for when it is collected
     assert "never retrieved" not in caplog.text

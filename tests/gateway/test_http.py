@@ -90,7 +90,7 @@ async def test_no_body_is_refused(client: httpx.AsyncClient) -> None:
 
 async def test_bytes_that_are_no_image_are_refused(client: httpx.AsyncClient) -> None:
     answer = await client.post(PATH, content=b"hello", headers=PNG)
-    assert "kind that is taken: JPEG, PNG" in refused(answer, 400, "bad-image")
+    assert "supported kind: JPEG, PNG" in refused(answer, 400, "bad-image")
 
 
 async def test_a_truncated_jpeg_is_refused(client: httpx.AsyncClient) -> None:

@@ -140,7 +140,7 @@ async def test_a_body_for_which_there_is_never_room_is_too_large(replica: FakeRe
     """Whoever is told to come again would do so for ever."""
     async with gateway_over(replica, max_in_flight_bytes=1000) as (running_gateway, client):
         detail = refused(await client.post(PATH, content=b"x" * 2000, headers=PNG), 413, "too-large")
-        assert "over 1,000 bytes, which is all that this gateway holds at once" in detail
+        assert "over 1,000 bytes, which is the most that this gateway holds at once" in detail
         assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
         assert running_gateway.gateway.admission.held_bytes == 0
 

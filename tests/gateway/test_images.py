@@ -141,7 +141,7 @@ def test_pixels_are_counted_from_the_header() -> None:
     with pytest.raises(TooLarge, match="48×32"):
         decode(encoded(gradient(), "JPEG"), RGB, max_pixels=1000)
     for width, height in ((70_000, 1), (1, 65_536)):
-        with pytest.raises(TooLarge, match=f"{width}×{height}; a side of at most 65,535 pixels is taken"):
+        with pytest.raises(TooLarge, match=f"{width}×{height}; at most 65,535 pixels a side are allowed"):
             decode(png_bomb(width, height), RGB, max_pixels=MAX_PIXELS)
     assert decode(png_bomb(65_535, 1), RGB, max_pixels=MAX_PIXELS).max() == 0
 
@@ -155,7 +155,7 @@ def test_truncated_files_are_refused(file_format: str) -> None:
 
 
 def test_bytes_that_are_no_image_are_refused() -> None:
-    with pytest.raises(BadImage, match="12 bytes are no image of a kind that is taken: JPEG, PNG"):
+    with pytest.raises(BadImage, match="12 bytes are not an image of a supported kind: JPEG, PNG"):
         decode(b"hello, world", RGB, max_pixels=MAX_PIXELS)
     with pytest.raises(BadImage, match="empty"):
         decode(b"", RGB, max_pixels=MAX_PIXELS)
@@ -180,7 +180,7 @@ def test_files_that_people_take_for_pictures_are_told_by_name(data: bytes, kind:
     with pytest.raises(BadImage) as refused:
         decode(data, RGB, max_pixels=MAX_PIXELS)
     assert refused.value.message == (
-        f"this is {kind}; it is no image of a kind that is taken: JPEG, PNG, WEBP, GIF, BMP"
+        f"this is {kind}; it is not an image of a supported kind: JPEG, PNG, WEBP, GIF, BMP"
     )
 
 
@@ -290,5 +290,5 @@ def test_a_run_length_encoded_bmp_is_taken_up_to_four_megapixels(bits: int) -> N
     """Pillow unpacks it in Python: ten seconds for 64 megapixels in a kilobyte."""
     pixels = decode(run_length_bmp(200, 100, 68, bits), RGB, max_pixels=MAX_PIXELS)
     assert (pixels == 68).all()
-    with pytest.raises(TooLarge, match="at most 4,194,304 are taken of a run-length encoded BMP"):
+    with pytest.raises(TooLarge, match="at most 4,194,304 are allowed of a run-length encoded BMP"):
         decode(run_length_bmp(50_000, 100, 68, bits), RGB, max_pixels=MAX_PIXELS)

@@ -28,7 +28,7 @@ async def posted(client: httpx.AsyncClient, *values: int, accept: str = "*/*") -
 def label_of(result: dict[str, object]) -> str | None:
     match result:
         case {"error": {"type": "internal", "detail": str(text)}}:
-            assert "no finite number" in text
+            assert "not a finite number" in text
             return None
         case {"classes": [{"label": str(label)}]}:
             return label

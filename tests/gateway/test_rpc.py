@@ -242,7 +242,7 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(
         call: Any = channel.stream_stream if "Stream" in method else channel.unary_unary
         sent = call(f"/{service}/{method}")([b"\xff\xff"] if "Stream" in method else b"\xff\xff")
         assert await sent.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert await sent.details() == f"the 2 bytes of the request are no {message}"
+        assert await sent.details() == f"the 2 bytes of the request are not a {message}"
         assert counted(up, "sluice_requests_total", protocol="grpc", outcome="invalid-input") == 1
 
 

@@ -77,5 +77,5 @@ def test_rows_without_numbers_are_told_from_those_whose_sum_is_beyond_float32() 
 def test_a_row_without_numbers_has_no_label() -> None:
     rows = [np.array([0.25, 0.75], np.float32), np.array([0.5, np.nan], np.float32)]
     assert labels_of(rows[:1], LABELS) == ["class-1"]
-    with pytest.raises(Internal, match="no finite number"):
+    with pytest.raises(Internal, match="not a finite number"):
         labels_of(rows, LABELS)

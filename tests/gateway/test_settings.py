@@ -72,10 +72,10 @@ def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ("rollout_namespace", "", "it is empty"),  # it would be every namespace
         ("jwt_issuer", "", "it is empty"),  # no token would have it
         ("http_host", "", "at least 1 character"),  # it would be every interface
-        ("traces_endpoint", "collector:4317", "it is no URL; one is http://HOST:PORT"),
-        ("prometheus_url", "prometheus:9090", "it is no URL; one is http://HOST:PORT"),
-        ("prometheus_url", "http://prometheus:nine", "it is no URL; one is http://HOST:PORT"),
-        ("prometheus_url", "http://prometheus:99999", "it is no URL; one is http://HOST:PORT"),
+        ("traces_endpoint", "collector:4317", "it is not a URL; write http://HOST:PORT"),
+        ("prometheus_url", "prometheus:9090", "it is not a URL; write http://HOST:PORT"),
+        ("prometheus_url", "http://prometheus:nine", "it is not a URL; write http://HOST:PORT"),
+        ("prometheus_url", "http://prometheus:99999", "it is not a URL; write http://HOST:PORT"),
     ],
 )
 def test_nonsense_is_refused_with_what_would_be_right(
@@ -97,7 +97,7 @@ def test_variables_that_look_like_settings_are_told_and_no_errors(monkeypatch: p
     assert settings.misspelled() == []
     monkeypatch.setenv("SLUICE_HTTP_PRT", "1")
     monkeypatch.setenv("SLUICE_GATEWAY_SERVICE_HOST", "10.0.0.1")  # Kubernetes makes these
-    assert settings.misspelled() == ["SLUICE_HTTP_PRT is no setting; did you mean SLUICE_HTTP_PORT?"]
+    assert settings.misspelled() == ["SLUICE_HTTP_PRT is not a setting; did you mean SLUICE_HTTP_PORT?"]
     assert settings.load().http_port == 8080
 
 
@@ -110,7 +110,7 @@ def test_a_selector_of_series_is_taken(right: str) -> None:
     "wrong", ["sluice", "namespace=sluice", '{namespace="sluice"}', 'a="b"} or up{c="d"']
 )
 def test_a_selector_that_is_none_is_refused(wrong: str) -> None:
-    with pytest.raises(InvalidInput, match=r"prometheus_selector: .* are no label matchers of PromQL"):
+    with pytest.raises(InvalidInput, match=r"prometheus_selector: .* are not PromQL label matchers"):
         settings.load(prometheus_selector=wrong)
 
 

@@ -30,7 +30,7 @@ async def test_a_blocked_loop_is_told_with_its_stack() -> None:
             compute_on_the_loop(1.5)
             await until(lambda: bool(stalls))
     assert stalls[0] > 0.3
-    told = [line for line in lines if "blocked" in line["event"]]
+    told = [line for line in lines if "blocked here" in line["event"]]
     assert len([line for line in told if "compute_on_the_loop" in line["stack"]]) == 1, "once in each stall"
     await until(lambda: set(threading.enumerate()) <= threads and len(asyncio.all_tasks()) == 1)
 

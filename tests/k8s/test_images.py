@@ -136,7 +136,7 @@ def test_digests_of_bases_are_filled_in(tmp_path: Path) -> None:
     given = {image: f"sha256:{number:064x}" for number, image in enumerate(pinned, start=1)}
     refused = run("nginx:1=sha256:" + "1" * 64)
     assert refused.returncode == 1
-    assert "is no digest of one of: python:3.11-bookworm" in refused.stderr
+    assert "is not a digest of one of: python:3.11-bookworm" in refused.stderr
     assert run(*(f"{image}={digest}" for image, digest in given.items())).returncode == 0
     assert pin_bases.bases(copy.read_text()) == given
     assert run("--check").returncode == 0

@@ -68,7 +68,7 @@ MISTAKES = {
     ),
     "setting that the gateway does not have": Mistake(
         "base/gateway/gateway.env", "SLUICE_MAX_BATCH=", "SLUICE_BATCH_MAX=", "local",
-        "SLUICE_BATCH_MAX is no setting of the gateway",
+        "SLUICE_BATCH_MAX is not a setting of the gateway",
     ),
     "setting out of range": Mistake(
         "base/gateway/gateway.env", "SLUICE_MAX_BATCH=32", "SLUICE_MAX_BATCH=0", "local",

@@ -243,10 +243,10 @@ def test_without_a_key_the_page_asks_for_one(browser: Browser, scene: Scene) -> 
     page = browser.new_page()
     page.goto(scene.http_url)
     page.wait_for_selector("#key-box[open]")
-    assert "asks for a key" in page.inner_text("#health")
+    assert "requires a key" in page.inner_text("#health")
     assert serious(page) == []
     page.set_input_files("#file", SAMPLE)
-    page.wait_for_selector("#answer .error:text-is('This gateway asks for a key.')")
+    page.wait_for_selector("#answer .error:text-is('This gateway requires a key.')")
     page.locator("#key").press("Enter")
     assert page.evaluate("document.activeElement.closest('#key-box') !== null"), "a keyboard's place is kept"
     page.close()
@@ -273,7 +273,7 @@ def test_the_key_box_stays_closed_for_who_closes_it_and_a_wrong_key_is_told(
         page.fill("#key", wrong)
         page.click("#key-form button")
         page.wait_for_selector("#key-box[open]")
-        assert page.inner_text("#health") == "The gateway does not take this key."
+        assert page.inner_text("#health") == "The gateway does not accept this key."
         page.click("#key-box summary")
     page.close()
 
@@ -300,7 +300,7 @@ def test_what_came_of_a_command_stays_while_the_rollout_goes_on(page: Page) -> N
 @pytest.mark.parametrize(
     ("answer_of", "says"),
     [
-        ({"status": 200, "content_type": "text/html", "body": "<b>Log in</b>"}, "is no gateway of Sluice"),
+        ({"status": 200, "content_type": "text/html", "body": "<b>Log in</b>"}, "is not a Sluice gateway"),
         ({"status": 502, "content_type": "text/html", "body": "<b>Bad</b>"}, "The gateway answered 502."),
     ],
 )

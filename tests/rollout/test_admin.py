@@ -59,7 +59,7 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         assert (await ask.post("/v1/rollouts/digits/fly", headers=admin)).status_code == 400
         assert (await ask.post("/v1/rollouts/digits/abort")).status_code == 403
         aborted = await ask.post("/v1/rollouts/digits/abort", headers=admin)
-        assert aborted.json()["reason"] == "abort was asked for by operator"
+        assert aborted.json()["reason"] == "abort was requested by operator"
         rollout = await scene.until_finished()
         assert rollout.state.phase is Phase.ROLLED_BACK
         past = (await ask.get("/v1/rollouts/digits/history", headers=admin)).json()["rollouts"]

@@ -53,11 +53,11 @@ def test_check_prints_the_whole_plan(plan: str) -> None:
     [
         (
             "--store=/nowhere",
-            "error: /nowhere is no folder of rollouts; pass the one that a gateway has as --rollouts",
+            "error: /nowhere is not a folder of rollouts; pass the one that a gateway has as --rollouts",
         ),
         (
             "--gateway=localhost:8080",
-            'error: "localhost:8080" is no address of a gateway; one begins with http',
+            'error: "localhost:8080" is not the address of a gateway; it must begin with http',
         ),
         ("--gateway=http://127.0.0.1:9", "error: no gateway answers at http://127.0.0.1:9: "),
     ],
@@ -70,7 +70,7 @@ def test_places_where_no_rollouts_are(where: str, says: str) -> None:
 def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
     result = CliRunner().invoke(rollout, ["status", f"--store={tmp_path}"])
     assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
-    assert f"{tmp_path} is no folder of rollouts" in result.stderr
+    assert f"{tmp_path} is not a folder of rollouts" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "simulate"])

@@ -79,7 +79,7 @@ async def through_its_life(scene: Scene, where: list[str], plan: Path) -> None:
 async def told_afterwards(where: list[str], id_: str) -> None:
     """What commands say of a rollout that was aborted."""
     past = (await sluice(where, "history", "digits")).stdout
-    assert f"{id_}  1 → 2  rolled_back: abort was asked for by" in past
+    assert f"{id_}  1 → 2  rolled_back: abort was requested by" in past
     story = (await sluice(where, "explain", "digits", "--id", id_)).stdout
     assert "because agrees with stable on" in story
     replayed = await sluice(where, "replay", "digits", "--id", id_)
@@ -137,7 +137,7 @@ async def test_commands_work_at_a_gateway_that_runs_elsewhere(tmp_path: Path, pl
         refused = await sluice(where, "status", SLUICE_API_KEY=caller["x-api-key"])
         assert (refused.exit_code, "refused: " in refused.stderr) == (1, True)
         keyless = await sluice(where, "status", SLUICE_API_KEY="")
-        assert (keyless.exit_code, "it asks for a key: pass --api-key" in keyless.stderr) == (2, True)
+        assert (keyless.exit_code, "it requires a key: pass --api-key" in keyless.stderr) == (2, True)
         both = await sluice([*where, "--store", str(tmp_path)], "status")
         assert (both.exit_code, "two places" in both.stderr) == (2, True)
     gone = await sluice(where, "status")

@@ -98,7 +98,7 @@ async def test_ids_that_were_changed_or_made_up_are_refused() -> None:
     stranger = Receipts(b"another key" * 3, steering, OwnMemory())
     forged = stranger.issue("digits", 2, "seven", routed=True)
     for bad in ("", ".", "abc", genuine[:-3], f"{other.decode()}.{signature}", forged, genuine * 50, "ä.ö"):
-        with pytest.raises(InvalidInput, match="no prediction id of this service"):
+        with pytest.raises(InvalidInput, match="not a prediction id of this service"):
             await receipts.redeem(bad, "seven")
     for label in ("", "x" * 1001):
         with pytest.raises(InvalidInput, match="the label is empty or too long"):
@@ -112,7 +112,7 @@ async def test_ids_expire() -> None:
     wall.now += TTL_S
     assert receipts.read(id_).label == "seven"
     wall.now += 1
-    with pytest.raises(FailedPrecondition, match="the prediction is 7 days old; feedback is taken for 7"):
+    with pytest.raises(FailedPrecondition, match="the prediction is 7 days old; feedback is accepted for 7"):
         await receipts.redeem(id_, "seven")
     wall.now += 86400
     with pytest.raises(FailedPrecondition, match="the prediction is 8 days old"):
@@ -171,7 +171,7 @@ async def test_a_damaged_memory_refuses_feedback_until_it_is_removed(tmp_path: P
     path = tmp_path / "feedback.sqlite"
     path.write_bytes(b"no database" * 100)
     fresh = receipts.issue("digits", 2, "seven", routed=True)
-    with pytest.raises(Unavailable, match="cannot be read or kept"):
+    with pytest.raises(Unavailable, match="cannot be read or written"):
         await receipts.redeem(fresh, "one")
     path.unlink()
     assert await receipts.redeem(fresh, "one") == "accepted"

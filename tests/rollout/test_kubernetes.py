@@ -102,7 +102,7 @@ def test_an_object_is_a_rollout_and_its_status_tells_of_it(server: ApiServer) ->
 def test_no_object_is_made_for_what_is_no_version(server: ApiServer, version: int) -> None:
     store = KubernetesStore(client_of(server))
     store.refresh()
-    with pytest.raises(InvalidInput, match=f"{version} is no version; versions are numbers from 1 to"):
+    with pytest.raises(InvalidInput, match=f"{version} is not a version; versions are numbers from 1 to"):
         store.create("digits", version, Plan())
     assert store.create("digits", 2**63 - 1, Plan()).startswith(f"digits-{2**63 - 1}-")
     store.refresh()

@@ -228,7 +228,7 @@ def test_commands() -> None:
     assert command(shadow, "resume", 600.0, by="somebody").canary_at is None
     assert command(canary, "promote", 9.0, by="somebody").phase is Phase.PROMOTING
     aborted = command(canary, "abort", 9.0, by="somebody")
-    assert (aborted.phase, aborted.reason.text) == (Phase.ROLLING_BACK, "abort was asked for by somebody")
+    assert (aborted.phase, aborted.reason.text) == (Phase.ROLLING_BACK, "abort was requested by somebody")
 
 
 @pytest.mark.parametrize(

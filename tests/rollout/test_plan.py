@@ -156,7 +156,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"plan\.toml:2: not UTF-8"):
         load_plan(binary)
     binary.write_bytes(b"#" * 300_000)
-    with pytest.raises(InvalidInput, match="are no plan"):
+    with pytest.raises(InvalidInput, match="are too many for a plan"):
         load_plan(binary)
 
 

@@ -83,11 +83,11 @@ def test_every_gateway_exports_from_its_start_what_it_is_known_by() -> None:
 
 @pytest.mark.parametrize(("answer", "status"), [({}, 200), ({"data": 3}, 200), ({}, 503)])
 def test_a_prometheus_that_does_not_answer_is_unavailable(answer: Any, status: int) -> None:
-    with prometheus(answer, status) as (url, _), pytest.raises(Unavailable, match="cannot be asked"):
+    with prometheus(answer, status) as (url, _), pytest.raises(Unavailable, match="cannot be queried"):
         PrometheusCounts(url).collect("digits")
 
 
 def test_a_password_for_prometheus_is_in_no_error() -> None:
     with prometheus({}, 401) as (url, _), pytest.raises(Unavailable) as refused:
         PrometheusCounts(url.replace("//", "//me:secret@")).collect("digits")
-    assert refused.value.message == "Prometheus cannot be asked: it answered 401"
+    assert refused.value.message == "Prometheus cannot be queried: it answered 401"

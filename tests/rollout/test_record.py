@@ -132,7 +132,7 @@ def test_commands_are_in_the_story() -> None:
     rollout = new_rollout()
     rollout = rollout.moved(command(rollout.state, "abort", 3.0, by="the operator"), None, 1e9 + 3)
     assert [event.outcome for event in rollout.events] == ["command"]
-    assert "abort was asked for by the operator" in "\n".join(explain(rollout))
+    assert "abort was requested by the operator" in "\n".join(explain(rollout))
     assert [each.same for each in replay(rollout)] == [True]
 
 
@@ -161,8 +161,8 @@ def test_traffic_follows_the_state(state: State, split: Split) -> None:
         ({"plan": {"alpha": 7}}, "the stored plan is not valid"),
         ({"clock_s": "soon"}, "wrong value"),
         ({"stable": None}, "wrong value"),
-        ({"candidate": 2**63}, "9223372036854775808 is no version"),
-        ({"stable": -1}, "-1 is no version"),
+        ({"candidate": 2**63}, "9223372036854775808 is not a version"),
+        ({"stable": -1}, "-1 is not a version"),
         ({"events": [{}]}, "no field"),
     ],
 )

@@ -208,7 +208,7 @@ def test_nothing_begins_over_a_record_that_cannot_be_read(tmp_path: Path) -> Non
 def test_a_rollout_to_what_is_no_version_does_not_begin(tmp_path: Path, to: int) -> None:
     store = FileStore(tmp_path)
     store.pin("digits", 1)
-    with pytest.raises(InvalidInput, match=f"{to} is no version; versions are numbers from 1 to"):
+    with pytest.raises(InvalidInput, match=f"{to} is not a version; versions are numbers from 1 to"):
         start(store, "digits", to, Plan(), 1e9)
     assert start(store, "digits", 2**63 - 1, Plan(), 1e9).candidate == 2**63 - 1
 

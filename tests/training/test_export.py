@@ -211,7 +211,7 @@ def test_a_version_that_cannot_be_run_is_bad_input(tmp_path: Path) -> None:
     for name in ("variables", "tags", "text"):
         with pytest.raises(BadInput, match=f"{name} cannot be run: "):
             read_card(tmp_path / name)
-    with pytest.raises(BadInput, match=r"saved_model\.pb is no SavedModel"):
+    with pytest.raises(BadInput, match=r"saved_model\.pb is not a SavedModel"):
         show(tmp_path / "text", Console(quiet=True))
 
 

@@ -62,7 +62,7 @@ def test_several_named_inputs_stay_as_they_are(tmp_path: Path) -> None:
         outputs = loaded.run("serving_default", rows)
     assert {name: output.shape for name, output in outputs.items()} == {"sum": (4, 1), "twice": (4, 2)}
     np.testing.assert_allclose(outputs["sum"], model(rows)["sum"], atol=1e-5)
-    with pytest.raises(BadInput, match="is no image classifier, so there is nothing that --labels could"):
+    with pytest.raises(BadInput, match="is not an image classifier, so there is nothing that --labels could"):
         publish_file(tmp_path / "two.keras", tmp_path, labels=labels_file(tmp_path, "x\n"))
     with pytest.raises(BadInput, match="only image classifiers and the models of recipes can be evaluated"):
         examine(published.folder, "digits")
@@ -83,7 +83,7 @@ def test_scores_that_are_no_probabilities_are_noted(tmp_path: Path) -> None:
     weights = keras.initializers.RandomNormal(stddev=1, seed=1)
     scaled(keras.layers.Dense(3, kernel_initializer=weights)).save(tmp_path / "logits.keras")
     (note,) = publish_file(tmp_path / "logits.keras", tmp_path / "models").notes
-    assert note.startswith("the scores are no probabilities: those of one image are -")
+    assert note.startswith("the scores are not probabilities: those of one image are -")
     scaled(keras.layers.Dense(3, activation="softmax")).save(tmp_path / "m.keras")
     assert publish_file(tmp_path / "m.keras", tmp_path / "models").notes == ()
 

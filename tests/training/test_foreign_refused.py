@@ -72,12 +72,14 @@ def test_labels_and_places_that_are_none(tmp_path: Path) -> None:
         publish_file(file, models, labels=tmp_path / "none")
     with pytest.raises(BadInput, match=r"--labels .*m.keras: not UTF-8 text"):
         publish_file(file, models, labels=file)
-    with pytest.raises(BadInput, match=r"--out .*m.keras/models: .*m.keras is no folder"):
+    with pytest.raises(BadInput, match=r"--out .*m.keras/models: .*m.keras is not a folder"):
         publish_file(file, file / "models")
-    with pytest.raises(BadInput, match=r"'a/b' is no name for a model"):
+    with pytest.raises(BadInput, match=r"'a/b' is not a valid name for a model"):
         publish_file(file, models, "a/b")
     file.rename(tmp_path / "my model.keras")
-    with pytest.raises(BadInput, match=r"'my model' is no name for a model: .*; choose one with --name"):
+    with pytest.raises(
+        BadInput, match=r"'my model' is not a valid name for a model: .*; choose one with --name"
+    ):
         publish_file(tmp_path / "my model.keras", models)
     assert not models.exists()
 
@@ -187,7 +189,7 @@ def test_what_makes_a_model_no_image_classifier_is_told(
         publish_file(tmp_path / "m.keras", tmp_path / "models", labels=labels_file(tmp_path, "a\nb\n"))
     assert str(refused.value).endswith(f"nothing that --labels could name: {reason}")
     (note,) = publish_file(tmp_path / "m.keras", tmp_path / "models").notes
-    assert note == f"it is no image classifier, and is asked by :predict: {reason}"
+    assert note == f"it is not an image classifier, and is called by :predict: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,9 @@ def test_what_is_told_to_make_it_one_does(image: Any, layer: keras.Layer, tmp_pa
 
 def test_a_pixel_scale_where_it_can_do_nothing(tmp_path: Path) -> None:
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "m.keras")
-    with pytest.raises(BadInput, match="is no image classifier, so --pixel-scale has nothing to multiply"):
+    with pytest.raises(
+        BadInput, match="is not an image classifier, so --pixel-scale has nothing to multiply"
+    ):
         publish_file(tmp_path / "m.keras", tmp_path / "models", pixel_scale=0.5)
     layers = [keras.Input((6, 6, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
     keras.Sequential([*layers, keras.layers.Dense(3)]).save(tmp_path / "whole.keras")

@@ -92,7 +92,7 @@ def test_two_runs_of_one_name_do_not_share_their_state(tmp_path: Path) -> None:
 
 def test_a_place_where_no_version_can_be_put_is_told_before_training(tmp_path: Path) -> None:
     (tmp_path / "digits").write_text("no folder of a model")
-    with pytest.raises(BadInput, match=r"--out .*/digits: .*/digits is no folder"):
+    with pytest.raises(BadInput, match=r"--out .*/digits: .*/digits is not a folder"):
         job.train("sequential", Options(out=tmp_path, epochs=1), Console(quiet=True))
     assert not (tmp_path / ".training").exists()
 

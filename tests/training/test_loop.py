@@ -171,10 +171,10 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is of other settings: epochs was 1 and is now 2"):
         run_of(plan, checkpoint=other, resume=True)
     (tmp_path / "runs" / "run.npz").write_bytes(b"half a file")
-    with pytest.raises(BadInput, match="is no checkpoint"):
+    with pytest.raises(BadInput, match="is not a checkpoint"):
         run_of(plan, checkpoint=other, resume=True)
     (tmp_path / "runs" / "run.npz").write_bytes(b"")
-    with pytest.raises(BadInput, match="is no checkpoint"):
+    with pytest.raises(BadInput, match="is not a checkpoint"):
         run_of(plan, checkpoint=other, resume=True)
     other.remove()
     assert list(tmp_path.iterdir()) == []

@@ -168,7 +168,7 @@ def test_sequential_and_functional_are_the_same() -> None:
         ("resnet", {"learning_rate": float("nan")}, "the learning rate is nan; it must be"),
         ("resnet", {"learning_rate": float("inf")}, "the learning rate is inf; it must be"),
         ("resnet", {"strategy": "tpu"}, "there is no strategy 'tpu'; there are: none, mirrored, multiworker"),
-        ("resnet", {"tensorboard": Path(__file__)}, "--tensorboard .*test_recipes.py is no folder"),
+        ("resnet", {"tensorboard": Path(__file__)}, "--tensorboard .*test_recipes.py is not a folder"),
         ("sequential", {"depth": "resnet8"}, "--depth is for resnet and vgg, not for sequential"),
         ("vgg", {"depth": "vgg16"}, "vgg16 halves the sides 5 times; these are 8x8"),
         ("resnet", {"augment": "wild", "epochs": 1}, "there is no augmentation 'wild'"),
@@ -234,7 +234,9 @@ def test_too_few_images_to_validate_on(tmp_path: Path) -> None:
 
 def test_a_folder_whose_name_is_none_for_a_model(tmp_path: Path) -> None:
     data = f"folder={folder_of(tmp_path / 'My photos', {'a': 20, 'b': 20})}"
-    with pytest.raises(BadInput, match=r"'My photos' is no name for a model: .*; choose one with --name"):
+    with pytest.raises(
+        BadInput, match=r"'My photos' is not a valid name for a model: .*; choose one with --name"
+    ):
         job.train("sequential", Options(out=tmp_path / "models", data=data, epochs=1), Console(quiet=True))
     assert not (tmp_path / "models").exists()
 

@@ -1,4 +1,4 @@
-"""Classifiers of one hidden layer, in each way that Keras has to write them.
+"""Classifiers with one hidden layer, written in each of the ways that Keras offers.
 
 All take images [N, H, W, C] of pixels 0..255 and answer probabilities float32 [N, classes].
 """
@@ -61,7 +61,7 @@ def branches(shape: Shape, classes: int) -> keras.Model:
 
 
 def with_activation(shape: Shape, classes: int, activation: keras.layers.Layer) -> keras.Model:
-    """A hidden layer without an activation, and then that layer as one."""
+    """A hidden layer without an activation, followed by the given layer as its activation."""
     images = _images(shape)
     hidden = activation(keras.layers.Dense(HIDDEN_UNITS)(_scaled_and_flat(images)))
     return keras.Model(images, _probabilities(classes)(hidden))

@@ -23,7 +23,7 @@ class Interface:
 
     Inputs are named tensors with an unknown first dimension. The Keras model takes the one tensor, or a
     dictionary of them if there are several; it answers one tensor, named `outputs[0]`, or a dictionary.
-    `own` says that it is somebody's own and no image classifier, whatever its tensors are called.
+    `own` says that it is a user's own and not an image classifier, whatever its tensors are called.
     """
 
     inputs: Mapping[str, tf.TensorSpec]
@@ -86,9 +86,9 @@ class Plan:
     """A recipe made concrete for one data set and the user's options.
 
     `judge` gives the held-out metrics from the model's outputs for `problem.test`; `headline` names the one
-    of them that matters most, higher or lower as `higher_is_better` says. `correct` says of each held-out
-    example whether the outputs are right, for a paired comparison; None where nothing is right or wrong.
-    `look_inside` adds to the metrics what only the Keras model tells, such as its weights.
+    of them that matters most, higher or lower as `higher_is_better` says. `correct` says for each held-out
+    example whether the outputs are right, for a paired comparison; None if nothing is right or wrong.
+    `look_inside` adds to the metrics what only the Keras model can tell, such as its weights.
     """
 
     recipe: str

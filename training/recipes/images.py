@@ -130,7 +130,7 @@ def _variants(
 
 
 def _resnet_depth(depth: str | None, height: int, width: int, channels: int) -> str:
-    """The depth asked for, or one deep enough for the images and small enough to train on two cores."""
+    """The requested depth, or one deep enough for the images and small enough to train on two cores."""
     if depth is None:
         if max(height, width) > 64:
             return "resnet18"
@@ -139,7 +139,7 @@ def _resnet_depth(depth: str | None, height: int, width: int, channels: int) -> 
 
 
 def _vgg_depth(depth: str | None, height: int, width: int, _: int) -> str:
-    """The depth asked for, or the deepest whose blocks leave the images a pixel; never vgg16 by itself."""
+    """The requested depth, or the deepest whose blocks leave the images a pixel; vgg16 only on request."""
     side = min(height, width)
     depth = ("vgg4" if side < 16 else "vgg7") if depth is None else _known("vgg", depth, vgg.BLOCKS)
     if side >> len(vgg.BLOCKS[depth]) == 0:

@@ -21,11 +21,11 @@ from training.recipes.images import VALIDATION, chosen_data
 
 
 def pairs(images: NDArray[np.uint8], classes: NDArray[np.int64], rounds: int, seed: int) -> Examples:
-    """For each image and round another one of its class and one of another: about 2 * rounds * N pairs.
+    """For each image and round a pair with another image of its class and one with one of another class.
 
-    An image that is the only one of its class has no other, and so only the second pair.
+    That is about 2 * rounds * N pairs; an image that is the only one of its class has only the second pair.
     Inputs `left` and `right` uint8 [M, H, W, C]; target `distance` float32 [M, 1], 1.0 for one class.
-    Raises `BadInput` where all pairs would be alike.
+    Raises `BadInput` if all pairs would be alike.
     """
     random = np.random.default_rng(seed)
     left, right, same = [], [], []
@@ -73,7 +73,7 @@ def problem(data: ImageData, seed: int) -> Problem:
 
 
 def correct(problem: Problem, outputs: Arrays) -> NDArray[np.bool_]:
-    """Which held-out pairs are told apart, or together, rightly."""
+    """Which held-out pairs are judged rightly."""
     right: NDArray[np.bool_] = outputs["same"].reshape(-1) == problem.test.targets["same"].reshape(-1)
     return right
 

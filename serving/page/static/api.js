@@ -21,7 +21,7 @@ export async function call(path, { waitMs = WAIT_MS, ...options } = {}) {
   const headers = { ...options.headers };
   if (key) headers.authorization = `Bearer ${key}`;
   // A browser refuses to send what no header can hold, and does not say so.
-  if (/[^!-~]/.test(key)) throw new Refused(401, "A key has neither spaces nor letters beyond ASCII.");
+  if (/[^!-~]/.test(key)) throw new Refused(401, "A key has only ASCII characters and no spaces.");
   let response;
   let text;
   try {
@@ -32,7 +32,7 @@ export async function call(path, { waitMs = WAIT_MS, ...options } = {}) {
   }
   const body = object(text);
   if (!response.ok) throw new Refused(response.status, body?.detail ?? body?.error ?? `The gateway answered ${response.status}.`);
-  if (!body) throw new Refused(response.status, "What answers here is no gateway of Sluice.");
+  if (!body) throw new Refused(response.status, "What answers here is not a Sluice gateway.");
   return { body, headers: response.headers };
 }
 

@@ -144,7 +144,7 @@ let asked = false;
 
 // The box is opened once: who closes it again has seen it.
 function askForKey() {
-  tellHealth(hasKey() ? "The gateway does not take this key." : "This gateway asks for a key.", false);
+  tellHealth(hasKey() ? "The gateway does not accept this key." : "This gateway requires a key.", false);
   if (!asked) byId("key-box").open = true;
   asked = true;
 }

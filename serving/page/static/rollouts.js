@@ -79,7 +79,7 @@ function counts(rollout) {
     element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
     element("tbody", {}, ...rows),
   );
-  const agreement = rollout.compared ? `Of ${count(rollout.compared)} copies both named ${percent(rollout.agreed / rollout.compared, 1)} alike.` : null;
+  const agreement = rollout.compared ? `Of ${count(rollout.compared)} copies both versions agree on ${percent(rollout.agreed / rollout.compared, 1)}.` : null;
   return element("div", { class: "scroll" }, table, agreement ? element("p", { class: "quiet number" }, agreement) : null);
 }
 
