@@ -20,6 +20,15 @@ HIGHEST_SEED = 2**32 - 1  # what NumPy's generators take
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 STRATEGIES = ("none", "mirrored", "multiworker")
+# Of the recipes that have several; the tables of what each consists of are with the models.
+DEPTHS = {
+    "resnet": (
+        *("resnet8", "resnet14", "resnet20", "resnet32", "resnet56"),
+        *("resnet18", "resnet34", "resnet50"),
+    ),
+    "vgg": ("vgg4", "vgg7", "vgg16"),
+}
+TABLES = ("line", "diabetes")  # data without images, which the recipes of tables bring along
 
 # A model's name is a folder's, and stands in the paths of the gateway's API.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -128,6 +137,25 @@ class Preset:
     expect: str
     module: str
     hyperparameters: Hyperparameters
+
+    def check(self, options: Options) -> None:
+        """Raises BadInput for data that the recipe is not made for, and for options that it does not have."""
+        chosen = options.data or self.data
+        takes_images = self.data not in TABLES or self.name == "simple-dense"
+        if chosen != self.data and (chosen in TABLES or not takes_images):
+            made_for = f"--data {self.data}" if self.data in TABLES else "images"
+            more = ", or images" if takes_images and self.data in TABLES else ""
+            raise BadInput(f"{self.name} is made for {made_for}{more}, not {chosen}")
+        if options.depth is not None and self.name not in DEPTHS:
+            raise BadInput(f"--depth is for {' and '.join(DEPTHS)}, not for {self.name}")
+        if options.depth is not None and options.depth not in DEPTHS[self.name]:
+            there = ", ".join(DEPTHS[self.name])
+            raise BadInput(f"{self.name} has no depth {options.depth!r}; there are: {there}")
+        for flag in ("image_size", "examples", "augment"):
+            if chosen in TABLES and getattr(options, flag) is not None:
+                raise BadInput(
+                    f"--{flag.replace('_', '-')} is for recipes of images, not for {self.name} on {chosen}"
+                )
 
 
 _IMAGES, _PAIRS, _TABLES = "training.recipes.images", "training.recipes.pairs", "training.recipes.tables"

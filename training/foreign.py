@@ -17,9 +17,10 @@ from training.card import card
 from training.config import check_model_file, check_place
 from training.errors import BadInput
 from training.export import HALF_TOLERANCE, Exported
-from training.foreign_classifier import as_classifier, notes_on, of_two_classes, read_labels, why_none
+from training.foreign_classifier import as_classifier, notes_on, of_two_classes, why_none
 from training.foreign_loading import ForeignModel, load, random_inputs, refusing
 from training.freezing import graph_nodes
+from training.labels import read_labels
 from training.recipes.base import Interface
 from training.releases import GOLDEN_EXAMPLES, Published, release
 from training.signatures import Call
@@ -100,7 +101,7 @@ def _made_classifier(model: ForeignModel, labels: Path | None, pixel_scale: floa
         found = "1 label" if len(names) == 1 else f"{len(names)} labels"
         raise BadInput(f"{labels} has {found}, a line each, and the model has {classes} classes")
     named = names or tuple(str(index) for index in range(classes))
-    return _Made(chosen.call, interface, golden, named, tuple(notes_on(model, scores, pixel_scale)))
+    return _Made(chosen.call, interface, golden, named, tuple(notes_on(model, named, scores, pixel_scale)))
 
 
 def _made_as_it_is(
