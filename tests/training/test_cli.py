@@ -207,7 +207,7 @@ def test_a_full_disk_publishes_nothing(digits: Path, tmp_path: Path) -> None:
     assert (code, out) == (1, "")
     assert err.startswith(f"error: nothing was published in {tmp_path / 'm' / 'x'}")
     assert len(err.splitlines()) == 1
-    assert list((tmp_path / "m" / "x").iterdir()) == []
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_full_disk_ends_training_and_leaves_no_half_of_a_checkpoint(tmp_path: Path) -> None:
