@@ -98,7 +98,7 @@ def shared_by(
         models_dir: As that of `build`.
 
     Raises:
-        InvalidInput, NotFound: The settings do not go together, or the plan cannot be read.
+        InvalidInput: The settings do not go together, or the plan cannot be read.
     """
     plan = Plan() if settings.rollout_plan is None else load_plan(settings.rollout_plan)
     identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
