@@ -35,6 +35,9 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # before a command runs, which tells of it itself
         sys.exit(_INTERRUPTED)
+    except OSError as error:  # what is printed before, such as help, cannot be: the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        sys.exit(f"error: {error.strerror or error}")
 
 
 def _open_standard_streams() -> None:

@@ -137,7 +137,8 @@ def recipes() -> None:
     table = Table("recipe", "shows", "data", "expect on two cores")
     for entry in PRESETS.values():
         table.add_row(entry.name, entry.shows, entry.data, entry.expect)
-    _console().print(table)
+    with _user_errors():
+        _console().print(table)
 
 
 def evaluate(
