@@ -9,10 +9,12 @@ import difflib
 import math
 import os
 import re
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.errors import BadInput
+from training.publish import versions
 
 # Of MNIST's 54,000 digits 9 epochs in batches of 64 are as good as 30; 30 of the small ones are a tenth.
 MOST_STEPS = 8_000
@@ -297,6 +299,17 @@ def check_model_file(path: Path) -> None:
         raise BadInput(f"{path}: no such file or folder")
     if not path.is_dir() and path.suffix != ".keras":
         raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder{_instead_of(path)}")
+    if path.is_dir() and not _is_saved_model(path):
+        below = [folder for version in versions(path) if _is_saved_model(folder := path / str(version))]
+        raise BadInput(f"{path}: no saved_model.pb in it{f'; there is one in {below[-1]}' if below else ''}")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise BadInput(
+            f"{path} is no .keras file, which is a zip archive; it may be cut short, or of another format"
+        )
+
+
+def _is_saved_model(folder: Path) -> bool:
+    return any((folder / f"saved_model.{kind}").exists() for kind in ("pb", "pbtxt", "cpb"))
 
 
 def _instead_of(path: Path) -> str:

@@ -44,13 +44,13 @@ def publish_file(
     Args:
         path: the file or folder.
         out: folder of models.
-        name: of the model; None takes the file's.
+        name: of the model; None takes the file's, or of a version's folder that of its model.
         labels: a text file with a label a line, as many as there are scores; or two for one score, which is
             then that of the second.
         pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
         freeze: fold variables into constants.
     """
-    name = name_of(path) if name is None else name
+    name = _name_of_model(path) if name is None else name
     check_place(out, name)
     check_model_file(path)
     if not 0 < pixel_scale < math.inf:
@@ -75,6 +75,11 @@ def publish_file(
         precision=precision,
     )
     return replace(release(out / name, exported, described), notes=made.notes)
+
+
+def _name_of_model(path: Path) -> str:
+    found = name_of(path)
+    return path.absolute().parent.name if path.is_dir() and found.isdecimal() else found
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,20 @@ def test_errors_are_one_line() -> None:
     assert run("train", "resnt") == (2, "", message)
 
 
+def test_a_full_disk_below_stdout_is_told() -> None:
+    for arguments in (["recipes"], ["recipes", "--help"], ["--version"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "serving", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                cwd=Path(__file__).parents[2],
+            )
+        assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
 def test_what_is_wrong_with_the_arguments_is_told_without_tensorflow(tmp_path: Path) -> None:
     """Which takes ten seconds to load."""
     (tmp_path / "taken").write_text("no folder of a model")
@@ -119,11 +133,12 @@ def test_what_is_wrong_with_the_arguments_is_told_without_tensorflow(tmp_path: P
         f"train resnet --out {tmp_path} --name taken": f"--out {tmp_path}/taken: {tmp_path}/taken is no",
         "publish none.keras": "none.keras: no such file or folder",
         "publish README.md": "README.md: neither a .keras file nor a SavedModel folder",
+        f"publish {tmp_path}": f"{tmp_path}: no saved_model.pb in it; there is one in {tmp_path}/1",
         "publish none.keras --pixel-scale 1/255": "none.keras: no such file or folder",
         "publish none.keras --pixel-scale 1/x": "--pixel-scale 1/x: it is no number, as 0.5, and no fraction",
         "publish none.keras --pixel-scale 1/0": "--pixel-scale 1/0: it is no number",
-        "publish tests --name a/b": "'a/b' is no name for a model",
-        "publish tests --labels none.txt": "--labels none.txt: No such file or directory; it is",
+        f"publish {tmp_path}/1 --name a/b": "'a/b' is no name for a model",
+        f"publish {tmp_path}/1 --labels none.txt": "--labels none.txt: No such file or directory; it is",
         "evaluate nowhere": "nowhere: no saved_model.pb in it, nor in a version folder below it",
         f"evaluate {tmp_path} --data cats": "there is no data set 'cats'",
         f"evaluate {tmp_path} --png tests": "--png tests: it is a folder",
