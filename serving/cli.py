@@ -1,8 +1,4 @@
-"""`sluice`: the one console command. Its sub-commands are entry points of the group `sluice.commands`.
-
-Each package brings its own commands, so that `training` and `serving` need not know each other. What
-commands need beyond typer they import when they run: `--help` answers in a fraction of a second.
-"""
+"""Where `sluice` begins: what must be so before anything is imported that takes time; then the command."""
 
 from __future__ import annotations
 
@@ -10,55 +6,38 @@ import io
 import os
 import signal
 import sys
-from importlib.metadata import entry_points, version
-from typing import Annotated
-
-import typer
 
 from serving import grpc_environment
 
-GROUP = "sluice.commands"
 _INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 
-# In the order in which people meet them; commands that are not named here follow, sorted.
-_ORDER = (
-    "recipes", "train", "publish", "inspect", "evaluate", "compare",
-    "serve", "classify", "models", "top", "rollout", "gateway", "model-server", "keys", "demo",
-)  # fmt: skip
 
+def main() -> None:
+    """The entry point of the console command."""
+    may_be_interrupted = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if may_be_interrupted:
+        # While it is imported, for half a second in which people see that they mistyped, Ctrl-C ends the
+        # process at once. As an exception it would be shown with its stack, or be lost in an import.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_standard_streams()
+    grpc_environment.prepare()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may be any bytes, and labels any text: what the terminal cannot show is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["model-server"]:
+        sys.exit(_model_server(sys.argv[2:]))
+    from serving.commands.app import build
 
-def build() -> typer.Typer:
-    """The whole command line."""
-    app = typer.Typer(
-        name="sluice",
-        help="Train image classifiers, serve them with TensorFlow Serving, let new versions in by evidence.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_root)
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    for name in sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
-        command = found[name].load()
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
-    return app
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"sluice {version('sluice')}")
-        raise typer.Exit
-
-
-def _root(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Hold the options of `sluice` itself."""
+    app = build()
+    try:
+        if may_be_interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        app()
+    except KeyboardInterrupt:  # before a command runs, which tells of it itself
+        sys.exit(_INTERRUPTED)
+    except OSError as error:  # what is printed before, such as help, cannot be: the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        sys.exit(f"error: {error.strerror or error}")
 
 
 def _open_standard_streams() -> None:
@@ -74,25 +53,14 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode))
 
 
-def main() -> None:
-    """The entry point of the console command."""
-    _open_standard_streams()
-    grpc_environment.prepare()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names may be any bytes, and labels any text: what the terminal cannot show is escaped.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] == ["model-server"]:
-        # Its flags are tensorflow_model_server's, in that program's forms; it reads them itself.
-        from serving import modelserver
+def _model_server(arguments: list[str]) -> int:
+    """Its flags are tensorflow_model_server's, in that program's forms; it reads them itself."""
+    from serving import modelserver
 
-        if sys.argv[2:] in (["-h"], ["--help"]):
-            print(modelserver.usage())
-            return
-        sys.exit(modelserver.main(sys.argv[2:]))
-    try:
-        build()()
-    except KeyboardInterrupt:  # while commands are imported: one that runs tells of it itself
-        sys.exit(_INTERRUPTED)
+    if arguments in (["-h"], ["--help"]):
+        print(modelserver.usage())
+        return 0
+    return modelserver.main(arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -24,6 +25,21 @@ def checked(url: str) -> httpx.URL:
             "such as http://127.0.0.1:8080"
         )
     return parsed
+
+
+def segment(name: str) -> str:
+    """A name, whatever is in it, as one segment of a path.
+
+    Dots alone are encoded, too: `..` as it stands would take away the segment before it.
+
+    Raises:
+        InvalidInput: it is no text, as an argument of a command is whose bytes are no UTF-8.
+    """
+    try:
+        encoded = quote(name, safe="")
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{name!r:.300} is no text: its bytes are no UTF-8") from None
+    return encoded if encoded.strip(".") else encoded.replace(".", "%2E")
 
 
 def check_target(target: str) -> None:

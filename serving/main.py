@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -285,7 +284,7 @@ async def _rollouts_of(settings: Settings, running: Running, upstream: Upstream)
     from serving.rollout import assembly
 
     gateway = running.gateway
-    with assembly.shared_by(settings, gateway.steering, gateway.metrics) as shared:
+    with assembly.shared_by(settings, gateway.steering, gateway.metrics, upstream.models_dir) as shared:
         controller = assembly.build(
             settings,
             running.pool,
@@ -294,7 +293,6 @@ async def _rollouts_of(settings: Settings, running: Running, upstream: Upstream)
             gateway.metrics,
             shared,
             models_dir=upstream.models_dir,
-            published=assembly.published_in(Path(upstream.models_dir)),
             on_config=None if upstream.config is None else upstream.config.write,
         )
         gateway.desk = shared.desk

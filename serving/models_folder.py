@@ -113,7 +113,7 @@ def first_config(settings: Settings, models: Sequence[str]) -> Any:
     config = model_config(settings.models_dir, models)
     if settings.rollout_store is None:
         return config
-    from serving.rollout.assembly import published_in
+    from serving.rollout.published import published_in
     from serving.rollout.start import serving_version
     from serving.rollout.store import FileStore
 

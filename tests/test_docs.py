@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from k8s.tools import metric_names
-from serving import cli
+from serving.commands.app import build
 from serving.settings import Settings
 from tests.conftest import REPOSITORY
 
@@ -50,7 +50,7 @@ def headings(path: Path) -> set[str]:
 
 def fault_of(arguments: list[str], *, is_whole: bool) -> str:
     """What `sluice` would say of these arguments; what is named within a sentence may lack some."""
-    command: Any = typer.main.get_command(cli.build())
+    command: Any = typer.main.get_command(build())
     name = "sluice"
     while arguments and (commands := getattr(command, "commands", None)):
         name, *arguments = arguments

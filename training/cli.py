@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from training import flags
-from training.config import PRESETS, Options, check_file, check_model_file, check_place, preset
+from training.config import PRESETS, TABLES, Options, check_file, check_model_file, check_place, preset
 from training.errors import BadInput, TrainingError
+from training.labels import read_labels
 from training.publish import version_folder
 
 MODELS = Path("models")
@@ -53,7 +54,7 @@ def train(
     """
     console = _console()
     with _user_errors():
-        preset(recipe)
+        chosen = preset(recipe)
         options = Options(
             data=data,
             out=out,
@@ -74,6 +75,7 @@ def train(
             tensorboard=tensorboard,
             strategy=strategy,
         )
+        chosen.check(options)
         options.check_folders()
         _check_data(data)
     with _user_errors(), _quiet_tensorflow():
@@ -111,8 +113,8 @@ def publish(
         scale = _number("--pixel-scale", pixel_scale)
         check_model_file(path)
         check_place(out, name)
-        if labels is not None and not labels.exists():
-            raise BadInput(f"--labels {labels}: no such file")
+        if labels is not None:
+            read_labels(labels)
     with _user_errors(), _quiet_tensorflow():
         from training import foreign
 
@@ -138,7 +140,8 @@ def recipes() -> None:
     table = Table("recipe", "shows", "data", "expect on two cores")
     for entry in PRESETS.values():
         table.add_row(entry.name, entry.shows, entry.data, entry.expect)
-    _console().print(table)
+    with _user_errors():
+        _console().print(table)
 
 
 def evaluate(
@@ -225,7 +228,7 @@ def _check_data(data: str | None) -> None:
     """Raises BadInput if what `--data` names does not exist."""
     from training import sources
 
-    if data is not None and data not in sources.TABLES:
+    if data is not None and data not in TABLES:
         sources.parsed(data)
 
 

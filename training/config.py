@@ -9,10 +9,12 @@ import difflib
 import math
 import os
 import re
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.errors import BadInput
+from training.publish import versions
 
 # Of MNIST's 54,000 digits 9 epochs in batches of 64 are as good as 30; 30 of the small ones are a tenth.
 MOST_STEPS = 8_000
@@ -20,6 +22,15 @@ HIGHEST_SEED = 2**32 - 1  # what NumPy's generators take
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 STRATEGIES = ("none", "mirrored", "multiworker")
+# Of the recipes that have several; the tables of what each consists of are with the models.
+DEPTHS = {
+    "resnet": (
+        *("resnet8", "resnet14", "resnet20", "resnet32", "resnet56"),
+        *("resnet18", "resnet34", "resnet50"),
+    ),
+    "vgg": ("vgg4", "vgg7", "vgg16"),
+}
+TABLES = ("line", "diabetes")  # data without images, which the recipes of tables bring along
 
 # A model's name is also a folder's, and part of the paths of the gateway's API.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -128,6 +139,25 @@ class Preset:
     expect: str
     module: str
     hyperparameters: Hyperparameters
+
+    def check(self, options: Options) -> None:
+        """Raises BadInput for data that the recipe is not made for, and for options that it does not have."""
+        chosen = options.data or self.data
+        takes_images = self.data not in TABLES or self.name == "simple-dense"
+        if chosen != self.data and (chosen in TABLES or not takes_images):
+            made_for = f"--data {self.data}" if self.data in TABLES else "images"
+            more = ", or images" if takes_images and self.data in TABLES else ""
+            raise BadInput(f"{self.name} is made for {made_for}{more}, not {chosen}")
+        if options.depth is not None and self.name not in DEPTHS:
+            raise BadInput(f"--depth is for {' and '.join(DEPTHS)}, not for {self.name}")
+        if options.depth is not None and options.depth not in DEPTHS[self.name]:
+            there = ", ".join(DEPTHS[self.name])
+            raise BadInput(f"{self.name} has no depth {options.depth!r}; there are: {there}")
+        for flag in ("image_size", "examples", "augment"):
+            if chosen in TABLES and getattr(options, flag) is not None:
+                raise BadInput(
+                    f"--{flag.replace('_', '-')} is for recipes of images, not for {self.name} on {chosen}"
+                )
 
 
 _IMAGES, _PAIRS, _TABLES = "training.recipes.images", "training.recipes.pairs", "training.recipes.tables"
@@ -269,6 +299,17 @@ def check_model_file(path: Path) -> None:
         raise BadInput(f"{path}: no such file or folder")
     if not path.is_dir() and path.suffix != ".keras":
         raise BadInput(f"{path}: neither a .keras file nor a SavedModel folder{_instead_of(path)}")
+    if path.is_dir() and not _is_saved_model(path):
+        below = [folder for version in versions(path) if _is_saved_model(folder := path / str(version))]
+        raise BadInput(f"{path}: no saved_model.pb in it{f'; there is one in {below[-1]}' if below else ''}")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise BadInput(
+            f"{path} is no .keras file, which is a zip archive; it may be cut short, or of another format"
+        )
+
+
+def _is_saved_model(folder: Path) -> bool:
+    return any((folder / f"saved_model.{kind}").exists() for kind in ("pb", "pbtxt", "cpb"))
 
 
 def _instead_of(path: Path) -> str:

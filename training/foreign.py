@@ -17,9 +17,10 @@ from training.card import card
 from training.config import check_model_file, check_place
 from training.errors import BadInput
 from training.export import HALF_TOLERANCE, Exported
-from training.foreign_classifier import as_classifier, notes_on, of_two_classes, read_labels, why_none
+from training.foreign_classifier import as_classifier, notes_on, of_two_classes, why_none
 from training.foreign_loading import ForeignModel, load, random_inputs, refusing
 from training.freezing import graph_nodes
+from training.labels import read_labels
 from training.recipes.base import Interface
 from training.releases import GOLDEN_EXAMPLES, Published, release
 from training.signatures import Call
@@ -43,13 +44,13 @@ def publish_file(
     Args:
         path: the file or folder.
         out: folder of models.
-        name: of the model; None takes the file's.
+        name: of the model; None takes the file's name, or for a version's folder the model's.
         labels: a text file with one label per line, as many as there are scores; or two for a single score,
             which is then that of the second.
         pixel_scale: what pixels 0..255 are multiplied by before the model gets them.
         freeze: fold variables into constants.
     """
-    name = name_of(path) if name is None else name
+    name = _name_of_model(path) if name is None else name
     check_place(out, name)
     check_model_file(path)
     if not 0 < pixel_scale < math.inf:
@@ -76,6 +77,11 @@ def publish_file(
     return replace(release(out / name, exported, described), notes=made.notes)
 
 
+def _name_of_model(path: Path) -> str:
+    found = name_of(path)
+    return path.absolute().parent.name if path.is_dir() and found.isdecimal() else found
+
+
 @dataclass(frozen=True)
 class _Made:
     """What is published of a model."""
@@ -100,7 +106,7 @@ def _made_classifier(model: ForeignModel, labels: Path | None, pixel_scale: floa
         found = "1 label" if len(names) == 1 else f"{len(names)} labels"
         raise BadInput(f"{labels} has {found}, a line each, and the model has {classes} classes")
     named = names or tuple(str(index) for index in range(classes))
-    return _Made(chosen.call, interface, golden, named, tuple(notes_on(model, scores, pixel_scale)))
+    return _Made(chosen.call, interface, golden, named, tuple(notes_on(model, named, scores, pixel_scale)))
 
 
 def _made_as_it_is(

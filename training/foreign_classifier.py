@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from training.errors import BadInput
 from training.evaluation import are_probabilities
 from training.foreign_loading import IMAGE_RANK, ForeignModel, random_inputs, refusing
+from training.labels import begin_with_numbers
 from training.recipes.base import Interface
 
 _GREY_OR_COLOUR = (1, 3)
@@ -121,20 +122,10 @@ def of_two_classes(model: ForeignModel, scores: NDArray[np.float32], path: Path)
     return replace(model, call=call)
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """The labels in a file, one per line; raises `BadInput` for what is not such a file."""
-    try:
-        labels = tuple(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise BadInput(f"--labels {path}: {reason}; it is a text file with one label per line") from error
-    if blank := [number for number, label in enumerate(labels, start=1) if not label.strip()]:
-        raise BadInput(f"{path}: line {blank[0]} is blank")
-    return labels
-
-
-def notes_on(model: ForeignModel, scores: NDArray[np.float32], pixel_scale: float) -> Iterator[str]:
-    """What looks odd about a classifier: its pixels, and its scores [N, K] for the examples it is run on."""
+def notes_on(
+    model: ForeignModel, labels: Sequence[str], scores: NDArray[np.float32], pixel_scale: float
+) -> Iterator[str]:
+    """What looks odd about a classifier: its pixels, its labels, and its scores [N, K] for the examples."""
     if (
         pixel_scale == 1.0
         and model.archive is not None
@@ -146,6 +137,11 @@ def notes_on(model: ForeignModel, scores: NDArray[np.float32], pixel_scale: floa
         )
     if pixel_scale > 1.0:
         yield f"--pixel-scale {pixel_scale:g} makes pixels of 0 to {255 * pixel_scale:,.0f}; 1/255 of 0 to 1"
+    if begin_with_numbers(labels):
+        yield (
+            f"the labels begin with numbers, as {labels[-1]!r}; if they only count lines, publish it again"
+            " with a file without them"
+        )
     if scores.shape[1] == 1:
         yield (
             "there is one score an image, so one class, which is always on top; if it is the probability of"

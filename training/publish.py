@@ -49,17 +49,31 @@ def publish(model_folder: Path, write: Callable[[Path, int], None]) -> tuple[Pat
     if not model_folder.name or model_folder.name.startswith("."):
         raise BadInput(f"{model_folder.name!r} is not a valid name for a model")
     try:
-        model_folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(model_folder)
-        while True:
-            with _claimed(model_folder) as (folder, version):
-                write(folder, version)
-                _sync(folder)
-                target = model_folder / str(version)
-                if _rename(folder, target):
-                    return target, version
+        with _made(model_folder):
+            remove_leftovers(model_folder)
+            while True:
+                with _claimed(model_folder) as (folder, version):
+                    write(folder, version)
+                    _sync(folder)
+                    target = model_folder / str(version)
+                    if _rename(folder, target):
+                        return target, version
     except OSError as error:
         raise PublishFailed(f"nothing was published in {model_folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _made(model_folder: Path) -> Iterator[None]:
+    """The folder is there; if the block fails, what was made of it and of those around it goes, if empty."""
+    missing = [each for each in (model_folder, *model_folder.parents) if not each.exists()]
+    try:
+        model_folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -86,7 +100,7 @@ def _claimed(model_folder: Path) -> Iterator[tuple[Path, int]]:
 def _make_locked(folder: Path) -> int | None:
     """Makes the folder and locks it: the lock, or None if another publisher has the folder."""
     try:
-        folder.mkdir()
+        folder.mkdir(parents=True)  # one whose first version failed has just removed the model's folder
     except FileExistsError:
         return None
     try:

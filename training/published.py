@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from training import evaluation, recipes, sources
-from training.config import Options
+from training.config import TABLES, Options
 from training.errors import BadInput
 from training.publish import version_folder
 from training.recipes import images, pairs
@@ -114,6 +114,6 @@ def _problem(card: dict[str, Any], data: str | None) -> tuple[Problem, Judge, Co
 
 def _made_for(card: dict[str, Any]) -> str:
     data = (card.get("training") or {}).get("data")
-    if data not in (*sources.NAMES, *sources.TABLES):
+    if data not in (*sources.NAMES, *TABLES):
         raise BadInput("name the data to evaluate on with --data")
     return str(data)

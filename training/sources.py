@@ -25,7 +25,6 @@ _KERAS_LABELS: dict[str, tuple[str, ...]] = {
     ),
 }
 NAMES = ("digits", *_KERAS_LABELS, "folder")
-TABLES = ("line", "diabetes")  # no images: the recipes of tables bring them along
 
 _CHANNELS = ((), (1,), (3,))  # an image's last dimension, which grey ones may leave out
 

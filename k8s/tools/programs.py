@@ -23,8 +23,9 @@ from k8s.tools.manifests import (
     name_of,
     of_kind,
 )
-from serving import cli, protos, settings
+from serving import protos, settings
 from serving.backends import discovery
+from serving.commands.app import build
 from serving.errors import InvalidInput
 from serving.modelserver import config, flags
 from serving.modelserver.status import StatusError
@@ -99,7 +100,7 @@ def _program(
 
 @cache
 def _commands() -> Mapping[str, click.Command]:
-    group = typer.main.get_command(cli.build())
+    group = typer.main.get_command(build())
     return getattr(group, "commands", {})
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import orjson
@@ -22,7 +21,7 @@ from serving.client.base import AsyncioClient, BlockingClient
 from serving.client.retries import Retries
 from serving.client.wire import Question, as_error
 from serving.errors import Internal, SluiceError
-from serving.gateway_url import authorization, checked, unanswered
+from serving.gateway_url import authorization, checked, segment, unanswered
 from serving.prediction import ClassScore, ImageResult, Prediction
 
 Verify = ssl.SSLContext | bool
@@ -83,11 +82,11 @@ class _Request:
 
 def _classify_request(question: Question) -> _Request:
     model, version, label = question.model, question.version, question.label
-    path = "/v1/classify" if model is None else f"/v1/models/{quote(model, safe='')}"
+    path = "/v1/classify" if model is None else f"/v1/models/{segment(model)}"
     if version is not None:
         path += f"/versions/{version}"
     if label is not None:
-        path += f"/labels/{quote(label, safe='')}"
+        path += f"/labels/{segment(label)}"
     if model is not None:
         path += ":classify"
     params = {} if question.top_k is None else {"top_k": str(question.top_k)}

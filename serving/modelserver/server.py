@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from serving import protos
+from serving import ports, protos
 from serving.cores import usable_cores
 from serving.memory import share_arenas
 from serving.modelserver import config as configs
@@ -141,6 +141,7 @@ class Server:
         configs.validate(config, None)
         ssl_config, arguments = _ssl_config(flags), _channel_arguments(flags.grpc_channel_arguments)
         _find_left_socket(flags.grpc_socket_path)
+        _check_port(flags.port, arguments)
         core = self._make_core(_batching_options(flags))
         if flags.file_system_poll_wait_seconds > 0:
             self._every(flags.file_system_poll_wait_seconds, core.poll, "file-system-poll")
@@ -203,6 +204,7 @@ class Server:
                 left.unlink()
         has_port = flags.port != 0 or not flags.grpc_socket_path
         where = Listening(flags.port if has_port else None, flags.grpc_socket_path)
+        _check_port(flags.port, arguments)  # loading may have taken a minute
         port = rpc.listen(where, credentials)
         rpc.start()
         self._rpc = rpc
@@ -321,6 +323,16 @@ def _ssl_config(flags: Flags) -> Any | None:
                 "itself, not the path of a file"
             )
     return config
+
+
+def _check_port(port: int, arguments: Sequence[tuple[str, Any]]) -> None:
+    """Raises StatusError if the port is taken, of which gRPC would tell its log before we told anybody."""
+    try:
+        ports.check("0.0.0.0", port, shared=dict(arguments).get("grpc.so_reuseport") == 1)  # noqa: S104
+    except OSError as error:
+        raise failed_precondition(
+            f"Failed to BuildAndStart gRPC server: cannot listen on 0.0.0.0:{port}: {error.strerror}"
+        ) from error
 
 
 def _find_left_socket(path: str) -> Path | None:

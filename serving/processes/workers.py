@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import structlog
 
+from serving import ports
 from serving.errors import InvalidInput
 from serving.processes import children
 from serving.processes.upstream import Upstream
@@ -146,20 +147,13 @@ def _reserve(host: str, port: int) -> socket.socket:
     """A socket that holds a port for the workers, and does not listen itself."""
     reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        _refuse_if_taken(host, port)
+        ports.check(host, port)  # another gateway whose workers share it would share it with these, too
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((host, port))
     except OSError as error:
         reserved.close()
         raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return reserved
-
-
-def _refuse_if_taken(host: str, port: int) -> None:
-    """Another gateway that shares its port with its own workers would share it with these, too."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
 
 
 def _share(settings: Settings, http_port: int, grpc_port: int) -> Settings:

@@ -28,6 +28,7 @@ _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/
 _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE)
 _INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_SLASH = re.compile("%2f", re.IGNORECASE)
 _CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
 
 # Clients ask for the same few paths again and again. Each takes some 2 kB, even one of a model that does not
@@ -96,6 +97,8 @@ class Doors:
             return self._info(found)
         if path.lower().startswith("/v1/models/"):
             return Door(dict.fromkeys(_METHODS, _malformed), plain=True)
+        if path.startswith("/v1/rollouts/") and _SLASH.search(path):  # FastAPI would route by it
+            return Door(dict.fromkeys(_METHODS, _no_rollout))
         return None
 
     def _infer(self, found: re.Match[str]) -> Door:
@@ -135,6 +138,11 @@ def _ref_of(found: re.Match[str]) -> Callable[[], ModelRef]:
 async def _malformed(scope: Scope, _receive: Receive, _send: Send) -> None:
     path = scope["raw_path"].decode("ascii", "replace")
     raise InvalidInput(f"Malformed request: {scope['method']} {path[:1000]}", stage="routing")
+
+
+async def _no_rollout(scope: Scope, _receive: Receive, _send: Send) -> None:
+    path = scope["raw_path"].decode("ascii", "replace")
+    raise InvalidInput(f"no model with a / in its name has rollouts: {path[:1000]}", stage="routing")
 
 
 async def _nothing(scope: Scope, _receive: Receive, _send: Send) -> None:

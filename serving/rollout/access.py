@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import httpx
 
 from serving.errors import DeadlineExceeded, InvalidInput, NotFound, SluiceError, Unavailable
-from serving.gateway_url import authorization, checked, for_command, key_refused, unanswered
+from serving.gateway_url import authorization, checked, for_command, key_refused, segment, unanswered
 from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
@@ -232,7 +231,7 @@ class GatewayAccess:
 
 
 def _path(*parts: str) -> str:
-    return "/".join(("/v1/rollouts", *(quote(part, safe="") for part in parts)))
+    return "/".join(("/v1/rollouts", *map(segment, parts)))
 
 
 def open_store(where: str) -> Access:

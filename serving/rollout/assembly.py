@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 from serving.backends.pool import Pool
 from serving.catalog import Catalog
 from serving.errors import InvalidInput
-from serving.prediction import version_number
 from serving.processes.upstream import absolute
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.desk import Desk
@@ -31,9 +30,6 @@ from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
-Published = Callable[[str], list[int]]
-"""The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be seen."""
-
 
 def build(
     settings: Settings,
@@ -44,7 +40,6 @@ def build(
     shared: Shared,
     *,
     models_dir: Path | str,
-    published: Published,
     on_config: Callable[[Any], None] | None = None,
 ) -> Controller:
     """A controller over what the gateways share.
@@ -57,7 +52,6 @@ def build(
         metrics: Where the controller's metrics go.
         shared: What the gateways share.
         models_dir: Where the replicas find the models' folders, or the URL of a bucket.
-        published: Which versions are there to be loaded.
         on_config: Called with the model config that a replica which starts now should read.
     """
     base = absolute(models_dir)
@@ -70,7 +64,6 @@ def build(
         leadership=shared.leadership,
         source=shared.source,
         announcer=Announcer(metrics.registry),
-        published=published if shared.starts_by_itself else _nothing_published,
         plan=shared.plan,
     )
     return Controller(around, settings.rollout_interval_s)
@@ -78,18 +71,13 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the gateways of one service share, as the settings say: a folder's or a cluster's.
-
-    `starts_by_itself` says whether a rollout may begin without anybody's order; in a cluster one begins only
-    as an object that somebody created.
-    """
+    """What the gateways of one service share, as the settings say: a folder's or a cluster's."""
 
     store: Store
     leadership: Leadership
     source: CountSource
     receipts: Receipts
     plan: Plan
-    starts_by_itself: bool
 
     @property
     def desk(self) -> Desk:
@@ -98,11 +86,19 @@ class Shared:
 
 
 @contextmanager
-def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Iterator[Shared]:
+def shared_by(
+    settings: Settings, steering: Steering, metrics: Metrics, models_dir: Path | str
+) -> Iterator[Shared]:
     """What the gateways share, while the block runs.
 
+    Args:
+        settings: What the gateway runs with.
+        steering: The gateway's own.
+        metrics: Where the metrics of what is shared go.
+        models_dir: As that of `build`.
+
     Raises:
-        InvalidInput, NotFound: The settings contradict each other, or the plan cannot be read.
+        InvalidInput: The settings contradict each other, or the plan cannot be read.
     """
     plan = Plan() if settings.rollout_plan is None else load_plan(settings.rollout_plan)
     identity = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -110,13 +106,14 @@ def shared_by(settings: Settings, steering: Steering, metrics: Metrics) -> Itera
         assert settings.rollout_store is not None
         folder = settings.rollout_store
         steering.memory = FolderMemory(folder, TTL_S)
+        store = FileStore(folder)
+        store.note_models(absolute(models_dir))
         yield Shared(
-            FileStore(folder),
+            store,
             FolderLeadership(folder),
             FolderCounts(folder, identity),
             Receipts(shared_key(folder), steering, steering.memory),
             plan,
-            starts_by_itself=True,
         )
         return
     with _in_cluster(settings, steering, metrics, plan, identity) as shared:
@@ -147,7 +144,6 @@ def _in_cluster(
             PrometheusCounts(settings.prometheus_url, settings.prometheus_selector),
             Receipts(secret, steering, steering.memory),
             plan,
-            starts_by_itself=False,
         )
     finally:
         store.close()
@@ -164,24 +160,3 @@ def _feedback_key(file: Path | None) -> bytes:
             "random ones, the same for every gateway"
         )
     return key
-
-
-def _nothing_published(model: str) -> list[int]:  # noqa: ARG001 - the signature of `Published`
-    return []
-
-
-def published_in(models_dir: Path) -> Published:
-    """The versions in a folder of models."""
-
-    def versions(model: str) -> list[int]:
-        folder = models_dir / model
-        if not folder.is_dir():
-            return []
-        found = []
-        for child in folder.iterdir():
-            with suppress(InvalidInput):  # a folder with another name is not a version's
-                version = version_number(child.name)
-                found += [version] if child.is_dir() else []
-        return sorted(found)
-
-    return versions

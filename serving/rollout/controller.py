@@ -56,7 +56,6 @@ class Surroundings:
     leadership: Leadership
     source: CountSource
     announcer: Announcer
-    published: Callable[[str], list[int]]
     plan: Plan
 
 
@@ -90,7 +89,7 @@ class Controller:
         self._wall = wall
         self._clock = clock
         self._examiner = Examiner(around.pool, around.catalog)
-        self._newcomers = Newcomers(around.store, around.published, around.plan)
+        self._newcomers = Newcomers(around.store, around.plan)
         self._before: dict[str, _Baseline] = {}
         self._entered: dict[str, tuple[Phase, float]] = {}
         self._looked: dict[str, tuple[float, float]] = {}
@@ -235,7 +234,7 @@ class Controller:
         """
         pinned = self._around.store.pinned(model)
         if pinned is None and model not in self._frozen:
-            versions = self._around.published(model) or list(self._around.catalog.versions(model))
+            versions = self._around.store.published(model) or list(self._around.catalog.versions(model))
             if versions:
                 pinned = max(versions)
                 self._around.store.pin(model, pinned)
@@ -321,7 +320,7 @@ class Controller:
             return replicas_verdict(rollout, replicas) or await self._examiner.examine(rollout)
         told = replicas_verdict(rollout, replicas)
         if rollout.state.phase is Phase.PENDING:
-            published = self._around.published(rollout.model)
+            published = self._around.store.published(rollout.model)
             if published and rollout.candidate not in published:
                 there = ", ".join(map(str, published))
                 text = f"there is no version {rollout.candidate} to be loaded; there are: {there}"

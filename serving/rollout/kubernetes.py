@@ -286,6 +286,10 @@ class KubernetesStore:
         with self._lock:
             self._keep(answer)
 
+    def published(self, model: str) -> list[int]:  # noqa: ARG002 - a store's signature
+        """See `Store.published`: nobody sees from here where the models are."""
+        return []
+
     def pinned(self, model: str) -> int | None:
         """What the last rollout left, or else the version that served when the model was first seen here."""
         outcome = self._outcomes.get(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 
 import structlog
 
@@ -20,20 +19,18 @@ class Newcomers:
 
     Args:
         store: The rollouts.
-        published: The versions of a model that are there to be loaded.
         plan: What to do about one, and the plan of a rollout that starts by itself.
     """
 
-    def __init__(self, store: Store, published: Callable[[str], list[int]], plan: Plan) -> None:
+    def __init__(self, store: Store, plan: Plan) -> None:
         self._store = store
-        self._published = published
         self._plan = plan
         self._told: set[tuple[str, int]] = set()
 
     def look(self, model: str, at: float) -> Rollout | None:
         """The rollout that started by itself, or None. A version that was tried before is not tried again."""
         stable, last = serving_version(self._store, model), self._store.load(model)
-        newest = max(self._published(model), default=0)
+        newest = max(self._store.published(model), default=0)
         if stable is None or newest <= stable or (last is not None and not last.finished):
             return None
         if any(newest == rollout.candidate for rollout in self._store.history(model)):

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from serving import faults
-from serving.errors import InvalidInput, NotFound
+from serving.errors import InvalidInput
 from serving.faults import Location
 from serving.rollout.plan import Plan
 
@@ -23,21 +23,20 @@ def load_plan(path: Path) -> Plan:
     """The plan in a `.yaml`, `.yml` or `.toml` file.
 
     Raises:
-        NotFound: There is no such file, or it cannot be read.
-        InvalidInput: It is not a plan; the message has one line `file:line: field: fault` for each fault.
+        InvalidInput: There is no such file, it cannot be read, or it is not a plan; then the message has one
+            line `file:line: field: fault` for each fault.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise NotFound(f"{path}: cannot read the plan: {error.strerror}") from error
     if path.suffix not in (".yaml", ".yml", ".toml"):
         raise InvalidInput(
             f"{path}: a plan is a .yaml or .toml file, not {path.suffix or 'one without a suffix'}"
         )
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot read the plan: {error.strerror}") from error
     if len(content) > _MAX_BYTES:
-        raise InvalidInput(
-            f"{path}: {len(content)} bytes are too many for a plan; at most {_MAX_BYTES} are read"
-        )
+        raise InvalidInput(f"{path}: too large for a plan: it has more than {_MAX_BYTES} bytes")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from contextlib import suppress
 
 from serving.errors import Conflict, FailedPrecondition, NotFound
 from serving.rollout.machine import Command, Phase, command
@@ -24,7 +25,8 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
     """Stores a new rollout of a model to a version; the controller takes it from there.
 
     Raises:
-        NotFound: The store knows nothing of this model: no gateway has served it with this store.
+        NotFound: The store knows nothing of this model: no gateway has served it with this store. Or there is
+            no such version to be loaded, as far as can be seen.
         Conflict: The model has a rollout that is not finished, or serves that version.
         FailedPrecondition: Its record cannot be read: nobody knows which version is proven.
         InvalidInput: It is no version.
@@ -43,9 +45,18 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
         )
     if to == stable:
         raise Conflict(f'version {to} of model "{model}" is the one that serves')
+    _check_there(store, model, to)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", model).lstrip("-.") or "model"
     id_ = f"{name}-{to}-{int(at)}-{secrets.token_hex(3)}"
     return store.save(Rollout(id_, model, stable, to, plan, at))
+
+
+def _check_there(store: Store, model: str, version: int) -> None:
+    with suppress(OSError):  # whoever starts a rollout may see less than the gateways, which look, too
+        there = store.published(model)
+        if there and version not in there:
+            known = ", ".join(map(str, there))
+            raise NotFound(f'model "{model}" has no version {version} to be loaded; there are: {known}')
 
 
 def _check_readable(store: Store, model: str) -> None:

@@ -21,11 +21,13 @@ import structlog
 
 from serving.errors import Conflict, InvalidInput
 from serving.prediction import version_number
+from serving.rollout.published import published_in
 from serving.rollout.record import Rollout, from_json, to_json
 
 _log = structlog.get_logger()
 
 _HISTORY = "history"
+_MODELS_DIR = "models-dir"
 # For a file's name, which may have 255 bytes, suffix included.
 _MOST_CHARACTERS = 200
 
@@ -57,6 +59,13 @@ class Store(Protocol):
 
     def obey(self) -> None:
         """Carries out commands that people left in the store itself. Only the leader calls it."""
+
+    def published(self, model: str) -> list[int]:
+        """The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be.
+
+        Raises:
+            OSError: They cannot be listed.
+        """
 
     def pinned(self, model: str) -> int | None:
         """The version that serves a model which never had a rollout; None before it is pinned."""
@@ -123,6 +132,7 @@ class FileStore:
         self._files = files or Files()
         self._history = folder / _HISTORY
         self._pins = folder / "pinned"
+        self._models_dir: Path | None = None
         try:
             for each in (self._history, self._pins):
                 each.mkdir(parents=True, exist_ok=True)
@@ -213,6 +223,22 @@ class FileStore:
 
     def obey(self) -> None:
         """See `Store.obey`: commands come as saves, there is nothing to do."""
+
+    def note_models(self, models_dir: str) -> None:
+        """Notes where the models' folders are, also for those who start rollouts in other processes."""
+        self._models_dir = Path(models_dir)
+        with contextlib.suppress(OSError):  # as on a full disk; the gateways find out what is not there
+            self._replace(self._folder / _MODELS_DIR, os.fsencode(models_dir))
+
+    def published(self, model: str) -> list[int]:
+        """See `Store.published`."""
+        if self._models_dir is not None:
+            return published_in(self._models_dir)(model)
+        try:
+            noted = (self._folder / _MODELS_DIR).read_bytes()
+        except FileNotFoundError:  # no gateway has run with this folder
+            return []
+        return published_in(Path(os.fsdecode(noted)))(model)
 
     def pinned(self, model: str) -> int | None:
         """See `Store.pinned`."""

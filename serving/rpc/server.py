@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving import protos
+from serving import ports, protos
 from serving.certificates import Certificates
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
@@ -95,6 +94,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _enable_reflection(self._server)
+        _check_port(host, port, shared=shared)
         try:
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             self.port = (
@@ -103,8 +103,9 @@ class RpcServer:
                 else self._server.add_secure_port(address, certificates.for_grpc())
             )
         except RuntimeError as error:
-            why = _why_not(host, port)
-            raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: {why}") from error
+            raise InvalidInput(
+                f"cannot listen on {host}:{port} for gRPC, though it was free just now; its log says why"
+            ) from error
 
     async def start(self) -> None:
         """Start accepting calls."""
@@ -138,18 +139,12 @@ class RpcServer:
             await asyncio.sleep(interval_s)
 
 
-def _why_not(host: str, port: int) -> str:
-    """Why nothing can listen there: gRPC says so only in its log, but a socket of our own gets the error."""
+def _check_port(host: str, port: int, *, shared: bool) -> None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
+        ports.check(host, port, shared=shared)
     except OSError as error:
         hint = "; --grpc-port names another, 0 any free one" if error.errno == errno.EADDRINUSE else ""
-        return f"{error.strerror}{hint}"
-    return "gRPC could not, though it is free now"
+        raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: {error.strerror}{hint}") from error
 
 
 def _enable_reflection(server: grpc.aio.Server) -> None:

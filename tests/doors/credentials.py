@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 from typer.testing import CliRunner
 
-from serving.cli import build
+from serving.commands.app import build
 from tests.doors.wire import PATH, PNG
 from tests.support.http import grey_png
 

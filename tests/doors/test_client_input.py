@@ -49,6 +49,17 @@ def test_what_can_never_be_asked_is_said_before_anything_is_sent(kind: Any) -> N
                 client.classify(b"x", timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("kind", [Client, GrpcClient])
+def test_a_name_that_is_no_text_is_said_before_anything_is_sent(kind: Any) -> None:
+    """As an argument of a command is whose bytes are no UTF-8."""
+    with kind() as client:
+        for asks in ({"model": "ma\udcdfe"}, {"model": "digits", "label": "ma\udcdfe"}):
+            with pytest.raises(
+                InvalidInput, match=r"is no text: its bytes are no UTF-8|cannot be asked over gRPC"
+            ):
+                client.classify(b"x", **asks)
+
+
 def test_no_version_over_grpc_stands_for_another() -> None:
     with GrpcClient() as client:
         with pytest.raises(InvalidInput, match="version is 0, which over gRPC stands for the routed one"):

@@ -118,6 +118,11 @@ async def test_what_is_asked_over_http(kind: Any) -> None:
         assert "authorization" not in server.headers
         await asked(kind, f"{server.url}/behind/a/proxy")
         assert server.path == "/behind/a/proxy/v1/classify"
+        for name, sent in (("..", "%2E%2E"), (".", "%2E"), ("../%2F", "..%2F%252F"), ("100 %", "100%20%25")):
+            await asked(kind, server.url, model=name, version=3)
+            assert server.path == f"/v1/models/{sent}/versions/3:classify"
+            await asked(kind, server.url, model=name, label=name)
+            assert server.path == f"/v1/models/{sent}/labels/{sent}:classify"
     (result,) = found.results
     assert (found.model, found.version, result.prediction_id) == ("digits", 3, "a.b")
     assert result.classes == (ClassScore("seven", 7, 0.5),)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from serving.access.callers import Callers
 from serving.access.keys import Keys, hash_of, new_key, read_keys
-from serving.cli import build
 from serving.commands import keys as keys_command_module
+from serving.commands.app import build
 from serving.errors import InvalidInput, Unauthenticated
 from serving.settings import Settings
 from tests.doors.credentials import keys_command

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from serving import protos
 from serving.access.callers import WATCH_INTERVAL_S, WatchedFile
-from serving.cli import build
+from serving.commands.app import build
 from serving.main import Running
 from tests.doors.credentials import bearer, keys_command, post
 from tests.doors.replica import ScriptedReplica

@@ -8,6 +8,7 @@ import gc
 import io
 import itertools
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,8 +21,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from serving.cli import build
 from serving.commands import asking, serve
+from serving.commands.app import build
 from serving.commands.terminal import user_errors
 from serving.commands.top import Scrape, parse, rows, view
 from serving.errors import FailedPrecondition, InvalidInput, SluiceError
@@ -231,18 +232,27 @@ def test_without_tensorflow_the_model_server_says_what_to_install(
     assert "The model server needs TensorFlow" in capsys.readouterr().err
 
 
-def test_ctrl_c_while_commands_are_still_imported_shows_no_stack_trace() -> None:
+@pytest.mark.parametrize("imported", ["typer", "serving.commands.models", "serving.modelserver.server"])
+def test_ctrl_c_while_commands_are_still_imported_shows_no_stack_trace(imported: str) -> None:
     """Which takes half a second, in which people see that they mistyped."""
     script = """
 import os, signal, sys
-from serving import cli
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGINT)
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
-cli.build = lambda: os.kill(os.getpid(), signal.SIGINT)
-sys.argv = ["sluice", "models"]
-cli.main()
+sys.meta_path.insert(0, Interrupting())
+from serving.cli import main
+main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    command = "model-server" if "modelserver" in imported else "models"
+    done = subprocess.run(
+        [sys.executable, "-c", script, command, imported], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 @dataclass

@@ -27,8 +27,8 @@ MOST_FAULTS_A_CALL = 300
 def test_importing_the_gateway_imports_no_tensorflow_and_no_training() -> None:
     program = """
 import json, sys
-import serving.cli, serving.commands.serve, serving.main
-serving.cli.build()
+import serving.cli, serving.commands.app, serving.main
+serving.commands.app.build()
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

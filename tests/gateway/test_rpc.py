@@ -246,7 +246,7 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(
         assert counted(up, "sluice_requests_total", protocol="grpc", outcome="invalid-input") == 1
 
 
-async def test_a_port_that_cannot_be_had_comes_with_the_reason() -> None:
+async def test_a_port_that_cannot_be_had_comes_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
     async with running(FakeReplica()) as fake:
         with pytest.raises(InvalidInput) as foreign:
             await _start_and_end(fake, grpc_host="192.0.2.1")  # RFC 5737: nobody's
@@ -261,6 +261,7 @@ async def test_a_port_that_cannot_be_had_comes_with_the_reason() -> None:
             f"cannot listen on 127.0.0.1:{port} for gRPC: Address already in use; "
             "--grpc-port names another, 0 any free one"
         )
+    assert capfd.readouterr().err == "", "gRPC has nothing to log"
 
 
 async def _start_and_end(fake: FakeReplica, **settings: Any) -> None:

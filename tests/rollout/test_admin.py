@@ -58,6 +58,9 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         assert whole["explanation"][0].startswith("digits: 1 → 2")
         assert (await ask.post("/v1/rollouts/digits/fly", headers=admin)).status_code == 400
         assert (await ask.post("/v1/rollouts/digits/abort")).status_code == 403
+        other = await ask.post("/v1/rollouts/digits%2Fabort", headers=admin, json={"to": 2})
+        assert (other.status_code, "no model with a / in its name" in other.json()["detail"]) == (400, True)
+        assert scene.rollout.state.phase is Phase.CANARY
         aborted = await ask.post("/v1/rollouts/digits/abort", headers=admin)
         assert aborted.json()["reason"] == "abort was requested by operator"
         rollout = await scene.until_finished()

@@ -197,8 +197,8 @@ def test_a_key_that_could_be_guessed_is_refused(server: ApiServer, tmp_path: Pat
     key.write_bytes(b"")
     loaded = Settings(rollout_namespace=NAMESPACE, prometheus_url=server.url, feedback_key_file=key)
     told = "key holds 0 bytes; what signs prediction ids is 32 random ones"
-    with pytest.raises(InvalidInput, match=told), shared_by(loaded, Steering(), new_metrics()):
+    with pytest.raises(InvalidInput, match=told), shared_by(loaded, Steering(), new_metrics(), tmp_path):
         pytest.fail("anybody could sign ids")
     key.write_bytes(bytes(32))
-    with shared_by(loaded, Steering(), new_metrics()) as shared:
+    with shared_by(loaded, Steering(), new_metrics(), tmp_path) as shared:
         assert shared.receipts.issue("digits", 1, "7", routed=False)

@@ -169,7 +169,7 @@ def test_a_gateway_that_finds_no_cluster_says_so(tmp_path: Path, monkeypatch: py
         pytest.raises(
             InvalidInput, match=r"no cluster can be found \(.*none not found\); set KUBECONFIG, or"
         ),
-        assembly.shared_by(found, Steering(), Metrics(CollectorRegistry())),
+        assembly.shared_by(found, Steering(), Metrics(CollectorRegistry()), tmp_path),
     ):
         pass
 

@@ -81,6 +81,13 @@ class Wanting(Reconciler):
         self.wanted = wanted
 
 
+class Folder(FileStore):
+    """A store of a folder of models in which there are versions 1 and 2 of each."""
+
+    def published(self, model: str) -> list[int]:
+        return [1, 2]
+
+
 @dataclass
 class Looking:
     """A controller without replicas over a store; every look moves its clock by a second."""
@@ -106,7 +113,6 @@ class Looking:
             leadership=Lead(self.name, self.gateways),
             source=self.gateways,
             announcer=Telling(registry, self.told),
-            published=lambda model: [1, 2],
             plan=Plan(on_new_version="rollout"),
         )
         self.controller = Controller(around, 1.0, wall=lambda: self.now, clock=lambda: self.now)
@@ -133,9 +139,9 @@ def in_canary(store: Store) -> None:
 async def test_calls_are_evidence_once_though_another_one_led_for_a_while(
     tmp_path: Path, follows: bool
 ) -> None:
-    in_canary(FileStore(tmp_path))
+    in_canary(Folder(tmp_path))
     gateways = Gateways()
-    first, second = (Looking(FileStore(tmp_path), gateways, name) for name in ("a", "b"))
+    first, second = (Looking(Folder(tmp_path), gateways, name) for name in ("a", "b"))
     await first.look()
     await first.look(calls=10.0)
     gateways.leader = "b"
@@ -146,9 +152,9 @@ async def test_calls_are_evidence_once_though_another_one_led_for_a_while(
             await first.look()
     gateways.leader = "a"
     await first.look()
-    assert evidence(FileStore(tmp_path)) == 60.0
+    assert evidence(Folder(tmp_path)) == 60.0
     await first.look(calls=10.0)
-    assert evidence(FileStore(tmp_path)) == 70.0
+    assert evidence(Folder(tmp_path)) == 70.0
 
 
 class Unsynced(Files):
@@ -168,20 +174,20 @@ class Unsynced(Files):
 
 
 async def test_calls_are_evidence_once_though_a_save_seemed_to_fail(tmp_path: Path) -> None:
-    in_canary(FileStore(tmp_path))
+    in_canary(Folder(tmp_path))
     files = Unsynced()
-    looking = Looking(FileStore(tmp_path, files), Gateways())
+    looking = Looking(Folder(tmp_path, files), Gateways())
     await looking.look()
     await looking.look(calls=10.0)
     files.failing = True
     with pytest.raises(OSError, match="Input/output error"):
         await looking.look(calls=10.0)
     files.failing = False
-    assert evidence(FileStore(tmp_path)) == 20.0, "it is in place all the same"
+    assert evidence(Folder(tmp_path)) == 20.0, "it is in place all the same"
     await looking.look()
-    assert evidence(FileStore(tmp_path)) == 20.0
+    assert evidence(Folder(tmp_path)) == 20.0
     await looking.look(calls=10.0)
-    assert evidence(FileStore(tmp_path)) == 30.0
+    assert evidence(Folder(tmp_path)) == 30.0
 
 
 class Unwritable(Files):
@@ -196,11 +202,11 @@ class Unwritable(Files):
 async def test_a_model_whose_record_cannot_be_written_holds_up_no_other(tmp_path: Path) -> None:
     models = ("digits", "flowers")
     for model in models:
-        FileStore(tmp_path).save(new_rollout(f"{model}-2", model))
-    looking = Looking(FileStore(tmp_path, Unwritable()), Gateways(), models=models)
+        Folder(tmp_path).save(new_rollout(f"{model}-2", model))
+    looking = Looking(Folder(tmp_path, Unwritable()), Gateways(), models=models)
     with pytest.raises(PermissionError):
         await looking.look()
-    found = [FileStore(tmp_path).load(model) for model in models]
+    found = [Folder(tmp_path).load(model) for model in models]
     assert [each.revision for each in found if each is not None] == [1, 2]
 
 
@@ -222,7 +228,7 @@ async def test_a_command_that_cannot_be_carried_out_holds_up_no_rollout(tmp_path
 
 
 async def test_a_rollout_ages_by_the_time_in_which_it_was_watched(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = Folder(tmp_path)
     in_canary(store)
     looking, ages = Looking(store, Gateways()), []
     for away_s in (0.0, 0.0, 3600.0, 0.0):
@@ -234,28 +240,28 @@ async def test_a_rollout_ages_by_the_time_in_which_it_was_watched(tmp_path: Path
 
 
 async def test_no_call_is_lost_while_the_counts_are_away(tmp_path: Path) -> None:
-    in_canary(FileStore(tmp_path))
+    in_canary(Folder(tmp_path))
     gateways = Gateways()
-    looking = Looking(FileStore(tmp_path), gateways)
+    looking = Looking(Folder(tmp_path), gateways)
     await looking.look()
     gateways.away = True
     for _ in range(3):
         await looking.look(calls=10.0)
-    assert evidence(FileStore(tmp_path)) == 0.0
+    assert evidence(Folder(tmp_path)) == 0.0
     gateways.away = False
     await looking.look(calls=10.0)
-    assert evidence(FileStore(tmp_path)) == 40.0
+    assert evidence(Folder(tmp_path)) == 40.0
 
 
 async def test_a_command_costs_an_interval_at_most(tmp_path: Path) -> None:
-    in_canary(FileStore(tmp_path))
-    looking = Looking(FileStore(tmp_path), Gateways())
+    in_canary(Folder(tmp_path))
+    looking = Looking(Folder(tmp_path), Gateways())
     await looking.look()
     await looking.look(calls=10.0)
-    order(FileStore(tmp_path), "digits", "pause", by="a test", at=1e9)
+    order(Folder(tmp_path), "digits", "pause", by="a test", at=1e9)
     await looking.look(calls=10.0)
     await looking.look(calls=10.0)
-    assert evidence(FileStore(tmp_path)) in (20.0, 30.0)
+    assert evidence(Folder(tmp_path)) in (20.0, 30.0)
 
 
 def stored(folder: Path) -> list[bytes]:
@@ -269,7 +275,7 @@ def spoilt(folder: Path) -> None:
 
 
 async def test_a_record_that_cannot_be_read_freezes_its_model(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = Folder(tmp_path)
     in_canary(store)
     looking = Looking(store, Gateways())
     await looking.look()
@@ -288,7 +294,7 @@ async def test_a_record_that_cannot_be_read_freezes_its_model(tmp_path: Path) ->
 async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_version_for_proven(
     tmp_path: Path,
 ) -> None:
-    store = FileStore(tmp_path)
+    store = Folder(tmp_path)
     in_canary(store)
     spoilt(tmp_path)
     looking = Looking(store, Gateways())
@@ -300,7 +306,7 @@ async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_ve
 
 
 async def test_a_record_that_cannot_be_read_holds_up_no_other_model(tmp_path: Path) -> None:
-    store, models = FileStore(tmp_path), ("digits", "flowers")
+    store, models = Folder(tmp_path), ("digits", "flowers")
     for model in models:
         store.save(replace(new_rollout(f"{model}-2", model), state=State(Phase.LOADING)))
     looking = Looking(store, Gateways(), models=models)
@@ -310,13 +316,13 @@ async def test_a_record_that_cannot_be_read_holds_up_no_other_model(tmp_path: Pa
     await looking.look()
     labels = {model: dict(each.labels) for model, each in looking.reconciler.wanted.items()}
     assert labels["digits"] == {"stable": 1, "candidate": 2}, "as it was"
-    started = Looking(FileStore(tmp_path), Gateways(), models=models)
+    started = Looking(Folder(tmp_path), Gateways(), models=models)
     await started.look()
     assert started.reconciler.wanted == {}, "who knows nothing of one would have it unloaded"
 
 
 async def test_what_replicas_held_before_another_gateway_led_is_not_brought_back(tmp_path: Path) -> None:
-    store, gateways = FileStore(tmp_path), Gateways()
+    store, gateways = Folder(tmp_path), Gateways()
     in_canary(store)
     looking = Looking(store, gateways)
     await looking.look()
@@ -330,15 +336,15 @@ async def test_what_replicas_held_before_another_gateway_led_is_not_brought_back
 
 
 async def test_a_move_is_told_of_though_the_gateway_that_made_it_ended(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = Folder(tmp_path)
     store.save(new_rollout())
     order(store, "digits", "pause", by="a test", at=1e9)
-    first = Looking(FileStore(tmp_path), Gateways())
+    first = Looking(Folder(tmp_path), Gateways())
     for _ in range(2):
         await first.look()
     assert first.told == ["paused"], "that nobody looked when it was made"
     order(store, "digits", "abort", by="a test", at=1e9)
-    second = Looking(FileStore(tmp_path), Gateways())
+    second = Looking(Folder(tmp_path), Gateways())
     for _ in range(3):
         await second.look()
     assert second.told == ["rolling_back"]
@@ -347,12 +353,12 @@ async def test_a_move_is_told_of_though_the_gateway_that_made_it_ended(tmp_path:
 async def test_a_move_that_is_told_of_twice_has_one_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = FileStore(tmp_path)
+    store = Folder(tmp_path)
     store.save(new_rollout())
     order(store, "digits", "pause", by="a test", at=1e9)
     order(store, "digits", "abort", by="a test", at=1e9)
     for _ in range(2):  # the first one ends before it could note what it told
-        await Looking(FileStore(tmp_path), Gateways()).look()
+        await Looking(Folder(tmp_path), Gateways()).look()
     told = re.findall(r"a rollout moved .* move=(\d+) .* phase=(\w+)", capsys.readouterr().out)
     assert told == [("1", "paused"), ("2", "rolling_back")] * 2
 
@@ -360,7 +366,7 @@ async def test_a_move_that_is_told_of_twice_has_one_number(
 @pytest.mark.parametrize("kept", [True, False], ids=["as it is", "as before this was kept"])
 async def test_the_last_move_of_all_is_told_of_once(tmp_path: Path, kept: bool) -> None:
     over = new_rollout().moved(State(Phase.ROLLED_BACK), None, 1e9)
-    FileStore(tmp_path).save(over)
+    Folder(tmp_path).save(over)
     path = tmp_path / "digits.json"
     if not kept:
         values = json.loads(path.read_text())
@@ -368,7 +374,7 @@ async def test_the_last_move_of_all_is_told_of_once(tmp_path: Path, kept: bool) 
         path.write_text(json.dumps(values))
     told = []
     for _ in range(2):
-        looking = Looking(FileStore(tmp_path), Gateways(), models=())
+        looking = Looking(Folder(tmp_path), Gateways(), models=())
         await looking.look()
         await looking.look()
         told += looking.told
@@ -376,10 +382,10 @@ async def test_the_last_move_of_all_is_told_of_once(tmp_path: Path, kept: bool) 
 
 
 async def test_a_gateway_that_answers_says_what_is_slow_for_one_that_does_not(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = Folder(tmp_path)
     store.save(replace(new_rollout(), state=State(Phase.SHADOW)))
     gateways = Gateways()
-    leading, following = (Looking(FileStore(tmp_path), gateways, name) for name in ("a", "b"))
+    leading, following = (Looking(Folder(tmp_path), gateways, name) for name in ("a", "b"))
     await leading.look()
     found = store.load("digits")
     assert found is not None

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving.errors import NotFound
 from serving.rollout.machine import Phase, State
 from serving.rollout.newcomers import Newcomers
 from serving.rollout.plan import Plan
+from serving.rollout.record import Rollout
 from serving.rollout.store import FileStore
 from tests.rollout.replicas import FAST, VersionedReplica, scene_over
 from tests.support.fake_replica import until
@@ -25,16 +27,18 @@ def ended(store: FileStore, phase: Phase) -> None:
 
 
 def test_each_newer_version_is_tried_once(tmp_path: Path) -> None:
-    store, there = FileStore(tmp_path), [1]
-    newcomers = Newcomers(store, lambda model: there, BY_ITSELF)
+    store, there = FileStore(tmp_path), tmp_path / "models" / "digits"
+    store.note_models(str(there.parent))
+    (there / "1").mkdir(parents=True)
+    newcomers = Newcomers(store, BY_ITSELF)
     assert newcomers.look("digits", 1e9) is None, "nobody has served it yet"
     store.pin("digits", 1)
     assert newcomers.look("digits", 1e9) is None
-    there.append(2)
+    (there / "2").mkdir()
     first = newcomers.look("digits", 1e9)
     assert first is not None
     assert (first.stable, first.candidate, first.plan) == (1, 2, BY_ITSELF)
-    there.append(3)
+    (there / "3").mkdir()
     assert newcomers.look("digits", 1e9) is None, "one after the other"
     ended(store, Phase.ROLLED_BACK)
     second = newcomers.look("digits", 2e9)
@@ -42,18 +46,21 @@ def test_each_newer_version_is_tried_once(tmp_path: Path) -> None:
     assert (second.stable, second.candidate) == (1, 3)
     ended(store, Phase.ROLLED_BACK)
     assert newcomers.look("digits", 3e9) is None, "what was rolled back is not tried again"
-    there.append(4)
+    (there / "4").mkdir()
     third = newcomers.look("digits", 4e9)
     assert third is not None
     ended(store, Phase.PROMOTED)
-    there.remove(4)
+    (there / "4").rmdir()
     assert newcomers.look("digits", 5e9) is None, "nothing goes back by itself"
 
 
 def test_a_version_that_waits_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, names = FileStore(tmp_path), ("digits", "digits copy")
-    newcomers = Newcomers(store, lambda model: [1, 2], Plan())
+    store.note_models(str(tmp_path / "models"))
+    newcomers = Newcomers(store, Plan())
     for name in names:
+        for version in ("1", "2"):
+            (tmp_path / "models" / name / version).mkdir(parents=True)
         store.pin(name, 1)
         assert [newcomers.look(name, 1e9) for _ in range(3)] == [None, None, None]
     logged = capsys.readouterr().out
@@ -74,7 +81,10 @@ async def test_a_version_that_appears_comes_in_by_itself(tmp_path: Path) -> None
         rollout = await scene.until_finished()
         assert (rollout.stable, rollout.candidate, rollout.state.phase) == (1, 2, Phase.PROMOTED)
         assert {status for status, _ in scene.answered} == {200}
-        scene.begin(FAST, to=7)
+        with pytest.raises(NotFound, match="has no version 7 to be loaded; there are: 1, 2"):
+            scene.begin(FAST, to=7)
+        # as whoever sees no folder of models starts it
+        scene.store.save(Rollout("digits-7", "digits", 2, 7, Plan.model_validate(FAST), 1e9))
         missing = await scene.until_finished()
         assert (missing.state.phase, missing.state.reason.code) == (
             Phase.ROLLED_BACK,

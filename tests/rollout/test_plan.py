@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import InvalidInput, NotFound
+from serving.errors import InvalidInput
 from serving.rollout.judge import alphas
 from serving.rollout.plan import Plan
 from serving.rollout.plan_file import load_plan, parse_plan
@@ -146,8 +146,11 @@ def test_faults_in_toml_point_at_their_lines(text: str, message: str) -> None:
 
 
 def test_files_that_are_no_plans_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="cannot read the plan: No such file"):
-        load_plan(tmp_path / "missing")
+    with pytest.raises(InvalidInput, match="cannot read the plan: No such file"):
+        load_plan(tmp_path / "missing.yaml")
+    for none in ("missing", "/dev/zero"):
+        with pytest.raises(InvalidInput, match=r"is a \.yaml or \.toml file, not one without a suffix"):
+            load_plan(Path(none))
     (tmp_path / "plan.json").touch()
     with pytest.raises(InvalidInput, match=r"a plan is a \.yaml or \.toml file"):
         load_plan(tmp_path / "plan.json")
@@ -156,7 +159,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"plan\.toml:2: not UTF-8"):
         load_plan(binary)
     binary.write_bytes(b"#" * 300_000)
-    with pytest.raises(InvalidInput, match="are too many for a plan"):
+    with pytest.raises(InvalidInput, match="too large for a plan: it has more than 262144 bytes"):
         load_plan(binary)
 
 

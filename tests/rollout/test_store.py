@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import Conflict, FailedPrecondition, InvalidInput
-from serving.rollout.assembly import published_in
+from serving.errors import Conflict, FailedPrecondition, InvalidInput, NotFound
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
+from serving.rollout.published import published_in
 from serving.rollout.record import Rollout
 from serving.rollout.start import order, start
 from serving.rollout.store import Files, FileStore
@@ -218,6 +218,21 @@ def test_folders_that_are_no_versions_are_not_let_in(tmp_path: Path) -> None:
         (tmp_path / "digits" / name).mkdir(parents=True)
     (tmp_path / "digits" / "7").write_text("a file")
     assert published_in(tmp_path)("digits") == [1, 3, 12]
+
+
+def test_a_rollout_to_a_version_that_is_not_there_does_not_begin(tmp_path: Path) -> None:
+    """Whoever starts one is in another process than the gateway, which noted where the models are."""
+    FileStore(tmp_path).pin("digits", 1)
+    models = tmp_path / "models"
+    assert FileStore(tmp_path).published("digits") == [], "no gateway has noted it yet"
+    FileStore(tmp_path).note_models(str(models))
+    assert FileStore(tmp_path).published("digits") == [], "as where the models are on another machine"
+    for version in ("1", "2"):
+        (models / "digits" / version).mkdir(parents=True)
+    with pytest.raises(NotFound, match='model "digits" has no version 9 to be loaded; there are: 1, 2'):
+        start(FileStore(tmp_path), "digits", 9, Plan(), 1e9)
+    assert FileStore(tmp_path).load("digits") is None
+    assert start(FileStore(tmp_path), "digits", 2, Plan(), 1e9).candidate == 2
 
 
 @pytest.mark.parametrize(

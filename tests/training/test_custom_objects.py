@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.checker import check_layer
-from training import layers, losses, metrics
+from training import config, layers, losses, metrics
 from training.models import residual, resnet, vgg, wide_deep
 
 IMAGES = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
@@ -160,6 +160,8 @@ def test_a_depth_that_is_not_in_the_table_is_told_with_those_that_are() -> None:
         resnet.ResNet(10, "resnet21")
     with pytest.raises(ValueError, match="VGG has no depth 'vgg5'; there are: vgg4, vgg7, vgg16"):
         vgg.VGG(10, "vgg5")
+    # which the command knows without TensorFlow
+    assert {"resnet": (*resnet.DEPTHS,), "vgg": (*vgg.BLOCKS,)} == config.DEPTHS
 
 
 @pytest.mark.parametrize("loss", [losses.HuberLoss(0.7), losses.ContrastiveLoss(1.5)])

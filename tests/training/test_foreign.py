@@ -41,6 +41,20 @@ def test_a_classifier_gets_the_four_signatures(kind: str, tmp_path: Path) -> Non
     assert archived == (kind == "archive")
 
 
+def test_a_versions_folder_is_called_as_its_model(tmp_path: Path) -> None:
+    """As TensorFlow Serving's guide has one export: to export/flowers/3."""
+    classifier().export(tmp_path / "flowers" / "3", verbose=False)
+    published = publish_file(tmp_path / "flowers" / "3", tmp_path / "models")
+    assert published.folder == tmp_path / "models" / "flowers" / "1"
+
+
+def test_labels_that_begin_with_numbers_are_noted(tmp_path: Path) -> None:
+    classifier().save(tmp_path / "m.keras")
+    published = publish_file(tmp_path / "m.keras", tmp_path, labels=labels_file(tmp_path, "0 a\n1 b\n2 c\n"))
+    assert published.card["labels"] == ["0 a", "1 b", "2 c"]
+    assert any(note.startswith("the labels begin with numbers, as '2 c'; if") for note in published.notes)
+
+
 def test_labels_default_to_numbers_and_versions_count(tmp_path: Path) -> None:
     classifier(12).save(tmp_path / "mine.keras")
     publish_file(tmp_path / "mine.keras", tmp_path, "other", freeze=False)

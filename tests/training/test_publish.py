@@ -142,9 +142,25 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
         write_file(folder, version)
         raise PublishFailed("no")
 
-    with pytest.raises(PublishFailed, match="no"):
-        publish(tmp_path / "m", fail)
-    assert list((tmp_path / "m").iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    for model in (tmp_path / "models" / "m", tmp_path / "empty"):
+        with pytest.raises(PublishFailed, match="no"):
+            publish(model, fail)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "empty"], "what was there before stays"
+
+
+def test_a_first_version_that_fails_takes_no_folder_from_another_publisher(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+
+    def outlived(folder: Path, version: int) -> None:
+        def fail(folder: Path, version: int) -> None:
+            raise PublishFailed("no")
+
+        with pytest.raises(PublishFailed):
+            publish(model, fail)
+        write_file(folder, version)
+
+    assert publish(model, outlived) == (model / "1", 1)
 
 
 def test_all_of_a_version_is_on_the_disk_before_it_has_its_name(
@@ -177,7 +193,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert out.startswith("nothing was published in ")
     assert "File too large" in out
-    assert list((tmp_path / "m").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

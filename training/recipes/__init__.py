@@ -11,5 +11,6 @@ from training.recipes.base import Plan
 def plan(recipe: str, options: Options) -> Plan:
     """The recipe made concrete: data loaded, models ready to be built."""
     chosen = preset(recipe)
+    chosen.check(options)
     made: Plan = importlib.import_module(chosen.module).plan(chosen, options)
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -96,8 +96,6 @@ def plan(chosen: Preset, options: Options) -> Plan:
 def _variants(
     recipe: str, shape: tuple[int, int, int], classes: int, depth: str | None
 ) -> dict[str, Variant]:
-    if depth is not None and recipe not in ("resnet", "vgg"):
-        raise BadInput(f"--depth is for resnet and vgg, not for {recipe}")
     if recipe == "residual" and min(shape[:2]) < _RESIDUAL_SIDE:
         raise BadInput(f"residual halves the sides once; these are {shape[0]}x{shape[1]}")
     if recipe == "branches":
@@ -135,19 +133,13 @@ def _resnet_depth(depth: str | None, height: int, width: int, channels: int) -> 
         if max(height, width) > 64:
             return "resnet18"
         return "resnet20" if channels == 3 and max(height, width) > 16 else "resnet8"
-    return _known("resnet", depth, resnet.DEPTHS)
+    return depth
 
 
 def _vgg_depth(depth: str | None, height: int, width: int, _: int) -> str:
     """The requested depth, or the deepest whose blocks leave the images a pixel; vgg16 only on request."""
     side = min(height, width)
-    depth = ("vgg4" if side < 16 else "vgg7") if depth is None else _known("vgg", depth, vgg.BLOCKS)
+    depth = depth or ("vgg4" if side < 16 else "vgg7")
     if side >> len(vgg.BLOCKS[depth]) == 0:
         raise BadInput(f"{depth} halves the sides {len(vgg.BLOCKS[depth])} times; these are {height}x{width}")
-    return depth
-
-
-def _known(recipe: str, depth: str, depths: Iterable[str]) -> str:
-    if depth not in depths:
-        raise BadInput(f"{recipe} has no depth {depth!r}; there are: {', '.join(depths)}")
     return depth

@@ -94,8 +94,6 @@ def judge(problem: Problem, outputs: Arrays) -> Metrics:
 
 def plan(chosen: Preset, options: Options) -> Plan:
     """The siamese network's plan."""
-    if options.depth is not None:
-        raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
     values = options.applied_to(chosen.hyperparameters)
     data = chosen_data(chosen, options)
     made = problem(data, values.seed)

@@ -12,7 +12,6 @@ import tensorflow as tf
 from training import evaluation
 from training.arrays import SPLIT_SEED
 from training.config import Options, Preset
-from training.errors import BadInput
 from training.losses import HuberLoss, huber, huber_with
 from training.models import line, wide_deep
 from training.pipeline import Arrays, Examples
@@ -27,18 +26,11 @@ _TARGET_SCALE = 100.0  # disease progression of 25 to 346 becomes numbers around
 def plan(chosen: Preset, options: Options) -> Plan:
     """A regression's plan; `simple-dense` on images is a classifier's."""
     spec = options.data or chosen.data
-    if chosen.name == "simple-dense" and spec != chosen.data:
+    if spec != chosen.data:
         return images.plan(
             replace(chosen, hyperparameters=replace(chosen.hyperparameters, epochs=30, learning_rate=2e-3)),
             options,
         )
-    if spec != chosen.data:
-        raise BadInput(f"{chosen.name} is made for --data {chosen.data}, not {spec}")
-    if options.depth is not None:
-        raise BadInput(f"--depth is for resnet and vgg, not for {chosen.name}")
-    for flag in ("image_size", "examples", "augment"):
-        if getattr(options, flag) is not None:
-            raise BadInput(f"--{flag.replace('_', '-')} is for recipes of images, not for {chosen.name}")
     return Plan(
         recipe=chosen.name,
         task="regression",
