@@ -133,7 +133,7 @@ def best(scores: np.ndarray, labels: Sequence[str], count: int) -> tuple[ClassSc
     """The `count` best of `scores`, float32 [K], best first; of equals the lower index first.
 
     Raises:
-        Internal: a score is no finite number, so that none is the best.
+        Internal: a score is not a finite number, so none is the best.
     """
     values: list[float] = scores.tolist()
     if not math.isfinite(sum(values)):

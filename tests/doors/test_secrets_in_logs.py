@@ -37,7 +37,7 @@ async def test_no_secret_is_logged_and_strangers_are_warned_of(
             await client.post("/v1/models/digits:predict", content=b"{", headers=headers)
         bad = file.read_text().replace(entry.hash, key)
         file.write_text(bad)
-        while not any("credentials file is bad" in line for line in live.errors):
+        while not any("credentials file is invalid" in line for line in live.errors):
             await client.get(f"/v1/models?key={wrong}", headers={"x-api-key": key})
         await live.end()
     written = "\n".join((*live.lines, *live.errors))
