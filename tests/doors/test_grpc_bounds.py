@@ -17,6 +17,7 @@ from serving.prediction import RequestContext
 from serving.rpc.call import as_kind
 from tests.doors.credentials import keys_command
 from tests.doors.replica import ScriptedReplica
+from tests.support.fake_replica import TIME_LEFT_S, running
 from tests.support.gateways import gateway_over
 
 
@@ -43,6 +44,29 @@ def predict_request(images: int = 1) -> Any:
     request.model_spec.name = "digits"
     request.inputs["images"].CopyFrom(tensors.to_proto(np.full((images, 8, 8, 1), 200, np.uint8)))
     return request
+
+
+async def test_replicas_are_given_new_models_within_the_callers_deadline(key_file: Path) -> None:
+    left_s: list[float | None] = []
+
+    class Noting(ScriptedReplica):
+        async def reload(self, request: Any) -> Any:
+            left_s.append(TIME_LEFT_S.get())
+            return await super().reload(request)
+
+    admin = keys_command("add", "root", "--scope=admin", f"--file={key_file}")
+    message = protos.ReloadConfigRequest()
+    message.config.model_config_list.config.add(name="digits", base_path="/models/digits")
+    async with (
+        running(Noting()) as replica,
+        gateway_over(replica, keys_file=key_file) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        reload = call(channel, protos.MODEL_SERVICE, "HandleReloadConfigRequest")
+        await reload(message, timeout=7, metadata=(("authorization", f"Bearer {admin}"),))
+    (had_s,) = left_s
+    assert had_s is not None
+    assert 0 < had_s <= 7.1  # gRPC rounds up
 
 
 @pytest.mark.parametrize(
@@ -102,14 +126,15 @@ async def test_a_stream_says_at_its_end_which_request_it_was(replica: ScriptedRe
 def test_what_nobody_foresaw_is_logged_and_told_without_its_text() -> None:
     context = RequestContext("job-7", "grpc", 0.0)
     with capture_logs() as lines:
-        told = as_kind(ValueError("secret"), context)
+        told = as_kind(error := ValueError("secret"), context)
         assert as_kind(refusal := InvalidInput("wrong"), context) is refusal
     assert (type(told), told.message) == (
         Internal,
         "the request failed in an unforeseen way; the log says how",
     )
-    ((event, id_),) = [(line["event"], line["request_id"]) for line in lines]
-    assert (event, id_) == ("a request failed in an unforeseen way", "job-7")
+    (line,) = lines
+    assert (line["event"], line["request_id"]) == ("a request failed in an unforeseen way", "job-7")
+    assert line["exc_info"] is error
 
 
 async def test_a_gateway_that_lacks_a_model_is_live_and_not_ready(replica: ScriptedReplica) -> None:

@@ -255,6 +255,20 @@ async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> No
         assert 0 < rounds <= (time.monotonic() - began) / catalog.LEAST_INTERVAL_S + 1
 
 
+async def test_who_names_a_version_that_was_unloaded_is_told_and_no_replica_is_asked_anew() -> None:
+    """It can be no other version that answers; who names none has them asked, and gets the new one's answer."""
+    fake = AskedReplica()
+    async with running(fake), gateway_over(fake, status_interval_s=60) as (_, client):
+        before = fake.asked
+        fake.versions = {"digits": {2}}
+        named = "/v1/models/digits/versions/1:classify"
+        refused(await client.post(named, content=grey_png(200), headers=PNG), 404, "not-found")
+        assert fake.asked == before
+        answer = await client.post(PATH, content=grey_png(200), headers=PNG)
+        assert answer.json()["version"] == 2
+        assert fake.asked > before
+
+
 async def test_a_new_version_answers_once_as_many_replicas_have_it() -> None:
     """The first replica that loads it would otherwise get everything."""
     first, second = ScriptedReplica(), ScriptedReplica()
