@@ -256,7 +256,7 @@ async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> No
 
 
 async def test_who_names_a_version_that_was_unloaded_is_told_and_no_replica_is_asked_anew() -> None:
-    """It can be no other version that answers; who names none has them asked, and gets the new one's answer."""
+    """No other version may answer. Who names none has them asked, and gets the new one's answer."""
     fake = AskedReplica()
     async with running(fake), gateway_over(fake, status_interval_s=60) as (_, client):
         before = fake.asked
