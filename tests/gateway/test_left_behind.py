@@ -226,23 +226,6 @@ async def test_what_fails_in_a_stream_over_grpc_that_goes_on(
         assert not our_frames(found)
 
 
-@pytest.mark.parametrize(
-    "method", [f"{protos.IMAGE_CLASSIFICATION}/ClassifyStream", f"{protos.OPEN_INFERENCE}/ModelStreamInfer"]
-)
-async def test_a_stream_over_grpc_that_ends_by_what_fails(method: str) -> None:
-    async with (
-        running(FakeReplica()) as fake,
-        gateway_over(fake) as (up, _),
-        grpc.aio.insecure_channel(up.grpc_address) as channel,
-    ):
-        ask: Any = channel.stream_stream(f"/{method}")
-        with left_behind() as found:
-            for _ in range(CALLS):
-                assert await ask(iter([b"\xff\xff"])).code() is grpc.StatusCode.INVALID_ARGUMENT
-    # gRPC holds the frames that its own error passes.
-    assert {frame.f_code.co_name for frame in our_frames(found)} <= {"handle", "abort"}
-
-
 async def test_a_call_that_another_replica_answers() -> None:
     """The one that goes away first was asked; its error is of no more use."""
     failed = False
