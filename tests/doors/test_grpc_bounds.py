@@ -18,7 +18,7 @@ from serving.rpc.call import as_kind
 from tests.doors.credentials import keys_command
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import TIME_LEFT_S, running
-from tests.support.gateways import gateway_over
+from tests.support.gateways import counted, gateway_over
 
 
 def call(channel: grpc.aio.Channel, service: str, method: str) -> Any:
@@ -92,24 +92,25 @@ async def test_a_message_of_tensors_takes_room_for_all_of_it(
         assert running.gateway.admission.held_bytes == 0
 
 
-async def test_a_stream_of_inferences_ends_at_once_without_a_key(
-    replica: ScriptedReplica, key_file: Path
+@pytest.mark.parametrize(
+    "method", [f"{protos.IMAGE_CLASSIFICATION}/ClassifyStream", f"{protos.OPEN_INFERENCE}/ModelStreamInfer"]
+)
+async def test_a_stream_ends_at_once_without_a_key_and_that_is_counted(
+    replica: ScriptedReplica, key_file: Path, method: str
 ) -> None:
     """And does not answer each of its requests with that."""
-    keys_command("add", "someone", "--file", str(key_file))
+    key = keys_command("add", "someone", "--file", str(key_file))
     async with (
-        gateway_over(replica, keys_file=key_file) as (running, _),
-        grpc.aio.insecure_channel(running.grpc_address) as channel,
+        gateway_over(replica, keys_file=key_file) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
     ):
-        request, response = protos.methods(protos.OPEN_INFERENCE)["ModelStreamInfer"]
-        stream: Any = channel.stream_stream(
-            f"/{protos.OPEN_INFERENCE}/ModelStreamInfer",
-            request_serializer=request.SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stream(iter([infer_request()])).read()
-        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        stream: Any = channel.stream_stream(f"/{method}")
+        assert await stream(iter([b""])).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert counted(up, "sluice_requests_refused_total", reason="credentials") == 1
+        assert counted(up, "sluice_requests_total", protocol="grpc", outcome="unauthenticated") == 1
+        with_key = stream(iter([b"", b""]), metadata=(("authorization", f"Bearer {key}"),))
+        assert len([each async for each in with_key]) == 2
+        assert counted(up, "sluice_requests_total", outcome="unauthenticated") == 1, "each has its key"
 
 
 async def test_a_stream_says_at_its_end_which_request_it_was(replica: ScriptedReplica) -> None:
