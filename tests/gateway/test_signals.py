@@ -67,6 +67,14 @@ async def test_what_was_accepted_is_answered_when_the_terminal_closes() -> None:
         assert await asyncio.wait_for(live.process.wait(), WAIT_S) == 0
 
 
+async def test_ctrl_c_cuts_short_what_drains() -> None:
+    async with draining(number=signal.SIGINT) as (live, _, asked):
+        live.process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(live.process.wait(), WAIT_S / 4)  # of 30 s that it may take to drain
+        with pytest.raises(httpx.HTTPError):
+            await asked
+
+
 async def test_under_nohup_a_gateway_outlives_its_terminal() -> None:
     ignoring = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
     async with running(FakeReplica()) as replica:
