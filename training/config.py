@@ -293,7 +293,7 @@ def check_place(out: Path, name: str | None) -> None:
 
 def check_folder(flag: str, folder: Path) -> None:
     """Raises BadInput if nothing can be written into the folder of a flag, which need not be there yet."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     if not there.is_dir():
         raise BadInput(f"{flag} {folder}: {there} is no folder")
     if not os.access(there, os.W_OK):
