@@ -49,7 +49,7 @@ def test_a_folder_may_be_made_anywhere_but_below_a_file(
     for below in ("taken", "taken/models", "taken/a/b"):
         with pytest.raises(BadInput, match=f"^--out {below}: taken is no folder"):
             check_folder("--out", Path(below))
-    with pytest.raises(BadInput, match="^--out taken: taken is no folder"):
+    with pytest.raises(BadInput, match=r"^--out taken: taken is no folder"):
         check_place(Path(), "taken")
 
 
