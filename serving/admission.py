@@ -156,7 +156,7 @@ class Admission:
             RateLimited: the caller has too many requests, in a window or in flight.
             Overloaded: too many requests are in flight.
         """
-        caller = self._authorize(credential, scope)
+        caller = self.authorize(credential, scope)
         of_whom = (model or "") if self.callers.open else caller.name
         self._check_room(of_whom)
         if model is not None:  # now, before the body is read; and again when its work begins
@@ -165,6 +165,13 @@ class Admission:
         self._admitted.take(of_whom)
         self._metrics.in_flight.inc()
         return Ticket(self, caller, of_whom)
+
+    def authorize(self, credential: str | None, scope: Scope) -> Caller:
+        """Who sends this credential; raises as `admit` does if it does not allow what needs `scope`."""
+        try:
+            return self.callers.authorize(credential, scope)
+        except SluiceError as error:
+            raise self._refused("credentials", error) from error.__cause__
 
     def leave(self, ticket: Ticket) -> None:
         """Take back the room of a request that has ended."""
@@ -212,12 +219,6 @@ class Admission:
                 ),
             )
         self._bytes.take(ticket.of_whom, size_bytes)
-
-    def _authorize(self, credential: str | None, scope: Scope) -> Caller:
-        try:
-            return self.callers.authorize(credential, scope)
-        except SluiceError as error:
-            raise self._refused("credentials", error) from error.__cause__
 
     def _check_room(self, of_whom: str) -> None:
         kept = self._kept_of(self._max_in_flight)

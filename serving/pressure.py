@@ -230,7 +230,7 @@ class Pressure:
         First those that have been coming in the longest: they hold the most, and slow clients must not keep
         others out. Then, of streams, the latest: an older one is more likely to be idle and to hold nothing.
         """
-        if not self._reads or self._left() >= self._last_bytes:
+        if self._left() >= self._last_bytes:
             return
         reads = list(self._reads)  # as they began
         ordered = [each for each in reads if not each.stream]

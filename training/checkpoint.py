@@ -33,7 +33,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
-        self.settings = json.dumps(settings, sort_keys=True, default=str)
+        self.settings = json.dumps(settings, sort_keys=True)
 
     def save(self, model: keras.Model, history: History, best: Weights, finished: bool) -> None:
         """Replaces the file; raises `TrainingError`, and leaves it as it was, if there is no room."""

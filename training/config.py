@@ -334,7 +334,7 @@ def check_place(out: Path, name: str | None) -> None:
 
 def check_folder(flag: str, folder: Path) -> None:
     """Raises BadInput if a flag's folder, which need not exist yet, cannot be written to."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     if not there.is_dir():
         raise BadInput(f"{flag} {folder}: {there} is not a folder")
     if not os.access(there, os.W_OK):

@@ -73,6 +73,19 @@ def _parsed(request: Any, context: RequestContext, gateway: Gateway) -> Any:
     return request
 
 
+def check_caller(context: RequestContext, gateway: Gateway) -> None:
+    """Refuse a stream whose caller may not classify before its first message, and count that.
+
+    Raises:
+        Unauthenticated, PermissionDenied: it may not.
+    """
+    try:
+        gateway.admission.authorize(context.credential, "classify")
+    except SluiceError as error:
+        gateway.journal.refused_early(context.protocol, context.request_id, error)
+        raise
+
+
 def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[Any]]:
     async def handle(request: Any, call: Call) -> Any:
         context = request_context(call, gateway.settings)

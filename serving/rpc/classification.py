@@ -12,7 +12,7 @@ from serving import protos
 from serving.errors import InvalidInput, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
-from serving.rpc.call import as_kind, next_message, service
+from serving.rpc.call import as_kind, check_caller, next_message, service
 from serving.rpc.streams import answered_in_order
 
 
@@ -50,7 +50,7 @@ class ImageClassification:
         self, requests: AsyncIterator[Any], context: RequestContext
     ) -> AsyncIterator[Any]:
         """ClassifyRequests -> ClassifyResponses; a request that fails is answered with its error."""
-        self._gateway.admission.callers.authorize(context.credential, "classify")
+        check_caller(context, self._gateway)
 
         async def answer(request: Any) -> Any:
             own = next_message(context, self._gateway.settings.request_timeout_s)

@@ -16,7 +16,7 @@ from serving.gateway import Gateway
 from serving.model_version import ModelVersion
 from serving.open_inference import InferRequest, Tensor
 from serving.prediction import ModelRef, RequestContext
-from serving.rpc.call import as_kind, next_message, service
+from serving.rpc.call import as_kind, check_caller, next_message, service
 from serving.rpc.streams import answered_in_order
 
 _CONTENTS = {
@@ -125,7 +125,7 @@ class OpenInferenceRpc:
         self, requests: AsyncIterator[Any], context: RequestContext
     ) -> AsyncIterator[Any]:
         """ModelInferRequests -> ModelStreamInferResponses; what fails is answered with its error."""
-        self._gateway.admission.callers.authorize(context.credential, "classify")
+        check_caller(context, self._gateway)
 
         async def answer(request: Any) -> Any:
             own = next_message(context, self._gateway.settings.request_timeout_s)

@@ -7,7 +7,7 @@ import errno
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving import ports, protos
@@ -15,6 +15,7 @@ from serving.certificates import Certificates
 from serving.errors import InvalidInput
 from serving.gateway import Gateway
 from serving.rpc.classification import ImageClassification
+from serving.rpc.health import Health, Status
 from serving.rpc.memory_gate import MemoryGate
 from serving.rpc.openinference import OpenInferenceRpc
 from serving.rpc.rollouts import RolloutsRpc
@@ -66,7 +67,6 @@ class RpcServer:
         limit = gateway.settings.max_body_bytes + _OVERHEAD_BYTES
         options: tuple[tuple[str, int], ...] = (
             ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(shared)),  # else two servers on one port are an error, not a lottery
             # gRPC tells clients by GOAWAY, a tenth sooner or later, and lets calls end (proposal A9).
             ("grpc.max_connection_age_ms", min(round(gateway.settings.connection_age_s * 1000), _FOR_EVER)),
@@ -82,6 +82,7 @@ class RpcServer:
                 ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
             )
         gates = () if gateway.pressure is None else (MemoryGate(gateway, gateway.pressure),)
+        self._health = Health()
         self._server = grpc.aio.server(interceptors=gates, options=options)
         self._server.add_generic_rpc_handlers(
             (
@@ -89,10 +90,9 @@ class RpcServer:
                 OpenInferenceRpc(gateway).handler(),
                 RolloutsRpc(gateway).handler(),
                 *TensorFlowServingRpc(gateway).handlers(),
+                self._health.handler(),
             )
         )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _enable_reflection(self._server)
         _check_port(host, port, shared=shared)
         try:
@@ -113,7 +113,7 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Tell clients to go elsewhere, finish what is in flight within `grace_s` seconds, stop."""
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         await self._server.stop(grace_s)
 
     async def report_health(self, interval_s: float) -> None:
@@ -121,21 +121,14 @@ class RpcServer:
 
         Services are SERVING while requests should be sent here; each model is listed separately, by its name.
         """
-        status = health_pb2.HealthCheckResponse
-        told: dict[str, int] = {}
         while True:
             catalog = self._gateway.catalog
             missing = catalog.missing()
-            current = dict.fromkeys(told.keys() - {"", *SERVICES}, status.SERVICE_UNKNOWN)
-            current |= {
-                name: status.NOT_SERVING if name in missing else status.SERVING for name in catalog.names()
+            statuses = {
+                name: Status.NOT_SERVING if name in missing else Status.SERVING for name in catalog.names()
             }
-            whole = status.SERVING if catalog.can_serve() else status.NOT_SERVING
-            current |= dict.fromkeys(("", *SERVICES), whole)
-            for service, state in current.items():
-                if told.get(service) != state:
-                    await self._health.set(service, state)
-            told = current
+            whole = Status.SERVING if catalog.can_serve() else Status.NOT_SERVING
+            self._health.tell(statuses | dict.fromkeys(("", *SERVICES), whole))
             await asyncio.sleep(interval_s)
 
 

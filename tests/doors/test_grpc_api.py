@@ -11,7 +11,6 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from serving import protos
@@ -204,6 +203,19 @@ async def test_messages_over_size_are_refused_and_others_served(replica: Scripte
         assert (await classify(channel, Request(images=[grey_png(1)]))).results
 
 
+async def test_an_image_may_be_as_large_as_a_body_and_what_is_around_it_is_no_part_of_it(
+    replica: ScriptedReplica,
+) -> None:
+    image = grey_png(200)
+    async with (
+        gateway_over(replica, max_body_bytes=2**20) as (running, _),
+        grpc.aio.insecure_channel(running.grpc_address) as channel,
+    ):
+        largest = image + bytes(2**20 - len(image))
+        response = await classify(channel, Request(model="digits", images=[largest]))
+        assert response.results[0].classes[0].label == "class-7"
+
+
 async def test_a_message_takes_room_for_all_of_it(replica: ScriptedReplica) -> None:
     """And not for its images' bytes alone, of which there may be none."""
     async with (
@@ -214,34 +226,3 @@ async def test_a_message_takes_room_for_all_of_it(replica: ScriptedReplica) -> N
             await classify(channel, Request(images=[b""] * 600))
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert running.gateway.admission.held_bytes == 0
-
-
-async def test_health_tells_of_each_model(replica: ScriptedReplica) -> None:
-    status = health_pb2.HealthCheckResponse
-    replica.versions = {"digits": {1}}
-    async with (
-        gateway_over(replica, models=("digits", "other"), wait=False) as (running, _),
-        grpc.aio.insecure_channel(running.grpc_address) as channel,
-    ):
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-
-        async def state(service: str) -> int:
-            return int((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status)
-
-        async with asyncio.timeout(60):
-            while await state("digits") != status.SERVING:
-                await asyncio.sleep(0.02)
-        assert await state("other") == status.NOT_SERVING
-        assert await state("") == status.NOT_SERVING
-        assert await state(protos.PREDICTION_SERVICE) == status.NOT_SERVING
-        with pytest.raises(grpc.aio.AioRpcError) as unknown:
-            await state("nope")
-        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
-        replica.versions = {"digits": {1}, "other": {1}}
-        async with asyncio.timeout(60):
-            while await state("") != status.SERVING:
-                await asyncio.sleep(0.02)
-        running.catalog.set_models(["digits"])
-        async with asyncio.timeout(60):
-            while await state("other") != status.SERVICE_UNKNOWN:
-                await asyncio.sleep(0.02)

@@ -17,7 +17,8 @@ from serving.prediction import RequestContext
 from serving.rpc.call import as_kind
 from tests.doors.credentials import keys_command
 from tests.doors.replica import ScriptedReplica
-from tests.support.gateways import gateway_over
+from tests.support.fake_replica import TIME_LEFT_S, running
+from tests.support.gateways import counted, gateway_over
 
 
 def call(channel: grpc.aio.Channel, service: str, method: str) -> Any:
@@ -45,6 +46,29 @@ def predict_request(images: int = 1) -> Any:
     return request
 
 
+async def test_replicas_are_given_new_models_within_the_callers_deadline(key_file: Path) -> None:
+    left_s: list[float | None] = []
+
+    class Noting(ScriptedReplica):
+        async def reload(self, request: Any) -> Any:
+            left_s.append(TIME_LEFT_S.get())
+            return await super().reload(request)
+
+    admin = keys_command("add", "root", "--scope=admin", f"--file={key_file}")
+    message = protos.ReloadConfigRequest()
+    message.config.model_config_list.config.add(name="digits", base_path="/models/digits")
+    async with (
+        running(Noting()) as replica,
+        gateway_over(replica, keys_file=key_file) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        reload = call(channel, protos.MODEL_SERVICE, "HandleReloadConfigRequest")
+        await reload(message, timeout=7, metadata=(("authorization", f"Bearer {admin}"),))
+    (had_s,) = left_s
+    assert had_s is not None
+    assert 0 < had_s <= 7.1  # gRPC rounds up
+
+
 @pytest.mark.parametrize(
     ("service", "method", "make"),
     [
@@ -68,24 +92,25 @@ async def test_a_message_of_tensors_takes_room_for_all_of_it(
         assert running.gateway.admission.held_bytes == 0
 
 
-async def test_a_stream_of_inferences_ends_at_once_without_a_key(
-    replica: ScriptedReplica, key_file: Path
+@pytest.mark.parametrize(
+    "method", [f"{protos.IMAGE_CLASSIFICATION}/ClassifyStream", f"{protos.OPEN_INFERENCE}/ModelStreamInfer"]
+)
+async def test_a_stream_ends_at_once_without_a_key_and_that_is_counted(
+    replica: ScriptedReplica, key_file: Path, method: str
 ) -> None:
     """And does not answer each of its requests with that."""
-    keys_command("add", "someone", "--file", str(key_file))
+    key = keys_command("add", "someone", "--file", str(key_file))
     async with (
-        gateway_over(replica, keys_file=key_file) as (running, _),
-        grpc.aio.insecure_channel(running.grpc_address) as channel,
+        gateway_over(replica, keys_file=key_file) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
     ):
-        request, response = protos.methods(protos.OPEN_INFERENCE)["ModelStreamInfer"]
-        stream: Any = channel.stream_stream(
-            f"/{protos.OPEN_INFERENCE}/ModelStreamInfer",
-            request_serializer=request.SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stream(iter([infer_request()])).read()
-        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        stream: Any = channel.stream_stream(f"/{method}")
+        assert await stream(iter([b""])).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert counted(up, "sluice_requests_refused_total", reason="credentials") == 1
+        assert counted(up, "sluice_requests_total", protocol="grpc", outcome="unauthenticated") == 1
+        with_key = stream(iter([b"", b""]), metadata=(("authorization", f"Bearer {key}"),))
+        assert len([each async for each in with_key]) == 2
+        assert counted(up, "sluice_requests_total", outcome="unauthenticated") == 1, "each has its key"
 
 
 async def test_a_stream_says_at_its_end_which_request_it_was(replica: ScriptedReplica) -> None:
@@ -102,14 +127,15 @@ async def test_a_stream_says_at_its_end_which_request_it_was(replica: ScriptedRe
 def test_what_nobody_foresaw_is_logged_and_told_without_its_text() -> None:
     context = RequestContext("job-7", "grpc", 0.0)
     with capture_logs() as lines:
-        told = as_kind(ValueError("secret"), context)
+        told = as_kind(error := ValueError("secret"), context)
         assert as_kind(refusal := InvalidInput("wrong"), context) is refusal
     assert (type(told), told.message) == (
         Internal,
         "the request failed unexpectedly; the log says how",
     )
-    ((event, id_),) = [(line["event"], line["request_id"]) for line in lines]
-    assert (event, id_) == ("a request failed unexpectedly", "job-7")
+    (line,) = lines
+    assert (line["event"], line["request_id"]) == ("a request failed unexpectedly", "job-7")
+    assert line["exc_info"] is error
 
 
 async def test_a_gateway_that_lacks_a_model_is_live_and_not_ready(replica: ScriptedReplica) -> None:

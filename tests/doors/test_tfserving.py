@@ -13,6 +13,7 @@ import pytest
 
 from serving import protos, tensors
 from serving.main import Running
+from serving.routing import Split
 from tests.doors.replica import ScriptedReplica
 from tests.support.gateways import counted
 
@@ -192,6 +193,18 @@ async def test_metadata_and_status(stub: Stub) -> None:
     asked.model_spec.version.value = 4
     with pytest.raises(grpc.aio.AioRpcError, match="Could not find version 4 of model digits"):
         await stub(protos.MODEL_SERVICE, "GetModelStatus", asked)
+
+
+async def test_a_question_for_metadata_is_no_evidence_in_a_rollout(up: Running, stub: Stub) -> None:
+    """A client asks it once, and predicts ever after: it would thin out what calls tell of a version."""
+    steering = up.gateway.steering
+    steering.set_split("digits", Split(1), None)
+    request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "digits"
+    await stub.predict("GetModelMetadata", request)
+    assert "calls/1" not in steering.counts("digits")
+    await stub.predict("Predict", predict_request())
+    assert steering.counts("digits")["calls/1"] == 1
 
 
 @pytest.mark.parametrize(

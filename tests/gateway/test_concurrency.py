@@ -68,6 +68,47 @@ def test_a_limit_that_is_not_used_does_not_grow() -> None:
     assert found.limit == before
 
 
+def test_the_limit_grows_by_one_in_the_time_of_one_request_once_half_of_it_is_used() -> None:
+    found = limit_of()
+    for in_progress, limit in ((240, 500), (300, 501), (500, 502)):
+        for _ in range(502):
+            found.observe(0.5, now=1.0, in_progress=in_progress)
+        assert found.limit == limit
+
+
+def test_it_grows_from_what_is_let_in_and_not_from_what_was_learned_below_that() -> None:
+    found = limit_of(floor=64)
+    for second in range(10):
+        found.observe(100.0, now=1000.0 * second, in_progress=200)
+    for _ in range(70):
+        found.observe(0.5, now=1e6, in_progress=64)
+    assert found.limit == 65
+
+
+def test_it_is_never_beyond_its_ceiling() -> None:
+    assert limit_of(floor=2000, ceiling=1000).limit == 1000
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "in_progress", "limit"),
+    [(1.01, 500, 450), (1.25, 500, 400), (100.0, 500, 250), (2.0, 100, 50)],
+)
+def test_it_falls_to_what_gets_done_in_time_and_neither_by_little_nor_to_nothing(
+    latency_s: float, in_progress: int, limit: int
+) -> None:
+    found = limit_of()
+    found.observe(latency_s, now=1.0, in_progress=in_progress)
+    assert found.limit == limit
+
+
+@pytest.mark.parametrize(("target_s", "latency_s", "pause_s"), [(1.0, 2.0, 2.0), (0.001, 0.002, 0.05)])
+def test_it_falls_once_in_the_time_of_one_request(target_s: float, latency_s: float, pause_s: float) -> None:
+    found = limit_of(target_s=target_s)
+    for after_s, limit in ((0.0, 250), (0.9 * pause_s, 250), (1.1 * pause_s, 125)):
+        found.observe(latency_s, now=10.0 + after_s, in_progress=500)
+        assert found.limit == limit
+
+
 class Clocked:
     """What is in progress of some models, at times that the test sets."""
 
@@ -139,6 +180,20 @@ def test_a_request_that_another_version_answers_in_the_end_counts_as_that_ones()
         stays.by(1)
         found.now += 5.0
     assert found.progress.limit_of("digits") == before, "each was the only one of its version"
+
+
+def test_of_those_that_end_the_first_is_one_of_those_in_progress() -> None:
+    found = Clocked(floor=1)
+    found.answer("digits", 10 * [1], took_s=2.0)
+    assert found.progress.limit_of("digits") == 5
+
+
+def test_what_has_ended_is_none_of_those_that_are_alike() -> None:
+    found = Clocked()
+    before = found.progress.limit_of("digits")
+    for _ in range(20):
+        found.answer("digits", [1], took_s=30.0)
+    assert found.progress.limit_of("digits") == before
 
 
 async def test_a_model_that_is_slower_than_the_target_refuses_no_other_models_callers() -> None:

@@ -12,7 +12,9 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 
+from serving import protos
 from serving.errors import Overloaded, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import ModelRef, RequestContext
@@ -21,7 +23,7 @@ from serving.rpc import memory_gate
 from serving.rpc.memory_gate import MemoryGate
 from serving.settings import Settings
 from tests.support.fake_replica import FakeReplica, running, until
-from tests.support.gateways import gateway_over
+from tests.support.gateways import counted, gateway_over
 
 MIB = 2**20
 PLENTY_BYTES = 1000 * MIB
@@ -212,3 +214,23 @@ async def test_a_call_that_was_let_in_is_not_refused_for_the_memory_that_it_take
             with pytest.raises(Overloaded), up.gateway.request(over_http, ModelRef("digits")):
                 raise AssertionError
         assert not pressure.busy()
+
+
+async def test_a_stream_that_is_given_up_is_told_why_and_that_is_no_fault_of_the_gateway() -> None:
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake, max_memory_bytes=2**40) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        pressure, tasks = up.gateway.pressure, len(asyncio.all_tasks())
+        assert pressure is not None
+        with capture_logs() as lines:
+            stream: Any = channel.stream_stream(f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream")
+            idle = stream()
+            await until(lambda: pressure.reading)
+            pressure._left = lambda: 0
+            assert await idle.code() is REFUSED
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        assert [line["log_level"] for line in lines if line["log_level"] == "error"] == []
+        assert counted(up, "sluice_requests_total", protocol="grpc", outcome="overloaded") == 1
+        assert counted(up, "sluice_requests_total") == 1

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 from serving import protos
+from serving.durations import LONGEST_S
 from serving.errors import InvalidInput
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over, gateway_to_end
@@ -134,7 +135,17 @@ async def test_old_connections_are_made_anew_and_no_call_notices() -> None:
         counting.cancel()
 
 
-async def test_a_client_may_ping_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_may_get_as_old_as_the_settings_allow() -> None:
+    """gRPC counts milliseconds in 31 bits, which is less."""
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake, connection_age_s=LONGEST_S) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        assert (await classify(channel)(protos.ClassifyRequest(images=[PNG]))).results
+
+
+async def test_a_client_may_ping_while_it_waits_and_while_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.rpc.server._PING_INTERVAL_MS", 500)
     pings = (
         ("grpc.keepalive_time_ms", 1000),  # grpc's clients ping no more often
@@ -149,9 +160,14 @@ async def test_a_client_may_ping_while_it_waits(monkeypatch: pytest.MonkeyPatch)
         running(FakeReplica(before_predict=take_long)) as fake,
         gateway_over(fake) as (up, _),
         grpc.aio.insecure_channel(up.grpc_address, pings) as channel,
+        grpc.aio.insecure_channel(up.grpc_address, (*pings, ("grpc.use_local_subchannel_pool", 1))) as idle,
     ):
+        await idle.channel_ready()
+        cut_off = asyncio.create_task(idle.wait_for_state_change(grpc.ChannelConnectivity.READY))
         answer = await classify(channel)(protos.ClassifyRequest(model="digits", images=[PNG]))
         assert answer.results[0].classes[0].label == "class-7"
+        assert not cut_off.done(), "nor one that asks for nothing"
+        cut_off.cancel()
 
 
 async def test_draining_answers_the_calls_in_flight_and_takes_no_more() -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from serving import settings
 from serving.errors import InvalidInput
@@ -51,8 +52,54 @@ def test_errors_name_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         settings.load()
 
 
+def test_a_flag_is_not_told_as_if_it_came_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_HTTP_PORT", "8080")
+    with pytest.raises(InvalidInput, match="bad settings: http_port: input should be"):
+        settings.load(http_port=99999)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"tls_certificate": "c.pem"}, "tls_certificate and tls_key go together"),
+        ({"tls_key": "k.pem"}, "tls_certificate and tls_key go together"),
+        ({"tls_client_ca": "ca.pem"}, "tls_client_ca needs tls_certificate and tls_key"),
+    ],
+)
+def test_half_of_what_tls_needs_is_refused(values: dict[str, str], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        settings.load(**values)
+
+
+def test_with_a_certificate_urls_are_of_tls() -> None:
+    assert settings.load(http_host="::1").http_url(1) == "http://[::1]:1"
+    tls = settings.load(tls_certificate="c.pem", tls_key="k.pem")
+    assert (tls.http_url(443), tls.grpc_address(9000)) == ("https://127.0.0.1:443", "127.0.0.1:9000")
+
+
+def test_a_default_model_may_be_one_that_is_found_later() -> None:
+    """`sluice serve` looks for models in a folder."""
+    assert settings.load(default_model="digits").default_model == "digits"
+
+
+@pytest.mark.parametrize("name", ["grpc-user", "user-bin", "x user", ""])
+def test_a_header_that_grpc_keeps_for_itself_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be a header of HTTP and of gRPC"):
+        settings.load(routing_header=name)
+
+
+def test_traces_are_recorded_only_where_they_can_go_somewhere() -> None:
+    assert settings.load(traces_share=0.5).recorded_share == 0.0
+    assert settings.load(traces_share=0.5, traces_endpoint="http://collector:4317").recorded_share == 0.5
+
+
+def test_settings_stay_as_they_were_read() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.load().max_batch = 1
+
+
 def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLUICE_BATCH_SIZES", "1, 8,32")
+    monkeypatch.setenv("SLUICE_BATCH_SIZES", "1, 8,,32,")
     assert settings.load().batch_sizes == (1, 8, 32)
     monkeypatch.setenv("SLUICE_BATCH_SIZES", "1,x")
     with pytest.raises(InvalidInput, match=r"batch_sizes\[1\] \(SLUICE_BATCH_SIZES\): input .*, got 'x'"):
@@ -76,6 +123,7 @@ def test_numbers_come_with_commas_too(monkeypatch: pytest.MonkeyPatch) -> None:
         ("prometheus_url", "prometheus:9090", "it is not a URL; write http://HOST:PORT"),
         ("prometheus_url", "http://prometheus:nine", "it is not a URL; write http://HOST:PORT"),
         ("prometheus_url", "http://prometheus:99999", "it is not a URL; write http://HOST:PORT"),
+        ("prometheus_url", "http://prometheus:0", "it is not a URL; write http://HOST:PORT"),
     ],
 )
 def test_nonsense_is_refused_with_what_would_be_right(
@@ -97,6 +145,7 @@ def test_variables_that_look_like_settings_are_told_and_no_errors(monkeypatch: p
     assert settings.misspelled() == []
     monkeypatch.setenv("SLUICE_HTTP_PRT", "1")
     monkeypatch.setenv("SLUICE_GATEWAY_SERVICE_HOST", "10.0.0.1")  # Kubernetes makes these
+    monkeypatch.setenv("SLUICE_PORT", "tcp://10.0.0.1:80")
     assert settings.misspelled() == ["SLUICE_HTTP_PRT is not a setting; did you mean SLUICE_HTTP_PORT?"]
     assert settings.load().http_port == 8080
 

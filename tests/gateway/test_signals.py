@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.support.fake_replica import FakeReplica, running, until
-from tests.support.http import PATH, PNG, grey_png
+from tests.support.http import PATH, PNG, grey_png, refused
 from tests.support.processes import COMMAND, LiveProcess, started
 
 WAIT_S = 60.0
@@ -65,6 +65,13 @@ async def test_what_was_accepted_is_answered_when_the_terminal_closes() -> None:
         release.set()
         assert (await asked).status_code == 200
         assert await asyncio.wait_for(live.process.wait(), WAIT_S) == 0
+
+
+async def test_another_ctrl_c_cuts_short_what_drains_and_who_waits_is_told() -> None:
+    async with draining(number=signal.SIGINT) as (live, _, asked):
+        live.process.send_signal(signal.SIGINT)
+        refused(await asked, 503, "unavailable")  # long before the 30 s are over that it may take to drain
+        assert await asyncio.wait_for(live.process.wait(), WAIT_S / 4) == 130
 
 
 async def test_under_nohup_a_gateway_outlives_its_terminal() -> None:

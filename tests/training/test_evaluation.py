@@ -68,6 +68,17 @@ def test_only_probabilities_have_a_calibration() -> None:
     assert evaluation.classification(TRUTH, half, LABELS)["ece"] is not None
 
 
+def test_one_example_that_does_not_add_up_to_one_is_enough() -> None:
+    scores = np.concatenate([np.eye(3)] * 100 + [[[0.5, 0.0, 0.0]]])
+    assert not evaluation.are_probabilities(scores)
+
+
+def test_classes_may_come_in_few_bits() -> None:
+    truth, predicted = np.array([200, 200], np.uint8), np.array([3, 200], np.uint8)
+    matrix = evaluation.confusion_matrix(truth, predicted, 201)
+    assert (matrix[200, 3], matrix[200, 200], matrix.sum()) == (1, 1, 2)
+
+
 @pytest.mark.parametrize(("classes", "drawn"), [(50, True), (51, False)])
 def test_many_classes_leave_the_matrix_out(classes: int, drawn: bool) -> None:
     labels = tuple(str(index) for index in range(classes))
@@ -83,6 +94,16 @@ def test_regression_by_hand() -> None:
         "held_out_rmse": round((1.25 / 3) ** 0.5, 6),
         "held_out_r2": round(1 - 1.25 / 2, 6),
     }
+
+
+def test_nothing_is_explained_where_nothing_varies() -> None:
+    metrics = evaluation.regression(np.array([2.0, 2.0]), np.array([1.0, 3.0]))
+    assert metrics == {"held_out_mae": 1.0, "held_out_rmse": 1.0, "held_out_r2": None}
+
+
+def test_large_errors_of_half_precision_stay_numbers() -> None:
+    truth, predicted = np.array([0.0, 1.0], np.float16), np.array([[600.0], [1.0]], np.float16)
+    assert evaluation.regression(truth, predicted)["held_out_rmse"] == pytest.approx(600 / 2**0.5)
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def test_the_split_takes_some_of_every_class() -> None:
     assert np.bincount(classes[held], minlength=4).tolist() == [10, 1, 1, 0]
     again, _ = split_by_class(classes, 0.2, seed=1)
     assert np.array_equal(kept, again)
+    for part in (kept, held):
+        assert np.array_equal(part, np.sort(part)), "they stay in their order"
+    first_of_each, last = split_by_class(np.array([0] * 8 + [1] * 2), 0.2, seed=None)[::-1]
+    assert (first_of_each.tolist(), last.tolist()) == ([0, 1, 8], [2, 3, 4, 5, 6, 7, 9])
 
 
 def test_mnist_from_a_file(test_data: Path) -> None:
@@ -119,6 +124,10 @@ def test_a_share_of_every_class_is_trained_on() -> None:
     classes = np.array([0] * 100 + [1] * 10 + [2])
     data = ImageData("d", ("a", "b", "c"), images, classes, images, classes)
     assert np.bincount(data.limited(22).train_classes).tolist() == [20, 2, 1]
+    numbered = replace(data, train_images=np.arange(111, dtype=np.uint8).reshape(111, 1, 1, 1))
+    some = numbered.limited(22).train_images[:20].ravel()
+    assert 20 <= some.max() - some.min() < 100, "they are drawn, and not the first or the last"
+    assert len(set(some.tolist())) == 20
     for all_of_them in (None, 111, 1000):
         assert data.limited(all_of_them) is data
 

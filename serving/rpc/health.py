@@ -1,0 +1,78 @@
+"""`grpc.health.v1`: whether requests should be sent here, for those who ask and those who watch.
+
+In place of the servicer of grpcio-health-checking, which forgets all who watch a service as one of them
+leaves: the others then never hear that this gateway shuts down, or that a model is there again. Nor does it
+end what they watch as the server ends, which waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2
+
+Status = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """What is told of each service; the whole server is the one without a name."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {"": Status.NOT_SERVING}
+        self._changed = asyncio.Event()
+        self._ending = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        coding: Any = {
+            "request_deserializer": health_pb2.HealthCheckRequest.FromString,
+            "response_serializer": Status.SerializeToString,
+        }
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.check, **coding),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch, **coding),
+        }
+        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
+
+    def tell(self, statuses: Mapping[str, int]) -> None:
+        """These are the services from now on; any other is not known, or no longer."""
+        if not self._ending:
+            self._set(statuses)
+
+    def end(self) -> None:
+        """None of the services serves any more, whatever is told later."""
+        self._ending = True
+        self._set(dict.fromkeys(self._statuses, Status.NOT_SERVING))
+
+    def _set(self, statuses: Mapping[str, int]) -> None:
+        self._statuses = dict(statuses)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def check(self, request: Any, call: Any) -> Any:
+        """HealthCheckRequest -> HealthCheckResponse."""
+        status = self._statuses.get(request.service)
+        if status is None:
+            text = f"there is no service, and no model, {request.service[:100]!r}"
+            await call.abort(grpc.StatusCode.NOT_FOUND, text)
+        return Status(status=status)
+
+    async def watch(self, request: Any, call: Any) -> None:
+        """HealthCheckRequest -> HealthCheckResponses: the status now, and whenever it is another.
+
+        The last one is that the service serves no more: the server would wait for a call that goes on.
+        """
+        told = None
+        while True:
+            changed, last = self._changed, self._ending
+            status = self._statuses.get(request.service, Status.SERVICE_UNKNOWN)
+            if status != told:
+                await call.write(Status(status=status))
+                told = status
+            if last:
+                return
+            await changed.wait()

@@ -1,0 +1,52 @@
+"""What cannot be done in time, or is wanted by nobody any longer, takes neither threads nor room."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc.aio
+
+from serving import protos
+from serving.batching import LaneKey
+from tests.support.fake_replica import FakeReplica, running, until
+from tests.support.gateways import counted, gateway_over
+from tests.support.http import PATH, PNG, grey_png, refused
+
+
+async def test_an_image_that_no_answer_can_come_for_in_time_is_not_even_decoded() -> None:
+    async with running(FakeReplica()) as fake, gateway_over(fake) as (up, client):
+        profile = up.gateway.batcher._profile(LaneKey("digits", 1))
+        for _ in range(10):
+            profile.learn(1, 60.0, time.monotonic())
+        answer = await client.post(PATH, content=grey_png(0), headers=PNG | {"x-request-timeout": "1"})
+        assert "it would take at least" in refused(answer, 504, "deadline-exceeded")
+        assert counted(up, "sluice_stage_duration_seconds_count", stage="decode") == 0
+
+
+async def test_all_images_of_a_caller_who_leaves_are_taken_out_of_the_queue_while_replicas_hang() -> None:
+    entered = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with (
+        running(FakeReplica(before_predict=hang)) as fake,
+        gateway_over(fake, calls_per_replica=1) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        request, response = protos.methods(protos.IMAGE_CLASSIFICATION)["Classify"]
+        classify: Any = channel.unary_unary(
+            f"/{protos.IMAGE_CLASSIFICATION}/Classify",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        stays = classify(protos.ClassifyRequest(images=[grey_png(0)]))
+        await entered.wait()
+        leaves = classify(protos.ClassifyRequest(images=[grey_png(0)] * 8))
+        await until(lambda: counted(up, "sluice_queue_depth", model="digits") == 8)
+        leaves.cancel()
+        await until(lambda: counted(up, "sluice_queue_depth", model="digits") == 0, timeout_s=10)
+        stays.cancel()
