@@ -19,10 +19,11 @@ from serving.gateway import Gateway
 from serving.prediction import ModelRef
 from serving.rest.body import small
 from serving.rest.classify import ClassifyEndpoint
-from serving.rest.context import model_ref
+from serving.rest.context import headers_of, model_ref
 from serving.rest.errors import method_not_allowed, nothing_at, plain_error, problem
 from serving.rest.openinference import OpenInferenceRest
 from serving.rest.tfserving import TensorFlowServingRest
+from serving.rest.uploads import JSON, UNSAID, content_type_of
 
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
 _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE)
@@ -67,9 +68,7 @@ class Doors:
         path = scope["raw_path"].decode("ascii", "replace")
         door = self._kept_door(path) if len(path) <= _LONGEST_KEPT else self._door(path)
         if door is None:
-            # FastAPI's routes know no HEAD; of the answer to one uvicorn sends the headers.
-            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-            await self._app(asked, small(scope, receive, self._gateway.settings), send)
+            await self._app(_for_fastapi(scope), small(scope, receive, self._gateway.settings), send)
             return
         scope["state"]["error_form"] = plain_error if door.plain else problem
         method = "GET" if scope["method"] == "HEAD" and "GET" in door.methods else scope["method"]
@@ -125,6 +124,20 @@ class Doors:
             await self._classify(scope, receive, send, ref)
 
         return images
+
+
+def _for_fastapi(scope: Scope) -> Scope:
+    """A request as FastAPI's routes take it.
+
+    They know no HEAD (of the answer to one uvicorn sends the headers), and read as JSON only what is said to
+    be it.
+    """
+    if scope["method"] == "HEAD":
+        return {**scope, "method": "GET"}
+    if scope["method"] == "POST" and content_type_of(headers_of(scope)) in UNSAID:
+        others = [each for each in scope["headers"] if each[0] != b"content-type"]
+        return {**scope, "headers": [*others, (b"content-type", JSON.encode())]}
+    return scope
 
 
 def _ref_of(found: re.Match[str]) -> Callable[[], ModelRef]:

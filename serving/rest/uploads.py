@@ -26,6 +26,8 @@ JSON = "application/json"
 OCTET_STREAM = "application/octet-stream"
 BINARY = (*CONTENT_TYPES, OCTET_STREAM)
 TAKEN = (*BINARY, MULTIPART, JSON)
+# What curl says of anything, and what other clients leave out: the bytes say what they are.
+UNSAID = ("", "application/x-www-form-urlencoded")
 
 # What a form may say its names and texts are in. Not whatever Python has a codec for: some raise errors of
 # their own ("undefined"), take a minute for a megabyte ("punycode") or give what is no Unicode ("utf-7"), and
