@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -34,12 +34,16 @@ LABEL_TTL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class VersionReport:
-    """One version for people to read: its furthest state on any replica, and why it failed if it did."""
+    """One version for people to read: its furthest state on any replica, and why it failed if it did.
+
+    `error_code` is the replica's (`google.rpc.Code`).
+    """
 
     version: int
     state: str
     available_on: int
     error: str | None
+    error_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +161,7 @@ class Catalog:
         replicas_with = self._pool.availability(name)
         versions = self._among(name, replicas_with)
         if not versions:
-            raise Unavailable(
-                f'model "{name}" has no version that can be reached at the moment',
-                stage="routing",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            raise self._out_of_reach(name)
         if ref.version is None:
             # Labels must not turn into numbers because the newest version's are not known.
             usual = [each for each, known in versions.items() if known.described] or versions
@@ -242,21 +242,24 @@ class Catalog:
         """Every model with what its replicas say of each version, for people to read."""
         return [ModelReport(name, name == self.default_name(), self.states(name)) for name in self._known]
 
+    def _out_of_reach(self, name: str) -> Unavailable:
+        text = f'model "{name}" has no version that can be reached at the moment'
+        return Unavailable(text, stage="routing", retry_after_s=RETRY_AFTER_S)
+
+    def heard_states(self, name: str) -> list[VersionReport]:
+        """What `states` has; raises Unavailable if that is nothing because no replica can be asked."""
+        found = self.states(name)
+        if not found and not self._pool.reachable():
+            raise self._out_of_reach(name)
+        return found
+
     def states(self, name: str) -> list[VersionReport]:
         """What the replicas say of each version of the model `name`, by version."""
         statuses: dict[int, list[VersionStatus]] = {}
         for replica in self._pool.replicas:
             for number, status in replica.versions.get(name, {}).items():
                 statuses.setdefault(number, []).append(status)
-        return [
-            VersionReport(
-                version=number,
-                state=max((status.state for status in found), key=_STATE_ORDER.index),
-                available_on=sum(status.state == "AVAILABLE" for status in found),
-                error=next((status.error for status in found if status.error), None),
-            )
-            for number, found in sorted(statuses.items())
-        ]
+        return [_report(number, found) for number, found in sorted(statuses.items())]
 
     async def watch(self, interval_s: float) -> None:
         """Ask the replicas for ever: every `interval_s` seconds, and soon whenever `refreshed` is awaited."""
@@ -327,3 +330,14 @@ class Catalog:
             self._metrics.present([(name, str(number)) for number in available], self._clock())
             for number, count in available.items():
                 self._metrics.version_replicas.labels(name, str(number)).set(count)
+
+
+def _report(version: int, found: Sequence[VersionStatus]) -> VersionReport:
+    failed = next((status for status in found if status.error), None)
+    return VersionReport(
+        version=version,
+        state=max((status.state for status in found), key=_STATE_ORDER.index),
+        available_on=sum(status.state == "AVAILABLE" for status in found),
+        error=failed.error if failed else None,
+        error_code=failed.error_code if failed else 0,
+    )

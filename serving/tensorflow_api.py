@@ -14,8 +14,6 @@ from serving.prediction import ModelRef
 
 SIGNATURE_DEF = "signature_def"
 DEFAULT_SIGNATURE = "serving_default"
-# google.rpc.Code: the kind of error with which a version failed to load is not kept.
-_OK, _UNKNOWN = 0, 2
 _STATES = {name: number for number, name in protos.MODEL_VERSION_STATES.items()}
 
 
@@ -97,15 +95,16 @@ def input_types(model: ModelVersion, signature_name: str) -> dict[str, int]:
 
 
 def status_response(catalog: Catalog, ref: ModelRef) -> Any:
-    """A GetModelStatusResponse: a model's versions, each by its furthest state on any replica.
+    """A GetModelStatusResponse: a model's versions, each by its furthest state on any replica, highest first.
 
     Raises:
         NotFound: no such model, or no such version of it.
+        Unavailable: no replica can be asked.
     """
     name = ref.name or ""
     states = {}
     if name in catalog.names():
-        states = {each.version: each for each in catalog.states(name)}
+        states = {each.version: each for each in reversed(catalog.heard_states(name))}
     if ref.version is not None:
         if ref.version not in states:
             raise NotFound(f"Could not find version {ref.version} of model {name}", stage="routing")
@@ -115,6 +114,6 @@ def status_response(catalog: Catalog, ref: ModelRef) -> Any:
     response = protos.GetModelStatusResponse()
     for version, found in states.items():
         added = response.model_version_status.add(version=version, state=_STATES[found.state])
-        added.status.error_code = _UNKNOWN if found.error else _OK
+        added.status.error_code = found.error_code
         added.status.error_message = found.error or ""
     return response

@@ -74,11 +74,13 @@ _FULL = (
 class VersionStatus:
     """The state of one version on one replica, and why.
 
-    START, LOADING, AVAILABLE, UNLOADING or END; UNKNOWN if it is none of these.
+    START, LOADING, AVAILABLE, UNLOADING or END; UNKNOWN if it is none of these. `error_code` is a
+    `google.rpc.Code`.
     """
 
     state: str
     error: str = ""
+    error_code: int = 0
 
 
 class Unary(Protocol):
@@ -174,7 +176,9 @@ class TensorFlowServing:
             return {}
         states = protos.MODEL_VERSION_STATES
         return {
-            each.version: VersionStatus(states.get(each.state, "UNKNOWN"), each.status.error_message)
+            each.version: VersionStatus(
+                states.get(each.state, "UNKNOWN"), each.status.error_message, each.status.error_code
+            )
             for each in response.model_version_status
         }
 

@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from serving import faults
-from serving.errors import InvalidInput, SluiceError
+from serving.errors import InvalidInput, SluiceError, UnsupportedMedia
 from serving.gateway import Gateway
 from serving.page import routes
 from serving.page.curves import Curves
@@ -23,6 +23,7 @@ from serving.rest.boundary import Boundary
 from serving.rest.cors import with_cors
 from serving.rest.doors import Doors
 from serving.rest.errors import method_not_allowed, nothing_at, problem
+from serving.rest.uploads import JSON, content_type_of
 
 
 def build(gateway: Gateway, curves: Curves, peers: Peers | None = None) -> ASGIApp:
@@ -74,6 +75,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         found = error.errors()
+        said = content_type_of(request.headers)
+        if not said.startswith("application/") or not said.endswith(("/json", "+json")):
+            # FastAPI has not read it as JSON, and then complains of bytes.
+            text = f'the content type is "{said[:100]}"; taken is {JSON}'
+            return _problem(request, UnsupportedMedia(text, stage="admission"))
         if found[0]["type"] == "json_invalid":  # its place is a character's, not a field's
             text = f"the body is {faults.message(found[0])} at character {found[0]['loc'][-1]}"
         else:

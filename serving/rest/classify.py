@@ -30,8 +30,6 @@ from serving.rest.top_k import top_k_of_query
 from serving.rest.uploads import Upload, Uploads
 
 NDJSON = "application/x-ndjson"
-# No content type, or curl's default for any data: the bytes themselves say what they are.
-_UNSAID = ("", "application/x-www-form-urlencoded")
 # Keys of TensorFlow Serving's own classify request.
 _TENSORFLOWS = frozenset(("signature_name", "context", "examples"))
 
@@ -67,7 +65,7 @@ class ClassifyEndpoint:
         settings = self._gateway.settings
         content_type = uploads.content_type_of(headers_of(scope))
         body = Body(scope, receive, ticket, context, settings)
-        if content_type == uploads.JSON or content_type in _UNSAID:
+        if content_type == uploads.JSON or content_type in uploads.UNSAID:
             return await self._read_any(scope["query_string"], content_type, await body.whole())
         if content_type != uploads.MULTIPART and content_type not in uploads.BINARY:
             raise _unsupported(content_type)

@@ -19,10 +19,11 @@ from serving.gateway import Gateway
 from serving.prediction import ModelRef
 from serving.rest.body import small
 from serving.rest.classify import ClassifyEndpoint
-from serving.rest.context import model_ref
+from serving.rest.context import headers_of, model_ref
 from serving.rest.errors import method_not_allowed, nothing_at, plain_error, problem
 from serving.rest.openinference import OpenInferenceRest
 from serving.rest.tfserving import TensorFlowServingRest
+from serving.rest.uploads import JSON, UNSAID, content_type_of
 
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
 _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE)
@@ -68,9 +69,7 @@ class Doors:
         path = scope["raw_path"].decode("ascii", "replace")
         door = self._kept_door(path) if len(path) <= _LONGEST_KEPT else self._door(path)
         if door is None:
-            # FastAPI's routes do not know HEAD; uvicorn sends only the headers of the answer.
-            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-            await self._app(asked, small(scope, receive, self._gateway.settings), send)
+            await self._app(_for_fastapi(scope), small(scope, receive, self._gateway.settings), send)
             return
         scope["state"]["error_form"] = plain_error if door.plain else problem
         method = "GET" if scope["method"] == "HEAD" and "GET" in door.methods else scope["method"]
@@ -128,6 +127,20 @@ class Doors:
             await self._classify(scope, receive, send, ref)
 
         return images
+
+
+def _for_fastapi(scope: Scope) -> Scope:
+    """A request as FastAPI's routes expect it.
+
+    They do not know HEAD (uvicorn sends only the headers of its answer), and read a body as JSON only if its
+    content type says so.
+    """
+    if scope["method"] == "HEAD":
+        return {**scope, "method": "GET"}
+    if scope["method"] == "POST" and content_type_of(headers_of(scope)) in UNSAID:
+        others = [each for each in scope["headers"] if each[0] != b"content-type"]
+        return {**scope, "headers": [*others, (b"content-type", JSON.encode())]}
+    return scope
 
 
 def _ref_of(found: re.Match[str]) -> Callable[[], ModelRef]:

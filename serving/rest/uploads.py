@@ -26,6 +26,8 @@ JSON = "application/json"
 OCTET_STREAM = "application/octet-stream"
 BINARY = (*CONTENT_TYPES, OCTET_STREAM)
 TAKEN = (*BINARY, MULTIPART, JSON)
+# What curl says of anything, and what other clients leave out: the bytes say what they are.
+UNSAID = ("", "application/x-www-form-urlencoded")
 
 # The charsets of a form's names and texts. Not whatever Python has a codec for: some raise errors of their
 # own ("undefined"), take a minute for a megabyte ("punycode") or give invalid Unicode ("utf-7"), and Python

@@ -151,6 +151,31 @@ async def test_a_rollout_is_run_over_grpc(tmp_path: Path) -> None:
         assert (await scene.until_finished()).state.phase is Phase.PROMOTED
 
 
+@pytest.mark.parametrize("said", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+async def test_json_of_which_nothing_is_said_is_read(tmp_path: Path, said: dict[str, str]) -> None:
+    # Such as `curl -d` sends it, without a header.
+    path, admin, caller = keys_file(tmp_path)
+    async with scene_over(tmp_path / "store", VersionedReplica(), headers=caller, keys_file=path) as scene:
+        asked = json.dumps({"to": 2, "plan": HELD}).encode()
+        started = await scene.client.post("/v1/rollouts/digits", headers=admin | said, content=asked)
+        assert (started.status_code, started.json()["candidate"]) == (201, 2)
+        told = b'{"feedback": [{"prediction_id": "x", "label": "y"}]}'
+        answer = await scene.client.post("/v1/feedback", headers=said, content=told)
+        assert [each["status"] for each in answer.json()["results"]] == ["refused"]
+
+
+async def test_another_content_type_than_json_is_told_as_that(tmp_path: Path) -> None:
+    async with scene_over(tmp_path, VersionedReplica()) as scene:
+        told = b'{"prediction_id": "x", "label": "y"}'
+        for said in ("text/plain", "image/png", "application/jsonish"):
+            answer = await scene.client.post("/v1/feedback", content=told, headers={"content-type": said})
+            text = f'the content type is "{said}"; taken is application/json'
+            assert (answer.status_code, answer.json()["detail"]) == (415, text)
+        for said in ("application/json; charset=utf-8", "application/vnd.example+json"):
+            answer = await scene.client.post("/v1/feedback", content=told, headers={"content-type": said})
+            assert "no prediction id of this service" in answer.json()["detail"]
+
+
 async def test_a_gateway_without_rollouts_says_so() -> None:
     async with running(FakeReplica()) as replica, gateway_over(replica) as (_, client):
         refused = await client.post("/v1/feedback", json={"prediction_id": "a.b", "label": "x"})
