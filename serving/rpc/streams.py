@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from serving.tasks import holding_nothing
+
 # What is worked on, or waits to be read by the client, at once: enough to fill a batch.
 WINDOW = 16
 
@@ -23,7 +25,7 @@ async def answered_in_order(
 
     async def read() -> None:
         async for request in requests:
-            task = asyncio.ensure_future(answer(request))
+            task = asyncio.ensure_future(holding_nothing(answer(request)))
             started.add(task)
             task.add_done_callback(started.discard)
             await tasks.put(task)
