@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -83,11 +84,12 @@ async def test_an_idle_stream_keeps_no_request(replica: ScriptedReplica, memory_
         gateway_over(replica, max_memory_bytes=memory_bytes) as (up, _),
         grpc.aio.insecure_channel(up.grpc_address) as channel,
     ):
-        stream = channel.stream_stream(
+        ask: Any = channel.stream_stream(
             f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
             request_serializer=type(request).SerializeToString,
             response_deserializer=protos.ClassifyResponse.FromString,
-        )()
+        )
+        stream = ask()
         for _ in range(2):
             await stream.write(request)
             answer = await stream.read()
