@@ -41,6 +41,11 @@ class VersionReport:
     available_on: int
     error: str | None
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it was unloaded. A replica tells of such versions for as long as it lives."""
+        return self.state == "END" and self.error is None
+
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
@@ -53,6 +58,8 @@ class ModelReport:
 
 # While a model has no version at all, requests are being refused: look more often.
 _MISSING_INTERVAL_S = 0.2
+# Of versions that were unloaded the newest are shown: who publishes each hour has thousands of them in time.
+_MOST_ENDED = 10
 # Nor more often than this, however many ask for such a model, or for a version that was just unloaded.
 LEAST_INTERVAL_S = 0.05
 
@@ -239,8 +246,17 @@ class Catalog:
         return not missing or (self._was_complete and len(missing) < len(self._known))
 
     def report(self) -> list[ModelReport]:
-        """Every model with what its replicas say of each version, for people to read."""
-        return [ModelReport(name, name == self.default_name(), self.states(name)) for name in self._known]
+        """Every model with what its replicas say of each version, for people to read.
+
+        Of the versions that were unloaded there are the newest.
+        """
+        return [ModelReport(name, name == self.default_name(), self._shown(name)) for name in self._known]
+
+    def _shown(self, name: str) -> list[VersionReport]:
+        found = self.states(name)
+        ended = [each for each in found if each.ended_well]
+        old = {each.version for each in ended[:-_MOST_ENDED]}
+        return [each for each in found if each.version not in old]
 
     def states(self, name: str) -> list[VersionReport]:
         """What the replicas say of each version of the model `name`, by version."""
@@ -322,8 +338,9 @@ class Catalog:
             self._metrics.replica_up.labels(replica.address).set(replica.reachable)
             self._metrics.replica_calls_limit.labels(replica.address).set(int(replica.room.limit))
         self._metrics.version_replicas.clear()
+        present = []
         for name in names:
-            available = self._pool.availability(name)
-            self._metrics.present([(name, str(number)) for number in available], self._clock())
-            for number, count in available.items():
+            for number, count in self._pool.availability(name).items():
+                present.append((name, str(number)))
                 self._metrics.version_replicas.labels(name, str(number)).set(count)
+        self._metrics.present(present, self._clock())
