@@ -332,7 +332,8 @@ class Old(FakeReplica):
 
 
 async def test_of_versions_that_were_unloaded_the_newest_are_shown() -> None:
-    async with running(Old()) as replica, gateway_over(replica) as (up, client):
+    replica = Old()
+    async with running(replica), gateway_over(replica) as (up, client):
         (model,) = (await client.get("/v1/models")).json()["models"]
         assert [each["version"] for each in model["versions"]] == [1, 200, *range(390, 400)]
         every = (await client.get("/v1/models/digits")).json()["model_version_status"]

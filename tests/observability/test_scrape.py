@@ -27,7 +27,7 @@ class Watched(Metric):
         super().__init__("watched", "Watched.", "gauge")
 
     @property
-    def samples(self) -> list[Sample]:  # type: ignore[override]
+    def samples(self) -> list[Sample]:
         self.read_by.add(threading.get_ident())
         return [Sample("watched", {}, 7.0)]
 
