@@ -340,6 +340,7 @@ class Catalog:
         self._metrics.version_replicas.clear()
         present = []
         for name in names:
+            present.append((name, ""))
             for number, count in self._pool.availability(name).items():
                 present.append((name, str(number)))
                 self._metrics.version_replicas.labels(name, str(number)).set(count)

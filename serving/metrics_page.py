@@ -35,7 +35,7 @@ a test fails when it is out of date. What to do when an alert rests on one of th
   each, are some 1,800 series.
 - What is counted of a version ends a quarter of an hour after the last replica that had it: a sum over its
   whole life is Prometheus' to keep, and a rate or an increase does not notice. So does its state, unless it
-  failed.
+  failed, and what is counted of a model, after it ceased to be served.
 - Scraped as OpenMetrics, `sluice_requests_total` and `sluice_request_duration_seconds` carry the trace ids of
   requests that are recorded (`SLUICE_TRACES_ENDPOINT`) as exemplars.
 
