@@ -45,6 +45,11 @@ class VersionReport:
     error: str | None
     error_code: int
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it was unloaded. A replica tells of such versions for as long as it lives."""
+        return self.state == "END" and self.error is None
+
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
@@ -59,6 +64,9 @@ class ModelReport:
 _MISSING_INTERVAL_S = 0.2
 # But no more often than this, however many ask for such a model, or for a version that was just unloaded.
 LEAST_INTERVAL_S = 0.05
+
+# Of the versions that were unloaded the newest are shown: publishing hourly makes thousands of them in time.
+_MOST_ENDED = 10
 
 # A version is shown by the state that is furthest to the right here.
 _STATE_ORDER = ("UNKNOWN", "END", "UNLOADING", "START", "LOADING", "AVAILABLE")
@@ -239,8 +247,17 @@ class Catalog:
         return not missing or (self._was_complete and len(missing) < len(self._known))
 
     def report(self) -> list[ModelReport]:
-        """Every model with what its replicas say of each version, for people to read."""
-        return [ModelReport(name, name == self.default_name(), self.states(name)) for name in self._known]
+        """Every model with what its replicas say of each version, for people to read.
+
+        Of the versions that were unloaded there are the newest.
+        """
+        return [ModelReport(name, name == self.default_name(), self._shown(name)) for name in self._known]
+
+    def _shown(self, name: str) -> list[VersionReport]:
+        found = self.states(name)
+        ended = [each for each in found if each.ended_well]
+        old = {each.version for each in ended[:-_MOST_ENDED]}
+        return [each for each in found if each.version not in old]
 
     def _out_of_reach(self, name: str) -> Unavailable:
         text = f'model "{name}" has no version that can be reached at the moment'
@@ -325,11 +342,13 @@ class Catalog:
             self._metrics.replica_up.labels(replica.address).set(replica.reachable)
             self._metrics.replica_calls_limit.labels(replica.address).set(int(replica.room.limit))
         self._metrics.version_replicas.clear()
+        present = []
         for name in names:
-            available = self._pool.availability(name)
-            self._metrics.present([(name, str(number)) for number in available], self._clock())
-            for number, count in available.items():
+            present.append((name, ""))
+            for number, count in self._pool.availability(name).items():
+                present.append((name, str(number)))
                 self._metrics.version_replicas.labels(name, str(number)).set(count)
+        self._metrics.present(present, self._clock())
 
 
 def _report(version: int, found: Sequence[VersionStatus]) -> VersionReport:

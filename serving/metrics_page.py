@@ -35,7 +35,8 @@ What a gateway exports at `/metrics`. This page is generated from the code, by
   growth in the first value of a series. Five models under rollouts, with three versions of a thousand classes
   each, make some 1,800 series.
 - The series of a version end a quarter of an hour after the last replica that had it: a sum over a version's
-  whole life is for Prometheus to keep; a rate or an increase is not affected.
+  whole life is for Prometheus to keep; a rate or an increase is not affected. So do a version's state, unless
+  it failed, and the series of a model that is no longer served.
 - Scraped as OpenMetrics, `sluice_requests_total` and `sluice_request_duration_seconds` carry the trace ids of
   sampled requests (`SLUICE_TRACES_ENDPOINT`) as exemplars.
 

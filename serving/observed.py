@@ -106,9 +106,11 @@ def _read_versions(readings: Readings, gateway: Gateway) -> None:
         for number, known in gateway.catalog.versions(name).items():
             gateway.metrics.know(name, number, known.labels, known.card)
         for each in gateway.catalog.states(name):
+            version = str(each.version)
+            if each.ended_well and gateway.metrics.has_left(name, version):
+                continue
             for state in STATES:
-                labels = name, str(each.version), state
-                readings.add("sluice_model_version_state", state == each.state, *labels)
+                readings.add("sluice_model_version_state", state == each.state, name, version, state)
     for (name, version), index in gateway.metrics.drift().items():
         readings.add("sluice_prediction_drift", index, name, version)
 

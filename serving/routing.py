@@ -46,6 +46,11 @@ class Split:
             if share > 0.0 and self.candidate is None:
                 raise ValueError(f"{name} is {share}, but there is no candidate to send it to")
 
+    @property
+    def versions(self) -> set[int]:
+        """The versions that it is about."""
+        return {self.stable} if self.candidate is None else {self.stable, self.candidate}
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

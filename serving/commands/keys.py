@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.access.keys import KeyEntry, KeyFile, new_key, parse
 from serving.commands.terminal import console, user_errors
 from serving.errors import Conflict, InvalidInput, NotFound
+
+if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
+    from serving.access.keys import KeyEntry, KeyFile
 
 File = Annotated[Path, typer.Option(envvar="SLUICE_KEYS_FILE", help="The file of keys.")]
 DEFAULT_FILE = Path("keys.toml")
@@ -41,6 +43,8 @@ def add(
 ) -> None:
     """Make a key and print it, once: the file keeps only its hash."""
     with user_errors(), _to_itself(file):
+        from serving.access.keys import new_key
+
         found = _read(file)
         if any(each.name == name for each in found.keys):
             raise Conflict(f"{file} has a key of the name {name}; revoke it first, or take another name")
@@ -98,6 +102,8 @@ def _to_itself(file: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> KeyFile:
+    from serving.access.keys import KeyFile, parse
+
     if not file.exists():
         return KeyFile()
     try:

@@ -7,6 +7,7 @@ answers its peers' questions on a unix socket, in a folder that only their user 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -17,12 +18,14 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 
+from serving.telemetry.scrape import collected
+
 _SUFFIX = ".peer"
 # A worker that does not answer within this is left out: it may be starting, or hang.
 TIMEOUT_S = 2.0
 
 Answer = Callable[[], Any]
-"""Gives what JSON can carry."""
+"""Gives what JSON can carry, or what is to be awaited for that."""
 
 
 class Peers:
@@ -42,13 +45,16 @@ class Peers:
         """Answer questions while the block runs.
 
         Args:
-            answers: by question. An answer is made on the event loop.
+            answers: by question.
         """
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             question = (await reader.readline()).decode().strip()
             if question in answers:
-                writer.write(json.dumps(answers[question]()).encode())
+                found = answers[question]()
+                if inspect.isawaitable(found):
+                    found = await found
+                writer.write(await asyncio.to_thread(_dumped, found))
             writer.close()
 
         path = self._folder / f"{self.name}{_SUFFIX}"
@@ -68,7 +74,7 @@ class Peers:
     async def metrics(self, own: CollectorRegistry) -> Merged:
         """The metrics of all workers: this one's, which are in `own`, and the others'."""
         others = await self.ask("metrics")
-        return Merged({self.name: samples(own), **others})
+        return Merged({self.name: await samples(own), **others})
 
 
 async def _ask(path: Path, question: str) -> Any:
@@ -77,18 +83,25 @@ async def _ask(path: Path, question: str) -> Any:
             reader, writer = await asyncio.open_unix_connection(path)
             try:
                 writer.write(f"{question}\n".encode())
-                return json.loads(await reader.read())
+                return await asyncio.to_thread(json.loads, await reader.read())
             finally:
                 writer.close()
     return None
 
 
-def samples(registry: CollectorRegistry) -> list[Any]:
-    """Every family of a registry, for `merged`."""
-    return [
-        [each.name, each.documentation, each.type, [list(sample[:5]) for sample in each.samples]]
-        for each in registry.collect()
-    ]
+def _dumped(answer: Any) -> bytes:
+    return json.dumps(answer).encode()
+
+
+async def samples(source: Collector) -> list[Any]:
+    """Every family of a registry, as JSON can carry it."""
+    found = await collected(source)
+    return await asyncio.to_thread(
+        lambda: [
+            [each.name, each.documentation, each.type, [list(sample[:5]) for sample in each.samples]]
+            for each in found.collect()
+        ]
+    )
 
 
 class Merged(Collector):

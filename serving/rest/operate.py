@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -11,6 +13,7 @@ from serving.observed import exposition
 from serving.processes.peers import Peers
 from serving.rest.context import authorized, headers_of
 from serving.telemetry import stacks
+from serving.telemetry.scrape import collected
 
 _TEXT = {"schema": {"type": "string"}}
 
@@ -104,6 +107,8 @@ def _add_insight(routes: APIRouter, gateway: Gateway, peers: Peers | None) -> No
         responses={200: {"content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}}},
     )
     async def metrics(request: Request) -> Response:
-        source = gateway.metrics.registry if peers is None else await peers.metrics(gateway.metrics.registry)
-        page, content_type = exposition(source, headers_of(request.scope).get("accept", ""))
+        registry = gateway.metrics.registry
+        source = await collected(registry) if peers is None else await peers.metrics(registry)
+        accept = headers_of(request.scope).get("accept", "")
+        page, content_type = await asyncio.to_thread(exposition, source, accept)
         return Response(page, media_type=content_type)

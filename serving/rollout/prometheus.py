@@ -32,32 +32,32 @@ class SteeringCollector(Collector):
     def __init__(self, steering: Steering, group: Callable[[str, str, str], str]) -> None:
         self._steering = steering
         self._group = group
-        self._grouped: dict[tuple[str, str], str] = {}
+        self._names: dict[tuple[str, str], str] = {}  # by model and name, of all that is counted
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See `Collector.collect`. Names are of versions, weights and groups of classes: all bounded."""
         family = CounterMetricFamily(
             METRIC, "What rollouts count, by name: kind/version/detail.", labels=("model", "name")
         )
+        names: dict[tuple[str, str], str] = {}
         for model in self._steering.splits():
             grouped: Counts = {}
             for name, number in self._steering.counts(model).items():
-                shown = self._name(model, name)
+                shown = names[model, name] = self._name(model, name)
                 grouped[shown] = grouped.get(shown, 0.0) + number
             for name, number in grouped.items():
                 family.add_metric((model, name), number)
+        self._names = names
         yield family
 
     def _name(self, model: str, name: str) -> str:
-        kind, version, *label = name.split("/", 2)
-        if kind not in _BY_CLASS or not label:
-            return name
         # It stays when the version's classes are forgotten, a while after it left: a gateway one of whose
         # counts vanishes would look as if it was restarted, and all that it has counted would look new.
-        if (model, name) not in self._grouped:
-            group = self._group(model, version, label[0])
-            self._grouped[model, name] = f"{kind}/{version}/{group}"
-        return self._grouped[model, name]
+        known = self._names.get((model, name))
+        kind, version, *label = name.split("/", 2)
+        if known is not None or kind not in _BY_CLASS or not label:
+            return known or name
+        return f"{kind}/{version}/{self._group(model, version, label[0])}"
 
 
 class PrometheusCounts:

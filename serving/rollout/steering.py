@@ -19,7 +19,7 @@ import numpy as np
 
 from serving import errors
 from serving.backends.replica import FAIR_TIME_S
-from serving.rollout.counts import Counts, key, routed_key, weight_name
+from serving.rollout.counts import Counts, key, of_versions, routed_key, weight_name
 from serving.rollout.memory import Memory, Named, OwnMemory
 from serving.routing import Route, Split, choose
 
@@ -93,6 +93,9 @@ class Steering:
     ) -> None:
         """Routes the model's requests by this split from now on.
 
+        What was counted of versions that are neither in this split nor in the one before is forgotten: of a
+        candidate there are two counts for each class, and all are told to other gateways each second.
+
         Args:
             model: The model.
             split: How they are divided.
@@ -101,6 +104,9 @@ class Steering:
                 weights; oldest first, empty while they are not.
         """
         found = self._models.setdefault(model, _Model(split))
+        before, now = found.split.versions, split.versions
+        if before != now:
+            found.counts = of_versions(found.counts, before | now)
         if found.split.stable != split.stable:
             found.stable_s.clear()
         found.split, found.latency_limit_s = split, latency_limit_s

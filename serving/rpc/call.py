@@ -17,6 +17,7 @@ from serving.gateway import Gateway
 from serving.prediction import RequestContext
 from serving.rest.context import credential
 from serving.rpc.errors import rich_status
+from serving.rpc.streams import Messages
 from serving.settings import Settings
 from serving.telemetry.tracing import child_of, request_id_from
 
@@ -107,7 +108,9 @@ def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], 
     async def handle(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         context = request_context(call, gateway.settings)
         failure = None
-        parsed = (_parsed(request, context, gateway) async for request in requests)
+        # gRPC's own iterator keeps a message until the next one has come.
+        read = requests.read if isinstance(requests, Messages) else call.read
+        parsed = Messages(read, lambda request: _parsed(request, context, gateway))
         try:
             async for response in answers(parsed, context):
                 yield response

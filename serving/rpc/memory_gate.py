@@ -21,6 +21,7 @@ from serving.errors import InvalidInput, Overloaded, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.pressure import ExpectedSizes, Pressure, Read
 from serving.rpc.call import Call, abort, request_context
+from serving.rpc.streams import Messages
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Answer = Callable[[Any, Call], Awaitable[Any]]
@@ -104,16 +105,22 @@ class MemoryGate(grpc.aio.ServerInterceptor):
 
         return handle
 
-    async def _messages(self, call: Call, handler: Any) -> AsyncIterator[Any]:
+    def _messages(self, call: Call, handler: Any) -> Messages:
         """A stream's messages; while memory is short they wait, by gRPC's flow control, at the client."""
-        while (message := await self._read(call, stream=True)) is not grpc.aio.EOF:
-            request = handler.request_deserializer(message)
-            del message
-            yield request
-            del request
-            while not self._pressure.has_room(time.monotonic(), self._expected.of(call.peer())):
+        has_brought = False
+
+        async def read() -> Any:
+            nonlocal has_brought
+            while has_brought and not self._pressure.has_room(
+                time.monotonic(), self._expected.of(call.peer())
+            ):
                 self._pressure.short.set()
                 await asyncio.sleep(_LOOK_S)
+            has_brought = True
+            message = await self._read(call, stream=True)
+            return message if message is grpc.aio.EOF else handler.request_deserializer(message)
+
+        return Messages(read)
 
     async def _enter(self, call: Call, essential: bool) -> None:
         """Wait for room, or refuse the call if there is none, or too little memory to wait for any."""

@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Self
+
+import grpc.aio
+
+from serving.tasks import holding_nothing
 
 # How many are worked on, or wait to be read by the client, at once: enough to fill a batch.
 WINDOW = 16
+
+
+class Messages(AsyncIterator[Any]):
+    """The messages of a stream as they come. It keeps none: a stream may be idle for long after a large one.
+
+    Args:
+        read: gives the next message, `grpc.aio.EOF` behind the last.
+        made: what is made of each.
+    """
+
+    def __init__(
+        self, read: Callable[[], Awaitable[Any]], made: Callable[[Any], Any] = lambda message: message
+    ) -> None:
+        self.read = read
+        self._made = made
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return self._made(message)
 
 
 async def answered_in_order(
@@ -23,7 +51,8 @@ async def answered_in_order(
 
     async def read() -> None:
         async for request in requests:
-            task = asyncio.ensure_future(answer(request))
+            task = asyncio.ensure_future(holding_nothing(answer(request)))
+            del request  # else it would be kept until the next one comes
             started.add(task)
             task.add_done_callback(started.discard)
             await tasks.put(task)

@@ -173,10 +173,11 @@ class Metrics:
                 self.request_seconds.labels(protocol, model, version)
 
     def present(self, versions: Iterable[tuple[str, str]], now: float) -> None:
-        """Note which versions replicas have; the series of those that left `GRACE_S` ago end.
+        """Note which models are served, and which versions replicas have; the series of those that left
+        `GRACE_S` ago end.
 
         Args:
-            versions: model and version of each.
+            versions: model and version of each; of each model also one with an empty version.
             now: the monotonic clock, in seconds.
         """
         self._present_at.update(dict.fromkeys(versions, now))
@@ -189,6 +190,9 @@ class Metrics:
         self._classes.pop((model, version), None)
         for metric in (self.requests, self.request_seconds, self.images, self.predictions):
             metric.remove_by_labels({"model": model, "version": version})
+        if not version:
+            for metric in (self.batch_size, self.batches):
+                metric.remove_by_labels({"model": model})
 
     def has_left(self, model: str, version: str) -> bool:
         """Whether a version's series have ended, or never began."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import gzip
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from serving.main import Running
 from serving.rest.body import MOST_MEMBERS, MOST_UNADMITTED_BYTES, Unpacker
+from serving.rest.boundary import MOST_KEPT_OPEN_BYTES
 from tests.doors.replica import ScriptedReplica
 from tests.doors.wire import CLOSE, HEAD, PATH, PNG, exchange, port_of, statuses
 from tests.support.gateways import gateway_over
@@ -64,6 +68,24 @@ async def test_a_body_that_is_not_there_at_the_deadline_is_told_as_that(
     answer = await exchange(port_of(running), sent)
     assert statuses(answer) == [504]
     assert b"the deadline passed before the whole body had come" in answer
+
+
+async def test_what_came_of_a_refused_body_is_not_kept_while_its_connection_is_idle(up: Running) -> None:
+    """A client that is refused may stay for a minute: a hundred kilobytes for each would be much."""
+    sent = HEAD.replace(b"image/png", b"text/plain") + b"Content-Length: %d\r\n\r\n" % MOST_KEPT_OPEN_BYTES
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(up))
+    try:
+        writer.write(sent + bytes(MOST_KEPT_OPEN_BYTES // 2))
+        head = await reader.readuntil(b"\r\n\r\n")
+        kept = [each.body for each in gc.get_objects() if isinstance(each, RequestResponseCycle)]
+        writer.write(bytes(MOST_KEPT_OPEN_BYTES // 2))  # and the connection goes on with the next request
+        writer.write(HEAD + CLOSE + b"Content-Length: %d\r\n\r\n" % len(IMAGE) + IMAGE)
+        rest = await reader.read()
+    finally:
+        writer.close()
+    assert statuses(head + rest) == [415, 200]
+    assert kept
+    assert not any(kept)
 
 
 def test_a_gzip_body_may_have_just_so_many_members() -> None:

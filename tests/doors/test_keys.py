@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -230,6 +231,24 @@ async def test_that_a_file_has_changed_is_told(tmp_path: Path) -> None:
         await watched.refresh()
     (line,) = lines
     assert (line["event"], line["file"]) == ("a credentials file changed", str(path))
+
+
+async def test_a_changed_file_is_read_beside_the_event_loop(tmp_path: Path) -> None:
+    """Ten thousand keys take half a second, in which all requests would stand still."""
+    parsed_by = []
+
+    def parse(content: bytes) -> bytes:
+        parsed_by.append(threading.get_ident())
+        return content
+
+    path = tmp_path / "keys.toml"
+    path.write_bytes(b"first")
+    watched = WatchedFile(path, parse)
+    path.write_bytes(b"second")
+    await watched.refresh()
+    assert watched.value == b"second"
+    assert len(parsed_by) == 2
+    assert parsed_by[1] != threading.get_ident()
 
 
 async def test_each_key_has_its_own_rate_and_concurrency(replica: ScriptedReplica, key_file: Path) -> None:

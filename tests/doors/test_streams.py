@@ -1,4 +1,4 @@
-"""Streams of requests over gRPC, apart from gRPC: what is kept while one goes on, and what ends with it."""
+"""Streams of requests over gRPC: what is kept while one goes on, and what ends with it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc.aio
+import pytest
+
+from serving import protos
 from serving.rpc.streams import WINDOW, answered_in_order
+from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import until
+from tests.support.gateways import gateway_over
+from tests.support.http import grey_png
 
 
 class Answer:
@@ -62,3 +70,30 @@ async def test_requests_are_read_no_more_once_a_stream_is_left() -> None:
     assert await anext(stream) == 1
     await stream.aclose()
     await until(ended.is_set)
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 2**33], ids=["no setting for memory", "a limit of memory"])
+async def test_an_idle_stream_keeps_no_request(replica: ScriptedReplica, memory_bytes: int | None) -> None:
+    """Its client may keep it for hours: a message of megabytes must not stay until the next one comes."""
+    request = protos.ClassifyRequest(model="digits", images=[grey_png(200)])
+
+    def kept() -> list[object]:
+        return [each for each in gc.get_objects() if type(each) is type(request) and each is not request]
+
+    async with (
+        gateway_over(replica, max_memory_bytes=memory_bytes) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        ask: Any = channel.stream_stream(
+            f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=protos.ClassifyResponse.FromString,
+        )
+        stream = ask()
+        for _ in range(2):
+            await stream.write(request)
+            answer = await stream.read()
+            assert answer.results[0].classes
+        await until(lambda: not kept(), 10)
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF

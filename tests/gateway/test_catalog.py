@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from serving import catalog, learning
 from tests.doors.replica import ScriptedReplica
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running, until
-from tests.support.gateways import gateway_over
+from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
 
 NAMES = [label.encode() for label in LABELS]
@@ -338,3 +338,39 @@ async def test_a_version_is_shown_by_its_furthest_state_and_with_what_failed() -
         other.versions["digits"] = {1, 2}
         await until(lambda: 2 in up.catalog.versions("digits"))
         assert await shown() == {**failed, "state": "AVAILABLE", "available_on": 1}
+
+
+@dataclass
+class Old(FakeReplica):
+    """Had hundreds of versions before, one of which failed to load; and has unloaded `left` just now."""
+
+    left: set[int] = field(default_factory=set)
+
+    async def status(self, request: Any) -> Any:
+        """Every version that there ever was, as TensorFlow Serving tells them."""
+        response = await super().status(request)
+        for version in (*self.left, *range(100, 400)):
+            ended = response.model_version_status.add(version=version, state="END")
+            if version == 200:
+                ended.status.error_message = "out of memory"
+        return response
+
+
+async def test_of_versions_that_were_unloaded_the_newest_are_shown() -> None:
+    replica = Old()
+    async with running(replica), gateway_over(replica) as (up, client):
+        (model,) = (await client.get("/v1/models")).json()["models"]
+        assert [each["version"] for each in model["versions"]] == [1, 200, *range(390, 400)]
+        every = (await client.get("/v1/models/digits")).json()["model_version_status"]
+        assert len(every) == 301, "TensorFlow Serving's own API tells of all"
+        shown = {
+            sample.labels["version"]
+            for family in up.gateway.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "sluice_model_version_state"
+        }
+        assert shown == {"1", "200"}, "series would pile up"
+        replica.versions["digits"] = {2}
+        replica.left = {1}
+        await until(lambda: 2 in up.catalog.versions("digits"))
+        assert counted(up, "sluice_model_version_state", version="1", state="END") == 1

@@ -37,6 +37,20 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
     assert not {"tensorflow", "keras", "tensorflow_serving", "sklearn", "matplotlib"} & loaded
 
 
+def test_a_command_imports_nothing_for_the_others() -> None:
+    """What they need they import as they run: `sluice --help` is to answer at once."""
+    program = """
+import json, sys
+import serving.cli
+serving.cli.build()
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    loaded = set(json.loads(done.stdout))
+    assert {"serving", "training", "typer"} <= loaded
+    assert not {"asyncio", "fastapi", "grpc", "httpx", "limits", "numpy", "pydantic", "structlog"} & loaded
+
+
 async def test_a_running_gateway_is_small() -> None:
     async with running(FakeReplica()) as fake, started_gateway(fake.address, "digits") as process:
         memory = psutil.Process(process.pid).memory_info()

@@ -171,7 +171,7 @@ async def test_a_stream_of_lines_that_is_left() -> None:
             asked.set()
             await asyncio.Event().wait()
 
-    body = {"images": [base64.b64encode(PICTURE).decode()] * 2}
+    body = {"images": [base64.b64encode(PICTURE).decode()] * CALLS}
     async with (
         running(FakeReplica(before_predict=hang_later)) as fake,
         gateway_over(fake, max_batch=1) as (_, client),
@@ -187,42 +187,62 @@ async def test_a_stream_of_lines_that_is_left() -> None:
         assert not our_frames(found)
 
 
-def classify_stream(channel: grpc.aio.Channel) -> Any:
-    """ClassifyStream, of requests for an image each."""
-    ask = channel.stream_stream(
+def classify_stream(channel: grpc.aio.Channel) -> tuple[Any, Any]:
+    """ClassifyStream, and a request for an image."""
+    ask: Any = channel.stream_stream(
         f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
         request_serializer=protos.ClassifyRequest.SerializeToString,
         response_deserializer=protos.ClassifyResponse.FromString,
     )
-    return lambda count: ask(protos.ClassifyRequest(images=[PICTURE]) for _ in range(count))
+    return ask, protos.ClassifyRequest(images=[PICTURE])
 
 
-def infer_stream(channel: grpc.aio.Channel) -> Any:
-    """ModelStreamInfer, of requests for an image each."""
-    ask = channel.stream_stream(
+def infer_stream(channel: grpc.aio.Channel) -> tuple[Any, Any]:
+    """ModelStreamInfer, and a request for an image."""
+    ask: Any = channel.stream_stream(
         f"/{protos.OPEN_INFERENCE}/ModelStreamInfer",
         request_serializer=protos.ModelInferRequest.SerializeToString,
         response_deserializer=protos.ModelStreamInferResponse.FromString,
     )
     request = protos.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(64)])
     request.inputs.add(name="images", datatype="UINT8", shape=[1, 8, 8, 1])
-    return lambda count: ask(request for _ in range(count))
+    return ask, request
+
+
+Stream = Callable[[grpc.aio.Channel], tuple[Any, Any]]
 
 
 @pytest.mark.parametrize("stream", [classify_stream, infer_stream])
-async def test_what_fails_in_a_stream_over_grpc_that_goes_on(
-    stream: Callable[[grpc.aio.Channel], Any],
-) -> None:
+async def test_what_fails_in_a_stream_over_grpc_that_goes_on(stream: Stream) -> None:
     async with (
         running(refusing(grpc.StatusCode.INTERNAL)) as fake,
         gateway_over(fake) as (up, _),
         grpc.aio.insecure_channel(up.grpc_address) as channel,
     ):
-        ask = stream(channel)
-        assert [each async for each in ask(1)]
+        ask, request = stream(channel)
+        assert [each async for each in ask([request])]
         with left_behind() as found:
-            answers = [each async for each in ask(CALLS)]
+            answers = [each async for each in ask([request] * CALLS)]
         assert len(answers) == CALLS
+        assert not our_frames(found)
+
+
+@pytest.mark.parametrize("stream", [classify_stream, infer_stream])
+async def test_a_stream_over_grpc_that_is_left(stream: Stream) -> None:
+    async with (
+        running(hanging()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        ask, request = stream(channel)
+        tasks = len(asyncio.all_tasks())
+        with left_behind() as found:
+            call = ask()
+            for _ in range(CALLS):
+                await call.write(request)
+            await until(lambda: bool(fake.batches) and up.gateway.admission.in_flight == CALLS)
+            call.cancel()
+            await until(lambda: len(asyncio.all_tasks()) <= tasks)
         assert not our_frames(found)
 
 
@@ -242,6 +262,31 @@ async def test_a_call_that_another_replica_answers() -> None:
         with left_behind() as found:
             assert await pool.call("digits", 1, ask, deadline=time.monotonic() + 20) == "answer"
         assert failed
+        assert not our_frames(found)
+
+
+@pytest.mark.parametrize("patience_s", [None, 20.0], ids=["it is not known how long it takes", "it is known"])
+async def test_a_call_beside_one_that_answers_in_the_end(patience_s: float | None) -> None:
+    """The second call is cancelled; what it asked, a batch perhaps, goes with it."""
+    beside = asyncio.Event()
+    asked: list[TensorFlowServing] = []
+
+    async def ask(api: TensorFlowServing, _timeout_s: float) -> str:
+        asked.append(api)
+        if len(asked) > 1:
+            beside.set()
+            await asyncio.Event().wait()
+        await beside.wait()
+        return "answer"
+
+    pool = Pool([replica("127.0.0.1:1"), replica("127.0.0.1:2")], calls_per_replica=1)
+    deadline = time.monotonic() + 20
+    async with contextlib.aclosing(pool):
+        with left_behind() as found:
+            answer = await pool.call(
+                "digits", 1, ask, deadline=deadline, patience_s=patience_s, hedge_after_s=0.001
+            )
+        assert (answer, len(asked)) == ("answer", 2)
         assert not our_frames(found)
 
 

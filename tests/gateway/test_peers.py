@@ -53,12 +53,13 @@ async def test_one_that_was_killed_or_hangs_is_left_out(
         released.set()
 
 
-def test_the_metrics_of_all_are_told_with_whose_they_are() -> None:
+async def test_the_metrics_of_all_are_told_with_whose_they_are() -> None:
     registry = CollectorRegistry()
     counter = Counter("asked", "How often it was asked.", ("by",), registry=registry)
     counter.labels("me").inc(2, {"trace_id": "ab"})
-    carried = json.loads(json.dumps(samples(registry)))
-    (family,) = Merged({"0": samples(registry), "1": carried}).collect()
+    own = await samples(registry)
+    carried = json.loads(json.dumps(own))
+    (family,) = Merged({"0": own, "1": carried}).collect()
     assert (family.name, family.documentation, family.type) == ("asked", "How often it was asked.", "counter")
     totals = [each for each in family.samples if each.name == "asked_total"]
     assert [(each.labels, each.value) for each in totals] == [

@@ -6,8 +6,10 @@ import re
 
 from prometheus_client import CollectorRegistry
 
+from serving.journal import Journal
 from serving.observed import exposition
 from serving.telemetry.drift import LEAST_PREDICTIONS
+from serving.telemetry.logs import AccessLog
 from serving.telemetry.metrics import GRACE_S, Metrics
 from serving.telemetry.series import Counter, Histogram
 
@@ -54,3 +56,23 @@ def test_the_series_of_a_version_end_a_while_after_it_left() -> None:
     assert metrics.has_left("m", "1")
     page, _ = exposition(metrics.registry, "")
     assert 'outcome="not-found"' in page.decode()
+
+
+def test_the_series_of_a_model_end_a_while_after_it_left() -> None:
+    metrics = Metrics(CollectorRegistry())
+    journal = Journal(metrics, AccessLog(0.0))
+    for model in ("gone", "stays"):
+        metrics.begin(model, "", "")
+        journal.batch_left(model, 3, "idle")
+    metrics.present([("gone", ""), ("gone", "1"), ("stays", ""), ("stays", "1")], 0.0)
+
+    def models() -> set[str]:
+        page, _ = exposition(metrics.registry, "")
+        return set(re.findall(r'model="(\w+)"', page.decode()))
+
+    metrics.present([("stays", "")], GRACE_S)
+    assert models() == {"gone", "stays"}
+    metrics.present([("stays", "")], GRACE_S + 1)
+    assert models() == {"stays"}
+    page, _ = exposition(metrics.registry, "")
+    assert 'sluice_batches_total{model="stays",reason="idle"} 1.0' in page.decode()

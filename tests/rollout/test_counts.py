@@ -31,6 +31,16 @@ def test_counts_of_gateways_that_come_go_and_start_again() -> None:
     assert grown({"a": {"x": 2.0}}, before) == {"x": 2.0}, "started again: all it has counted is new"
 
 
+def test_a_gateway_that_forgets_a_version_has_not_started_again() -> None:
+    before = {"a": {"calls/1": 9.0, "compared/1/cat": 4.0, "calls/2": 5.0, "failed/2": 1.0}}
+    assert grown({"a": {"calls/2": 7.0, "failed/2": 1.0, "calls/3": 1.0}}, before) == {
+        "calls/2": 2.0,
+        "calls/3": 1.0,
+    }
+    started_again = {"a": {"calls/2": 7.0}}
+    assert grown(started_again, before) == {"calls/2": 7.0}, "of version 2 it would have kept all"
+
+
 def test_a_gateway_that_cannot_be_seen_for_once_comes_back_as_itself() -> None:
     first = {"a": {"x": 100.0}, "b": {"x": 50.0}}
     without_b = {"a": {"x": 101.0}}
@@ -60,6 +70,35 @@ def test_counts_in_a_folder_outlive_a_clock_that_is_set(tmp_path: Path) -> None:
         living.publish({"digits": {"calls/1": 3.0}})
         now = time.time()
         assert living.collect("digits") == {"living": {"calls/1": 3.0}}, "… and written anew by who lives"
+
+
+def test_what_was_counted_of_versions_that_no_rollout_is_about_any_more_is_forgotten() -> None:
+    """Two counts for each class of each candidate that there ever was would be told each second."""
+    steering = Steering()
+    registry = CollectorRegistry()
+    registry.register(SteeringCollector(steering, lambda _model, _version, label: label))
+
+    def counted() -> set[str]:
+        found = set(steering.counts("digits"))
+        (family,) = registry.collect()
+        assert {sample.labels["name"] for sample in family.samples} == found
+        return found
+
+    def count_all() -> None:
+        for name in ("routed/stable/0.5", "calls/1", "compared/2/cat", "agreed/3/cat", "calls/4"):
+            steering._add(steering._models["digits"], name)
+
+    steering.set_split("digits", Split(1, 2, 0.5, salt="x"), None)
+    count_all()
+    every = counted()
+    steering.set_split("digits", Split(1, 2, 0.9, salt="x"), None)
+    assert counted() == every, "a step of the same rollout"
+    steering.set_split("digits", Split(2, None), None)
+    assert counted() == {"routed/stable/0.5", "calls/1", "compared/2/cat"}, "late feedback may be about these"
+    steering.set_split("digits", Split(2, 3, 0.5, salt="y"), None)
+    assert counted() == {"routed/stable/0.5", "compared/2/cat"}
+    count_all()
+    assert counted() == every, "it is counted anew"
 
 
 async def test_steering_counts_calls_once_however_often_they_are_tried() -> None:
