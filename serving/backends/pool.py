@@ -28,7 +28,8 @@ MAX_ATTEMPTS = 3
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
 # After so long a call of which it is not known how long it takes is made beside on a replica that has joined
-# meanwhile: a sixth of the time that requests have by default, and longer than most models take to warm up.
+# meanwhile, or if its own hangs by all that is known: a sixth of the time that requests have by default, and
+# longer than most models take to warm up.
 UNKNOWN_PATIENCE_S = 5.0
 
 
@@ -186,7 +187,8 @@ class Pool(Members):
             slot: the place that was booked for it; it moves along with retries.
             patience_s: after how long another replica is asked if this one has not answered. If there is none
                 then, one that joins later is. None: it is not known how long it takes, and this replica is
-                waited for; but one that joins meanwhile is asked, too, after `UNKNOWN_PATIENCE_S`.
+                waited for; but after `UNKNOWN_PATIENCE_S` one that joined meanwhile is asked, too, or if it
+                seems to hang any other.
             hedge_after_s: after how long another one is asked, too, if it has a free place; None: never.
 
         Raises:
@@ -313,15 +315,21 @@ class Pool(Members):
     ) -> Coroutine[Any, Any, Answer] | None:
         """The same call on a replica that was not tried and has a free place, if the budget has it.
 
-        If it is `late` that was asked, only on one that has come since.
+        If it is `late` that was asked, only on one that has come since, or that tells by its own answers that
+        the late one hangs.
         """
         now = self._clock()
         usable = self._usable(task.model, task.version, now, tried)
         if is_batch:
             usable = self._free(usable, task.model)
-        free = [
-            each for each in usable if each.room.free and (late is None or late.since < each.reachable_since)
-        ]
+        if late is not None:
+            of = task.model, task.version
+            usable = [
+                each
+                for each in usable
+                if late.since < each.reachable_since or late.replica.hangs(of, late.since, each, now)
+            ]
+        free = [each for each in usable if each.room.free]
         replica = choose(free, self._rng, now)
         if replica is None or not self._budget.spend(now):
             return None
