@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from serving.errors import Unavailable
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.counts import Counts
 from serving.rollout.events import Announcer
+from serving.rollout.known import KnownRollouts
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.reconcile import Reconciler, Wanted
@@ -149,6 +151,46 @@ async def test_calls_are_evidence_once_though_another_one_led_for_a_while(
     assert evidence(FileStore(tmp_path)) == 60.0
     await first.look(calls=10.0)
     assert evidence(FileStore(tmp_path)) == 70.0
+
+
+class Counted(Counts):
+    """Counts that a test can see go."""
+
+
+@dataclass
+class Watched(Gateways):
+    """Knows which of the counts that it gave out are still held."""
+
+    given: list[weakref.ref[Counted]] = field(default_factory=list)
+
+    def collect(self, model: str) -> dict[str, Counts]:
+        counted = Counted(super().collect(model)["a"])
+        self.given.append(weakref.ref(counted))
+        return {"a": counted}
+
+    def held(self) -> int:
+        return sum(each() is not None for each in self.given)
+
+
+async def test_what_was_counted_is_held_no_longer_than_a_rollout_is_under_way(tmp_path: Path) -> None:
+    store, gateways = FileStore(tmp_path), Watched()
+    in_canary(store)
+    looking = Looking(store, gateways)
+    for _ in range(3):
+        await looking.look(calls=10.0)
+    assert gateways.held() == 1, "up to which the evidence goes"
+    found = store.load("digits")
+    assert found is not None
+    store.save(found.moved(State(Phase.ROLLED_BACK), None, 1e9))
+    await looking.look()
+    assert gateways.held() == 0
+
+
+async def test_of_a_models_rollouts_only_the_newest_is_known() -> None:
+    known, first, second = KnownRollouts(), new_rollout("digits-2"), new_rollout("digits-3")
+    known.of(first).told = known.of(new_rollout(model="flowers")).told = 7
+    assert (known.of(first).told, known.of(second).told, known.of(first).told) == (7, 0, 0)
+    assert known.of(new_rollout(model="flowers")).told == 7
 
 
 class Unsynced(Files):
