@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -17,6 +18,8 @@ METRIC = "sluice_rollout_events"
 PRESENCE = "sluice_requests_in_flight"
 
 _BY_CLASS = ("compared", "agreed")
+# The kind of the name that tells a process from the one that had its address before: its counts begin anew.
+_RUN = "run"
 _TIMEOUT_S = 5.0
 
 
@@ -33,6 +36,7 @@ class SteeringCollector(Collector):
         self._steering = steering
         self._group = group
         self._grouped: dict[tuple[str, str], str] = {}
+        self._run = f"{_RUN}/{secrets.token_hex(4)}"
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See `Collector.collect`. Names are of versions, weights and groups of classes: all bounded."""
@@ -40,7 +44,7 @@ class SteeringCollector(Collector):
             METRIC, "What rollouts count, by name: kind/version/detail.", labels=("model", "name")
         )
         for model in self._steering.splits():
-            grouped: Counts = {}
+            grouped: Counts = {self._run: 1.0}
             for name, number in self._steering.counts(model).items():
                 shown = self._name(model, name)
                 grouped[shown] = grouped.get(shown, 0.0) + number
@@ -52,8 +56,8 @@ class SteeringCollector(Collector):
         kind, version, *label = name.split("/", 2)
         if kind not in _BY_CLASS or not label:
             return name
-        # It stays when the version's classes are forgotten, a while after it left: a gateway of which a count
-        # vanishes would pass for one that was started again, and all that it has counted for new.
+        # It stays when the version's classes are forgotten, a while after it left: what was counted under one
+        # name must not be counted once more under another.
         if (model, name) not in self._grouped:
             group = self._group(model, version, label[0])
             self._grouped[model, name] = f"{kind}/{version}/{group}"
@@ -76,7 +80,9 @@ class PrometheusCounts:
         """See `CountSource.publish`: Prometheus comes for them."""
 
     def collect(self, model: str) -> dict[str, Counts]:
-        """See `CountSource.collect`; processes are told apart by `instance`, and by `worker` within a pod.
+        """See `CountSource.collect`.
+
+        Processes are told apart by `instance`, by `worker` within a pod, and by a name of their own.
 
         A gateway that has counted nothing yet has no counts. If there is no gateway at all, the counts are
         Unavailable: Prometheus has lost its targets, and what it does not know is not zero.
@@ -106,4 +112,10 @@ class PrometheusCounts:
             raise Unavailable(
                 f"Prometheus has no metrics of any gateway ({PRESENCE}{selected}): it must scrape them all"
             )
-        return found
+        return dict(_by_run(process, counts) for process, counts in found.items())
+
+
+def _by_run(process: str, counts: Counts) -> tuple[str, Counts]:
+    """A process under an id that none before it had, where it says so; and its counts."""
+    runs = sorted(name for name in counts if name.startswith(f"{_RUN}/"))
+    return "/".join((process, *runs)), {name: number for name, number in counts.items() if name not in runs}
