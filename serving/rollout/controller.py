@@ -323,8 +323,9 @@ class Controller:
         verdict = judge(rollout.plan, rollout.evidence, shadow=judged_phase(rollout.state) is Phase.SHADOW)
         if verdict.outcome is Outcome.FAIL:
             return verdict
-        if blind is not None:
-            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts cannot be had: {blind}")
+        unsure = _unsure(rollout.plan, blind)
+        if unsure is not None:
+            return Verdict(Outcome.INCONCLUSIVE, (unsure,))
         if verdict.outcome in (Outcome.PASSED, Outcome.WAIT):
             held = self._held_back(rollout, at)
             if held is not None:
@@ -374,6 +375,19 @@ class Controller:
 
 
 _CANDIDATE_SERVES = frozenset((Phase.PROMOTING, Phase.PROMOTED))
+
+
+def _unsure(plan: Plan, blind: str | None) -> Reason | None:
+    """Why nothing that speaks for the candidate is to be believed."""
+    if plan.unknown:
+        text = (
+            f"this release of Sluice does not know what the plan says of {', '.join(plan.unknown)}, and "
+            "nothing grows without: promote or abort by hand, or have a release decide that knows it"
+        )
+        return Reason("plan.unknown", text)
+    if blind is not None:
+        return Reason("counts.missing", f"the counts cannot be had: {blind}")
+    return None
 
 
 def _one(outcome: Outcome, code: str, text: str) -> Verdict:
