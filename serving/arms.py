@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ def require_desk(gateway: Gateway) -> Desk:
 
 
 def receipted(
-    desk: Desk | None, model: ModelVersion, classes: tuple[ClassScore, ...], context: RequestContext
+    desk: Desk | None, model: ModelVersion, classes: Sequence[ClassScore], context: RequestContext
 ) -> ImageResult:
     """An image's classes as its result, with the id that feedback names where feedback is taken."""
     if desk is None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from serving.errors import InvalidInput, SluiceError
 from serving.routing import Arm, Route
 from serving.telemetry.tracing import Trace
+
+if TYPE_CHECKING:  # a client does not need it
+    import numpy as np
 
 # Versions are int64 in TensorFlow Serving's API: no replica could be asked for a larger one.
 MOST_VERSION = 2**63 - 1
@@ -48,6 +51,45 @@ class ClassScore:
     score: float
 
 
+class Ranking(Sequence[ClassScore]):
+    """Many classes of one image, best first, each made only when it is looked at.
+
+    A request may have a quarter of a million of them. Whoever frees that many objects at once, be it the
+    event loop or a thread that holds the interpreter lock, keeps everybody else waiting.
+
+    Args:
+        labels: of all the model's classes.
+        indices: which classes, int [C].
+        scores: their probabilities, float32 [C].
+    """
+
+    __slots__ = ("_indices", "_labels", "_scores")
+
+    def __init__(self, labels: Sequence[str], indices: np.ndarray, scores: np.ndarray) -> None:
+        self._labels = labels
+        self._indices = indices
+        self._scores = scores
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[ClassScore]:
+        for index, score in zip(self._indices.tolist(), self._scores.tolist(), strict=True):
+            yield ClassScore(self._labels[index], index, score)
+
+    @overload
+    def __getitem__(self, place: int) -> ClassScore: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Ranking: ...
+
+    def __getitem__(self, place: int | slice) -> ClassScore | Ranking:
+        if isinstance(place, slice):
+            return Ranking(self._labels, self._indices[place], self._scores[place])
+        index = int(self._indices[place])
+        return ClassScore(self._labels[index], index, float(self._scores[place]))
+
+
 @dataclass(frozen=True, slots=True)
 class ImageResult:
     """The result of one image: its classes, best first, or its error.
@@ -55,7 +97,7 @@ class ImageResult:
     `prediction_id` is what feedback on it names; empty if no feedback is taken.
     """
 
-    classes: tuple[ClassScore, ...] = ()
+    classes: Sequence[ClassScore] = ()
     error: SluiceError | None = None
     prediction_id: str = ""
 

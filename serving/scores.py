@@ -12,11 +12,11 @@ import numpy as np
 from serving import protos, tensors
 from serving.errors import Internal, InvalidInput
 from serving.model_version import CLASSIFY_SIGNATURE, ImageSignature, ModelVersion
-from serving.prediction import ClassScore
+from serving.prediction import ClassScore, Ranking
 
 # Up to this many classes Python sorts faster: numpy lets a decoding thread have the interpreter lock.
 _FEW_CLASSES = 64
-# Naming the classes of this many scores takes a millisecond or less.
+# Ranking the classes of this many scores takes a millisecond or less.
 _CLASSES_A_TURN = 2_000
 
 
@@ -113,9 +113,9 @@ def checked_top_k(top_k: int | None, model: ModelVersion, default: int) -> int:
 
 async def best_of_each(
     rows: Sequence[np.ndarray], labels: Sequence[str], count: int
-) -> list[tuple[ClassScore, ...] | Internal]:
+) -> list[Sequence[ClassScore] | Internal]:
     """`best` of each of `rows`, or its error; the event loop gets to its other work in between."""
-    found: list[tuple[ClassScore, ...] | Internal] = []
+    found: list[Sequence[ClassScore] | Internal] = []
     classes = 0
     for scores in rows:
         if classes >= _CLASSES_A_TURN:
@@ -129,17 +129,24 @@ async def best_of_each(
     return found
 
 
-def best(scores: np.ndarray, labels: Sequence[str], count: int) -> tuple[ClassScore, ...]:
+def best(scores: np.ndarray, labels: Sequence[str], count: int) -> Sequence[ClassScore]:
     """The `count` best of `scores`, float32 [K], best first; of equals the lower index first.
 
     Raises:
         Internal: a score is not a finite number, so none is the best.
     """
+    if len(scores) > _FEW_CLASSES:
+        return _best_of_many(scores, labels, count)
     values: list[float] = scores.tolist()
     if not math.isfinite(sum(values)):
         raise no_numbers()
-    if len(values) <= _FEW_CLASSES:
-        order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
-    else:
-        order = np.argsort(-scores, kind="stable")[:count].tolist()
+    order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
     return tuple(ClassScore(labels[index], index, values[index]) for index in order)
+
+
+def _best_of_many(scores: np.ndarray, labels: Sequence[str], count: int) -> Sequence[ClassScore]:
+    if not np.isfinite(scores).all():
+        raise no_numbers()
+    order = np.argsort(-scores, kind="stable")[:count]
+    ranking = Ranking(labels, order, scores[order])
+    return ranking if count > _FEW_CLASSES else tuple(ranking)

@@ -27,8 +27,9 @@ RETRYABLE = (errors.Unavailable, errors.Overloaded, errors.Internal, errors.NotF
 MAX_ATTEMPTS = 3
 # When a caller may come back: a replica that restarts needs a few seconds to load TensorFlow and the model.
 RETRY_AFTER_S = 2.0
-# After this long, a call whose usual duration is unknown is also made on a replica that joined meanwhile: a
-# sixth of the time that requests have by default, and longer than most models take to warm up.
+# After this long, a call whose usual duration is unknown is also made on a replica that joined meanwhile, or
+# on any other if its own seems to hang: a sixth of the time that requests have by default, and longer than
+# most models take to warm up.
 UNKNOWN_PATIENCE_S = 5.0
 
 
@@ -186,7 +187,8 @@ class Pool(Members):
             slot: the place that was booked for it; it moves along with retries.
             patience_s: after how long this replica is given up for another one; if there is none by then, for
                 one that joins later. None: the call's usual duration is unknown, and this replica is waited
-                for; after `UNKNOWN_PATIENCE_S` one that joined meanwhile is called as well.
+                for; after `UNKNOWN_PATIENCE_S` one that joined meanwhile is called as well, or any other if
+                this one seems to hang.
             hedge_after_s: after how long a second replica is called as well, if it has a free place; None:
                 never.
 
@@ -314,15 +316,21 @@ class Pool(Members):
     ) -> Coroutine[Any, Any, Answer] | None:
         """The same call on an untried replica with a free place, if the retry budget allows it.
 
-        If `late` is given, only on a replica that has come since that one was called.
+        If `late` is given, only on a replica that has come since that one was called, or whose own answers
+        show that the late one hangs.
         """
         now = self._clock()
         usable = self._usable(task.model, task.version, now, tried)
         if is_batch:
             usable = self._free(usable, task.model)
-        free = [
-            each for each in usable if each.room.free and (late is None or late.since < each.reachable_since)
-        ]
+        if late is not None:
+            of = task.model, task.version
+            usable = [
+                each
+                for each in usable
+                if late.since < each.reachable_since or late.replica.hangs(of, late.since, each, now)
+            ]
+        free = [each for each in usable if each.room.free]
         replica = choose(free, self._rng, now)
         if replica is None or not self._budget.spend(now):
             return None

@@ -22,6 +22,9 @@ Call = Callable[[TensorFlowServing, float], Awaitable[Answer]]
 # Weight of the newest call in the moving average of latency: about the last twenty calls count.
 _LATENCY_WEIGHT = 0.1
 
+# So many times as long as calls usually take, and without another answer, tells of a replica that hangs.
+_FAR_LONGER = 4.0
+
 # A replica that comes (back) gets its full share of calls after this long: it may have to warm up.
 RAMP_S = 3.0
 _LEAST_WEIGHT = 0.1
@@ -62,7 +65,7 @@ class Replica:
         booked_of: model and version -> batches that it computes, or that are on their way to it.
         room: how many calls it takes at once, batches and others alike.
         latency_s: moving average of successful calls' duration; 0 before the first.
-        answered_at: when it last answered a call.
+        answered_at: when it last answered a call, if only with an error that is the caller's.
     """
 
     def __init__(self, api: TensorFlowServing) -> None:
@@ -155,6 +158,20 @@ class Replica:
             if not limit.expired():
                 limit.reschedule(0.0)
 
+    def hangs(self, of: Version, since: float, other: Replica, now: float) -> bool:
+        """Whether it seems to hang with a call for a version that it got at `since`, judged by another one.
+
+        It has answered nothing since then, for many times as long as calls take on either, while the other
+        one has answered such calls. A replica that computes one heavy call, and has no other, looks the same:
+        at worst that call is made twice.
+        """
+        far_longer_s = _FAR_LONGER * max(self.latency_s, other.latency_s)
+        return (
+            self.answered_at < since < other.answered_at
+            and now - since > far_longer_s
+            and other.outcomes.tally(of, now).answered > 0
+        )
+
     def overtaken(self, model: str, version: int, started: float, now: float) -> None:
         """It has had a call since `started`, and a replica that joined later has answered it meanwhile."""
         self.breaker.trip()
@@ -246,7 +263,10 @@ class Replica:
             self._failed(self.breakers.setdefault(of, Breaker()), of, started, now)
         else:  # the caller's fault, or the model's
             self._answered(of)
-            if isinstance(error, errors.Overloaded) and not is_full(error):
+            if is_full(error):
+                return
+            self.answered_at = now
+            if isinstance(error, errors.Overloaded):
                 # Out of memory, say: if it is so more often than others, that is the replica's fault. It is
                 # quick to say so, and would otherwise look like the least loaded.
                 self.outcomes.add(of, failed=True, now=now)

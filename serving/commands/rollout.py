@@ -13,7 +13,7 @@ import typer
 
 from serving.commands.asking import Ca, trusting
 from serving.commands.terminal import printable, user_errors
-from serving.errors import InvalidInput, NotFound, SluiceError
+from serving.errors import FailedPrecondition, InvalidInput, NotFound, SluiceError
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays fast
     from serving.rollout.access import Access
@@ -166,14 +166,21 @@ def status(
         from serving.rollout.record import to_json
 
         opened = _open(store, gateway, key, ca)
-        found = [_load(opened, name) for name in ([model] if model else opened.models())]
+        found, unreadable = [], []
+        for name in [model] if model else opened.models():
+            try:
+                found.append(_load(opened, name))
+            except FailedPrecondition as error:
+                unreadable.append(error.message)
         if as_json:
             print(json.dumps([to_json(each) for each in found]))
-            return
-        if not found:
+        elif not (found or unreadable):
             print("there was no rollout yet")
-        for each in found:
-            Console().print(view(each))
+        else:
+            for each in found:
+                Console().print(view(each))
+        if unreadable:
+            raise FailedPrecondition("\n".join(unreadable))
 
 
 @rollout.command()

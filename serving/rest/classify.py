@@ -203,13 +203,12 @@ def _merged(results: Iterable[ImageResult], images: Iterable[Upload]) -> Iterato
 
 
 def _body(prediction: Prediction, results: Iterable[ImageResult], images: Iterable[Upload]) -> bytes:
-    return orjson.dumps(
-        {
-            "model": prediction.model,
-            "version": prediction.version,
-            "results": [_result(result, upload) for result, upload in zip(results, images, strict=True)],
-        }
+    """The answer as JSON, written an image at a time: others may have the interpreter lock in between."""
+    written = (
+        orjson.Fragment(orjson.dumps(_result(result, upload)))
+        for result, upload in zip(results, images, strict=True)
     )
+    return orjson.dumps({"model": prediction.model, "version": prediction.version, "results": list(written)})
 
 
 def _result(result: ImageResult, upload: Upload) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from serving.gateway_url import authorization, checked, for_command, key_refused
 from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout, from_json
-from serving.rollout.start import order, start
+from serving.rollout.start import loaded, order, start
 from serving.rollout.store import FileStore, Store, is_store
 
 CLUSTER = "kubernetes://"
@@ -39,7 +39,7 @@ class Access(Protocol):
         """Gives a command; the rollout as it is then."""
 
     def load(self, model: str) -> Rollout | None:
-        """The model's newest rollout, None if it never had one."""
+        """The model's newest rollout, None if it never had one; FailedPrecondition if it cannot be read."""
 
     def models(self) -> list[str]:
         """The models that have, or had, a rollout; sorted."""
@@ -68,7 +68,7 @@ class StoreAccess:
 
     def load(self, model: str) -> Rollout | None:
         """See `Access.load`."""
-        return self._store.load(model)
+        return loaded(self._store, model)
 
     def models(self) -> list[str]:
         """See `Access.models`."""
@@ -129,7 +129,7 @@ class ClusterAccess:
     def load(self, model: str) -> Rollout | None:
         """See `Access.load`."""
         self._store.refresh()
-        return self._store.load(model)
+        return loaded(self._store, model)
 
     def models(self) -> list[str]:
         """See `Access.models`."""
@@ -188,7 +188,10 @@ class GatewayAccess:
 
     def load(self, model: str) -> Rollout | None:
         """See `Access.load`."""
-        return self._whole(_path(model)) if model in self.models() else None
+        try:
+            return self._whole(_path(model))
+        except NotFound:
+            return None
 
     def models(self) -> list[str]:
         """See `Access.models`."""
@@ -218,8 +221,8 @@ class GatewayAccess:
                 raise InvalidInput(f"the gateway at {self._url} refused: {told}")
         except (ValueError, KeyError, TypeError):
             kind, text = "", f"status {answer.status_code}, not what a Sluice gateway answers"
-        refused = InvalidInput if kind.endswith(f":{InvalidInput.kind}") else SluiceError
-        raise refused(f"the gateway at {self._url} refused: {text}")
+        kinds = (each for each in (InvalidInput, NotFound) if kind.endswith(f":{each.kind}"))
+        raise next(kinds, SluiceError)(f"the gateway at {self._url} refused: {text}")
 
     def _unanswered(self, error: httpx.RequestError, method: str) -> SluiceError:
         told = unanswered(self._client.base_url, error, _TIMEOUT_S)

@@ -25,6 +25,7 @@ from serving.rollout.events import Announcer
 from serving.rollout.examine import Examiner
 from serving.rollout.fleet import Holdings, holdings, replicas_verdict
 from serving.rollout.judge import judge
+from serving.rollout.known import Baseline, KnownRollouts
 from serving.rollout.leader import CountSource, Leadership
 from serving.rollout.machine import Phase, advance, judged_phase, moved, spent_quietly
 from serving.rollout.newcomers import Newcomers
@@ -59,14 +60,6 @@ class Surroundings:
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
-class _Baseline:
-    """The counts that a rollout's evidence includes, as this gateway saved it in that revision."""
-
-    revision: int
-    counts: Mapping[str, Counts]
-
-
 class Controller:
     """Moves rollouts. `watch` runs for ever; each `look` can be called on its own.
 
@@ -90,10 +83,7 @@ class Controller:
         self._clock = clock
         self._examiner = Examiner(around.pool, around.catalog)
         self._newcomers = Newcomers(around.store, around.plan)
-        self._before: dict[str, _Baseline] = {}
-        self._entered: dict[str, tuple[Phase, float]] = {}
-        self._looked: dict[str, tuple[float, float]] = {}
-        self._told: dict[str, int] = {}
+        self._known = KnownRollouts()
         self._kept: dict[str, Wanted] = {}
         self._frozen: frozenset[str] = frozenset()
 
@@ -126,10 +116,7 @@ class Controller:
         await asyncio.to_thread(around.steering.memory.share)
         if not await asyncio.to_thread(around.leadership.held):
             # The leader goes on counting: by the time this gateway leads again, what it knew is stale.
-            self._before.clear()
-            self._entered.clear()
-            self._looked.clear()
-            self._told.clear()
+            self._known.clear()
             self._kept.clear()
             self._examiner.keep(())
             await self._lend_baselines(rollouts)
@@ -170,7 +157,11 @@ class Controller:
             rollout = begun or rollout
         if rollout is None:
             return {}
-        return {model: rollout if rollout.finished else await self._decide(rollout)}
+        if not rollout.finished:
+            rollout = await self._decide(rollout)
+        if rollout.finished:
+            self._known.of(rollout).before = None
+        return {model: rollout}
 
     async def _announce(self, rollouts: Mapping[str, Rollout]) -> list[Exception]:
         """Announces the moves not announced yet, whoever made them. It comes last: nothing is to wait for it.
@@ -184,7 +175,7 @@ class Controller:
     async def _tell(self, rollout: Rollout) -> None:
         for number in range(self._told_of(rollout) + 1, len(rollout.events) + 1):
             await self._around.announcer.moved(rollout, number)
-        told = self._told[rollout.id] = len(rollout.events)
+        told = self._known.of(rollout).told = len(rollout.events)
         if rollout.finished and rollout.told < told:
             # No move follows, so nothing else would store it.
             with contextlib.suppress(Conflict):
@@ -192,7 +183,7 @@ class Controller:
 
     def _told_of(self, rollout: Rollout) -> int:
         """How many moves of a rollout this gateway, or another one, has announced."""
-        return max(rollout.told, self._told.get(rollout.id, 0))
+        return max(rollout.told, self._known.of(rollout).told)
 
     async def _lend_baselines(self, rollouts: Mapping[str, Rollout]) -> None:
         """Stores what counts as slow, in case the leader has had too few answers of its own to know."""
@@ -244,8 +235,8 @@ class Controller:
         """The rollout after this look, saved; or as it is stored, if somebody else moved it meanwhile."""
         at = self._wall()
         rollout = self._timed(rollout, at)
-        baseline = self._before.get(rollout.id)
-        before = None
+        known = self._known.of(rollout)
+        baseline, before = known.before, None
         if baseline is not None and baseline.revision == rollout.revision:
             before = baseline.counts
         rollout, counts, blind = await self._observed(rollout, before)
@@ -265,7 +256,7 @@ class Controller:
             return rollout if stored is None else stored
         if counts is not None or before is not None:
             upto = remembered({} if baseline is None else baseline.counts, counts or {})
-            self._before[rollout.id] = _Baseline(saved.revision, upto)
+            known.before = Baseline(saved.revision, upto)
         return saved
 
     def _timed(self, rollout: Rollout, at: float) -> Rollout:
@@ -274,10 +265,9 @@ class Controller:
         Between two looks of this gateway that is by the monotonic clock; if another one looked last, by the
         time of day.
         """
-        seen_at, looked_at = self._looked.get(rollout.id, (0.0, 0.0))
-        now = self._clock()
-        passed = now - looked_at if seen_at == rollout.seen_at else at - rollout.seen_at
-        self._looked[rollout.id] = at, now
+        known, now = self._known.of(rollout), self._clock()
+        passed = now - known.looked_at if known.seen_at == rollout.seen_at else at - rollout.seen_at
+        known.seen_at, known.looked_at = at, now
         passed = min(max(0.0, passed), _MOST_INTERVALS * self._interval_s)
         passed = passed if rollout.seen_at else 0.0
         state = spent_quietly(rollout.state, passed) if is_quiet(rollout.plan, at) else rollout.state
@@ -332,8 +322,9 @@ class Controller:
         verdict = judge(rollout.plan, rollout.evidence, shadow=judged_phase(rollout.state) is Phase.SHADOW)
         if verdict.outcome is Outcome.FAIL:
             return verdict
-        if blind is not None:
-            return _one(Outcome.INCONCLUSIVE, "counts.missing", f"the counts are not available: {blind}")
+        unsure = _unsure(rollout.plan, blind)
+        if unsure is not None:
+            return Verdict(Outcome.INCONCLUSIVE, (unsure,))
         if verdict.outcome in (Outcome.PASSED, Outcome.WAIT):
             held = self._held_back(rollout, at)
             if held is not None:
@@ -371,12 +362,10 @@ class Controller:
         return {replica.address: frozenset((version,)) for replica in self._around.pool.replicas}
 
     def _wanted_of(self, rollout: Rollout) -> Wanted:
-        phase, entered = self._entered.get(rollout.id, (None, 0.0))
-        now = self._clock()
-        if phase is not rollout.state.phase:
-            entered = now
-            self._entered[rollout.id] = rollout.state.phase, now
-        held = holdings(rollout, self._around.reconciler.seen(rollout.model), now - entered)
+        known, now = self._known.of(rollout), self._clock()
+        if known.phase is not rollout.state.phase:
+            known.phase, known.entered_at = rollout.state.phase, now
+        held = holdings(rollout, self._around.reconciler.seen(rollout.model), now - known.entered_at)
         serving = rollout.candidate if rollout.state.phase in _CANDIDATE_SERVES else rollout.stable
         labels = {"stable": serving}
         if not rollout.finished:
@@ -385,6 +374,19 @@ class Controller:
 
 
 _CANDIDATE_SERVES = frozenset((Phase.PROMOTING, Phase.PROMOTED))
+
+
+def _unsure(plan: Plan, blind: str | None) -> Reason | None:
+    """Why nothing in favour of the candidate can be trusted."""
+    if plan.unknown:
+        text = (
+            f"this release of Sluice does not know {', '.join(plan.unknown)} in the plan, and nothing grows "
+            "without: promote or abort by hand, or let a release decide that knows it"
+        )
+        return Reason("plan.unknown", text)
+    if blind is not None:
+        return Reason("counts.missing", f"the counts are not available: {blind}")
+    return None
 
 
 def _one(outcome: Outcome, code: str, text: str) -> Verdict:

@@ -1,8 +1,8 @@
 """Counts that gateways make of their own traffic, added up over gateways. Pure.
 
-Counts only grow while a process lives; those of versions that no rollout is about any more are forgotten.
-They are flat, `kind/version[/more]` to number, so that they can be summed, subtracted, and kept in a file
-without further structure.
+Counts only grow while a process lives, and each process has an id of its own; those of versions that no
+rollout is about any more are forgotten. They are flat, `kind/version[/more]` to number, so that they can be
+summed, subtracted, and kept in a file without further structure.
 """
 
 from __future__ import annotations
@@ -43,30 +43,33 @@ def _about(name: str) -> str:
 
 
 def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
-    """What all gateways counted since `before`, by gateway's id.
+    """What all gateways counted since `before`, by process' id.
 
-    A gateway whose counts fell because it was restarted contributes what it has counted since its start. One
-    that has forgotten all of a version, but goes on counting, was not restarted. One that has vanished
-    contributes nothing, and neither does one that is new here: it may have counted for a long time unseen,
-    before this rollout.
+    A count that is lower than before was read earlier, for example by the other of two Prometheuses: it says
+    nothing new. A process that has vanished contributes nothing, and neither does one that is new here: it
+    may have counted for a long time unseen, before this rollout.
     """
     total: Counts = {}
-    for gateway, counts in now.items():
-        old = before.get(gateway, counts)
-        kept = {_about(name) for name in counts}
-        restarted = any(
-            counts.get(name, 0.0) < number for name, number in old.items() if _about(name) in kept
-        )
+    for process, counts in now.items():
+        old = before.get(process, counts)
         for name, number in counts.items():
-            more = number - (0.0 if restarted else old.get(name, 0.0))
-            if more:
+            more = number - old.get(name, 0.0)
+            if more > 0.0:
                 total[name] = total.get(name, 0.0) + more
     return total
 
 
 def remembered(before: Mapping[str, Counts], now: Mapping[str, Counts]) -> dict[str, Counts]:
-    """The last counts of every gateway, by its id, to be given to the next `grown`.
+    """The last counts of every process, by its id, to be given to the next `grown`.
 
-    One that is missing just once, since a scrape of it failed, must not come back as a new one.
+    One that is missing just once, since a scrape of it failed, must not come back as a new one; nor may what
+    was read earlier replace what was read later.
     """
-    return {**before, **now}
+    return {
+        **before,
+        **{process: _latest(before.get(process, {}), counts) for process, counts in now.items()},
+    }
+
+
+def _latest(before: Counts, now: Counts) -> Counts:
+    return {**before, **{name: max(number, before.get(name, 0.0)) for name, number in now.items()}}

@@ -14,7 +14,7 @@ from serving.rollout.machine import Command
 from serving.rollout.plan import Plan
 from serving.rollout.plan_file import parse_plan
 from serving.rollout.record import Rollout, to_json
-from serving.rollout.start import order, start
+from serving.rollout.start import loaded, order, start
 from serving.rollout.store import Store
 
 COMMANDS: Mapping[str, Command] = {
@@ -67,12 +67,13 @@ class Desk:
 
         Raises:
             NotFound: There is none.
+            FailedPrecondition: The newest cannot be read; the message says why.
         """
         if id_:
             past = await asyncio.to_thread(self._store.history, model)
             rollout = next((each for each in past if each.id == id_), None)
         else:
-            rollout = await asyncio.to_thread(self._store.load, model)
+            rollout = await asyncio.to_thread(loaded, self._store, model)
         if rollout is None:
             text = f"had no rollout {id_[:200]}" if id_ else "had no rollout yet"
             raise NotFound(f'model "{model[:200]}" {text}')

@@ -11,6 +11,8 @@ from serving.rollout.machine import Phase, State, advance, judged_phase
 from serving.rollout.record import Event, Rollout
 from serving.rollout.verdict import Outcome, Verdict, percent
 
+_FACTS = ("replicas.", "counts.", "plan.", "quiet.", "latency.no-baseline")
+
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
@@ -54,7 +56,7 @@ def _replayed(rollout: Rollout, event: Event) -> Replayed:
 
 def _from_evidence(verdict: Verdict) -> bool:
     # What replicas report and what is missing (no counts, no baseline) are facts, not evidence in a ledger.
-    return not verdict.reason.code.startswith(("replicas.", "counts.", "quiet.", "latency.no-baseline"))
+    return not verdict.reason.code.startswith(_FACTS)
 
 
 def explain(rollout: Rollout) -> Iterator[str]:

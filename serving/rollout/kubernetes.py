@@ -145,13 +145,16 @@ class KubernetesStore:
         rollouts = self.history(model)
         return next((each for each in rollouts if not each.finished), rollouts[-1] if rollouts else None)
 
-    def unreadable(self, model: str) -> bool:
+    def unreadable(self, model: str) -> str | None:
         """See `Store.unreadable`; of the objects that were begun, the one that `load` would have to give."""
         begun = [each for each in self._of(model) if state_of(each) is not None]
         if not begun:
-            return False
+            return None
         under_way = (each for each in begun if each.status.get("phase") not in FINISHED)
-        return self._rollout(next(under_way, begun[-1]), None) is None
+        due = next(under_way, begun[-1])
+        if self._rollout(due, None) is not None:
+            return None
+        return f"ModelRollout {due.metadata.name}: {self._reported[due.metadata.name]}"
 
     def models(self) -> list[str]:
         """See `Store.models`."""

@@ -8,6 +8,7 @@ answer is kept here under the copy's name.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import threading
@@ -142,6 +143,7 @@ class FolderMemory(OwnMemory):
         self._wall = wall
         self._clock = clock
         self._unshared: dict[str, Named] = {}
+        self._fails = False
         self._cleaned_at = float("-inf")
 
     def take(self, ids: Sequence[bytes]) -> list[bool]:
@@ -171,7 +173,7 @@ class FolderMemory(OwnMemory):
         return None if row is None else Named(int(row[0]), tuple(json.loads(row[1])))
 
     def share(self) -> None:
-        """See `Memory.share`."""
+        """See `Memory.share`. What cannot be told now is told later."""
         with self._lock:
             unshared, self._unshared = self._unshared, {}
         if not unshared:
@@ -182,7 +184,14 @@ class FolderMemory(OwnMemory):
             with self._database() as database:
                 database.executemany("INSERT OR REPLACE INTO copies VALUES (?, ?, ?, ?)", rows)
         except Unavailable as error:
-            _log.warning("other gateways cannot be told what a candidate named copies", error=error.message)
+            with self._lock:
+                self._unshared = dict(itertools.islice((unshared | self._unshared).items(), _MOST))
+            if not self._fails:
+                text = "other gateways cannot be told what a candidate named copies; they will be"
+                _log.warning(text, error=error.message)
+            self._fails = True
+        else:
+            self._fails = False
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:

@@ -10,11 +10,20 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, tzinfo
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -22,6 +31,10 @@ Level = Annotated[float, Field(ge=0.0001, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=30 * 86400.0)]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Days = Annotated[tuple[Weekday, ...], Field(min_length=1)]
+
+
+# What a plan is read with that is a record's.
+_OF_RECORD = {"of_record": True}
 
 
 class _Section(BaseModel):
@@ -208,6 +221,9 @@ class Plan(_Section):
     max_unavailable: Annotated[int, Field(ge=1)] | None = None
     webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
+    # What a record has, where this release of Sluice would write it down otherwise.
+    _recorded: dict[str, Any] | None = PrivateAttr(default=None)
+
     @field_validator("canary")
     @classmethod
     def _weights_grow(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -217,7 +233,9 @@ class Plan(_Section):
         return steps
 
     @model_validator(mode="after")
-    def _limits_leave_time(self) -> Plan:
+    def _limits_leave_time(self, info: ValidationInfo) -> Plan:
+        if info.context is _OF_RECORD:
+            return self
         least = {"shadow_s": self.shadow.min_time_s, "canary_s": sum(step.min_time_s for step in self.canary)}
         if self.shadow.share == 0.0:
             del least["shadow_s"]
@@ -230,7 +248,45 @@ class Plan(_Section):
                 )
         return self
 
+    @classmethod
+    def of_record(cls, values: Any) -> Self:
+        """The plan that a record of a rollout holds, whichever release of Sluice wrote it.
+
+        A rollout keeps the plan that it began with. Fields that this release does not know are kept as they
+        are (`unknown` names them), fields that only this release knows get their defaults, and only those of
+        its rules apply without which nothing could be decided by the plan.
+
+        Raises:
+            ValidationError: a value is one that no plan can have.
+        """
+        plan = cls.model_validate(values, extra="ignore", context=_OF_RECORD)
+        if plan.model_dump(mode="json") != values:
+            plan._recorded = values
+        return plan
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values: those of the record that it was read from."""
+        return self.model_dump(mode="json") if self._recorded is None else self._recorded
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The fields of its record that this release of Sluice does not know, such as `shadow.colour`."""
+        return () if self._recorded is None else tuple(_beyond(self._recorded, self.model_dump(mode="json")))
+
     def digest(self) -> str:
         """A hash of everything in the plan, stored with each decision."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _beyond(values: Any, known: Any, *at: str) -> Iterator[str]:
+    """The fields that are in `values` alone, named from the root."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        for name, value in values.items():
+            if name in known:
+                yield from _beyond(value, known[name], *at, name)
+            else:
+                yield ".".join((*at, name))
+    elif isinstance(values, list) and isinstance(known, list):
+        for index, (value, other) in enumerate(zip(values, known, strict=False)):
+            yield from _beyond(value, other, *at, str(index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -17,6 +18,8 @@ METRIC = "sluice_rollout_events"
 PRESENCE = "sluice_requests_in_flight"
 
 _BY_CLASS = ("compared", "agreed")
+# The kind of the name that tells a process from the one that had its address before: its counts begin anew.
+_RUN = "run"
 _TIMEOUT_S = 5.0
 
 
@@ -33,6 +36,7 @@ class SteeringCollector(Collector):
         self._steering = steering
         self._group = group
         self._names: dict[tuple[str, str], str] = {}  # by model and name, of all that is counted
+        self._run = f"{_RUN}/{secrets.token_hex(4)}"
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See `Collector.collect`. Names are of versions, weights and groups of classes: all bounded."""
@@ -41,7 +45,7 @@ class SteeringCollector(Collector):
         )
         names: dict[tuple[str, str], str] = {}
         for model in self._steering.splits():
-            grouped: Counts = {}
+            grouped: Counts = {self._run: 1.0}
             for name, number in self._steering.counts(model).items():
                 shown = names[model, name] = self._name(model, name)
                 grouped[shown] = grouped.get(shown, 0.0) + number
@@ -51,8 +55,8 @@ class SteeringCollector(Collector):
         yield family
 
     def _name(self, model: str, name: str) -> str:
-        # It stays when the version's classes are forgotten, a while after it left: a gateway one of whose
-        # counts vanishes would look as if it was restarted, and all that it has counted would look new.
+        # It stays when the version's classes are forgotten, a while after it left: what was counted under one
+        # name must not be counted again under another.
         known = self._names.get((model, name))
         kind, version, *label = name.split("/", 2)
         if known is not None or kind not in _BY_CLASS or not label:
@@ -76,7 +80,9 @@ class PrometheusCounts:
         """See `CountSource.publish`: Prometheus scrapes them."""
 
     def collect(self, model: str) -> dict[str, Counts]:
-        """See `CountSource.collect`; processes are told apart by `instance`, and by `worker` within a pod.
+        """See `CountSource.collect`.
+
+        Processes are told apart by `instance`, by `worker` within a pod, and by a name of their own.
 
         A gateway that has counted nothing yet has no counts. If there is no gateway at all, the counts are
         Unavailable: Prometheus has lost its targets, and what it does not know is not zero.
@@ -106,4 +112,10 @@ class PrometheusCounts:
             raise Unavailable(
                 f"Prometheus has no metrics of any gateway ({PRESENCE}{selected}): it must scrape them all"
             )
-        return found
+        return dict(_by_run(process, counts) for process, counts in found.items())
+
+
+def _by_run(process: str, counts: Counts) -> tuple[str, Counts]:
+    """A process under an id that none before it had, where it says so; and its counts."""
+    runs = sorted(name for name in counts if name.startswith(f"{_RUN}/"))
+    return "/".join((process, *runs)), {name: number for name, number in counts.items() if name not in runs}

@@ -94,6 +94,7 @@ class Reconciler:
             if replica.address not in under_way
         }
         self._under_way = under_way | started
+        self._told = {address: told for address, told in self._told.items() if address in self._under_way}
         if started:
             done, _ = await asyncio.wait(started.values(), timeout=_PATIENCE_S)
             for task in done:

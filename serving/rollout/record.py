@@ -160,7 +160,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "model": rollout.model,
         "stable": rollout.stable,
         "candidate": rollout.candidate,
-        "plan": rollout.plan.model_dump(mode="json"),
+        "plan": rollout.plan.to_json(),
         "started_at": rollout.started_at,
         "state": _state_to_json(rollout.state),
         "clock_s": rollout.clock_s,
@@ -186,7 +186,9 @@ def from_json(values: Any) -> Rollout:
     except KeyError as error:
         raise InvalidInput(f"a stored rollout has no field {error}") from error
     except ValidationError as error:
-        raise InvalidInput(f"the stored plan is not valid: {error.errors()[0]['msg']}") from error
+        fault = error.errors()[0]
+        place = ".".join(("plan", *map(str, fault["loc"])))
+        raise InvalidInput(f"the stored plan is not valid: {place}: {fault['msg']}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidInput(f"a field of the stored rollout has a wrong value: {error}") from error
 
@@ -194,7 +196,7 @@ def from_json(values: Any) -> Rollout:
 def _from_json(values: dict[str, Any]) -> Rollout:
     if not _ID.match(values["id"]):
         raise ValueError(f"id is {values['id']!r}")
-    plan = Plan.model_validate(values["plan"])
+    plan = Plan.of_record(values["plan"])
     state = _state_from_json(values["state"])
     if not 0 <= state.step < len(plan.canary):
         raise ValueError(f"step is {state.step}, but the plan has {len(plan.canary)} steps")
@@ -216,6 +218,16 @@ def _from_json(values: dict[str, Any]) -> Rollout:
         told=int(values.get("told", len(values["events"]))),
         revision=int(values["revision"]),
     )
+
+
+def proven(values: Any) -> int | None:
+    """The version that serves by a record which may not be readable as a whole; None if nobody can tell."""
+    try:
+        phase = Phase(values["state"]["phase"])
+        version = int(values["candidate" if phase is Phase.PROMOTED else "stable"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return version if 1 <= version <= MOST_VERSION else None
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
@@ -299,13 +311,10 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
     if values is None:
         return None
     model = ledgers.empty(ledgers.tests_of(plan), tuple(map(str, values["classes"])))
+    stored = values["criteria"]
     criteria = {
-        name: CriterionLedger(
-            **{
-                each: _numbers_from_json(values["criteria"][name][each], getattr(like, each).shape)
-                for each in _CRITERION_FIELDS
-            }
-        )
+        # Absent where a gateway wrote it that did not know the criterion.
+        name: _criterion_from_json(stored[name], like) if name in stored else like
         for name, like in model.criteria.items()
     }
     arrays = {name: _numbers_from_json(values[name], getattr(model, name).shape) for name in _LEDGER_ARRAYS}
@@ -314,6 +323,12 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
         str(place): _numbers_from_json(counts, (4,)) for place, counts in values.get("waiting", {}).items()
     }
     return Ledger(criteria=criteria, classes=model.classes, **arrays, waiting=waiting)
+
+
+def _criterion_from_json(values: dict[str, Any], like: CriterionLedger) -> CriterionLedger:
+    return CriterionLedger(
+        **{each: _numbers_from_json(values[each], getattr(like, each).shape) for each in _CRITERION_FIELDS}
+    )
 
 
 def _numbers_to_json(numbers: FloatArray) -> Any:

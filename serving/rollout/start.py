@@ -32,7 +32,7 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
         InvalidInput: It is no version.
     """
     check_candidate(to)
-    _check_readable(store, model)
+    check_readable(store, model)
     stable = serving_version(store, model)
     if stable is None:
         there = ", ".join(store.models()) or "none"
@@ -59,12 +59,24 @@ def _check_there(store: Store, model: str, version: int) -> None:
             raise NotFound(f'model "{model}" has no version {version} to be loaded; there are: {known}')
 
 
-def _check_readable(store: Store, model: str) -> None:
-    if store.unreadable(model):
+def check_readable(store: Store, model: str) -> None:
+    """Raises FailedPrecondition, which says why, if the record of the model's rollout cannot be read."""
+    why = store.unreadable(model)
+    if why is not None:
         raise FailedPrecondition(
-            f'what is stored of model "{model}" cannot be read (the log of its gateways says why), and it '
-            "stays as it is: repair the record, or delete it"
+            f'what is stored of model "{model}" cannot be read, and it stays as it is: repair the record, or '
+            f"delete it: {why}"
         )
+
+
+def loaded(store: Store, model: str) -> Rollout | None:
+    """The model's newest rollout for who asks about it, None if it never had one.
+
+    Raises:
+        FailedPrecondition: Its record cannot be read; the message says why.
+    """
+    check_readable(store, model)
+    return store.load(model)
 
 
 # A controller saves about once a second: a command that collides with it tries again.
@@ -79,7 +91,7 @@ def order(store: Store, model: str, what: Command, *, by: str, at: float) -> Rol
         FailedPrecondition: The rollout is not where that makes sense, or its record cannot be read.
         Conflict: Others kept changing it.
     """
-    _check_readable(store, model)
+    check_readable(store, model)
     for attempt in range(_ATTEMPTS):
         found = store.load(model)
         if found is None:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import structlog
@@ -22,7 +22,7 @@ import structlog
 from serving.errors import Conflict, InvalidInput
 from serving.prediction import version_number
 from serving.rollout.published import published_in
-from serving.rollout.record import Rollout, from_json, to_json
+from serving.rollout.record import Rollout, from_json, proven, to_json
 
 _log = structlog.get_logger()
 
@@ -38,10 +38,10 @@ class Store(Protocol):
     def load(self, model: str) -> Rollout | None:
         """The model's newest rollout, None if it never had one."""
 
-    def unreadable(self, model: str) -> bool:
-        """Whether the model has a record that cannot be read.
+    def unreadable(self, model: str) -> str | None:
+        """Why the model's record cannot be read; None if it can, or if there is none.
 
-        Then it is not known which versions are proven, and nothing about the model may change.
+        While it cannot, nothing about the model may change.
         """
 
     def save(self, rollout: Rollout) -> Rollout:
@@ -68,7 +68,10 @@ class Store(Protocol):
         """
 
     def pinned(self, model: str) -> int | None:
-        """The version that serves a model which never had a rollout; None before it is pinned."""
+        """The version that serves a model which never had a rollout, or whose record cannot be read.
+
+        None before it is pinned.
+        """
 
     def pin(self, model: str, version: int) -> None:
         """Pins the version that serves a model which never had a rollout: newer ones need a rollout."""
@@ -151,10 +154,10 @@ class FileStore:
         """What is wrong with the model's newest file, None if nothing is."""
         return self._loaded(model).damage
 
-    def unreadable(self, model: str) -> bool:
+    def unreadable(self, model: str) -> str | None:
         """See `Store.unreadable`."""
         loaded = self._loaded(model)
-        return loaded.rollout is None and loaded.damage is not None
+        return loaded.damage if loaded.rollout is None else None
 
     def _loaded(self, model: str) -> Loaded:
         newest = self._newest(model)
@@ -241,7 +244,12 @@ class FileStore:
         return published_in(Path(os.fsdecode(noted)))(model)
 
     def pinned(self, model: str) -> int | None:
-        """See `Store.pinned`."""
+        """See `Store.pinned`. A record that cannot be read as a whole may yet say it, later than a pin."""
+        for record in (self._newest(model), self._previous(model)):
+            with contextlib.suppress(OSError, InvalidInput):
+                version = proven(_values(record))
+                if version is not None:
+                    return version
         path = self._pins / _file_name(model)
         try:
             return version_number(path.read_text().strip())
@@ -326,9 +334,12 @@ def _finite(number: str) -> float:
 
 
 def _read(path: Path) -> Rollout:
+    return from_json(_values(path))
+
+
+def _values(path: Path) -> Any:
     content = path.read_bytes()
     try:
-        values = json.loads(content, parse_float=_finite, parse_constant=_finite)
+        return json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"not JSON: {error}") from error
-    return from_json(values)

@@ -25,7 +25,7 @@ _log = structlog.get_logger()
 
 Call = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, RequestContext], Awaitable[Any]]
-"""One request message to one response message; raises SluiceErrors."""
+"""One request message to one response message, or to a large one's bytes; raises SluiceErrors."""
 Stream = Callable[[AsyncIterator[Any], RequestContext], AsyncIterator[Any]]
 """Request messages to response messages; raises SluiceErrors."""
 
@@ -37,20 +37,26 @@ def service(
     types = protos.methods(name)
     handlers = {}
     for method, answer in unary.items():
-        request, response = types[method]
+        request, _ = types[method]
         handlers[method] = grpc.unary_unary_rpc_method_handler(
             _unary(answer, gateway),
             request_deserializer=_parser(request),
-            response_serializer=response.SerializeToString,
+            response_serializer=_written,
         )
     for method, answers in (streams or {}).items():
-        request, response = types[method]
+        request, _ = types[method]
         handlers[method] = grpc.stream_stream_rpc_method_handler(
             _stream(answers, gateway),
             request_deserializer=_parser(request),
-            response_serializer=response.SerializeToString,
+            response_serializer=_written,
         )
     return grpc.method_handlers_generic_handler(name, handlers)
+
+
+def _written(response: Any) -> bytes:
+    """A response's bytes. gRPC asks for them on the event loop, where a large one's would take long."""
+    written: bytes = response if isinstance(response, bytes) else response.SerializeToString()
+    return written
 
 
 def _parser(message: Any) -> Callable[[bytes], Any]:

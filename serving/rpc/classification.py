@@ -32,7 +32,7 @@ class ImageClassification:
         )
 
     async def classify(self, request: Any, context: RequestContext) -> Any:
-        """ClassifyRequest -> ClassifyResponse."""
+        """ClassifyRequest -> ClassifyResponse, or the bytes of a large one."""
         ref = ModelRef(request.model or None, request.version or None, request.label)
         top_k = request.top_k if request.HasField("top_k") else None
         with self._gateway.request(context, ref) as ticket:
@@ -43,7 +43,7 @@ class ImageClassification:
             ticket.hold(request.ByteSize())
             prediction = await self._gateway.classify(ref, request.images, top_k, context)
             if prediction.is_large:
-                return await self._gateway.in_thread(_to_response, prediction, request.id)
+                return await self._gateway.in_thread(_to_bytes, prediction, request.id)
             return _to_response(prediction, request.id)
 
     async def classify_stream(
@@ -69,6 +69,19 @@ def _to_response(prediction: Prediction, id_: str) -> Any:
     for result in prediction.results:
         _add_result(response, result)
     return response
+
+
+def _to_bytes(prediction: Prediction, id_: str) -> bytes:
+    """A response written an image at a time: others may have the interpreter lock in between.
+
+    Messages behind one another are one message, with the results of all (Protocol Buffers, "Encoding").
+    """
+    first = protos.ClassifyResponse(model=prediction.model, version=prediction.version, id=id_)
+    written = [first.SerializeToString()]
+    for result in prediction.results:
+        _add_result(part := protos.ClassifyResponse(), result)
+        written.append(part.SerializeToString())
+    return b"".join(written)
 
 
 def _add_result(response: Any, result: ImageResult) -> None:

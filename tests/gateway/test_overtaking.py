@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from serving.backends import pool as pools
 from serving.backends.breaker import Breaker
 from serving.backends.hedging import first_good
-from serving.backends.pool import RETRYABLE, Pool
+from serving.backends.pool import RETRYABLE, Pool, Slot
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing
+from serving.errors import InvalidInput, Overloaded, SluiceError
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import PATH, PNG, grey_png
@@ -112,6 +114,76 @@ async def test_a_slow_call_is_not_made_twice_where_nobody_joined() -> None:
     await asyncio.wait([task])
     assert slow.in_flight == 0
     await pool.aclose()
+
+
+async def answered_by(found: Replica, model: str = "digits") -> None:
+    """It has answered a call of the model just now."""
+
+    async def answer(_api: TensorFlowServing, _timeout_s: float) -> str:
+        return "answer"
+
+    now = time.monotonic
+    await found.run(model, 1, answer, now() + 60, now)
+
+
+async def begun_on(late: Replica, pool: Pool) -> tuple[asyncio.Task[str], Hanging, Slot]:
+    """A call that it has got, and does not answer; others do at once."""
+    call, slot = Hanging(late), Slot(late, "digits", 1)
+    call.may_answer.set()
+    task = asyncio.create_task(pool.call("digits", 1, call, deadline=time.monotonic() + 60, slot=slot))
+    await until(lambda: bool(call.asked))
+    return task, call, slot
+
+
+async def test_a_call_on_one_that_hangs_is_answered_by_one_that_answers_others() -> None:
+    silent, good, third = (newcomer(f"127.0.0.1:{port}") for port in (1, 2, 3))
+    pool = Pool([silent, good, third], calls_per_replica=1)
+    task, call, slot = await begun_on(silent, pool)
+    await answered_by(good)
+    async with asyncio.timeout(10):
+        assert await task == good.address, "of the third one nobody knows whether it hangs, too"
+    slot.release()
+    assert (call.asked, pool.hedges) == ([silent.address, good.address], 1)
+    assert not silent.breaker.allows(time.monotonic()), "or else the next call would go there"
+    assert [(each.in_flight, each.booked, each.room.taken) for each in pool.replicas] == [(0, 0, 0)] * 3
+    await pool.aclose()
+
+
+@pytest.mark.parametrize("told", ["it answers", "another model's", "it is slow", "the other is slow"])
+async def test_one_that_may_only_be_slow_is_waited_for(told: str) -> None:
+    slow, other = newcomer("127.0.0.1:1"), newcomer("127.0.0.1:2")
+    pool = Pool([slow, other], calls_per_replica=1)
+    task, call, slot = await begun_on(slow, pool)
+    if told == "it answers":
+        await answered_by(slow)
+    await answered_by(other, "flowers" if told == "another model's" else "digits")
+    slow.latency_s, other.latency_s = {"it is slow": (30.0, 0.0), "the other is slow": (0.0, 30.0)}.get(
+        told, (0.0, 0.0)
+    )
+    done, _ = await asyncio.wait([task], timeout=0.3)
+    assert (done, call.asked) == (set(), [slow.address])
+    task.cancel()
+    await asyncio.wait([task])
+    slot.release()
+    await pool.aclose()
+
+
+async def test_a_refusal_for_want_of_room_is_no_sign_of_life_and_one_of_the_callers_fault_is() -> None:
+    found, now = replica(), time.monotonic
+
+    def failing(error: SluiceError) -> Any:
+        async def fail(_api: TensorFlowServing, _timeout_s: float) -> str:
+            raise error
+
+        return found.run("digits", 1, fail, now() + 60, now)
+
+    with pytest.raises(Overloaded):
+        await failing(Overloaded("Server Threadpool Exhausted"))
+    assert found.answered_at == -math.inf
+    with pytest.raises(InvalidInput):
+        await failing(InvalidInput("no such signature"))
+    assert found.answered_at > 0.0
+    await found.api.close()
 
 
 async def test_one_that_joins_is_not_asked_beyond_the_budget_of_retries() -> None:

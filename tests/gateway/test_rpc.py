@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from serving import protos
+from serving import prediction, protos
 from serving.durations import LONGEST_S
 from serving.errors import InvalidInput
 from tests.support.fake_replica import FakeReplica, running, until
@@ -52,6 +52,22 @@ async def test_images_get_their_classes() -> None:
         assert len(answer.results[0].classes) == 5
         labels = {"protocol": "grpc", "model": "digits", "version": "1", "outcome": "ok"}
         assert counted(up, "sluice_requests_total", **labels) == 2
+
+
+async def test_a_large_answer_says_what_a_small_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written beside the event loop, an image at a time."""
+    request = protos.ClassifyRequest(images=[PNG, b"nonsense", PNG], top_k=10, id="mine")
+    answers = []
+    async with (
+        running(FakeReplica()) as fake,
+        gateway_over(fake) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        for most in (20, 19):
+            monkeypatch.setattr(prediction, "_MANY_CLASSES", most)
+            answers.append(await classify(channel)(request))
+    assert answers[0] == answers[1]
+    assert [len(each.classes) for each in answers[1].results] == [10, 0, 10]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.commands.rollout import rollout
+from serving.rollout.store import FileStore
+from tests.rollout.stored import new_rollout
 
 QUICK = """\
 shadow: {min_time_s: 20, min_samples: 100}
@@ -92,3 +94,17 @@ def test_traffic_that_cannot_be_is_told(arguments: list[str], says: str) -> None
     result = CliRunner().invoke(rollout, ["simulate", *arguments])
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+def test_status_tells_of_records_that_cannot_be_read_beside_those_that_can(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    for model in ("digits", "flowers"):
+        store.save(new_rollout(f"{model}-2", model))
+    path = tmp_path / "digits.json"
+    path.write_text(path.read_text().replace('"alpha": 0.01', '"alpha": 7'))
+    for arguments in ([], ["digits"]):
+        result = CliRunner().invoke(rollout, ["status", *arguments, f"--store={tmp_path}"])
+        assert result.exit_code == 1
+        assert 'what is stored of model "digits" cannot be read' in result.output
+        assert "plan.alpha: Input should be less than 1" in " ".join(result.output.split())
+        assert ("flowers" in result.output) == (not arguments)

@@ -17,18 +17,55 @@ from serving.model_version import ModelVersion
 from serving.prediction import RequestContext
 from serving.rollout.counts import Counts, grown, remembered
 from serving.rollout.leader import FolderCounts
-from serving.rollout.prometheus import SteeringCollector
+from serving.rollout.prometheus import SteeringCollector, _by_run
 from serving.rollout.steering import Steering
 from serving.routing import Route, Split
 
 
-def test_counts_of_gateways_that_come_go_and_start_again() -> None:
+def test_counts_of_gateways_that_come_and_go() -> None:
     before = {"a": {"x": 5.0, "y": 1.0}, "gone": {"x": 9.0}}
     now = {"a": {"x": 7.0, "y": 1.0}, "new": {"x": 900.0}}
     assert grown(now, before) == {"x": 2.0}, "nobody knows since when a new one counts"
     later = now | {"new": {"x": 901.0, "z": 1.0}}
     assert grown(later, remembered(before, now)) == {"x": 1.0, "z": 1.0}
-    assert grown({"a": {"x": 2.0}}, before) == {"x": 2.0}, "started again: all it has counted is new"
+
+
+def test_what_was_read_earlier_says_nothing_new() -> None:
+    """Two Prometheuses behind one name, of which each has scraped the gateway at its own time."""
+    before: dict[str, Counts] = {"a": {"x": 100.0, "y": 3.0}}
+    total: Counts = {}
+    for x, y in ((90.0, 3.0), (110.0, 4.0), (100.0, 3.0), (112.0, 4.0), (110.0, 4.0), (115.0, 5.0)):
+        now = {"a": {"x": x, "y": y}}
+        for name, number in grown(now, before).items():
+            total[name] = total.get(name, 0.0) + number
+        before = remembered(before, now)
+    assert total == {"x": 15.0, "y": 2.0}
+
+
+def test_a_process_that_took_the_place_of_another_is_not_that_one() -> None:
+    def process(calls: int) -> SteeringCollector:
+        steering = Steering()
+        steering.set_split("digits", Split(1, 2, 0.5, salt="x"), None)
+        for _ in range(calls):
+            steering._add(steering._models["digits"], "calls/2")
+        return SteeringCollector(steering, lambda _m, _v, label: label)
+
+    def scraped(collector: SteeringCollector) -> dict[str, Counts]:
+        (family,) = collector.collect()
+        counts = {sample.labels["name"]: sample.value for sample in family.samples}
+        return dict((_by_run("a:8080", counts),))
+
+    first, second, third = process(7), process(0), process(2)
+    before = scraped(first)
+    assert list(before.values()) == [{"calls/2": 7.0}]
+    assert scraped(first) == before
+    before = remembered(before, scraped(second))
+    assert len(before) == 2
+    steering = second._steering
+    for _ in range(9):
+        steering._add(steering._models["digits"], "calls/2")
+    assert grown(scraped(second), before) == {"calls/2": 9.0}
+    assert grown(scraped(third), before) == {}, "nobody knows since when a new one counts"
 
 
 def test_a_gateway_that_forgets_a_version_has_not_started_again() -> None:
@@ -156,7 +193,7 @@ def test_a_gateway_whose_counts_are_grouped_otherwise_is_not_one_that_started_ag
 
     def collected() -> Counts:
         (family,) = collector.collect()
-        return {sample.labels["name"]: sample.value for sample in family.samples}
+        return _by_run("", {sample.labels["name"]: sample.value for sample in family.samples})[1]
 
     for name in ("compared/2/cat", "calls/1"):
         steering._add(steering._models["digits"], name)

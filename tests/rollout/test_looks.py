@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +13,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from serving.backends.pool import Pool
+from serving.backends.tfserving import VersionStatus
 from serving.catalog import Catalog
 from serving.errors import Unavailable
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.counts import Counts
 from serving.rollout.events import Announcer
+from serving.rollout.explain import replay
+from serving.rollout.fleet import Seen
+from serving.rollout.known import KnownRollouts
 from serving.rollout.machine import Phase, State
 from serving.rollout.plan import Plan
 from serving.rollout.reconcile import Reconciler, Wanted
@@ -26,7 +31,7 @@ from serving.rollout.steering import Steering
 from serving.rollout.store import Files, FileStore, Store
 from serving.routing import Route, Split
 from serving.telemetry.metrics import Metrics
-from tests.rollout.stored import new_rollout
+from tests.rollout.stored import PLAN, new_rollout
 
 
 @dataclass
@@ -44,6 +49,17 @@ class Gateways:
         if self.away:
             raise Unavailable("away")
         return {"a": {"calls/2": self.calls, "calls/1": self.calls}}
+
+
+class Failing(Gateways):
+    """The candidate fails every other call."""
+
+    def collect(self, model: str) -> dict[str, Counts]:
+        return {"a": super().collect(model)["a"] | {"failed/2": self.calls / 2}}
+
+
+THERE = VersionStatus("AVAILABLE")
+HAVING_BOTH = [Seen("a", True, {1: THERE, 2: THERE})]
 
 
 @dataclass
@@ -155,6 +171,48 @@ async def test_calls_are_evidence_once_though_another_one_led_for_a_while(
     assert evidence(Folder(tmp_path)) == 60.0
     await first.look(calls=10.0)
     assert evidence(Folder(tmp_path)) == 70.0
+
+
+class Name(str):
+    """The name of a count that a test can see go."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass
+class Watched(Gateways):
+    """Knows which of the counts that it gave out are still held."""
+
+    given: list[weakref.ref[Name]] = field(default_factory=list)
+
+    def collect(self, model: str) -> dict[str, Counts]:
+        counts: Counts = {Name(name): number for name, number in super().collect(model)["a"].items()}
+        self.given += [weakref.ref(name) for name in counts if isinstance(name, Name)]
+        return {"a": counts}
+
+    def held(self) -> int:
+        return sum(each() is not None for each in self.given)
+
+
+async def test_what_was_counted_is_held_no_longer_than_a_rollout_is_under_way(tmp_path: Path) -> None:
+    store, gateways = FileStore(tmp_path), Watched()
+    in_canary(store)
+    looking = Looking(store, gateways)
+    for _ in range(3):
+        await looking.look(calls=10.0)
+    assert gateways.held() == 2, "up to which the evidence goes"
+    found = store.load("digits")
+    assert found is not None
+    store.save(found.moved(State(Phase.ROLLED_BACK), None, 1e9))
+    await looking.look()
+    assert gateways.held() == 0
+
+
+async def test_of_a_models_rollouts_only_the_newest_is_known() -> None:
+    known, first, second = KnownRollouts(), new_rollout("digits-2"), new_rollout("digits-3")
+    known.of(first).told = known.of(new_rollout(model="flowers")).told = 7
+    assert (known.of(first).told, known.of(second).told, known.of(first).told) == (7, 0, 0)
+    assert known.of(new_rollout(model="flowers")).told == 7
 
 
 class Unsynced(Files):
@@ -303,6 +361,45 @@ async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_ve
     store.pin("digits", 1)
     await looking.look()
     assert looking.steering.splits() == {"digits": Split(1)}
+
+
+async def test_a_plan_of_another_release_is_kept_and_nothing_grows_by_it(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    given = {"colour": "red", "criteria": {"latency": None}, "limits": {"blind_s": 10.0}}
+    plan = Plan.of_record(PLAN.model_dump(mode="json") | given)
+    store.save(replace(new_rollout(), plan=plan, state=State(Phase.CANARY)))
+    looking = Looking(store, Gateways())
+    looking.reconciler.seen = lambda model: HAVING_BOTH  # type: ignore[method-assign]
+    for _ in range(10):
+        await looking.look(calls=10.0)
+    found = store.load("digits")
+    assert found is not None
+    assert (found.state.phase, found.state.step) == (Phase.CANARY, 0)
+    assert evidence(store) == 90.0, "it goes on counting"
+    for _ in range(2):
+        await looking.look(calls=10.0)
+    found = store.load("digits")
+    assert found is not None
+    assert (found.state.phase, found.state.reason.code) == (Phase.PAUSED, "plan.unknown")
+    assert "what the plan says of colour, and nothing grows" in found.state.reason.text
+    assert found.split().weight == plan.canary[0].weight, "callers stay where they are"
+    assert all(each.same for each in replay(found))
+    order(store, "digits", "abort", by="a test", at=1e9)
+    kept = json.loads((tmp_path / "digits.json").read_text())
+    assert (kept["plan"], kept["state"]["phase"]) == (plan.to_json(), "rolling_back")
+
+
+async def test_harm_rolls_back_by_a_plan_of_another_release_too(tmp_path: Path) -> None:
+    store, gateways = FileStore(tmp_path), Failing()
+    plan = Plan.of_record(PLAN.model_dump(mode="json") | {"colour": "red"})
+    store.save(replace(new_rollout(), plan=plan, state=State(Phase.CANARY)))
+    looking = Looking(store, gateways)
+    looking.reconciler.seen = lambda model: HAVING_BOTH  # type: ignore[method-assign]
+    for _ in range(10):
+        await looking.look(calls=10.0)
+    found = store.load("digits")
+    assert found is not None
+    assert (found.state.phase, found.state.reason.code) == (Phase.ROLLING_BACK, "errors.worse")
 
 
 async def test_a_record_that_cannot_be_read_holds_up_no_other_model(tmp_path: Path) -> None:

@@ -44,6 +44,27 @@ def test_what_cannot_be_told_to_others_is_kept_for_them_up_to_a_bound(
     assert [other.named(copy) is not None for copy in ("a", "b", "c")] == [True, True, False]
 
 
+def test_what_could_not_be_told_to_others_is_told_later_and_its_failure_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memories, "_MOST", 3)
+    mine, other = (FolderMemory(tmp_path, TTL_S) for _ in range(2))
+    path = tmp_path / "feedback.sqlite"
+    path.write_bytes(b"no database" * 100)
+    mine.note("a", SEVEN)
+    for copy in ("b", "c", "d"):
+        mine.share()
+        mine.note(copy, SEVEN)
+    path.unlink()
+    mine.share()
+    assert [other.named(copy) is not None for copy in ("a", "b", "c", "d")] == [True, True, True, False]
+    assert mine.failures == 3
+    assert capsys.readouterr().out.count("cannot be told") == 1
+    path.unlink()
+    mine.share()
+    assert not path.exists(), "they have been told"
+
+
 def test_others_are_told_once_and_only_if_there_is_something_to_tell(tmp_path: Path) -> None:
     mine, other = (FolderMemory(tmp_path, TTL_S) for _ in range(2))
     path = tmp_path / "feedback.sqlite"

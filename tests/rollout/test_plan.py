@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from serving.errors import InvalidInput
 from serving.rollout.judge import alphas
@@ -177,6 +179,34 @@ def test_limits_that_just_suffice_are_taken() -> None:
 def test_the_digest_tells_plans_apart() -> None:
     assert Plan().digest() == Plan().digest()
     assert Plan().digest() != Plan(alpha=0.02).digest()
+
+
+def test_a_record_keeps_its_plan_to_the_letter() -> None:
+    values = Plan(alpha=0.02).model_dump(mode="json")
+    assert Plan.of_record(values) == Plan(alpha=0.02)
+    assert Plan.of_record(values).unknown == ()
+    values["colour"] = "red"
+    values["shadow"]["sizes"] = [1, 2]
+    values["canary"][1]["slowly"] = True
+    del values["quiet_hours"], values["limits"]["drain_s"]
+    plan = Plan.of_record(values)
+    assert plan.unknown == ("shadow.sizes", "canary.1.slowly", "colour")
+    assert (plan.alpha, plan.quiet_hours, plan.limits.drain_s) == (0.02, (), Plan().limits.drain_s)
+    assert plan.to_json() == values
+    assert (
+        plan.digest() == Plan.of_record(json.loads(json.dumps(values))).digest() != Plan(alpha=0.02).digest()
+    )
+
+
+def test_a_rule_of_today_is_for_plans_of_today() -> None:
+    values = Plan().model_dump(mode="json")
+    values["limits"]["canary_s"] = 60.0
+    with pytest.raises(ValidationError, match=r"limits\.canary_s is 60 s"):
+        Plan.model_validate(values)
+    assert Plan.of_record(values).limits.canary_s == 60.0
+    values["canary"][0]["weight"] = 7.0
+    with pytest.raises(ValidationError, match="less than 1"):
+        Plan.of_record(values)
 
 
 @pytest.mark.parametrize("text", ["", "shadow: {share: 0}", "criteria: {accuracy: null}"])

@@ -51,6 +51,8 @@ def test_counts_come_from_prometheus_by_gateway() -> None:
         {"metric": {"instance": "b:8080", "worker": "1", "name": "calls/2"}, "value": [1.0, "4"]},
         {"metric": {"instance": "a:8080"}, "value": [1.0, "2"]},
         {"metric": {"instance": "c:8080"}, "value": [1.0, "0"]},
+        {"metric": {"instance": "d:8080", "name": "run/07af"}, "value": [1.0, "1"]},
+        {"metric": {"instance": "d:8080", "name": "calls/2"}, "value": [1.0, "5"]},
     ]
     with prometheus({"data": {"result": series}}) as (url, queries):
         found = PrometheusCounts(url).collect('di"gits')
@@ -59,6 +61,7 @@ def test_counts_come_from_prometheus_by_gateway() -> None:
         "b:8080/0": {"calls/2": 3.0},
         "b:8080/1": {"calls/2": 4.0},
         "c:8080": {},
+        "d:8080/run/07af": {"calls/2": 5.0},
     }
     (query,) = queries
     assert query == (

@@ -44,8 +44,8 @@ class Scene:
         self.replicas = [Replica(cast("TensorFlowServing", api)) for api in apis]
         for replica in self.replicas:
             replica.reachable = True
-        pool = Pool(self.replicas, calls_per_replica=1)
-        self.reconciler = Reconciler(pool, lambda model: f"/models/{model}", on_config, lambda: self.now)
+        self.pool = Pool(self.replicas, calls_per_replica=1)
+        self.reconciler = Reconciler(self.pool, lambda model: f"/models/{model}", on_config, lambda: self.now)
 
     def has(self, *there: int, state: str = "AVAILABLE", error: str = "") -> None:
         """Every replica has these versions, in this state, and no others."""
@@ -178,3 +178,17 @@ async def test_what_nobody_foresaw_ends_the_look() -> None:
     scene.apis[0].error = ZeroDivisionError("a fault of ours")
     with pytest.raises(ZeroDivisionError):
         await scene.apply(1)
+
+
+async def test_what_one_was_told_that_left_is_forgotten() -> None:
+    """Its address may be another's when it comes back."""
+    scene = Scene(Taking("a"), Taking("b"))
+    scene.has(1)
+    pool, left = scene.pool, scene.replicas[1]
+    await scene.apply(1)
+    pool.leave("b")
+    await scene.apply(1)
+    assert scene.times() == [1, 1]
+    pool.join(left)
+    await scene.apply(1)
+    assert scene.times() == [1, 2]

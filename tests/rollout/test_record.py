@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from serving.rollout.judge import judge
 from serving.rollout.ledger import Arms, Interval
 from serving.rollout.machine import Phase, State, advance, command
 from serving.rollout.plan import Plan
-from serving.rollout.record import Rollout, from_json, to_json
+from serving.rollout.record import Rollout, from_json, proven, to_json
 from serving.rollout.verdict import Outcome, Reason, Verdict
 from serving.routing import Split
 from tests.rollout.stored import new_rollout, walk
@@ -88,6 +89,49 @@ def test_a_state_of_before_quiet_hours_were_counted_is_read() -> None:
     assert from_json(values).state.quiet_s == 7.0
     del values["state"]["quiet_s"]
     assert from_json(values).state == State(Phase.SHADOW)
+
+
+def test_what_another_release_wrote_is_read_replayed_and_written_again(good: Rollout) -> None:
+    values = to_json(good)
+    del values["plan"]["quiet_hours"]
+    values["plan"]["shadow"]["colour"] = "red"
+    text = json.dumps(values["plan"], sort_keys=True)
+    for event in values["events"]:
+        event["plan"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    back = from_json(values)
+    assert back.plan.unknown == ("shadow.colour",)
+    assert all(each.same for each in replay(back))
+    assert to_json(back) == values
+
+
+def test_a_criterion_that_a_record_does_not_know_has_seen_nothing(good: Rollout) -> None:
+    values = to_json(good)
+    for each in (values, *values["events"]):
+        if each["ledger"] is not None:
+            del each["ledger"]["criteria"]["accuracy"]
+    back = from_json(values).evidence.criteria
+    assert float(back["errors"].candidate_n) == float(good.evidence.criteria["errors"].candidate_n) > 0.0
+    assert float(back["accuracy"].candidate_n) == 0.0
+
+
+def test_what_is_wrong_with_a_plan_is_told_with_its_place(good: Rollout) -> None:
+    values = to_json(good)
+    values["plan"]["canary"][1]["weight"] = 7
+    with pytest.raises(InvalidInput, match=r"plan is not valid: plan\.canary\.1\.weight: Input should be"):
+        from_json(values)
+
+
+@pytest.mark.parametrize(
+    ("phase", "version"),
+    [("promoted", 2), ("promoting", 1), ("canary", 1), ("rolled_back", 1), ("gone", None)],
+)
+def test_of_a_record_it_can_be_told_which_version_is_proven(phase: str, version: int | None) -> None:
+    values = to_json(new_rollout())
+    values["state"]["phase"] = phase
+    values["plan"] = "torn"
+    assert proven(values) == version
+    assert proven(values | {"stable": 0, "candidate": 0}) is None
+    assert proven([values]) is None
 
 
 def test_replay_derives_every_decision_again(good: Rollout, bad: Rollout) -> None:

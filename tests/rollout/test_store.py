@@ -204,6 +204,23 @@ def test_nothing_begins_over_a_record_that_cannot_be_read(tmp_path: Path) -> Non
     assert {path.read_text() for path in tmp_path.glob("digits*.json")} == {"{"}
 
 
+def test_what_a_record_that_cannot_be_read_says_of_the_version_that_serves_is_later_than_a_pin(
+    tmp_path: Path,
+) -> None:
+    store = FileStore(tmp_path)
+    store.pin("digits", 7)
+    store.save(new_rollout())
+    assert FileStore(tmp_path).unreadable("digits") is None
+    for path in tmp_path.glob("digits*.json"):
+        path.write_text(path.read_text().replace('"alpha": 0.01', '"alpha": 7'))
+    why = store.unreadable("digits")
+    assert why is not None
+    assert why.endswith("digits.json: the stored plan is not valid: plan.alpha: Input should be less than 1")
+    assert store.pinned("digits") == 1
+    (tmp_path / "digits.json").write_text("{")
+    assert store.pinned("digits") == 7
+
+
 @pytest.mark.parametrize("to", [-1, 0, 2**63])
 def test_a_rollout_to_what_is_no_version_does_not_begin(tmp_path: Path, to: int) -> None:
     store = FileStore(tmp_path)
