@@ -7,6 +7,7 @@ import errno
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pb2, text_format
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -28,6 +29,8 @@ SERVICES = (
     protos.MODEL_SERVICE,
     protos.OPEN_INFERENCE,
 )
+
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 # Room for the message around the images.
 _OVERHEAD_BYTES = 2**20
@@ -142,7 +145,27 @@ def _check_port(host: str, port: int, *, shared: bool) -> None:
 
 def _enable_reflection(server: grpc.aio.Server) -> None:
     # Reflection answers from one pool, so the packaged services' descriptors join Sluice's own.
-    for packaged in (health_pb2, reflection_pb2):
-        protos.POOL.AddSerializedFile(packaged.DESCRIPTOR.serialized_pb)
-    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    for serialized in (
+        health_pb2.DESCRIPTOR.serialized_pb,
+        reflection_pb2.DESCRIPTOR.serialized_pb,
+        _reflection_v1().SerializeToString(),
+    ):
+        protos.POOL.AddSerializedFile(serialized)
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
     reflection.enable_server_reflection(names, server, pool=protos.POOL)
+    # The package has the protocol as it was before its first version; the messages are the same on the wire.
+    answers = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(names, pool=protos.POOL).ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handler = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": answers})
+    server.add_generic_rpc_handlers((handler,))
+
+
+def _reflection_v1() -> descriptor_pb2.FileDescriptorProto:
+    """The file of the protocol's first version: that of the one before, under other names."""
+    before = descriptor_pb2.FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
+    found = text_format.Parse(str(before).replace(".v1alpha", ".v1"), descriptor_pb2.FileDescriptorProto())
+    found.name = "grpc/reflection/v1/reflection.proto"
+    return found

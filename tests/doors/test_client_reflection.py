@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.doors.conftest import Live
 
@@ -19,9 +19,14 @@ def channel(live: Live) -> Iterator[Any]:
         yield channel
 
 
-def ask(channel: Any, **request: str) -> Any:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**request)]))
+def ask(channel: Any, protocol: str = "v1alpha", **request: str) -> Any:
+    """What the server says of itself; both versions of the protocol have the same messages on the wire."""
+    call = channel.stream_stream(
+        f"/grpc.reflection.{protocol}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (answer,) = call(iter([reflection_pb2.ServerReflectionRequest(**request)]))
     return answer
 
 
@@ -66,10 +71,29 @@ def test_every_service_is_listed_and_described(channel: Any) -> None:
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "grpc.reflection.v1.ServerReflection",
     }
     for service in listed:
         pool = described(channel, service)
         assert pool.FindServiceByName(service).methods
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"list_services": ""},
+        {"file_containing_symbol": "sluice.v1.ImageClassification"},
+        {"file_containing_symbol": "grpc.reflection.v1.ServerReflectionRequest"},
+        {"file_by_filename": "grpc/reflection/v1/reflection.proto"},
+        {"file_containing_symbol": "no.such.Thing"},
+    ],
+)
+def test_the_protocols_first_version_says_what_the_one_before_says(
+    channel: Any, request_: dict[str, str]
+) -> None:
+    answer = ask(channel, "v1", **request_)
+    assert answer == ask(channel, "v1alpha", **request_)
+    assert answer.HasField("error_response") == ("no.such.Thing" in request_.values())
 
 
 def test_the_photograph_is_classified(live: Live, channel: Any, photograph: bytes) -> None:

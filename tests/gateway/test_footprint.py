@@ -41,8 +41,8 @@ def test_a_command_imports_nothing_for_the_others() -> None:
     """What they need they import as they run: `sluice --help` is to answer at once."""
     program = """
 import json, sys
-import serving.cli
-serving.cli.build()
+import serving.commands.app
+serving.commands.app.build()
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

@@ -251,6 +251,7 @@ async def test_reflection_lists_every_service_and_gives_its_messages() -> None:
             "sluice.v1.ImageClassification",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
+            "grpc.reflection.v1.ServerReflection",
         } <= set(services)
         assert "ClassifyRequest" in messages
 

@@ -57,7 +57,7 @@ def test_of_equals_the_lower_index_comes_first(classes: int) -> None:
     assert [each.index for each in best(scores, LABELS, 4)] == [3, 7, 0, 1]
     assert len(best(scores, LABELS, classes)) == classes
     scores[5] = np.inf
-    with pytest.raises(Internal, match="no finite number"):
+    with pytest.raises(Internal, match="not a finite number"):
         best(scores, LABELS, 4)
 
 

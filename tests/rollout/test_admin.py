@@ -173,7 +173,7 @@ async def test_another_content_type_than_json_is_told_as_that(tmp_path: Path) ->
             assert (answer.status_code, answer.json()["detail"]) == (415, text)
         for said in ("application/json; charset=utf-8", "application/vnd.example+json"):
             answer = await scene.client.post("/v1/feedback", content=told, headers={"content-type": said})
-            assert "no prediction id of this service" in answer.json()["detail"]
+            assert "not a prediction id of this service" in answer.json()["detail"]
 
 
 async def test_a_gateway_without_rollouts_says_so() -> None:

@@ -68,14 +68,12 @@ def test_a_process_that_took_the_place_of_another_is_not_that_one() -> None:
     assert grown(scraped(third), before) == {}, "nobody knows since when a new one counts"
 
 
-def test_a_gateway_that_forgets_a_version_has_not_started_again() -> None:
+def test_a_gateway_that_forgets_a_version_goes_on_with_the_others() -> None:
     before = {"a": {"calls/1": 9.0, "compared/1/cat": 4.0, "calls/2": 5.0, "failed/2": 1.0}}
     assert grown({"a": {"calls/2": 7.0, "failed/2": 1.0, "calls/3": 1.0}}, before) == {
         "calls/2": 2.0,
         "calls/3": 1.0,
     }
-    started_again = {"a": {"calls/2": 7.0}}
-    assert grown(started_again, before) == {"calls/2": 7.0}, "of version 2 it would have kept all"
 
 
 def test_a_gateway_that_cannot_be_seen_for_once_comes_back_as_itself() -> None:
@@ -118,7 +116,8 @@ def test_what_was_counted_of_versions_that_no_rollout_is_about_any_more_is_forgo
     def counted() -> set[str]:
         found = set(steering.counts("digits"))
         (family,) = registry.collect()
-        assert {sample.labels["name"] for sample in family.samples} == found
+        names = {sample.labels["name"] for sample in family.samples}
+        assert {name for name in names if not name.startswith("run/")} == found
         return found
 
     def count_all() -> None:

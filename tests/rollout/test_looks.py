@@ -381,7 +381,7 @@ async def test_a_plan_of_another_release_is_kept_and_nothing_grows_by_it(tmp_pat
     found = store.load("digits")
     assert found is not None
     assert (found.state.phase, found.state.reason.code) == (Phase.PAUSED, "plan.unknown")
-    assert "what the plan says of colour, and nothing grows" in found.state.reason.text
+    assert "does not know colour in the plan, and nothing grows" in found.state.reason.text
     assert found.split().weight == plan.canary[0].weight, "callers stay where they are"
     assert all(each.same for each in replay(found))
     order(store, "digits", "abort", by="a test", at=1e9)
