@@ -240,6 +240,26 @@ class AskedReplica(ScriptedReplica):
         return await super().status(request)
 
 
+@dataclass
+class Late(FakeReplica):
+    """Says what it has once it may."""
+
+    may: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def status(self, request: Any) -> Any:
+        await self.may.wait()
+        return await super().status(request)
+
+
+async def test_who_asks_before_the_gateway_has_asked_its_replicas_waits_for_that() -> None:
+    fake = Late()
+    async with running(fake), gateway_over(fake, wait=False) as (up, client):
+        asked = asyncio.create_task(client.post(PATH, content=grey_png(200), headers=PNG))
+        await until(lambda: up.gateway.admission.in_flight == 1 or asked.done())
+        fake.may.set()
+        assert (await asked).status_code == 200
+
+
 async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> None:
     fake = AskedReplica()
     async with (
