@@ -46,6 +46,22 @@ def predict_request(images: int = 1) -> Any:
     return request
 
 
+async def test_a_replica_has_as_long_for_tensors_as_their_caller_waits(replica: ScriptedReplica) -> None:
+    left_s: list[float] = []
+
+    async def note(_request: Any) -> None:
+        left_s.append(TIME_LEFT_S.get() or 0.0)
+
+    replica.before_predict = note
+    async with (
+        gateway_over(replica) as (up, _),
+        grpc.aio.insecure_channel(up.grpc_address) as channel,
+    ):
+        await call(channel, protos.PREDICTION_SERVICE, "Predict")(predict_request(), timeout=7)
+    (had_s,) = left_s
+    assert 0 < had_s <= 7.1  # gRPC rounds up
+
+
 async def test_replicas_are_given_new_models_within_the_callers_deadline(key_file: Path) -> None:
     left_s: list[float | None] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,57 +226,6 @@ async def test_a_model_that_goes_while_a_label_of_it_is_asked_for_is_not_found()
         up.catalog.set_models(["numbers"])
         fake.answer.set()
         refused(await asked, 404, "not-found")
-
-
-@dataclass
-class AskedReplica(ScriptedReplica):
-    """Counts how often it is asked what it has."""
-
-    asked: int = 0
-
-    async def status(self, request: Any) -> Any:
-        self.asked += 1
-        return await super().status(request)
-
-
-async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> None:
-    fake = AskedReplica()
-    async with (
-        running(fake),
-        gateway_over(fake, models=("absent", "digits"), wait=False, status_interval_s=60) as (up, client),
-    ):
-        await until(lambda: bool(up.catalog.versions("digits")))
-        before, began = fake.asked, time.monotonic()
-        for _ in range(8):
-            answer = await client.post("/v1/models/absent:classify", content=grey_png(200), headers=PNG)
-            assert answer.status_code == 503, answer.text
-        rounds = (fake.asked - before) / 2
-        assert 0 < rounds <= (time.monotonic() - began) / catalog.LEAST_INTERVAL_S + 1
-
-
-async def test_who_names_a_version_that_was_unloaded_is_told_and_no_replica_is_asked_anew() -> None:
-    """No other version may answer. Who names none has them asked, and gets the new one's answer."""
-    fake = AskedReplica()
-    async with running(fake), gateway_over(fake, status_interval_s=60) as (_, client):
-        before = fake.asked
-        fake.versions = {"digits": {2}}
-        named = "/v1/models/digits/versions/1:classify"
-        refused(await client.post(named, content=grey_png(200), headers=PNG), 404, "not-found")
-        assert fake.asked == before
-        answer = await client.post(PATH, content=grey_png(200), headers=PNG)
-        assert answer.json()["version"] == 2
-        assert fake.asked > before
-
-
-async def test_who_names_a_label_that_no_replica_knows_is_told_and_none_is_asked_anew() -> None:
-    fake = AskedReplica()
-    async with running(fake), gateway_over(fake, status_interval_s=60) as (_, client):
-        before = fake.asked
-        answer = await client.post(
-            "/v1/models/digits/labels/canary:classify", content=grey_png(200), headers=PNG
-        )
-        assert 'know no version label "canary"' in refused(answer, 404, "not-found")
-        assert fake.asked == before
 
 
 async def test_a_new_version_answers_once_as_many_replicas_have_it() -> None:

@@ -25,6 +25,30 @@ async def test_an_image_that_no_answer_can_come_for_in_time_is_not_even_decoded(
         assert counted(up, "sluice_stage_duration_seconds_count", stage="decode") == 0
 
 
+async def test_an_image_behind_more_than_gets_done_within_the_target_is_refused() -> None:
+    entered = asyncio.Event()
+
+    async def hang(_request: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async with (
+        running(FakeReplica(before_predict=hang)) as fake,
+        gateway_over(fake, calls_per_replica=1, max_batch=1, target_latency_s=0.5) as (up, client),
+    ):
+        profile = up.gateway.batcher._profile(LaneKey("digits", 1))
+        for _ in range(10):
+            profile.learn(1, 5.0, time.monotonic())
+        first = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
+        await entered.wait()
+        second = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
+        await until(lambda: up.gateway.batcher.depth() == 1)
+        answer = await client.post(PATH, content=grey_png(0), headers=PNG)
+        assert refused(answer, 503, "overloaded") == "1 images are queued, as many as get done in time"
+        for each in (first, second):
+            each.cancel()
+
+
 async def test_all_images_of_a_caller_who_leaves_are_taken_out_of_the_queue_while_replicas_hang() -> None:
     entered = asyncio.Event()
 

@@ -122,3 +122,19 @@ async def test_the_first_burst_is_seen_of_whatever_failed(split: Split | None) -
     assert outcomes >= {"ok", "internal", "deadline-exceeded", "overloaded", "unavailable"}
     assert arms >= ({""} if split is None else {"", "stable", "candidate"})
     assert sorted((name, sorted(labels)) for name, labels in grown - before.keys()) == []
+
+
+async def test_the_first_refusal_is_seen_of_who_names_no_model_where_there_are_several() -> None:
+    names = ("digits", "other")
+    async with (
+        running(FakeReplica(versions={name: {1} for name in names})) as replica,
+        gateway_over(replica, models=names, max_in_flight=1) as (up, client),
+    ):
+        before = await scraped(client)
+        with up.gateway.admission.admit(None, "classify"):
+            answer = await client.post("/v1/classify", content=PICTURE, headers={"content-type": "image/png"})
+        assert answer.status_code == 503
+        after = await scraped(client)
+    grown = {series for series in after if is_asked_for(series) and after[series] > before.get(series, 0)}
+    assert {dict(labels).get("model") for _, labels in grown} >= {""}
+    assert sorted((name, sorted(labels)) for name, labels in grown - before.keys()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import time
 from typing import Any
@@ -49,6 +50,15 @@ async def test_a_call_with_tensors_is_measured_by_stage() -> None:
         answer = await client.post("/v1/models/digits:predict", json={"instances": [[[[0]] * 8] * 8]})
         assert answer.status_code == 200, answer.text
         for stage, times in (("admission", 1), ("read", 1), ("backend", 1), ("queue", 0)):
+            assert counted(up, "sluice_stage_duration_seconds_count", stage=stage) == times, stage
+
+
+async def test_of_a_request_that_is_answered_in_parts_the_body_is_read_once() -> None:
+    body = {"images": [base64.b64encode(SAMPLE.read_bytes()).decode()] * 3}
+    async with running(FakeReplica()) as replica, gateway_over(replica, max_batch=1) as (up, client):
+        answer = await client.post(PATH, json=body, headers={"accept": "application/x-ndjson"})
+        assert len(answer.text.splitlines()) == 3, answer.text
+        for stage, times in (("admission", 1), ("read", 1), ("decode", 3), ("backend", 3)):
             assert counted(up, "sluice_stage_duration_seconds_count", stage=stage) == times, stage
 
 

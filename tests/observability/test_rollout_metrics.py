@@ -92,6 +92,11 @@ def test_a_bad_candidate_is_rolled_back_as_the_evidence_is_at_its_limit_and_not_
             >= found["evidence_limit", "digits", criterion, "good"]
         )
         assert found["evidence_limit", "digits", criterion, "good"] == -math.log(good.plan.alpha_promote)
+    limits = {
+        key[2]: limit for key, limit in found.items() if key[0] == "evidence_limit" and key[3] == "worse"
+    }
+    assert sum(math.exp(-limit) for limit in limits.values()) <= good.plan.alpha, "shared out among them"
+    assert limits["errors"] > -math.log(good.plan.alpha)
 
 
 def test_what_it_has_counted_is_told_by_criterion_and_arm() -> None:
