@@ -21,6 +21,7 @@ from serving.catalog import Catalog
 from serving.errors import Conflict, SluiceError, Unavailable
 from serving.rollout import ledger as ledgers
 from serving.rollout.counts import Counts, grown, remembered
+from serving.rollout.doubts import held_back, unsure
 from serving.rollout.events import Announcer
 from serving.rollout.examine import Examiner
 from serving.rollout.fleet import Holdings, holdings, replicas_verdict
@@ -86,6 +87,7 @@ class Controller:
         self._known = KnownRollouts()
         self._kept: dict[str, Wanted] = {}
         self._frozen: frozenset[str] = frozenset()
+        self._pinned: dict[str, int] = {}
 
     async def watch(self) -> None:
         """Looks for ever. A look that fails is logged, and the next one tries again."""
@@ -104,12 +106,15 @@ class Controller:
     async def look(self) -> None:
         """Follows what is stored; if this gateway leads, decides and acts.
 
+        A failure with one model does not keep the others from being followed and decided on.
+
         Raises:
-            SluiceError, OSError: What is stored or shared cannot be read; or as `_lead` does.
+            SluiceError, OSError: What is stored or shared cannot be read; or the first failure with a model,
+                after all that did not fail.
         """
         around = self._around
         rollouts = await asyncio.to_thread(self._load)
-        self._steer(rollouts)
+        failures = self._steer(rollouts)
         await asyncio.to_thread(
             around.source.publish, {model: around.steering.counts(model) for model in around.catalog.names()}
         )
@@ -120,17 +125,13 @@ class Controller:
             self._kept.clear()
             self._examiner.keep(())
             await self._lend_baselines(rollouts)
-            return
-        await self._lead(rollouts)
+        else:
+            failures += await self._lead(rollouts)
+        if failures:
+            raise failures[0]
 
-    async def _lead(self, rollouts: dict[str, Rollout]) -> None:
-        """Decides on each rollout, acts, and announces what moved.
-
-        A failure with one model does not keep the others from being decided on.
-
-        Raises:
-            SluiceError, OSError: The first such failure, after all that did not fail.
-        """
+    async def _lead(self, rollouts: dict[str, Rollout]) -> list[Exception]:
+        """Decides on each rollout, acts, announces what moved; returns the failures, each of one model."""
         around = self._around
         failures: list[Exception] = []
         try:
@@ -146,9 +147,7 @@ class Controller:
         self._examiner.keep(frozenset(examined))
         self._steer(rollouts)
         await around.reconciler.apply(self._wanted(rollouts))
-        failures += await self._announce(rollouts)
-        if failures:
-            raise failures[0]
+        return failures + await self._announce(rollouts)
 
     async def _moved_on(self, model: str, rollout: Rollout | None) -> dict[str, Rollout]:
         """The model's rollout after this look, by its name: this one, or one that begins by itself."""
@@ -207,16 +206,25 @@ class Controller:
             if rollout is not None and model not in self._frozen
         }
 
-    def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
+    def _steer(self, rollouts: Mapping[str, Rollout]) -> list[Exception]:
+        """Routes as is stored; returns the failures of models for which that cannot be known."""
         for model, rollout in rollouts.items():
             self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s, rollout.divided)
-        routed = self._around.steering.splits()
+        routed, failures = self._around.steering.splits(), []
+        self._pinned = {}
         for model in self._around.catalog.names():
             # An unreadable model stays as it is here; a gateway that starts now knows of one version at most.
-            if model not in rollouts and not (model in self._frozen and model in routed):
+            if model in rollouts or (model in self._frozen and model in routed):
+                continue
+            try:
                 stable = self._stable(model)
-                if stable is not None:
-                    self._around.steering.set_split(model, Split(stable), None)
+            except (SluiceError, OSError) as error:
+                failures.append(error)
+                continue
+            if stable is not None:
+                self._pinned[model] = stable
+                self._around.steering.set_split(model, Split(stable), None)
+        return failures
 
     def _stable(self, model: str) -> int | None:
         """The version of a model that never had a rollout: pinned when it is first seen.
@@ -322,22 +330,14 @@ class Controller:
         verdict = judge(rollout.plan, rollout.evidence, shadow=judged_phase(rollout.state) is Phase.SHADOW)
         if verdict.outcome is Outcome.FAIL:
             return verdict
-        unsure = _unsure(rollout.plan, blind)
-        if unsure is not None:
-            return Verdict(Outcome.INCONCLUSIVE, (unsure,))
+        doubt = unsure(rollout.plan, blind)
+        if doubt is not None:
+            return Verdict(Outcome.INCONCLUSIVE, (doubt,))
         if verdict.outcome in (Outcome.PASSED, Outcome.WAIT):
-            held = self._held_back(rollout, at)
+            held = held_back(rollout, at)
             if held is not None:
                 return Verdict(Outcome.HOLD, (held, *verdict.reasons))
         return verdict
-
-    def _held_back(self, rollout: Rollout, at: float) -> Reason | None:
-        """Why nothing may grow although the evidence would allow it."""
-        if is_quiet(rollout.plan, at):
-            return Reason("quiet.hours", "nothing grows in the quiet hours")
-        if rollout.plan.criteria.latency is not None and rollout.latency_limit_s is None:
-            return Reason("latency.no-baseline", "stable has answered too few requests to say what is slow")
-        return None
 
     def _wanted(self, rollouts: Mapping[str, Rollout]) -> dict[str, Wanted]:
         """What the replicas should hold; for a model without a rollout, the version that serves.
@@ -352,7 +352,7 @@ class Controller:
             elif model in self._frozen:
                 if model in self._kept:
                     wanted[model] = self._kept[model]
-            elif (stable := self._stable(model)) is not None:
+            elif (stable := self._pinned.get(model)) is not None:
                 wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
         self._kept |= wanted
         # A config replaces all of the last one: without a version for every model it would unload some.
@@ -374,19 +374,6 @@ class Controller:
 
 
 _CANDIDATE_SERVES = frozenset((Phase.PROMOTING, Phase.PROMOTED))
-
-
-def _unsure(plan: Plan, blind: str | None) -> Reason | None:
-    """Why nothing in favour of the candidate can be trusted."""
-    if plan.unknown:
-        text = (
-            f"this release of Sluice does not know {', '.join(plan.unknown)} in the plan, and nothing grows "
-            "without: promote or abort by hand, or let a release decide that knows it"
-        )
-        return Reason("plan.unknown", text)
-    if blind is not None:
-        return Reason("counts.missing", f"the counts are not available: {blind}")
-    return None
 
 
 def _one(outcome: Outcome, code: str, text: str) -> Verdict:

@@ -260,8 +260,9 @@ class Plan(_Section):
             ValidationError: a value is one that no plan can have.
         """
         plan = cls.model_validate(values, extra="ignore", context=_OF_RECORD)
-        if plan.model_dump(mode="json") != values:
-            plan._recorded = values
+        known = plan.model_dump(mode="json")
+        if known != values:
+            plan._recorded = _written(values, known)
         return plan
 
     def to_json(self) -> dict[str, Any]:
@@ -279,6 +280,15 @@ class Plan(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _written(values: Any, known: Any) -> Any:
+    """What is in `values`, as a plan is written down where it is known: a store may make 60 of 60.0."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        return {name: _written(each, known[name]) if name in known else each for name, each in values.items()}
+    if isinstance(values, list) and isinstance(known, list):
+        return [_written(each, other) for each, other in zip(values, known, strict=True)]
+    return known
+
+
 def _beyond(values: Any, known: Any, *at: str) -> Iterator[str]:
     """The fields that are in `values` alone, named from the root."""
     if isinstance(values, dict) and isinstance(known, dict):
@@ -288,5 +298,5 @@ def _beyond(values: Any, known: Any, *at: str) -> Iterator[str]:
             else:
                 yield ".".join((*at, name))
     elif isinstance(values, list) and isinstance(known, list):
-        for index, (value, other) in enumerate(zip(values, known, strict=False)):
+        for index, (value, other) in enumerate(zip(values, known, strict=True)):
             yield from _beyond(value, other, *at, str(index))

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from serving.backends.pool import Pool
 from serving.backends.tfserving import VersionStatus
 from serving.catalog import Catalog
-from serving.errors import Unavailable
+from serving.errors import InvalidInput, Unavailable
 from serving.rollout.controller import Controller, Surroundings
 from serving.rollout.counts import Counts
 from serving.rollout.events import Announcer
@@ -361,6 +361,28 @@ async def test_a_gateway_that_starts_on_a_record_that_cannot_be_read_takes_no_ve
     store.pin("digits", 1)
     await looking.look()
     assert looking.steering.splits() == {"digits": Split(1)}
+
+
+@pytest.mark.parametrize("leader", ["a", "b"], ids=["it decides", "it follows"])
+async def test_a_model_of_which_nobody_knows_what_serves_it_holds_up_no_other(
+    tmp_path: Path, leader: str
+) -> None:
+    store, gateways = FileStore(tmp_path), Gateways(leader=leader)
+    looking = Looking(store, gateways, models=("digits", "flowers"))
+    store.save(new_rollout())
+    store.pin("flowers", 3)
+    (tmp_path / "pinned" / "flowers").write_text("three")
+    with pytest.raises(InvalidInput, match="pinned/flowers holds no version"):
+        await looking.look()
+    order(store, "digits", "abort", by="a test", at=1e9)
+    with pytest.raises(InvalidInput, match="pinned/flowers holds no version"):
+        await looking.look()
+    found = store.load("digits")
+    assert found is not None
+    assert (found.seen_at > 0.0) == (leader == "a")
+    assert looking.steering.splits() == {"digits": found.split()}
+    assert looking.told == (["rolling_back"] if leader == "a" else [])
+    assert looking.reconciler.wanted == {}, "a config without flowers would have them unloaded"
 
 
 async def test_a_plan_of_another_release_is_kept_and_nothing_grows_by_it(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""What keeps a candidate from growing, whatever the evidence says for it. Pure."""
+
+from __future__ import annotations
+
+from serving.rollout.plan import Plan
+from serving.rollout.quiet import is_quiet
+from serving.rollout.record import Rollout
+from serving.rollout.verdict import Reason
+
+
+def unsure(plan: Plan, blind: str | None) -> Reason | None:
+    """Why nothing that speaks for the candidate is to be believed; None if nothing keeps from that.
+
+    Args:
+        plan: The rollout's plan.
+        blind: Why the counts cannot be had, if they cannot.
+    """
+    if plan.unknown:
+        text = (
+            f"this release of Sluice does not know {', '.join(plan.unknown)} in the plan, and nothing grows "
+            "without: promote or abort by hand, or let a release decide that knows it"
+        )
+        return Reason("plan.unknown", text)
+    if blind is not None:
+        return Reason("counts.missing", f"the counts are not available: {blind}")
+    return None
+
+
+def held_back(rollout: Rollout, at: float) -> Reason | None:
+    """Why nothing may grow at a moment, in Unix seconds, although the evidence would allow it."""
+    if is_quiet(rollout.plan, at):
+        return Reason("quiet.hours", "nothing grows in the quiet hours")
+    if rollout.plan.criteria.latency is not None and rollout.latency_limit_s is None:
+        return Reason("latency.no-baseline", "stable has answered too few requests to say what is slow")
+    return None
