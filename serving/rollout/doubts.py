@@ -9,11 +9,11 @@ from serving.rollout.verdict import Reason
 
 
 def unsure(plan: Plan, blind: str | None) -> Reason | None:
-    """Why nothing that speaks for the candidate is to be believed; None if nothing keeps from that.
+    """Why nothing in favour of the candidate can be trusted; None if it can be.
 
     Args:
         plan: The rollout's plan.
-        blind: Why the counts cannot be had, if they cannot.
+        blind: Why the counts are not available, if they are not.
     """
     if plan.unknown:
         text = (
