@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+from serving import grpc_environment
+
 _INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 
 
@@ -18,9 +20,7 @@ def main() -> None:
         # process at once. As an exception it would be shown with its stack, or be lost in an import.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_standard_streams()
-    # gRPC reads these as it is imported. It need not survive fork: children are started by exec at once.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    grpc_environment.prepare()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names are any bytes, and labels any text: what the terminal has no letters for is escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
