@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+
+from serving.errors import InvalidInput
 
 
 def check(host: str, port: int, *, shared: bool = False) -> None:
@@ -20,3 +23,10 @@ def check(host: str, port: int, *, shared: bool = False) -> None:
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
         probe.bind(address)
+
+
+def refusal(protocol: str, host: str, port: int, error: OSError) -> InvalidInput:
+    """What to raise where the gateway cannot listen for `HTTP` or `gRPC`: why, and what would do."""
+    taken = error.errno == errno.EADDRINUSE
+    hint = f"; --{protocol.lower()}-port names another, 0 any free one" if taken else ""
+    return InvalidInput(f"cannot listen on {host}:{port} for {protocol}: {error.strerror}{hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -91,6 +92,8 @@ def classify(
 
         if (version is not None or label is not None) and model is None:
             raise InvalidInput("--version and --label need --model")
+        if version is not None and label is not None:
+            raise InvalidInput("--version and --label are two ways to name a version; pass one of them")
         names = list(find(paths))
         options = Options(model, version, label, top_k, timeout)
         # Here and not in a thread, which Ctrl-C could not end before the writer at the other end does.
@@ -107,12 +110,14 @@ def find(paths: Sequence[str]) -> Iterator[str]:
 
     Raises:
         InvalidInput: a folder or a pattern without an image, or no name at all.
+        OSError: a folder cannot be read.
     """
     for path in paths:
         if not path:  # pathlib takes it for the working folder
             raise InvalidInput("a file's name is empty; . stands for the working folder")
         place = Path(path)
         if path != STDIN and place.is_dir():
+            os.listdir(place)  # noqa: PTH208 - `rglob` takes one that may not be read for an empty one
             found = [str(each) for each in sorted(place.rglob("*")) if _is_image(each)]
         elif path != STDIN and not place.exists() and _PATTERN & set(path):
             anchor = Path(place.anchor) if place.anchor else Path()

@@ -187,22 +187,29 @@ def status(
 def watch(
     model: Model, store: Where = None, gateway: GatewayUrl = None, key: Key = None, ca: Ca = None
 ) -> None:
-    """Watch a rollout until it ends. Exits with 1 if the version was rolled back, 3 if nobody can tell."""
+    """Watch a rollout until it ends. Exits with 1 if the version was rolled back, 3 if nobody can tell.
+
+    Where stdout is no terminal, each move is a line, and the last picture follows.
+    """
     with user_errors(otherwise=_UNTOLD):
         from rich.console import Console
         from rich.live import Live
 
         from serving.commands.rollout_console import view
-        from serving.rollout.machine import Phase
+        from serving.rollout.machine import Phase, moved
 
         opened = _open(store, gateway, key, ca)
         current = _load(opened, model)
         shown = Console()
+        if not shown.is_terminal:
+            _print_state(current)
         with Live(view(current), console=shown, auto_refresh=False) as live:
             while not current.finished:
                 time.sleep(0.5)
-                current = _followed(opened, current)
+                before, current = current, _followed(opened, current)
                 live.update(view(current), refresh=True)
+                if not shown.is_terminal and moved(before.state, current.state):
+                    _print_state(current)
         if not shown.is_terminal:
             print()  # there, Live ends its last picture without it
         raise typer.Exit(0 if current.state.phase is Phase.PROMOTED else 1)
@@ -358,6 +365,13 @@ def _followed(access: Access, before: Rollout) -> Rollout:
         return newest if newest and newest.id == before.id else _find(access, before.model, before.id)
     except SluiceError as error:
         raise SluiceError(f"the rollout cannot be followed any more: {error.message}") from error
+
+
+def _print_state(found: Rollout) -> None:
+    """Where a rollout is, and why, in a line that is there at once, also in a pipe."""
+    state = found.state
+    step = f" {state.step + 1}" if state.phase.value == "canary" else ""
+    print(f"{found.id}: {state.phase.value}{step}: {printable(state.reason.text)}", flush=True)
 
 
 def _find(access: Access, model: str, id_: str | None) -> Rollout:

@@ -47,7 +47,7 @@ def user_errors(otherwise: int = 1) -> Iterator[None]:
         if not isinstance(first, SluiceError | OSError):
             raise
         text = str(first)
-        if isinstance(first, OSError) and first.strerror and first.filename:
-            text = f"{first.filename}: {first.strerror}"
+        if isinstance(first, OSError) and first.strerror:
+            text = f"{first.filename}: {first.strerror}" if first.filename else first.strerror
         print(f"error: {text}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(first, InvalidInput) else otherwise) from None

@@ -43,8 +43,10 @@ class Workers:
     """
 
     def __init__(self, settings: Settings, upstream: Upstream, folder: Path) -> None:
-        ports = (settings.http_host, settings.http_port), (settings.grpc_host, settings.grpc_port)
-        self._reserved = [_reserve(*each) for each in ports]
+        self._reserved = [
+            _reserve("HTTP", settings.http_host, settings.http_port),
+            _reserve("gRPC", settings.grpc_host, settings.grpc_port),
+        ]
         http_port, grpc_port = (each.getsockname()[1] for each in self._reserved)
         self._settings = _share(settings, http_port, grpc_port)
         self._upstream = upstream
@@ -143,7 +145,7 @@ async def up(settings: Settings, upstream: Upstream, folder: Path) -> AsyncItera
                     task.cancel()
 
 
-def _reserve(host: str, port: int) -> socket.socket:
+def _reserve(protocol: str, host: str, port: int) -> socket.socket:
     """A socket that holds a port for the workers, and does not listen itself."""
     reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -152,7 +154,7 @@ def _reserve(host: str, port: int) -> socket.socket:
         reserved.bind((host, port))
     except OSError as error:
         reserved.close()
-        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise ports.refusal(protocol, host, port, error) from error
     return reserved
 
 

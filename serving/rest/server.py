@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import select
 import socket
@@ -15,8 +14,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from serving import ports
 from serving.certificates import Certificates
-from serving.errors import InvalidInput
 from serving.rest.connection import Connection
 from serving.settings import Settings
 
@@ -54,8 +53,7 @@ def listen(
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        hint = "; --http-port names another, 0 any free one" if error.errno == errno.EADDRINUSE else ""
-        raise InvalidInput(f"cannot listen on {host}:{port} for HTTP: {error.strerror}{hint}") from error
+        raise ports.refusal("HTTP", host, port, error) from error
     return listener
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 
 import grpc
 import grpc.aio
@@ -97,14 +96,16 @@ class RpcServer:
             )
         )
         _enable_reflection(self._server)
-        _check_port(host, port, shared=shared)
         try:
+            ports.check(host, port, shared=shared)
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             self.port = (
                 self._server.add_insecure_port(address)
                 if certificates is None
                 else self._server.add_secure_port(address, certificates.for_grpc())
             )
+        except OSError as error:
+            raise ports.refusal("gRPC", host, port, error) from error
         except RuntimeError as error:
             raise InvalidInput(
                 f"cannot listen on {host}:{port} for gRPC, though it was free just now; its log says why"
@@ -133,14 +134,6 @@ class RpcServer:
             whole = Status.SERVING if catalog.can_serve() else Status.NOT_SERVING
             self._health.tell(statuses | dict.fromkeys(("", *SERVICES), whole))
             await asyncio.sleep(interval_s)
-
-
-def _check_port(host: str, port: int, *, shared: bool) -> None:
-    try:
-        ports.check(host, port, shared=shared)
-    except OSError as error:
-        hint = "; --grpc-port names another, 0 any free one" if error.errno == errno.EADDRINUSE else ""
-        raise InvalidInput(f"cannot listen on {host}:{port} for gRPC: {error.strerror}{hint}") from error
 
 
 def _enable_reflection(server: grpc.aio.Server) -> None:

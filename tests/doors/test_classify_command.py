@@ -91,6 +91,8 @@ def test_standard_input_as_a_table(live: Live, photograph: bytes) -> None:
 def test_what_cannot_be_is_said(live: Live, folder: Path, tmp_path: Path) -> None:
     assert "cannot be read: No such file" in run(live, str(folder / "none.png"), code=1)
     assert "error: --version and --label need --model" in run(live, "-", "--version=1", code=2)
+    both = ("--model=digits", "--version=1", "--label=stable")
+    assert "error: --version and --label are two ways to name a version" in run(live, "-", *both, code=2)
     assert "has no image file" in run(live, str(tmp_path / "*.webp"), code=2)
     assert "error: --ca (SSL_CERT_FILE) none.pem cannot be used: No such file" in run(
         live, "-", "--ca=none.pem", code=2
@@ -159,6 +161,16 @@ def test_a_reader_who_has_seen_enough_is_no_error(live: Live, folder: Path) -> N
 def test_names_that_stand_for_nothing_are_refused(name: str, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
         list(find([name]))
+
+
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    """In a process of its own, which may be root's, but without root's right to read everything."""
+    (tmp_path / "theirs").mkdir(mode=0)
+    rights = "-dac_override,-dac_read_search"
+    under = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    command = [*under, *COMMAND, "classify", str(tmp_path / "theirs")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path}/theirs: Permission denied\n")
 
 
 def test_arguments_stand_for_files(folder: Path, tmp_path: Path) -> None:

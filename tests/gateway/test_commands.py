@@ -37,6 +37,9 @@ def test_an_error_of_the_system_is_a_line_that_names_the_file(capsys: pytest.Cap
         Path("/nowhere/plan.yaml").read_text()
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "error: /nowhere/plan.yaml: No such file or directory\n"
+    with pytest.raises(typer.Exit), user_errors(), Path("/dev/full").open("w") as full:
+        full.write("what a command prints")
+    assert capsys.readouterr().err == "error: No space left on device\n"
 
 
 def test_a_port_that_is_taken_comes_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:

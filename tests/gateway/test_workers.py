@@ -283,7 +283,7 @@ async def test_a_port_that_another_gateway_has_is_refused() -> None:
             "gateway", "--replica=127.0.0.1:1", "--model=digits", "--workers=2", f"--http-port={port}"
         )
     assert code == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in errors
+    assert f"cannot listen on 127.0.0.1:{port} for HTTP: Address already in use; --http-port names" in errors
 
 
 async def test_what_a_worker_finds_wrong_is_said_once_and_ends_it(tmp_path: Path) -> None:
