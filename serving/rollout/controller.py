@@ -211,7 +211,8 @@ class Controller:
         """Routes as is stored; what failed of models of which that cannot be known."""
         for model, rollout in rollouts.items():
             self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s, rollout.divided)
-        routed, failures = self._around.steering.splits(), []
+        routed = self._around.steering.splits()
+        failures: list[Exception] = []
         self._pinned = {}
         for model in self._around.catalog.names():
             # What cannot be read stays as it is here; a gateway that starts now knows of one version at most.
