@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import json_format
 
 from serving import open_inference, protos
-from serving.errors import InvalidInput, without_frames
+from serving.errors import InvalidInput, NotFound, without_frames
 from serving.gateway import Gateway
 from serving.model_version import ModelVersion
 from serving.open_inference import InferRequest, Tensor
@@ -76,10 +76,18 @@ class OpenInferenceRpc:
         )
 
     async def model_ready(self, request: Any, context: RequestContext) -> Any:
-        """ModelReadyRequest -> ModelReadyResponse."""
+        """ModelReadyRequest -> ModelReadyResponse.
+
+        As in Triton, what is not there is not ready: over HTTP a client takes any refusal for that, but here
+        it would raise, and who waits for a version to appear would wait no more.
+        """
         with self._gateway.request(context, ModelRef(request.name or None)):
             ref = open_inference.model_ref(request.name, request.version)
-            return protos.ModelReadyResponse(ready=open_inference.is_ready(self._gateway.catalog, ref))
+            try:
+                ready = open_inference.is_ready(self._gateway.catalog, ref)
+            except NotFound:
+                ready = False
+            return protos.ModelReadyResponse(ready=ready)
 
     async def model_metadata(self, request: Any, context: RequestContext) -> Any:
         """ModelMetadataRequest -> ModelMetadataResponse."""

@@ -98,12 +98,17 @@ def _ref_in(request: Any) -> ModelRef:
 
 
 def _ref_in_tasks(request: Any) -> ModelRef:
-    """Likewise, of a MultiInferenceRequest."""
+    """Likewise, of a MultiInferenceRequest: as in the original its first task says it, others need not."""
     if not request.tasks:
         raise InvalidInput("Inference request must contain at least one task.")
     for task in request.tasks:
         check_signature_name(task.model_spec.signature_name)
-    refs = {ref_of(task.model_spec) for task in request.tasks}
-    if len(refs) != 1:
-        raise InvalidInput("all ModelSpecs in a MultiInferenceRequest must access the same model.")
-    return refs.pop()
+    first, *others = (ref_of(task.model_spec) for task in request.tasks)
+    for index, other in enumerate(others, 1):
+        if other.name != first.name:
+            raise InvalidInput("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        if other not in (first, ModelRef(first.name)):
+            raise InvalidInput(
+                f"tasks[{index}] and the first task are for different versions; give one of them"
+            )
+    return first

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import grpc.aio
 import httpx
 import numpy as np
 import pytest
@@ -168,3 +169,27 @@ async def test_versions_that_are_not_there_yet_are_not_ready(
     ]
     ready = await client.post("/v2/repository/index", json={"ready": True})
     assert [each["version"] for each in ready.json()] == ["1"]
+
+
+async def test_over_grpc_what_is_not_there_is_not_ready_and_no_error(
+    loading: tuple[Running, httpx.AsyncClient],
+) -> None:
+    """As in Triton: clients ask in a loop until it is, and an error would end that."""
+    up, _ = loading
+    asked, answered = protos.methods(protos.OPEN_INFERENCE)["ModelReady"]
+    async with grpc.aio.insecure_channel(up.grpc_address) as channel:
+        ready: Any = channel.unary_unary(
+            f"/{protos.OPEN_INFERENCE}/ModelReady",
+            request_serializer=asked.SerializeToString,
+            response_deserializer=answered.FromString,
+        )
+        for spec, is_ready in (
+            ({"name": "digits"}, True),
+            ({"name": "digits", "version": "1"}, True),
+            ({"name": "digits", "version": "2"}, False),
+            ({"name": "digits", "version": "6"}, False),
+            ({"name": "nope"}, False),
+        ):
+            assert (await ready(asked(**spec))).ready == is_ready, spec
+        with pytest.raises(grpc.aio.AioRpcError, match='"x" is no version'):
+            await ready(asked(name="digits", version="x"))

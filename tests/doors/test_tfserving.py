@@ -153,6 +153,24 @@ async def test_multi_inference_is_of_one_model(stub: Stub) -> None:
     assert "must access the same model" in (await fails(stub, "MultiInference", request))[1]
 
 
+async def test_the_first_task_of_a_multi_inference_says_which_version(
+    replica: ScriptedReplica, up: Running, stub: Stub
+) -> None:
+    replica.versions = {"digits": {1, 2}}
+    await up.catalog.refreshed()
+    request = protos.message("tensorflow.serving.MultiInferenceRequest")()
+    for _ in range(2):
+        request.tasks.add(method_name="tensorflow/serving/regress").model_spec.name = "digits"
+    request.tasks[0].model_spec.version.value = 1
+    response = await stub.predict("MultiInference", request)
+    assert [each.model_spec.version.value for each in response.results] == [1, 1]
+    request.tasks[1].model_spec.version.value = 2
+    assert (
+        "tasks[1] and the first task are for different versions"
+        in (await fails(stub, "MultiInference", request))[1]
+    )
+
+
 async def test_calls_that_say_nothing_sensible_are_counted(up: Running, stub: Stub) -> None:
     """As they are over HTTP: who runs a gateway sees what its callers do wrong."""
     several = protos.message("tensorflow.serving.MultiInferenceRequest")()
