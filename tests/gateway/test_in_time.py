@@ -11,8 +11,9 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from serving import decoding, protos
+from serving import protos
 from serving.batching import LaneKey
+from serving.images import decode
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
@@ -65,8 +66,7 @@ async def test_a_rush_that_comes_before_anything_is_queued_is_refused_once_its_i
     async def hang(_request: Any) -> None:
         await asyncio.Event().wait()
 
-    decode = decoding.decode
-    monkeypatch.setattr(decoding, "decode", decode_later)
+    monkeypatch.setattr("serving.decoding.decode", decode_later)
     async with (
         running(FakeReplica(before_predict=hang)) as fake,
         gateway_over(
