@@ -15,6 +15,8 @@ from typing import Annotated
 
 import typer
 
+from serving import grpc_environment
+
 GROUP = "sluice.commands"
 _INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 
@@ -75,9 +77,7 @@ def _open_standard_streams() -> None:
 def main() -> None:
     """The entry point of the console command."""
     _open_standard_streams()
-    # gRPC reads these as it is imported. It need not survive fork: children are started by exec at once.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    grpc_environment.prepare()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names are any bytes, and labels any text: what the terminal has no letters for is escaped.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from serving import grpc_environment
 from tests.support.digits import trained_digits
+
+grpc_environment.prepare()  # gateways in the tests' own processes are to be as those of users
 
 REPOSITORY = Path(__file__).parent.parent
 # What trains models for all tests of a run, and how long a test may take that comes to it first.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from serving import grpc_environment
 from serving.modelserver import main
 
 if __name__ == "__main__":
+    grpc_environment.prepare()
     sys.exit(main(sys.argv[1:]))
