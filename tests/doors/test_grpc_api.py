@@ -82,6 +82,13 @@ async def test_errors_are_rich(channel: grpc.aio.Channel) -> None:
         assert dict(error.trailing_metadata())["x-request-id"] == "r2"
 
 
+async def test_images_that_cannot_be_read_are_each_told_though_there_are_no_others(
+    channel: grpc.aio.Channel,
+) -> None:
+    response = await classify(channel, Request(images=[b"x", b"y"]))
+    assert [each.error.kind for each in response.results] == ["bad-image"] * 2
+
+
 async def test_a_stream_answers_in_order_and_survives_a_bad_request(channel: grpc.aio.Channel) -> None:
     async def requests() -> AsyncIterator[Any]:
         for index in range(40):

@@ -106,3 +106,10 @@ async def test_who_waits_for_a_place_gets_it_at_a_replica_that_is_found_to_have_
         late.versions = {"digits": {1}}
         assert (await second).status_code == 200
         first.cancel()
+
+
+async def test_replicas_that_are_given_by_a_name_are_found() -> None:
+    async with running(FakeReplica()) as fake:
+        port = fake.address.rpartition(":")[2]
+        async with gateway_over(FakeReplica(address=f"dns:localhost:{port}")) as (_, client):
+            assert (await client.post(PATH, content=grey_png(200), headers=PNG)).status_code == 200

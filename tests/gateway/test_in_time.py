@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
 import grpc.aio
+import numpy as np
+import pytest
 
 from serving import protos
 from serving.batching import LaneKey
+from serving.images import decode
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
@@ -46,6 +50,40 @@ async def test_an_image_behind_more_than_gets_done_within_the_target_is_refused(
         answer = await client.post(PATH, content=grey_png(0), headers=PNG)
         assert refused(answer, 503, "overloaded") == "1 images are queued, as many as get done in time"
         for each in (first, second):
+            each.cancel()
+
+
+async def test_a_rush_that_comes_before_anything_is_queued_is_refused_once_its_images_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of it passed the check before; another looks at what was queued meanwhile."""
+    begin = threading.Event()
+
+    def decode_later(*args: Any, **options: Any) -> np.ndarray:
+        begin.wait()
+        return decode(*args, **options)
+
+    async def hang(_request: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("serving.decoding.decode", decode_later)
+    async with (
+        running(FakeReplica(before_predict=hang)) as fake,
+        gateway_over(
+            fake, calls_per_replica=1, max_batch=2, max_images=1, decode_threads=1, target_latency_s=0.5
+        ) as (up, client),
+    ):
+        profile = up.gateway.batcher._profile(LaneKey("digits", 1))
+        for size in (1, 2):
+            for _ in range(10):
+                profile.learn(size, 5.0, time.monotonic())
+        asked = [asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG)) for _ in range(4)]
+        await until(lambda: up.gateway.admission.in_progress == 4)
+        begin.set()
+        await until(lambda: sum(each.done() for each in asked) == 1, timeout_s=10)
+        (answer,) = (each.result() for each in asked if each.done())
+        assert "as many as get done in time" in refused(answer, 503, "overloaded")
+        for each in asked:
             each.cancel()
 
 

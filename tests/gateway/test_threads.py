@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from serving.threads import Threads
+from tests.support.fake_replica import FakeReplica, running
+from tests.support.gateways import gateway_over
+from tests.support.http import PATH, PNG, grey_png
 
 
 class Body:
@@ -54,3 +57,14 @@ async def test_what_waits_for_a_thread_is_let_go_and_not_done_once_its_caller_ha
     await asyncio.gather(first, stays)
     assert done == ["stays"]
     threads.close()
+
+
+async def test_a_gateway_that_has_ended_leaves_no_thread_behind() -> None:
+    others = set(threading.enumerate())
+    async with running(FakeReplica()) as fake, gateway_over(fake) as (up, client):
+        assert (await client.post(PATH, content=grey_png(0), headers=PNG)).status_code == 200
+        await up.gateway.in_thread(int)
+        names = {thread.name.partition("-")[0].partition("_")[0] for thread in threading.enumerate()}
+        assert names >= {"decode", "parse"}
+    left = {thread.name for thread in set(threading.enumerate()) - others}
+    assert not [name for name in left if name.startswith(("decode", "parse"))]

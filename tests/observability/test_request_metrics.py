@@ -152,9 +152,11 @@ async def test_how_many_images_wait_is_told_while_they_do() -> None:
         asked = [asyncio.create_task(each) for each in posts]
         await entered.wait()
         await until(lambda: counted(up, "sluice_queue_depth", model="digits") == 2)
+        assert up.gateway.steering.busy(), "no copy is made for a rollout while callers wait"
         release.set()
         assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
         assert counted(up, "sluice_queue_depth", model="digits") == 0
+        assert not up.gateway.steering.busy()
 
 
 async def test_what_other_parts_count_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,9 @@ def _end_of_an_archive(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [_archive_of_something_else, _end_of_an_archive, lambda path: path.mkdir()], ids=str
+    "make",
+    [_archive_of_something_else, _end_of_an_archive, Path.mkdir],
+    ids=["something else", "its end is missing", "a folder"],
 )
 def test_what_is_no_checkpoint_is_told_as_that(make: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
