@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from serving.tasks import holding_nothing
-
 Answer = TypeVar("Answer")
 
 QUANTILE = 0.95
@@ -97,7 +95,7 @@ class _Second(Generic[Answer]):
     def _late(self) -> None:
         made = self._begin()
         if made is not None:
-            self.call = self._loop.create_task(holding_nothing(made))
+            self.call = self._loop.create_task(made)
             self.call.add_done_callback(self._done)
         elif self._again_s is not None:
             self._timer = self._loop.call_later(self._again_s, self._late)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import grpc.aio
 
-from serving.tasks import holding_nothing
+from serving.errors import without_frames
 
 # How many are worked on, or wait to be read by the client, at once: enough to fill a batch.
 WINDOW = 16
@@ -51,7 +51,7 @@ async def answered_in_order(
 
     async def read() -> None:
         async for request in requests:
-            task = asyncio.ensure_future(holding_nothing(answer(request)))
+            task = asyncio.ensure_future(_alone(answer, request))
             del request  # else it would be kept until the next one comes
             started.add(task)
             task.add_done_callback(started.discard)
@@ -66,6 +66,19 @@ async def answered_in_order(
         reader.cancel()
         for each in tuple(started):
             each.cancel()
+
+
+async def _alone(answer: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
+    """The answer, in a task of its own.
+
+    One that is cancelled keeps the error, and so the frames that it passed, of which that of
+    `asyncio.timeout` has the task: all would stay until the garbage collector comes.
+    """
+    try:
+        return await answer(request)
+    except asyncio.CancelledError as error:
+        without_frames(error)
+        raise
 
 
 async def _next(
