@@ -33,12 +33,12 @@ def segment(name: str) -> str:
     Dots alone are encoded, too: `..` as it stands would take away the segment before it.
 
     Raises:
-        InvalidInput: it is no text, as an argument of a command is whose bytes are no UTF-8.
+        InvalidInput: it is not text, such as a command line argument whose bytes are not UTF-8.
     """
     try:
         encoded = quote(name, safe="")
     except UnicodeEncodeError:
-        raise InvalidInput(f"{name!r:.300} is no text: its bytes are no UTF-8") from None
+        raise InvalidInput(f"{name!r:.300} is not text: its bytes are not UTF-8") from None
     return encoded if encoded.strip(".") else encoded.replace(".", "%2E")
 
 

@@ -4,9 +4,9 @@ A factor and a summand for each channel of a convolution can be moved into its k
 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section
 3.2). TensorFlow's optimizer (Grappler) does that for some graphs, but not for Keras's layer where it matters:
 before a shortcut it merges both additions into one `AddN`, and in half precision the layer computes in
-float32 between two casts. A `BiasAdd`, on the other hand, it fuses with the convolution, the shortcut and the ReLU
-after it. With oneDNN on two cores this saves a ResNet-20 9 % of its processor time (32 images), in bfloat16
-40 %; a ResNet-50 3 % and 24 % (8 images).
+float32 between two casts. A `BiasAdd`, on the other hand, it fuses with the convolution, the shortcut and the
+ReLU after it. With oneDNN on two cores this saves a ResNet-20 9 % of its processor time (32 images), in
+bfloat16 40 %; a ResNet-50 3 % and 24 % (8 images).
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_a_name_that_is_no_text_is_said_before_anything_is_sent(kind: Any) -> No
     with kind() as client:
         for asks in ({"model": "ma\udcdfe"}, {"model": "digits", "label": "ma\udcdfe"}):
             with pytest.raises(
-                InvalidInput, match=r"is no text: its bytes are no UTF-8|cannot be asked over gRPC"
+                InvalidInput, match=r"is not text: its bytes are not UTF-8|cannot be sent over gRPC"
             ):
                 client.classify(b"x", **asks)
 
