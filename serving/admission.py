@@ -167,7 +167,7 @@ class Admission:
         return Ticket(self, caller, of_whom)
 
     def authorize(self, credential: str | None, scope: Scope) -> Caller:
-        """Who sends this credential; raises as `admit` does if it does not allow what needs `scope`."""
+        """The caller that this credential identifies; raises like `admit` if it lacks `scope`."""
         try:
             return self.callers.authorize(credential, scope)
         except SluiceError as error:

@@ -36,7 +36,7 @@ LABEL_TTL_S = 1.0
 class VersionReport:
     """One version for people to read: its furthest state on any replica, and why it failed if it did.
 
-    `error_code` is the replica's (`google.rpc.Code`).
+    `error_code` is the one that the replica reported (a `google.rpc.Code`).
     """
 
     version: int
@@ -47,7 +47,7 @@ class VersionReport:
 
     @property
     def ended_well(self) -> bool:
-        """Whether it was unloaded. A replica tells of such versions for as long as it lives."""
+        """Whether it was unloaded without an error. Replicas report such versions until they restart."""
         return self.state == "END" and self.error is None
 
 
@@ -65,7 +65,7 @@ _MISSING_INTERVAL_S = 0.2
 # But no more often than this, however many ask for such a model, or for a version that was just unloaded.
 LEAST_INTERVAL_S = 0.05
 
-# Of the versions that were unloaded the newest are shown: publishing hourly makes thousands of them in time.
+# How many unloaded versions are shown, the newest: publishing hourly leaves thousands of them in time.
 _MOST_ENDED = 10
 
 # A version is shown by the state that is furthest to the right here.
@@ -249,7 +249,7 @@ class Catalog:
     def report(self) -> list[ModelReport]:
         """Every model with what its replicas say of each version, for people to read.
 
-        Of the versions that were unloaded there are the newest.
+        Of the versions that were unloaded, only the newest are included.
         """
         return [ModelReport(name, name == self.default_name(), self._shown(name)) for name in self._known]
 
@@ -264,7 +264,7 @@ class Catalog:
         return Unavailable(text, stage="routing", retry_after_s=RETRY_AFTER_S)
 
     def heard_states(self, name: str) -> list[VersionReport]:
-        """What `states` has; raises Unavailable if that is nothing because no replica can be asked."""
+        """Like `states`, but raises Unavailable if there are none because no replica can be reached."""
         found = self.states(name)
         if not found and not self._pool.reachable():
             raise self._out_of_reach(name)

@@ -28,12 +28,12 @@ def checked(url: str) -> httpx.URL:
 
 
 def segment(name: str) -> str:
-    """A name, whatever is in it, as one segment of a path.
+    """Any name, encoded as one segment of a path.
 
-    Dots alone are encoded, too: `..` as it stands would take away the segment before it.
+    A name made of dots alone is encoded, too: a plain `..` would remove the segment before it.
 
     Raises:
-        InvalidInput: it is not text, such as a command line argument whose bytes are not UTF-8.
+        InvalidInput: it is not text; for example, a command line argument whose bytes are not UTF-8.
     """
     try:
         encoded = quote(name, safe="")

@@ -1,4 +1,4 @@
-"""Whether a TCP port can be had, asked before gRPC is, which tells only its log why it cannot have one."""
+"""Checks whether a TCP port is available before gRPC binds it: gRPC tells only its log why it cannot."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from serving.errors import InvalidInput
 
 
 def check(host: str, port: int, *, shared: bool = False) -> None:
-    """Return if a server could listen there now. Nothing is bound when this returns.
+    """Return if a server could listen there now; nothing stays bound.
 
     Args:
-        host: the address, or a name.
-        port: the port; 0 is any free one.
-        shared: whether other processes that share it, too, may have it already (SO_REUSEPORT).
+        host: an address or a host name.
+        port: the port; 0 stands for any free one.
+        shared: whether other processes that share it (SO_REUSEPORT) may have bound it already.
 
     Raises:
-        OSError: it could not; `strerror` says why.
+        OSError: it could not listen; `strerror` says why.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:
@@ -26,7 +26,7 @@ def check(host: str, port: int, *, shared: bool = False) -> None:
 
 
 def refusal(protocol: str, host: str, port: int, error: OSError) -> InvalidInput:
-    """What to raise where the gateway cannot listen for `HTTP` or `gRPC`: why, and what would do."""
+    """The error for when the gateway cannot listen for `HTTP` or `gRPC`; says why, and what to do instead."""
     taken = error.errno == errno.EADDRINUSE
     hint = f"; --{protocol.lower()}-port names another, 0 any free one" if taken else ""
     return InvalidInput(f"cannot listen on {host}:{port} for {protocol}: {error.strerror}{hint}")

@@ -52,14 +52,14 @@ class ClassScore:
 
 
 class Ranking(Sequence[ClassScore]):
-    """Many classes of one image, best first, each made only when it is looked at.
+    """Many classes of one image, best first; each `ClassScore` is created only when it is accessed.
 
-    A request may have a quarter of a million of them. Whoever frees that many objects at once, be it the
-    event loop or a thread that holds the interpreter lock, keeps everybody else waiting.
+    An answer may have a quarter of a million of them. Freeing that many objects at once holds everything
+    else up, on the event loop as on a thread, which holds the interpreter lock meanwhile.
 
     Args:
-        labels: of all the model's classes.
-        indices: which classes, int [C].
+        labels: the labels of all the model's classes.
+        indices: the indices of these classes, int [C].
         scores: their probabilities, float32 [C].
     """
 

@@ -48,7 +48,7 @@ class Split:
 
     @property
     def versions(self) -> set[int]:
-        """The versions that it is about."""
+        """The versions that it divides requests between."""
         return {self.stable} if self.candidate is None else {self.stable, self.candidate}
 
 

@@ -22,7 +22,7 @@ HIGHEST_SEED = 2**32 - 1  # what NumPy's generators take
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 STRATEGIES = ("none", "mirrored", "multiworker")
-# Of the recipes that have several; the tables of what each consists of are with the models.
+# For the recipes that have several; the models define what each consists of.
 DEPTHS = {
     "resnet": (
         *("resnet8", "resnet14", "resnet20", "resnet32", "resnet56"),
@@ -30,7 +30,7 @@ DEPTHS = {
     ),
     "vgg": ("vgg4", "vgg7", "vgg16"),
 }
-TABLES = ("line", "diabetes")  # data without images, which the recipes of tables bring along
+TABLES = ("line", "diabetes")  # data without images, which comes with the recipes for tables
 
 # A model's name is also a folder's, and part of the paths of the gateway's API.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

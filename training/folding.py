@@ -64,7 +64,7 @@ class _Chain:
         return kernel * scale.reshape(channels), bias
 
     def holds(self, *arrays: NDArray[Any]) -> bool:
-        """Whether its type has numbers as large: a scale may take weights out of float16's range."""
+        """Whether its type can represent these: scaling may take weights out of float16's range."""
         most = float(self.convolution.outputs[0].dtype.max)
         return all(float(np.abs(array).max(initial=0.0)) <= most for array in arrays)
 

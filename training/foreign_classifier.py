@@ -139,8 +139,8 @@ def notes_on(
         yield f"--pixel-scale {pixel_scale:g} makes pixels of 0 to {255 * pixel_scale:,.0f}; 1/255 of 0 to 1"
     if begin_with_numbers(labels):
         yield (
-            f"the labels begin with numbers, as {labels[-1]!r}; if they only count lines, publish it again"
-            " with a file without them"
+            f"the labels begin with numbers, as in {labels[-1]!r}; if these only count the lines, publish it"
+            " again with a file without them"
         )
     if scores.shape[1] == 1:
         yield (

@@ -64,7 +64,7 @@ def publish(model_folder: Path, write: Callable[[Path, int], None]) -> tuple[Pat
 
 @contextmanager
 def _made(model_folder: Path) -> Iterator[None]:
-    """The folder is there; if the block fails, what was made of it and of those around it goes, if empty."""
+    """Create the folder; if the block fails, remove whatever was created, parents included, if empty."""
     missing = [each for each in (model_folder, *model_folder.parents) if not each.exists()]
     try:
         model_folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _claimed(model_folder: Path) -> Iterator[tuple[Path, int]]:
 def _make_locked(folder: Path) -> int | None:
     """Makes the folder and locks it: the lock, or None if another publisher has the folder."""
     try:
-        folder.mkdir(parents=True)  # one whose first version failed has just removed the model's folder
+        folder.mkdir(parents=True)  # its parent is gone if another publisher's first version just failed
     except FileExistsError:
         return None
     try:

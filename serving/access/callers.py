@@ -59,7 +59,7 @@ class WatchedFile(Generic[Parsed]):
                 self._told = ""
                 return
             self._content = content
-            self.value = await asyncio.to_thread(self._parse, content)  # half a second for 10,000 keys
+            self.value = await asyncio.to_thread(self._parse, content)  # 10,000 keys take half a second
         except InvalidInput as error:
             if error.message != self._told:  # a missing file is missing at every look
                 _log.error(

@@ -354,7 +354,7 @@ class Pool(Members):
             answer = await self._attempt(task, replica, tried)
             if late is not None:
                 late.replica.overtaken(task.model, task.version, late.since, self._clock())
-        except asyncio.CancelledError as error:  # its task keeps it, and one of these frames has the task
+        except asyncio.CancelledError as error:  # the task keeps the error, whose frames refer to the task
             errors.without_frames(error)
             raise
         else:

@@ -22,7 +22,7 @@ Call = Callable[[TensorFlowServing, float], Awaitable[Answer]]
 # Weight of the newest call in the moving average of latency: about the last twenty calls count.
 _LATENCY_WEIGHT = 0.1
 
-# So many times as long as calls usually take, and without another answer, tells of a replica that hangs.
+# A replica that has answered nothing for this many times its usual latency is taken to hang.
 _FAR_LONGER = 4.0
 
 # A replica that comes (back) gets its full share of calls after this long: it may have to warm up.
@@ -159,11 +159,11 @@ class Replica:
                 limit.reschedule(0.0)
 
     def hangs(self, of: Version, since: float, other: Replica, now: float) -> bool:
-        """Whether it seems to hang with a call for a version that it got at `since`, judged by another one.
+        """Whether it seems to hang in a call for a version, sent at `since`, compared with another replica.
 
-        It has answered nothing since then, for many times as long as calls take on either, while the other
-        one has answered such calls. A replica that computes one heavy call, and has no other, looks the same:
-        at worst that call is made twice.
+        That is: since then, for many times the latency of either replica, it has answered nothing, while the
+        other one has answered calls for that version. A replica that is busy with a single heavy call looks
+        the same; at worst that call is made twice.
         """
         far_longer_s = _FAR_LONGER * max(self.latency_s, other.latency_s)
         return (

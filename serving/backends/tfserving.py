@@ -74,7 +74,7 @@ _FULL = (
 class VersionStatus:
     """The state of one version on one replica, and why.
 
-    START, LOADING, AVAILABLE, UNLOADING or END; UNKNOWN if it is none of these. `error_code` is a
+    `state` is START, LOADING, AVAILABLE, UNLOADING or END, and UNKNOWN for anything else; `error_code` is a
     `google.rpc.Code`.
     """
 

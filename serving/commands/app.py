@@ -1,7 +1,7 @@
-"""The one console command, `sluice`. Its sub-commands are entry points of the group `sluice.commands`.
+"""The console command, `sluice`. Its subcommands are entry points of the group `sluice.commands`.
 
-Each package brings its own commands, so that `training` and `serving` need not know each other. What
-commands need beyond typer they import when they run: `--help` answers in a fraction of a second.
+Each package registers its own commands, so that `training` and `serving` need not know each other. Commands
+import whatever they need beyond typer when they run, so that `--help` answers in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 
 GROUP = "sluice.commands"
 
-# In the order in which people meet them; commands that are not named here follow, sorted.
+# In the order in which people need them; commands not listed here follow, sorted by name.
 _ORDER = (
     "recipes", "train", "publish", "inspect", "evaluate", "compare",
     "serve", "classify", "models", "top", "rollout", "gateway", "model-server", "keys", "demo",
@@ -51,4 +51,4 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Hold the options of `sluice` itself."""
+    """Carries the options of `sluice` itself."""

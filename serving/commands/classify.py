@@ -117,7 +117,7 @@ def find(paths: Sequence[str]) -> Iterator[str]:
             raise InvalidInput("a file's name is empty; . stands for the working folder")
         place = Path(path)
         if path != STDIN and place.is_dir():
-            os.listdir(place)  # noqa: PTH208 - `rglob` takes one that may not be read for an empty one
+            os.listdir(place)  # noqa: PTH208 - raises if it is unreadable, which `rglob` treats as empty
             found = [str(each) for each in sorted(place.rglob("*")) if _is_image(each)]
         elif path != STDIN and not place.exists() and _PATTERN & set(path):
             anchor = Path(place.anchor) if place.anchor else Path()

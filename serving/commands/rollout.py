@@ -189,7 +189,7 @@ def watch(
 ) -> None:
     """Watch a rollout until it ends. Exits with 1 if the version was rolled back, 3 if nobody can tell.
 
-    Where stdout is no terminal, each move is a line, and the last picture follows.
+    If stdout is not a terminal, it prints a line for each move, and the full view at the end.
     """
     with user_errors(otherwise=_UNTOLD):
         from rich.console import Console
@@ -368,7 +368,7 @@ def _followed(access: Access, before: Rollout) -> Rollout:
 
 
 def _print_state(found: Rollout) -> None:
-    """Where a rollout is, and why, in a line that is there at once, also in a pipe."""
+    """Print a rollout's phase and the reason for it as a line, flushed at once: stdout may be a pipe."""
     state = found.state
     step = f" {state.step + 1}" if state.phase.value == "canary" else ""
     print(f"{found.id}: {state.phase.value}{step}: {printable(state.reason.text)}", flush=True)

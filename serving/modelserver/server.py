@@ -204,7 +204,7 @@ class Server:
                 left.unlink()
         has_port = flags.port != 0 or not flags.grpc_socket_path
         where = Listening(flags.port if has_port else None, flags.grpc_socket_path)
-        _check_port(flags.port, arguments)  # loading may have taken a minute
+        _check_port(flags.port, arguments)  # only now: loading may have taken a minute
         port = rpc.listen(where, credentials)
         rpc.start()
         self._rpc = rpc
@@ -326,7 +326,7 @@ def _ssl_config(flags: Flags) -> Any | None:
 
 
 def _check_port(port: int, arguments: Sequence[tuple[str, Any]]) -> None:
-    """Raises StatusError if the port is taken, of which gRPC would tell its log before we told anybody."""
+    """Raises StatusError if the port is taken. Asked before gRPC, which would write to its log first."""
     try:
         ports.check("0.0.0.0", port, shared=dict(arguments).get("grpc.so_reuseport") == 1)  # noqa: S104
     except OSError as error:

@@ -25,7 +25,7 @@ _SUFFIX = ".peer"
 TIMEOUT_S = 2.0
 
 Answer = Callable[[], Any]
-"""Gives what JSON can carry, or what is to be awaited for that."""
+"""Returns a value that JSON can represent, or an awaitable of one."""
 
 
 class Peers:
@@ -94,7 +94,7 @@ def _dumped(answer: Any) -> bytes:
 
 
 async def samples(source: Collector) -> list[Any]:
-    """Every family of a registry, as JSON can carry it."""
+    """Every metric family of a registry, as values that JSON can represent."""
     found = await collected(source)
     return await asyncio.to_thread(
         lambda: [

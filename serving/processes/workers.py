@@ -149,7 +149,7 @@ def _reserve(protocol: str, host: str, port: int) -> socket.socket:
     """A socket that holds a port for the workers, and does not listen itself."""
     reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        ports.check(host, port)  # another gateway whose workers share it would share it with these, too
+        ports.check(host, port)  # SO_REUSEPORT alone would share it with another gateway's workers
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((host, port))
     except OSError as error:

@@ -77,8 +77,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         found = error.errors()
         said = content_type_of(request.headers)
         if not said.startswith("application/") or not said.endswith(("/json", "+json")):
-            # FastAPI has not read it as JSON, and then complains of bytes.
-            text = f'the content type is "{said[:100]}"; taken is {JSON}'
+            # FastAPI has not parsed it as JSON, and would complain about bytes.
+            text = f'the content type is "{said[:100]}"; supported is {JSON}'
             return _problem(request, UnsupportedMedia(text, stage="admission"))
         if found[0]["type"] == "json_invalid":  # its place is a character's, not a field's
             text = f"the body is {faults.message(found[0])} at character {found[0]['loc'][-1]}"

@@ -203,7 +203,7 @@ def _merged(results: Iterable[ImageResult], images: Iterable[Upload]) -> Iterato
 
 
 def _body(prediction: Prediction, results: Iterable[ImageResult], images: Iterable[Upload]) -> bytes:
-    """The answer as JSON, written an image at a time: others may have the interpreter lock in between."""
+    """The answer as JSON, serialized image by image, so that others get the interpreter lock in between."""
     written = (
         orjson.Fragment(orjson.dumps(_result(result, upload)))
         for result, upload in zip(results, images, strict=True)

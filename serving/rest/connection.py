@@ -204,7 +204,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, part of which may be here already."""
-        if self._answering is not None:  # it stays until another one comes, and a refused body was not read
+        if self._answering is not None:  # kept until the next request; if refused, its body is unread
             self._answering.body = bytearray()
         if self.pipeline:
             self._answering = self.pipeline[-1][0]

@@ -96,7 +96,7 @@ class Doors:
             return self._info(found)
         if path.lower().startswith("/v1/models/"):
             return Door(dict.fromkeys(_METHODS, _malformed), plain=True)
-        if path.startswith("/v1/rollouts/") and _SLASH.search(path):  # FastAPI would route by it
+        if path.startswith("/v1/rollouts/") and _SLASH.search(path):  # FastAPI would take it for a separator
             return Door(dict.fromkeys(_METHODS, _no_rollout))
         return None
 
@@ -132,8 +132,8 @@ class Doors:
 def _for_fastapi(scope: Scope) -> Scope:
     """A request as FastAPI's routes expect it.
 
-    They do not know HEAD (uvicorn sends only the headers of its answer), and read a body as JSON only if its
-    content type says so.
+    They do not know HEAD (uvicorn sends only the headers of its answer), and parse a body as JSON only if
+    its content type says so.
     """
     if scope["method"] == "HEAD":
         return {**scope, "method": "GET"}

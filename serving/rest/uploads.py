@@ -26,7 +26,7 @@ JSON = "application/json"
 OCTET_STREAM = "application/octet-stream"
 BINARY = (*CONTENT_TYPES, OCTET_STREAM)
 TAKEN = (*BINARY, MULTIPART, JSON)
-# What curl says of anything, and what other clients leave out: the bytes say what they are.
+# No content type at all, or curl's default for any body: then the first bytes tell what it is.
 UNSAID = ("", "application/x-www-form-urlencoded")
 
 # The charsets of a form's names and texts. Not whatever Python has a codec for: some raise errors of their

@@ -39,7 +39,7 @@ class Access(Protocol):
         """Gives a command; the rollout as it is then."""
 
     def load(self, model: str) -> Rollout | None:
-        """The model's newest rollout, None if it never had one; FailedPrecondition if it cannot be read."""
+        """The model's newest rollout, None if it never had one; FailedPrecondition if it is unreadable."""
 
     def models(self) -> list[str]:
         """The models that have, or had, a rollout; sorted."""

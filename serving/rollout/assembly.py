@@ -71,7 +71,7 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the gateways of one service share, as the settings say: a folder's or a cluster's."""
+    """What the gateways of one service share, in a folder or in a cluster, as the settings say."""
 
     store: Store
     leadership: Leadership

@@ -109,8 +109,8 @@ class Controller:
         A failure with one model does not keep the others from being followed and decided on.
 
         Raises:
-            SluiceError, OSError: What is stored or shared cannot be read; or the first failure with a model,
-                after all that did not fail.
+            SluiceError, OSError: What is stored or shared cannot be read; or, once all other models have been
+                dealt with, the first failure with a model.
         """
         around = self._around
         rollouts = await asyncio.to_thread(self._load)

@@ -28,7 +28,7 @@ def weight_name(weight: float) -> str:
 
 
 def of_versions(counts: Counts, versions: Collection[int]) -> Counts:
-    """The counts of these versions, and those that are of none."""
+    """The counts of these versions, and the counts that belong to no version."""
     numbers = {str(version) for version in versions}
 
     def is_wanted(about: str) -> bool:
@@ -38,16 +38,16 @@ def of_versions(counts: Counts, versions: Collection[int]) -> Counts:
 
 
 def _about(name: str) -> str:
-    """What a count is about: a version, or an arm."""
+    """Which version or arm a count belongs to."""
     return name.partition("/")[2].partition("/")[0]
 
 
 def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
-    """What all gateways counted since `before`, by process' id.
+    """What all gateways counted since `before`. Both map a process's id to its counts.
 
-    A count that is lower than before was read earlier, for example by the other of two Prometheuses: it says
-    nothing new. A process that has vanished contributes nothing, and neither does one that is new here: it
-    may have counted for a long time unseen, before this rollout.
+    A count that is lower than before is an older reading, for example by the other of two Prometheuses, and
+    says nothing new. A process that has vanished contributes nothing, and neither does one that appears for
+    the first time: it may have counted unseen for a long time before this rollout.
     """
     total: Counts = {}
     for process, counts in now.items():
@@ -60,10 +60,10 @@ def grown(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> Counts:
 
 
 def remembered(before: Mapping[str, Counts], now: Mapping[str, Counts]) -> dict[str, Counts]:
-    """The last counts of every process, by its id, to be given to the next `grown`.
+    """The latest counts of every process, by its id, as `before` of the next `grown`.
 
-    One that is missing just once, since a scrape of it failed, must not come back as a new one; nor may what
-    was read earlier replace what was read later.
+    A process that is missing only once, because a scrape failed, must not come back as a new one; nor may an
+    older reading replace a newer one.
     """
     return {
         **before,

@@ -1,4 +1,4 @@
-"""What keeps a candidate from growing, whatever the evidence says for it. Pure."""
+"""Reasons not to let a candidate grow, however good the evidence for it. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from serving.rollout.verdict import Reason
 
 
 def unsure(plan: Plan, blind: str | None) -> Reason | None:
-    """Why nothing in favour of the candidate can be trusted; None if it can be.
+    """Why evidence in favour of the candidate cannot be trusted; None if it can.
 
     Args:
         plan: The rollout's plan.
-        blind: Why the counts are not available, if they are not.
+        blind: Why the counts are not available; None if they are.
     """
     if plan.unknown:
         text = (
             f"this release of Sluice does not know {', '.join(plan.unknown)} in the plan, and nothing grows "
-            "without: promote or abort by hand, or let a release decide that knows it"
+            "meanwhile: promote or abort by hand, or let a release that knows it decide"
         )
         return Reason("plan.unknown", text)
     if blind is not None:
@@ -27,7 +27,7 @@ def unsure(plan: Plan, blind: str | None) -> Reason | None:
 
 
 def held_back(rollout: Rollout, at: float) -> Reason | None:
-    """Why nothing may grow at a moment, in Unix seconds, although the evidence would allow it."""
+    """Why nothing may grow at Unix time `at`, although the evidence would allow it; None if it may."""
     if is_quiet(rollout.plan, at):
         return Reason("quiet.hours", "nothing grows in the quiet hours")
     if rollout.plan.criteria.latency is not None and rollout.latency_limit_s is None:

@@ -1,4 +1,4 @@
-"""What the gateway that decides knows of rollouts beside what is stored, as long as it decides."""
+"""What the leader knows of rollouts beyond what is stored, for as long as it leads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.rollout.record import Rollout
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The counts up to which a rollout's evidence goes, as this gateway saved it in that revision."""
+    """The counts that a rollout's evidence includes, as this gateway saved it at `revision`."""
 
     revision: int
     counts: Mapping[str, Counts]
@@ -23,13 +23,13 @@ class Known:
     """What is known of one rollout.
 
     Attributes:
-        id: Which one.
-        before: Up to which counts its evidence goes; None: that is not known, or it is over.
-        phase: The phase that it was in when last seen; None before.
-        entered_at: Since when, on the monotonic clock.
+        id: The rollout's id.
+        before: The counts that its evidence includes; None if they are unknown, or the rollout has ended.
+        phase: Its phase when last seen; None before that.
+        entered_at: When that phase was first seen, on the monotonic clock.
         seen_at: Unix time of this gateway's last look.
         looked_at: The same on the monotonic clock.
-        told: How many of its moves were told of.
+        told: How many of its moves have been announced.
     """
 
     id: str
@@ -42,13 +42,13 @@ class Known:
 
 
 class KnownRollouts:
-    """What is known of the newest rollout of each model; what was known of earlier ones is forgotten."""
+    """What is known of each model's newest rollout; earlier ones are forgotten."""
 
     def __init__(self) -> None:
         self._of: dict[str, Known] = {}
 
     def of(self, rollout: Rollout) -> Known:
-        """What is known of a rollout, for who learns more to change."""
+        """What is known of a rollout; callers update it in place."""
         known = self._of.get(rollout.model)
         if known is None or known.id != rollout.id:
             known = self._of[rollout.model] = Known(rollout.id)

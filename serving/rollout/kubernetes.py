@@ -146,7 +146,7 @@ class KubernetesStore:
         return next((each for each in rollouts if not each.finished), rollouts[-1] if rollouts else None)
 
     def unreadable(self, model: str) -> str | None:
-        """See `Store.unreadable`; of the objects that were begun, the one that `load` would have to give."""
+        """See `Store.unreadable`; of the rollouts that have begun, it is about the one for `load`."""
         begun = [each for each in self._of(model) if state_of(each) is not None]
         if not begun:
             return None
@@ -290,7 +290,7 @@ class KubernetesStore:
             self._keep(answer)
 
     def published(self, model: str) -> list[int]:  # noqa: ARG002 - a store's signature
-        """See `Store.published`: nobody sees from here where the models are."""
+        """See `Store.published`: a cluster's store cannot see the folder of models."""
         return []
 
     def pinned(self, model: str) -> int | None:

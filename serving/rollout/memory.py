@@ -173,7 +173,7 @@ class FolderMemory(OwnMemory):
         return None if row is None else Named(int(row[0]), tuple(json.loads(row[1])))
 
     def share(self) -> None:
-        """See `Memory.share`. What cannot be told now is told later."""
+        """See `Memory.share`. What cannot be shared now is shared later."""
         with self._lock:
             unshared, self._unshared = self._unshared, {}
         if not unshared:
@@ -187,7 +187,7 @@ class FolderMemory(OwnMemory):
             with self._lock:
                 self._unshared = dict(itertools.islice((unshared | self._unshared).items(), _MOST))
             if not self._fails:
-                text = "other gateways cannot be told what a candidate named copies; they will be"
+                text = "candidates' answers to copies cannot be shared with other gateways yet"
                 _log.warning(text, error=error.message)
             self._fails = True
         else:

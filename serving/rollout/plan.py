@@ -33,7 +33,7 @@ Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Days = Annotated[tuple[Weekday, ...], Field(min_length=1)]
 
 
-# What a plan is read with that is a record's.
+# The validation context for a plan that is read from a record.
 _OF_RECORD = {"of_record": True}
 
 
@@ -221,7 +221,7 @@ class Plan(_Section):
     max_unavailable: Annotated[int, Field(ge=1)] | None = None
     webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
-    # What a record has, where this release of Sluice would write it down otherwise.
+    # The record's own values, if this release of Sluice would write them differently.
     _recorded: dict[str, Any] | None = PrivateAttr(default=None)
 
     @field_validator("canary")
@@ -250,11 +250,11 @@ class Plan(_Section):
 
     @classmethod
     def of_record(cls, values: Any) -> Self:
-        """The plan that a record of a rollout holds, whichever release of Sluice wrote it.
+        """The plan in a rollout's record, whichever release of Sluice wrote it.
 
         A rollout keeps the plan that it began with. Fields that this release does not know are kept as they
-        are (`unknown` names them), fields that only this release knows get their defaults, and only those of
-        its rules apply without which nothing could be decided by the plan.
+        are (`unknown` names them), fields that only this release knows get their defaults, and of its rules
+        only those apply that a plan must keep for anything to be decided by it.
 
         Raises:
             ValidationError: a value is one that no plan can have.
@@ -266,7 +266,7 @@ class Plan(_Section):
         return plan
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain values: those of the record that it was read from."""
+        """The plan as plain values; if it was read from a record, the record's own."""
         return self.model_dump(mode="json") if self._recorded is None else self._recorded
 
     @property
@@ -281,7 +281,7 @@ class Plan(_Section):
 
 
 def _written(values: Any, known: Any) -> Any:
-    """What is in `values`, as a plan is written down where it is known: a store may make 60 of 60.0."""
+    """`values`, with known fields in the form that `known` gives them: a store may turn 60.0 into 60."""
     if isinstance(values, dict) and isinstance(known, dict):
         return {name: _written(each, known[name]) if name in known else each for name, each in values.items()}
     if isinstance(values, list) and isinstance(known, list):
@@ -290,7 +290,7 @@ def _written(values: Any, known: Any) -> Any:
 
 
 def _beyond(values: Any, known: Any, *at: str) -> Iterator[str]:
-    """The fields that are in `values` alone, named from the root."""
+    """The paths, from the root, of fields that are in `values` but not in `known`."""
     if isinstance(values, dict) and isinstance(known, dict):
         for name, value in values.items():
             if name in known:

@@ -18,7 +18,7 @@ METRIC = "sluice_rollout_events"
 PRESENCE = "sluice_requests_in_flight"
 
 _BY_CLASS = ("compared", "agreed")
-# The kind of the name that tells a process from the one that had its address before: its counts begin anew.
+# Prefix of a name that tells a process from its predecessor at the same address: its counts start from zero.
 _RUN = "run"
 _TIMEOUT_S = 5.0
 
@@ -35,7 +35,7 @@ class SteeringCollector(Collector):
     def __init__(self, steering: Steering, group: Callable[[str, str, str], str]) -> None:
         self._steering = steering
         self._group = group
-        self._names: dict[tuple[str, str], str] = {}  # by model and name, of all that is counted
+        self._names: dict[tuple[str, str], str] = {}  # of each count, by model and its own name
         self._run = f"{_RUN}/{secrets.token_hex(4)}"
 
     def collect(self) -> Iterator[CounterMetricFamily]:
@@ -55,8 +55,8 @@ class SteeringCollector(Collector):
         yield family
 
     def _name(self, model: str, name: str) -> str:
-        # It stays when the version's classes are forgotten, a while after it left: what was counted under one
-        # name must not be counted again under another.
+        # A name stays the same after the version's classes are forgotten, a while after it left: what was
+        # counted under one name must not be counted again under another.
         known = self._names.get((model, name))
         kind, version, *label = name.split("/", 2)
         if known is not None or kind not in _BY_CLASS or not label:
@@ -82,7 +82,7 @@ class PrometheusCounts:
     def collect(self, model: str) -> dict[str, Counts]:
         """See `CountSource.collect`.
 
-        Processes are told apart by `instance`, by `worker` within a pod, and by a name of their own.
+        Processes are told apart by `instance`, by `worker` within a pod, and by a random name of their own.
 
         A gateway that has counted nothing yet has no counts. If there is no gateway at all, the counts are
         Unavailable: Prometheus has lost its targets, and what it does not know is not zero.
@@ -116,6 +116,6 @@ class PrometheusCounts:
 
 
 def _by_run(process: str, counts: Counts) -> tuple[str, Counts]:
-    """A process under an id that none before it had, where it says so; and its counts."""
+    """The process's id, made unique by its own name if it exports one, and its counts without that name."""
     runs = sorted(name for name in counts if name.startswith(f"{_RUN}/"))
     return "/".join((process, *runs)), {name: number for name, number in counts.items() if name not in runs}

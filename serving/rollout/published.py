@@ -1,4 +1,4 @@
-"""The versions of models that are there to be loaded."""
+"""Which versions of a model are published, that is, can be loaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from serving.errors import InvalidInput
 from serving.prediction import version_number
 
 Published = Callable[[str], list[int]]
-"""The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be seen."""
+"""The published versions of a model, as far as can be seen; empty if that cannot be seen."""
 
 
 def published_in(models_dir: Path) -> Published:
-    """The versions in a folder of models."""
+    """Looks up published versions in a folder of models."""
 
     def versions(model: str) -> list[int]:
         folder = models_dir / model
@@ -22,7 +22,7 @@ def published_in(models_dir: Path) -> Published:
             return []
         found = []
         for child in folder.iterdir():
-            with suppress(InvalidInput):  # a folder that is called otherwise is none of a version
+            with suppress(InvalidInput):  # a folder with any other name is not a version's
                 version = version_number(child.name)
                 found += [version] if child.is_dir() else []
         return sorted(found)

@@ -221,7 +221,7 @@ def _from_json(values: dict[str, Any]) -> Rollout:
 
 
 def proven(values: Any) -> int | None:
-    """The version that serves by a record which may not be readable as a whole; None if nobody can tell."""
+    """The version that serves according to a record that may be partly unreadable; None if unknown."""
     try:
         phase = Phase(values["state"]["phase"])
         version = int(values["candidate" if phase is Phase.PROMOTED else "stable"])
@@ -313,7 +313,7 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
     model = ledgers.empty(ledgers.tests_of(plan), tuple(map(str, values["classes"])))
     stored = values["criteria"]
     criteria = {
-        # Absent where a gateway wrote it that did not know the criterion.
+        # Absent if written by a gateway that did not know the criterion.
         name: _criterion_from_json(stored[name], like) if name in stored else like
         for name, like in model.criteria.items()
     }

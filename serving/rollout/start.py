@@ -25,11 +25,11 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
     """Stores a new rollout of a model to a version; the controller takes it from there.
 
     Raises:
-        NotFound: The store knows nothing of this model: no gateway has served it with this store. Or there is
-            no such version to be loaded, as far as can be seen.
+        NotFound: The store knows nothing of this model: no gateway has served it with this store. Or, as far
+            as can be seen, no such version is published.
         Conflict: The model has a rollout that is not finished, or serves that version.
         FailedPrecondition: Its record cannot be read: nobody knows which version is proven.
-        InvalidInput: It is no version.
+        InvalidInput: `to` is not a version.
     """
     check_candidate(to)
     check_readable(store, model)
@@ -52,7 +52,7 @@ def start(store: Store, model: str, to: int, plan: Plan, at: float) -> Rollout:
 
 
 def _check_there(store: Store, model: str, version: int) -> None:
-    with suppress(OSError):  # whoever starts a rollout may see less than the gateways, which look, too
+    with suppress(OSError):  # this process may see less than the gateways, which check it, too
         there = store.published(model)
         if there and version not in there:
             known = ", ".join(map(str, there))
@@ -70,7 +70,7 @@ def check_readable(store: Store, model: str) -> None:
 
 
 def loaded(store: Store, model: str) -> Rollout | None:
-    """The model's newest rollout for who asks about it, None if it never had one.
+    """The model's newest rollout, for callers that show it or change it; None if it never had one.
 
     Raises:
         FailedPrecondition: Its record cannot be read; the message says why.

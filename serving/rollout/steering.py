@@ -93,8 +93,8 @@ class Steering:
     ) -> None:
         """Routes the model's requests by this split from now on.
 
-        What was counted of versions that are neither in this split nor in the one before is forgotten: of a
-        candidate there are two counts for each class, and all are told to other gateways each second.
+        Counts of versions that are neither in this split nor in the one before are forgotten: a candidate has
+        two counts for each class, and all counts are sent to other gateways every second.
 
         Args:
             model: The model.

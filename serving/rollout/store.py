@@ -61,7 +61,7 @@ class Store(Protocol):
         """Carries out commands that people left in the store itself. Only the leader calls it."""
 
     def published(self, model: str) -> list[int]:
-        """The versions of a model that are there to be loaded, as far as can be seen; empty if it cannot be.
+        """The published versions of a model, as far as can be seen; empty if that cannot be seen.
 
         Raises:
             OSError: They cannot be listed.
@@ -228,9 +228,9 @@ class FileStore:
         """See `Store.obey`: commands come as saves, there is nothing to do."""
 
     def note_models(self, models_dir: str) -> None:
-        """Notes where the models' folders are, also for those who start rollouts in other processes."""
+        """Records where the models' folders are, also for other processes that start rollouts."""
         self._models_dir = Path(models_dir)
-        with contextlib.suppress(OSError):  # as on a full disk; the gateways find out what is not there
+        with contextlib.suppress(OSError):  # as on a full disk; gateways still notice a missing version
             self._replace(self._folder / _MODELS_DIR, os.fsencode(models_dir))
 
     def published(self, model: str) -> list[int]:
@@ -244,7 +244,7 @@ class FileStore:
         return published_in(Path(os.fsdecode(noted)))(model)
 
     def pinned(self, model: str) -> int | None:
-        """See `Store.pinned`. A record that cannot be read as a whole may yet say it, later than a pin."""
+        """See `Store.pinned`. A damaged record may still name the version, and is newer than the pin."""
         for record in (self._newest(model), self._previous(model)):
             with contextlib.suppress(OSError, InvalidInput):
                 version = proven(_values(record))

@@ -25,7 +25,7 @@ _log = structlog.get_logger()
 
 Call = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, RequestContext], Awaitable[Any]]
-"""One request message to one response message, or to a large one's bytes; raises SluiceErrors."""
+"""One request message to one response message, or to its bytes if it is large; raises SluiceErrors."""
 Stream = Callable[[AsyncIterator[Any], RequestContext], AsyncIterator[Any]]
 """Request messages to response messages; raises SluiceErrors."""
 
@@ -54,7 +54,7 @@ def service(
 
 
 def _written(response: Any) -> bytes:
-    """A response's bytes. gRPC asks for them on the event loop, where a large one's would take long."""
+    """The bytes of a response. gRPC calls this on the event loop, so large ones come serialized already."""
     written: bytes = response if isinstance(response, bytes) else response.SerializeToString()
     return written
 
@@ -81,10 +81,10 @@ def _parsed(request: Any, context: RequestContext, gateway: Gateway) -> Any:
 
 
 def check_caller(context: RequestContext, gateway: Gateway) -> None:
-    """Refuse a stream whose caller may not classify before its first message, and count that.
+    """Refuse a stream, before its first message is read, if its caller may not classify; count the refusal.
 
     Raises:
-        Unauthenticated, PermissionDenied: it may not.
+        Unauthenticated, PermissionDenied: the caller may not classify.
     """
     try:
         gateway.admission.authorize(context.credential, "classify")
@@ -114,7 +114,7 @@ def _stream(answers: Stream, gateway: Gateway) -> Callable[[AsyncIterator[Any], 
     async def handle(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         context = request_context(call, gateway.settings)
         failure = None
-        # gRPC's own iterator keeps a message until the next one has come.
+        # gRPC's own iterator would keep each message until the next one arrives.
         read = requests.read if isinstance(requests, Messages) else call.read
         parsed = Messages(read, lambda request: _parsed(request, context, gateway))
         try:

@@ -32,7 +32,7 @@ class ImageClassification:
         )
 
     async def classify(self, request: Any, context: RequestContext) -> Any:
-        """ClassifyRequest -> ClassifyResponse, or the bytes of a large one."""
+        """ClassifyRequest -> ClassifyResponse, or its bytes if it is large."""
         ref = ModelRef(request.model or None, request.version or None, request.label)
         top_k = request.top_k if request.HasField("top_k") else None
         with self._gateway.request(context, ref) as ticket:
@@ -72,9 +72,9 @@ def _to_response(prediction: Prediction, id_: str) -> Any:
 
 
 def _to_bytes(prediction: Prediction, id_: str) -> bytes:
-    """A response written an image at a time: others may have the interpreter lock in between.
+    """A response serialized image by image, so that others get the interpreter lock in between.
 
-    Messages behind one another are one message, with the results of all (Protocol Buffers, "Encoding").
+    Concatenated messages are one message with the results of all (Protocol Buffers, "Encoding").
     """
     first = protos.ClassifyResponse(model=prediction.model, version=prediction.version, id=id_)
     written = [first.SerializeToString()]

@@ -1,8 +1,8 @@
-"""`grpc.health.v1`: whether requests should be sent here, for those who ask and those who watch.
+"""`grpc.health.v1`: whether requests should be sent here, by `Check` and by `Watch`.
 
-In place of the servicer of grpcio-health-checking, which forgets all who watch a service as one of them
-leaves: the others then never hear that this gateway shuts down, or that a model is there again. Nor does it
-end what they watch as the server ends, which waits for that.
+It replaces the servicer of grpcio-health-checking, which forgets every watcher of a service when one of them
+leaves: the others then never learn that this gateway shuts down, or that a model is available again. Nor does
+that servicer end `Watch` calls at shutdown, although the server waits for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Status = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """What is told of each service; the whole server is the one without a name."""
+    """The status of each service; the empty name stands for the whole server."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {"": Status.NOT_SERVING}
@@ -27,7 +27,7 @@ class Health:
         self._ending = False
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server registers."""
+        """The handler to register with a gRPC server."""
         coding: Any = {
             "request_deserializer": health_pb2.HealthCheckRequest.FromString,
             "response_serializer": Status.SerializeToString,
@@ -39,12 +39,12 @@ class Health:
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
 
     def tell(self, statuses: Mapping[str, int]) -> None:
-        """These are the services from now on; any other is not known, or no longer."""
+        """Replace all statuses; services that are not among them are unknown from now on."""
         if not self._ending:
             self._set(statuses)
 
     def end(self) -> None:
-        """None of the services serves any more, whatever is told later."""
+        """Set every service to NOT_SERVING for good; later calls of `tell` change nothing."""
         self._ending = True
         self._set(dict.fromkeys(self._statuses, Status.NOT_SERVING))
 
@@ -62,9 +62,9 @@ class Health:
         return Status(status=status)
 
     async def watch(self, request: Any, call: Any) -> None:
-        """HealthCheckRequest -> HealthCheckResponses: the status now, and whenever it is another.
+        """HealthCheckRequest -> HealthCheckResponses: the status now, and again whenever it changes.
 
-        The last one is that the service serves no more: the server would wait for a call that goes on.
+        After `end` the stream ends, with NOT_SERVING for a known service: the server waits for open calls.
         """
         told = None
         while True:

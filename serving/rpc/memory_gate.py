@@ -90,7 +90,7 @@ class MemoryGate(grpc.aio.ServerInterceptor):
                 with self._pressure.working(len(message)):
                     request = [handler.request_deserializer(message)]
                     del message
-                    return await answer(request.pop(), call)  # a name would let a passing error hold it
+                    return await answer(request.pop(), call)  # unnamed, so that no error's frames keep it
             except SluiceError as error:
                 refusal = without_frames(error)
             return await self._refuse(call, refusal)

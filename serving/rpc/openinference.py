@@ -78,8 +78,8 @@ class OpenInferenceRpc:
     async def model_ready(self, request: Any, context: RequestContext) -> Any:
         """ModelReadyRequest -> ModelReadyResponse.
 
-        As in Triton, what is not there is not ready: over HTTP a client takes any refusal for that, but here
-        it would raise, and who waits for a version to appear would wait no more.
+        As in Triton, a version that does not exist is not ready. Over HTTP clients take any refusal for "not
+        ready", but here an error would be raised to a client that waits for a version to appear.
         """
         with self._gateway.request(context, ModelRef(request.name or None)):
             ref = open_inference.model_ref(request.name, request.version)

@@ -108,7 +108,7 @@ class RpcServer:
             raise ports.refusal("gRPC", host, port, error) from error
         except RuntimeError as error:
             raise InvalidInput(
-                f"cannot listen on {host}:{port} for gRPC, though it was free just now; its log says why"
+                f"cannot listen on {host}:{port} for gRPC, though it was free just now; gRPC's log says why"
             ) from error
 
     async def start(self) -> None:
@@ -146,7 +146,7 @@ def _enable_reflection(server: grpc.aio.Server) -> None:
         protos.POOL.AddSerializedFile(serialized)
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
     reflection.enable_server_reflection(names, server, pool=protos.POOL)
-    # The package has the protocol as it was before its first version; the messages are the same on the wire.
+    # The package implements only v1alpha; v1 has the same messages on the wire.
     answers = grpc.stream_stream_rpc_method_handler(
         reflection.aio.ReflectionServicer(names, pool=protos.POOL).ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -157,7 +157,7 @@ def _enable_reflection(server: grpc.aio.Server) -> None:
 
 
 def _reflection_v1() -> descriptor_pb2.FileDescriptorProto:
-    """The file of the protocol's first version: that of the one before, under other names."""
+    """The descriptor of the reflection protocol's v1: that of v1alpha, renamed."""
     before = descriptor_pb2.FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
     found = text_format.Parse(str(before).replace(".v1alpha", ".v1"), descriptor_pb2.FileDescriptorProto())
     found.name = "grpc/reflection/v1/reflection.proto"

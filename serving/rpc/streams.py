@@ -15,11 +15,11 @@ WINDOW = 16
 
 
 class Messages(AsyncIterator[Any]):
-    """The messages of a stream as they come. It keeps none: a stream may be idle for long after a large one.
+    """The messages of a stream as they arrive. None is kept: a stream may idle for long after a large one.
 
     Args:
-        read: gives the next message, `grpc.aio.EOF` behind the last.
-        made: what is made of each.
+        read: returns the next message, and `grpc.aio.EOF` after the last.
+        made: converts each message.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ async def answered_in_order(
     async def read() -> None:
         async for request in requests:
             task = asyncio.ensure_future(_alone(answer, request))
-            del request  # else it would be kept until the next one comes
+            del request  # otherwise it would be kept until the next one arrives
             started.add(task)
             task.add_done_callback(started.discard)
             await tasks.put(task)
@@ -71,8 +71,8 @@ async def answered_in_order(
 async def _alone(answer: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
     """The answer, in a task of its own.
 
-    One that is cancelled keeps the error, and so the frames that it passed, of which that of
-    `asyncio.timeout` has the task: all would stay until the garbage collector comes.
+    A cancelled task keeps its error, and with it the frames that the error passed. That of `asyncio.timeout`
+    refers to the task: the cycle would stay until the garbage collector runs.
     """
     try:
         return await answer(request)

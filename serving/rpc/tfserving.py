@@ -98,7 +98,7 @@ def _ref_in(request: Any) -> ModelRef:
 
 
 def _ref_in_tasks(request: Any) -> ModelRef:
-    """Likewise, of a MultiInferenceRequest: as in the original its first task says it, others need not."""
+    """Likewise, for a MultiInferenceRequest: as in the original, the first task's version is enough."""
     if not request.tasks:
         raise InvalidInput("Inference request must contain at least one task.")
     for task in request.tasks:
@@ -109,6 +109,6 @@ def _ref_in_tasks(request: Any) -> ModelRef:
             raise InvalidInput("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
         if other not in (first, ModelRef(first.name)):
             raise InvalidInput(
-                f"tasks[{index}] and the first task are for different versions; give one of them"
+                f"tasks[{index}] and the first task are for different versions; name the same one in both"
             )
     return first

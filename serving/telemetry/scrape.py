@@ -1,7 +1,7 @@
-"""Reads a registry for a scrape while requests are answered.
+"""Reads a registry for a scrape without holding up requests.
 
-What collectors read belongs to the event loop, so it is read there, a family at a time. All that is made of
-it may be made on any thread: 200 models with two versions each are 26,000 lines, which take 0.3 s.
+What collectors read belongs to the event loop, so it is read there, one family at a time. Formatting may then
+be done on any thread: 200 models with two versions each make 26,000 lines, which take 0.3 s.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from prometheus_client.registry import Collector
 
 
 class Collected(Collector):
-    """What a registry said once.
+    """A registry's metrics as they were at one time.
 
     Args:
-        families: all of it.
+        families: all metric families.
     """
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
-        """The families."""
+        """All metric families."""
         return self._families
 
 
 async def collected(source: Collector) -> Collected:
-    """What a source says now; others have their turns on the event loop between its families."""
+    """The metrics of a source now; between families the event loop turns to other work."""
     families = []
     for family in source.collect():
         families.append(family)

@@ -169,7 +169,7 @@ async def test_another_content_type_than_json_is_told_as_that(tmp_path: Path) ->
         told = b'{"prediction_id": "x", "label": "y"}'
         for said in ("text/plain", "image/png", "application/jsonish"):
             answer = await scene.client.post("/v1/feedback", content=told, headers={"content-type": said})
-            text = f'the content type is "{said}"; taken is application/json'
+            text = f'the content type is "{said}"; supported is application/json'
             assert (answer.status_code, answer.json()["detail"]) == (415, text)
         for said in ("application/json; charset=utf-8", "application/vnd.example+json"):
             answer = await scene.client.post("/v1/feedback", content=told, headers={"content-type": said})

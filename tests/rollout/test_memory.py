@@ -59,7 +59,7 @@ def test_what_could_not_be_told_to_others_is_told_later_and_its_failure_once(
     mine.share()
     assert [other.named(copy) is not None for copy in ("a", "b", "c", "d")] == [True, True, True, False]
     assert mine.failures == 3
-    assert capsys.readouterr().out.count("cannot be told") == 1
+    assert capsys.readouterr().out.count("cannot be shared") == 1
     path.unlink()
     mine.share()
     assert not path.exists(), "they have been told"

@@ -52,7 +52,7 @@ def test_labels_that_begin_with_numbers_are_noted(tmp_path: Path) -> None:
     classifier().save(tmp_path / "m.keras")
     published = publish_file(tmp_path / "m.keras", tmp_path, labels=labels_file(tmp_path, "0 a\n1 b\n2 c\n"))
     assert published.card["labels"] == ["0 a", "1 b", "2 c"]
-    assert any(note.startswith("the labels begin with numbers, as '2 c'; if") for note in published.notes)
+    assert any(note.startswith("the labels begin with numbers, as in '2 c'; if") for note in published.notes)
 
 
 def test_labels_default_to_numbers_and_versions_count(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def _resnet_depth(depth: str | None, height: int, width: int, channels: int) -> 
 
 
 def _vgg_depth(depth: str | None, height: int, width: int, _: int) -> str:
-    """The requested depth, or the deepest whose blocks leave the images a pixel; vgg16 only on request."""
+    """The requested depth, or the deepest that the images are large enough for; vgg16 only on request."""
     side = min(height, width)
     depth = depth or ("vgg4" if side < 16 else "vgg7")
     if side >> len(vgg.BLOCKS[depth]) == 0:
