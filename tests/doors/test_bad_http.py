@@ -233,7 +233,7 @@ async def test_a_refusal_reaches_a_client_that_still_sends(
 async def test_who_sent_what_is_no_http_is_told_at_once_that_nothing_more_comes(
     gateway: tuple[Running, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not once the gateway has stopped listening to it: a client may read until the end."""
+    """Not only after the gateway has stopped lingering: a client may read until the end of the stream."""
     monkeypatch.setattr("serving.rest.connection.LINGER_S", 600.0)
     running, _ = gateway
     answer = await exchange(port_of(running), b"nonsense\r\n\r\n", timeout_s=10)

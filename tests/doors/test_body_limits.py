@@ -71,7 +71,7 @@ async def test_a_body_that_is_not_there_at_the_deadline_is_told_as_that(
 
 
 async def test_what_came_of_a_refused_body_is_not_kept_while_its_connection_is_idle(up: Running) -> None:
-    """A client that is refused may stay for a minute: a hundred kilobytes for each would be much."""
+    """A refused client may stay connected for a minute; a hundred kilobytes for each would be too much."""
     sent = HEAD.replace(b"image/png", b"text/plain") + b"Content-Length: %d\r\n\r\n" % MOST_KEPT_OPEN_BYTES
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(up))
     try:

@@ -164,7 +164,7 @@ def test_names_that_stand_for_nothing_are_refused(name: str, says: str) -> None:
 
 
 def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
-    """In a process of its own, which may be root's, but without root's right to read everything."""
+    """It runs in a process of its own, without root's right to read everything if the tests run as root."""
     (tmp_path / "theirs").mkdir(mode=0)
     rights = "-dac_override,-dac_read_search"
     under = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []

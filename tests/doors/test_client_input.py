@@ -51,7 +51,7 @@ def test_what_can_never_be_asked_is_said_before_anything_is_sent(kind: Any) -> N
 
 @pytest.mark.parametrize("kind", [Client, GrpcClient])
 def test_a_name_that_is_no_text_is_said_before_anything_is_sent(kind: Any) -> None:
-    """As an argument of a command is whose bytes are no UTF-8."""
+    """For example, a command line argument whose bytes are not UTF-8."""
     with kind() as client:
         for asks in ({"model": "ma\udcdfe"}, {"model": "digits", "label": "ma\udcdfe"}):
             with pytest.raises(

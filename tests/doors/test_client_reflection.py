@@ -20,7 +20,7 @@ def channel(live: Live) -> Iterator[Any]:
 
 
 def ask(channel: Any, protocol: str = "v1alpha", **request: str) -> Any:
-    """What the server says of itself; both versions of the protocol have the same messages on the wire."""
+    """What the server reports by reflection; both versions of the protocol have the same messages."""
     call = channel.stream_stream(
         f"/grpc.reflection.{protocol}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,

@@ -1,4 +1,4 @@
-"""`grpc.health.v1`: of the gateway and of each model, for those who ask and those who watch."""
+"""`grpc.health.v1`: the health of the gateway and of each model, by `Check` and by `Watch`."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ async def test_that_a_file_has_changed_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_changed_file_is_read_beside_the_event_loop(tmp_path: Path) -> None:
-    """Ten thousand keys take half a second, in which all requests would stand still."""
+    """Parsing ten thousand keys takes half a second, and would hold up all requests."""
     parsed_by = []
 
     def parse(content: bytes) -> bytes:

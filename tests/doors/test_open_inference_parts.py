@@ -174,7 +174,7 @@ async def test_versions_that_are_not_there_yet_are_not_ready(
 async def test_over_grpc_what_is_not_there_is_not_ready_and_no_error(
     loading: tuple[Running, httpx.AsyncClient],
 ) -> None:
-    """As in Triton: clients ask in a loop until it is, and an error would end that."""
+    """As in Triton: clients poll until it is ready, and an error would end their loop."""
     up, _ = loading
     asked, answered = protos.methods(protos.OPEN_INFERENCE)["ModelReady"]
     async with grpc.aio.insecure_channel(up.grpc_address) as channel:
@@ -191,5 +191,5 @@ async def test_over_grpc_what_is_not_there_is_not_ready_and_no_error(
             ({"name": "nope"}, False),
         ):
             assert (await ready(asked(**spec))).ready == is_ready, spec
-        with pytest.raises(grpc.aio.AioRpcError, match='"x" is no version'):
+        with pytest.raises(grpc.aio.AioRpcError, match='"x" is not a version'):
             await ready(asked(name="digits", version="x"))

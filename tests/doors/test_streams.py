@@ -1,4 +1,4 @@
-"""Streams of requests over gRPC: what is kept while one goes on, and what ends with it."""
+"""Streams of requests over gRPC: what is kept while a stream is open, and what ends with it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_requests_are_read_no_more_once_a_stream_is_left() -> None:
 
 @pytest.mark.parametrize("memory_bytes", [None, 2**33], ids=["no setting for memory", "a limit of memory"])
 async def test_an_idle_stream_keeps_no_request(replica: ScriptedReplica, memory_bytes: int | None) -> None:
-    """Its client may keep it for hours: a message of megabytes must not stay until the next one comes."""
+    """A client may keep it open for hours: a message of megabytes must not stay until the next one."""
     request = protos.ClassifyRequest(model="digits", images=[grey_png(200)])
 
     def kept() -> list[object]:

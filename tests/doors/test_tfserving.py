@@ -214,7 +214,7 @@ async def test_metadata_and_status(stub: Stub) -> None:
 
 
 async def test_a_question_for_metadata_is_no_evidence_in_a_rollout(up: Running, stub: Stub) -> None:
-    """A client asks it once, and predicts ever after: it would thin out what calls tell of a version."""
+    """Clients ask once, and then only predict: counted as calls, these would dilute a version's evidence."""
     steering = up.gateway.steering
     steering.set_split("digits", Split(1), None)
     request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])

@@ -1,4 +1,4 @@
-"""The states of a model's versions over TensorFlow Serving's API: as the original tells them, or none."""
+"""The states of a model's versions over TensorFlow Serving's API: as the original has them, or none."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DATA_LOSS = 15
 
 
 class InEveryState(ScriptedReplica):
-    """Has versions on their way in and out, one that serves, and one that is damaged."""
+    """Has a version that is loading, one that serves, one that is unloading, and a damaged one."""
 
     async def status(self, _request: Any) -> Any:
-        """The highest first, as the original."""
+        """Lists the highest version first, as the original does."""
         response = protos.GetModelStatusResponse()
         for version, state in ((10, "END"), (9, "LOADING"), (2, "AVAILABLE"), (1, "UNLOADING")):
             response.model_version_status.add(version=version, state=state)
@@ -65,7 +65,7 @@ async def test_the_highest_version_comes_first_and_each_with_the_replicas_own_er
 
 @pytest.mark.parametrize("path", [MODEL, f"{MODEL}/versions/1"])
 async def test_a_model_is_not_said_to_be_missing_while_no_replica_can_be_asked(path: str) -> None:
-    """A client that waits for it would give up, and one that watches it would call the wrong person."""
+    """A client that waits for the model would give up, and monitoring would alert the wrong person."""
     async with running(FakeReplica()) as gone:
         pass
     async with gateway_over(gone, wait=False) as (up, client):

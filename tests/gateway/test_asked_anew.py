@@ -1,4 +1,4 @@
-"""When replicas are asked what they have: for whom that helps, and for nobody else."""
+"""When replicas are asked which versions they have: for requests that this can help, and no others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.http import PATH, PNG, grey_png, refused
 
 @dataclass
 class AskedReplica(ScriptedReplica):
-    """Counts how often it is asked what it has."""
+    """Counts how often it is asked which versions it has."""
 
     asked: int = 0
 
@@ -27,7 +27,7 @@ class AskedReplica(ScriptedReplica):
 
 @dataclass
 class Late(FakeReplica):
-    """Says what it has once it may."""
+    """Reports its versions only once `may` is set."""
 
     may: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -61,7 +61,7 @@ async def test_requests_for_a_model_that_is_nowhere_keep_no_replica_busy() -> No
 
 
 async def test_who_names_a_version_that_was_unloaded_is_told_and_no_replica_is_asked_anew() -> None:
-    """No other version may answer. Who names none has them asked, and gets the new one's answer."""
+    """No other version may answer. If none is named, replicas are asked, and the new version answers."""
     fake = AskedReplica()
     async with running(fake), gateway_over(fake, status_interval_s=60) as (_, client):
         before = fake.asked

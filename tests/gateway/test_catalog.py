@@ -290,12 +290,12 @@ async def test_a_version_is_shown_by_its_furthest_state_and_with_what_failed() -
 
 @dataclass
 class Old(FakeReplica):
-    """Had hundreds of versions before, one of which failed to load; and has unloaded `left` just now."""
+    """Had hundreds of versions before, one of which failed to load; has just unloaded `left`."""
 
     left: set[int] = field(default_factory=set)
 
     async def status(self, request: Any) -> Any:
-        """Every version that there ever was, as TensorFlow Serving tells them."""
+        """Reports every version that it ever had, as TensorFlow Serving does."""
         response = await super().status(request)
         for version in (*self.left, *range(100, 400)):
             ended = response.model_version_status.add(version=version, state="END")

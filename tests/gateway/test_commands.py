@@ -246,7 +246,7 @@ class Interrupting:
         if name == sys.argv[2]:
             os.kill(os.getpid(), signal.SIGINT)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.meta_path.insert(0, Interrupting())
 from serving.cli import main
 main()

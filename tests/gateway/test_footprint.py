@@ -38,7 +38,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 
 
 def test_a_command_imports_nothing_for_the_others() -> None:
-    """What they need they import as they run: `sluice --help` is to answer at once."""
+    """They import what they need when they run, so that `sluice --help` answers at once."""
     program = """
 import json, sys
 import serving.commands.app

@@ -1,4 +1,4 @@
-"""What cannot be done in time, or is wanted by nobody any longer, takes neither threads nor room."""
+"""Work that cannot be done in time, or that nobody wants any longer, takes up neither threads nor room."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_an_image_behind_more_than_gets_done_within_the_target_is_refused(
         second = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
         await until(lambda: up.gateway.batcher.depth() == 1)
         answer = await client.post(PATH, content=grey_png(0), headers=PNG)
-        assert refused(answer, 503, "overloaded") == "1 images are queued, as many as get done in time"
+        assert refused(answer, 503, "overloaded") == "1 images are queued, as many as finish in time"
         for each in (first, second):
             each.cancel()
 
@@ -56,7 +56,7 @@ async def test_an_image_behind_more_than_gets_done_within_the_target_is_refused(
 async def test_a_rush_that_comes_before_anything_is_queued_is_refused_once_its_images_are_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of it passed the check before; another looks at what was queued meanwhile."""
+    """All of them pass the first check; a second one takes into account what was queued meanwhile."""
     begin = threading.Event()
 
     def decode_later(*args: Any, **options: Any) -> np.ndarray:
@@ -82,7 +82,7 @@ async def test_a_rush_that_comes_before_anything_is_queued_is_refused_once_its_i
         begin.set()
         await until(lambda: sum(each.done() for each in asked) == 1, timeout_s=10)
         (answer,) = (each.result() for each in asked if each.done())
-        assert "as many as get done in time" in refused(answer, 503, "overloaded")
+        assert "as many as finish in time" in refused(answer, 503, "overloaded")
         for each in asked:
             each.cancel()
 

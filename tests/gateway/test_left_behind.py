@@ -188,7 +188,7 @@ async def test_a_stream_of_lines_that_is_left() -> None:
 
 
 def classify_stream(channel: grpc.aio.Channel) -> tuple[Any, Any]:
-    """ClassifyStream, and a request for an image."""
+    """ClassifyStream, and a request with one image."""
     ask: Any = channel.stream_stream(
         f"/{protos.IMAGE_CLASSIFICATION}/ClassifyStream",
         request_serializer=protos.ClassifyRequest.SerializeToString,
@@ -198,7 +198,7 @@ def classify_stream(channel: grpc.aio.Channel) -> tuple[Any, Any]:
 
 
 def infer_stream(channel: grpc.aio.Channel) -> tuple[Any, Any]:
-    """ModelStreamInfer, and a request for an image."""
+    """ModelStreamInfer, and a request with one image."""
     ask: Any = channel.stream_stream(
         f"/{protos.OPEN_INFERENCE}/ModelStreamInfer",
         request_serializer=protos.ModelInferRequest.SerializeToString,
@@ -267,7 +267,7 @@ async def test_a_call_that_another_replica_answers() -> None:
 
 @pytest.mark.parametrize("patience_s", [None, 20.0], ids=["it is not known how long it takes", "it is known"])
 async def test_a_call_beside_one_that_answers_in_the_end(patience_s: float | None) -> None:
-    """The second call is cancelled; what it asked, a batch perhaps, goes with it."""
+    """The second call is cancelled, and its question, which may be a batch, must be freed with it."""
     beside = asyncio.Event()
     asked: list[TensorFlowServing] = []
 

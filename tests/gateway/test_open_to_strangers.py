@@ -1,4 +1,4 @@
-"""What is said at the start where strangers may come in, or keys may be read on their way."""
+"""Warnings at startup if strangers can use the gateway, or if keys can be read on the wire."""
 
 from __future__ import annotations
 

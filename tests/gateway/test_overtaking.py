@@ -117,7 +117,7 @@ async def test_a_slow_call_is_not_made_twice_where_nobody_joined() -> None:
 
 
 async def answered_by(found: Replica, model: str = "digits") -> None:
-    """It has answered a call of the model just now."""
+    """Make it answer a call for the model now."""
 
     async def answer(_api: TensorFlowServing, _timeout_s: float) -> str:
         return "answer"
@@ -127,7 +127,7 @@ async def answered_by(found: Replica, model: str = "digits") -> None:
 
 
 async def begun_on(late: Replica, pool: Pool) -> tuple[asyncio.Task[str], Hanging, Slot]:
-    """A call that it has got, and does not answer; others do at once."""
+    """Make a call that hangs on `late`, and that other replicas would answer at once."""
     call, slot = Hanging(late), Slot(late, "digits", 1)
     call.may_answer.set()
     task = asyncio.create_task(pool.call("digits", 1, call, deadline=time.monotonic() + 60, slot=slot))

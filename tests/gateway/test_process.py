@@ -1,4 +1,4 @@
-"""How the program's process is set up, by what was measured."""
+"""The process is set up as measurements showed to be best."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ async def test_images_get_their_classes() -> None:
 
 
 async def test_a_large_answer_says_what_a_small_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written beside the event loop, an image at a time."""
+    """A large one is serialized off the event loop, image by image."""
     request = protos.ClassifyRequest(images=[PNG, b"nonsense", PNG], top_k=10, id="mine")
     answers = []
     async with (
@@ -152,7 +152,7 @@ async def test_old_connections_are_made_anew_and_no_call_notices() -> None:
 
 
 async def test_a_connection_may_get_as_old_as_the_settings_allow() -> None:
-    """gRPC counts milliseconds in 31 bits, which is less."""
+    """gRPC counts milliseconds in 31 bits, which hold less than that."""
     async with (
         running(FakeReplica()) as fake,
         gateway_over(fake, connection_age_s=LONGEST_S) as (up, _),

@@ -1,4 +1,4 @@
-"""Who asks over gRPC, and until when: of a call, and of each message of a stream."""
+"""The caller and deadline of a gRPC call, and of each message of a stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 class ScriptedCall:
-    """What of a call its context is made of."""
+    """The parts of a call that its context is made from."""
 
     def __init__(self, left_s: float | None = None, **metadata: str) -> None:
         self._left_s = left_s

@@ -31,7 +31,7 @@ async def test_others_have_their_turn_while_the_classes_of_many_images_are_named
 
 
 async def test_a_large_answer_is_not_an_object_for_each_class() -> None:
-    """256 images of which each gets all of a thousand classes took 20 ms to let go of, in one piece."""
+    """With an object per class, freeing 256 images' 1,000 classes each took 20 ms without a pause."""
     rows = list(np.random.default_rng(0).random([8, 1_000], np.float32))
     named = await best_of_each(rows, LABELS, 1_000)
     assert sum(len(each) for each in named if not isinstance(each, Internal)) == 8_000

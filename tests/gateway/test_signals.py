@@ -70,7 +70,7 @@ async def test_what_was_accepted_is_answered_when_the_terminal_closes() -> None:
 async def test_another_ctrl_c_cuts_short_what_drains_and_who_waits_is_told() -> None:
     async with draining(number=signal.SIGINT) as (live, _, asked):
         live.process.send_signal(signal.SIGINT)
-        refused(await asked, 503, "unavailable")  # long before the 30 s are over that it may take to drain
+        refused(await asked, 503, "unavailable")  # long before the 30 s that draining may take
         assert await asyncio.wait_for(live.process.wait(), WAIT_S / 4) == 130
 
 

@@ -1,4 +1,4 @@
-"""Room for requests and for the bytes of their bodies: who gets it, and when it is back."""
+"""Room for requests and for the bytes of their bodies: who gets it, and when it is returned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSIFY: frozenset[Scope] = frozenset(("classify",))
 
 
 class Known(Callers):
-    """Callers who send their names; a test may change what each of them may do."""
+    """Callers whose credentials are their names; tests may change what each is allowed to do."""
 
     def __init__(self, *callers: Caller) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_a_piece_that_found_no_room_is_not_given_back() -> None:
 
 @pytest.mark.parametrize("told_apart", [True, False], ids=["callers", "models"])
 def test_an_eighth_is_kept_for_those_who_hold_less_than_an_equal_share(told_apart: bool) -> None:
-    """Of callers where these are told apart, else of models where there are several."""
+    """Shares are of callers if these are told apart, and otherwise of models if there are several."""
     callers = (Caller("flood", CLASSIFY), Caller("calm", CLASSIFY)) if told_apart else ()
     admission = room(*callers, models=lambda: 1 if told_apart else 2)
 
@@ -120,7 +120,7 @@ def test_a_rate_that_is_changed_counts_anew_and_nobody_is_told_to_come_back_at_o
     admission = room(Caller("a", CLASSIFY, rate=parse("100/second")), clock=clock)
     for _ in range(100):
         admission.admit("a").__exit__(None, None, None)
-    clock.now += 1.0  # the window before counts in full still, and less with each hundredth of a second
+    clock.now += 1.0  # the previous window still counts in full, and less every hundredth of a second
     with pytest.raises(RateLimited) as refused:
         admission.admit("a")
     assert refused.value.retry_after_s is not None

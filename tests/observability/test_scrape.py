@@ -1,4 +1,4 @@
-"""A scrape holds up no request: metrics are read in turns with them, and written beside the event loop."""
+"""A scrape holds up no request: metrics are read in turn with them, and formatted off the event loop."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Watched(Metric):
 
     @samples.setter
     def samples(self, _none: list[Sample]) -> None:
-        """What a family begins with."""
+        """Ignores the empty list that `Metric` sets."""
 
 
 class Watching(Collector):
-    """Gives the family, and notes which threads ask for it."""
+    """Returns the family, and notes which threads ask for it."""
 
     def __init__(self) -> None:
         self.family = Watched()

@@ -153,7 +153,7 @@ async def test_a_rollout_is_run_over_grpc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("said", [{}, {"content-type": "application/x-www-form-urlencoded"}])
 async def test_json_of_which_nothing_is_said_is_read(tmp_path: Path, said: dict[str, str]) -> None:
-    # Such as `curl -d` sends it, without a header.
+    # As `curl -d` sends it if no header is given.
     path, admin, caller = keys_file(tmp_path)
     async with scene_over(tmp_path / "store", VersionedReplica(), headers=caller, keys_file=path) as scene:
         asked = json.dumps({"to": 2, "plan": HELD}).encode()

@@ -31,7 +31,7 @@ def test_counts_of_gateways_that_come_and_go() -> None:
 
 
 def test_what_was_read_earlier_says_nothing_new() -> None:
-    """Two Prometheuses behind one name, of which each has scraped the gateway at its own time."""
+    """As from two Prometheuses behind one name, each of which scrapes the gateway at its own times."""
     before: dict[str, Counts] = {"a": {"x": 100.0, "y": 3.0}}
     total: Counts = {}
     for x, y in ((90.0, 3.0), (110.0, 4.0), (100.0, 3.0), (112.0, 4.0), (110.0, 4.0), (115.0, 5.0)):
@@ -108,7 +108,7 @@ def test_counts_in_a_folder_outlive_a_clock_that_is_set(tmp_path: Path) -> None:
 
 
 def test_what_was_counted_of_versions_that_no_rollout_is_about_any_more_is_forgotten() -> None:
-    """Two counts for each class of each candidate that there ever was would be told each second."""
+    """Otherwise two counts per class of every candidate ever would be sent to other gateways each second."""
     steering = Steering()
     registry = CollectorRegistry()
     registry.register(SteeringCollector(steering, lambda _model, _version, label: label))

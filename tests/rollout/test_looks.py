@@ -98,7 +98,7 @@ class Wanting(Reconciler):
 
 
 class Folder(FileStore):
-    """A store of a folder of models in which there are versions 1 and 2 of each."""
+    """A store for a folder of models that has versions 1 and 2 of each."""
 
     def published(self, model: str) -> list[int]:
         return [1, 2]
@@ -174,14 +174,14 @@ async def test_calls_are_evidence_once_though_another_one_led_for_a_while(
 
 
 class Name(str):
-    """The name of a count that a test can see go."""
+    """The name of a count; supports weak references, so that a test can see it being freed."""
 
     __slots__ = ("__weakref__",)
 
 
 @dataclass
 class Watched(Gateways):
-    """Knows which of the counts that it gave out are still held."""
+    """Keeps track of which of the counts that it returned are still referenced."""
 
     given: list[weakref.ref[Name]] = field(default_factory=list)
 

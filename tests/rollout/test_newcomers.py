@@ -83,7 +83,7 @@ async def test_a_version_that_appears_comes_in_by_itself(tmp_path: Path) -> None
         assert {status for status, _ in scene.answered} == {200}
         with pytest.raises(NotFound, match="has no version 7 to be loaded; there are: 1, 2"):
             scene.begin(FAST, to=7)
-        # as whoever sees no folder of models starts it
+        # As started by somebody who cannot see the folder of models.
         scene.store.save(Rollout("digits-7", "digits", 2, 7, Plan.model_validate(FAST), 1e9))
         missing = await scene.until_finished()
         assert (missing.state.phase, missing.state.reason.code) == (

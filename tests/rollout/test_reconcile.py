@@ -181,7 +181,7 @@ async def test_what_nobody_foresaw_ends_the_look() -> None:
 
 
 async def test_what_one_was_told_that_left_is_forgotten() -> None:
-    """Its address may be another's when it comes back."""
+    """When its address comes back, it may belong to another replica."""
     scene = Scene(Taking("a"), Taking("b"))
     scene.has(1)
     pool, left = scene.pool, scene.replicas[1]

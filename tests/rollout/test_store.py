@@ -238,7 +238,7 @@ def test_folders_that_are_no_versions_are_not_let_in(tmp_path: Path) -> None:
 
 
 def test_a_rollout_to_a_version_that_is_not_there_does_not_begin(tmp_path: Path) -> None:
-    """Whoever starts one is in another process than the gateway, which noted where the models are."""
+    """Rollouts are started in other processes than the gateway, which records where the models are."""
     FileStore(tmp_path).pin("digits", 1)
     models = tmp_path / "models"
     assert FileStore(tmp_path).published("digits") == [], "no gateway has noted it yet"

@@ -1,4 +1,4 @@
-"""The state of a run on the disk: what comes back, what a full disk leaves, and who may write it."""
+"""Checkpoints of a run: what is restored, what a full disk leaves, and who may write them."""
 
 import fcntl
 import os
@@ -41,7 +41,7 @@ def test_the_best_weights_come_back_beside_the_latest(tmp_path: Path) -> None:
 
 
 def test_settings_are_the_same_in_any_order(tmp_path: Path) -> None:
-    """A later version of Sluice may list them in another."""
+    """A later version of Sluice may list them in another order."""
     first, second = {"seed": 7, "epochs": 3}, {"epochs": 3, "seed": 7}
     path = tmp_path / "run.npz"
     assert Checkpoint(path, first).settings == Checkpoint(path, second).settings
@@ -49,7 +49,7 @@ def test_settings_are_the_same_in_any_order(tmp_path: Path) -> None:
 
 @contextmanager
 def files_of_at_most(size_bytes: int) -> Iterator[None]:
-    """As on a disk that is full by then."""
+    """Limits the size of files, as if the disk were full at that point."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
@@ -120,7 +120,7 @@ def test_who_is_refused_holds_no_file_open(tmp_path: Path) -> None:
 def test_a_lock_that_goes_as_it_is_taken_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where another run ends just then: of a file that is gone a third run would know nothing."""
+    """As if another run ended just then: a third run could not see a lock on a deleted file."""
     lock, locks = tmp_path / "state" / "run.lock", 0
 
     def with_an_end_before(file: int, how: int) -> None:

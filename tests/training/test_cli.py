@@ -138,7 +138,7 @@ def test_what_is_wrong_with_the_arguments_is_told_without_tensorflow(tmp_path: P
         "publish none.keras --pixel-scale 1/x": "--pixel-scale 1/x: it is neither a number, such as 0.5,",
         "publish none.keras --pixel-scale 1/0": "--pixel-scale 1/0: it is neither a number",
         f"publish {tmp_path}/1 --name a/b": "'a/b' is not a valid name for a model",
-        f"publish {tmp_path}/1 --labels none.txt": "--labels none.txt: No such file or directory; it is",
+        f"publish {tmp_path}/1 --labels none.txt": "--labels none.txt: No such file or directory; pass a",
         "evaluate nowhere": "nowhere: no saved_model.pb in it, nor in a version folder below it",
         f"evaluate {tmp_path} --data cats": "there is no data set 'cats'",
         f"evaluate {tmp_path} --png tests": "--png tests: it is a folder",

@@ -1,4 +1,4 @@
-"""What may be chosen, and where models may be put: told before anything is loaded."""
+"""Which options are allowed, and where models may be written: checked before anything is loaded."""
 
 import os
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_folder_may_be_made_anywhere_but_below_a_file(
 
 
 def test_a_folder_that_may_not_be_written_to_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also to root, whom its permissions do not bind."""
+    """It is reported to root as well, whom permissions do not bind."""
     access = os.access
 
     def as_another(path: Any, mode: int) -> bool:

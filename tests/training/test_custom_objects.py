@@ -160,7 +160,7 @@ def test_a_depth_that_is_not_in_the_table_is_told_with_those_that_are() -> None:
         resnet.ResNet(10, "resnet21")
     with pytest.raises(ValueError, match="VGG has no depth 'vgg5'; there are: vgg4, vgg7, vgg16"):
         vgg.VGG(10, "vgg5")
-    # which the command knows without TensorFlow
+    # The command has these in its own table, since it does not import TensorFlow.
     assert {"resnet": (*resnet.DEPTHS,), "vgg": (*vgg.BLOCKS,)} == config.DEPTHS
 
 

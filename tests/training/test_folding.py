@@ -105,7 +105,7 @@ def test_a_block_is_its_convolutions_with_a_bias_each(policy: str, tolerance: fl
 
 
 def test_what_float16_computes_is_not_scaled_out_of_its_range() -> None:
-    """By a channel that hardly varied, and of which the weights are large."""
+    """As by a channel that hardly varies and has large weights."""
     model = residual("mixed_float16")
     first, normalization = model.layers[1:3]
     first.kernel.assign(first.kernel * 0.0 + 4096.0)
@@ -117,7 +117,7 @@ def test_what_float16_computes_is_not_scaled_out_of_its_range() -> None:
     assert ops(function)["BiasAdd"] == 1, "the layer's own"
     assert ops(found)["BiasAdd"] == 3, "that of the first layer as it was, and those of the others"
     assert 0 < ops(found)["Mul"] < ops(function)["Mul"], "those of the first layer's normalization"
-    dark = tf.constant(IMAGES / 1000)  # or what it computes would be out of the range as well
+    dark = tf.constant(IMAGES / 1000)  # otherwise the results would be out of range, too
     (one,), (other,) = (tf.nest.flatten(each(dark)) for each in (found, function))
     assert np.isfinite(other).all()
     np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())

@@ -42,7 +42,7 @@ def test_a_classifier_gets_the_four_signatures(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_versions_folder_is_called_as_its_model(tmp_path: Path) -> None:
-    """As TensorFlow Serving's guide has one export: to export/flowers/3."""
+    """TensorFlow Serving's guide exports into such folders: export/flowers/3."""
     classifier().export(tmp_path / "flowers" / "3", verbose=False)
     published = publish_file(tmp_path / "flowers" / "3", tmp_path / "models")
     assert published.folder == tmp_path / "models" / "flowers" / "1"

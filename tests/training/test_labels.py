@@ -1,4 +1,4 @@
-"""The file of labels: what is one, and what would be taken for one silently. No TensorFlow here."""
+"""The file of labels: what is valid, and what must not be accepted silently. Without TensorFlow."""
 
 from pathlib import Path
 
