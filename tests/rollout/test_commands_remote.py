@@ -73,7 +73,7 @@ async def through_its_life(scene: Scene, where: list[str], plan: Path) -> None:
     assert (await scene.until_finished()).state.phase is Phase.ROLLED_BACK
     code, seen = await watching
     assert (code, "rolled back" in seen) == (1, True)
-    assert [line for line in seen.splitlines() if line.startswith(f"{id_}: rolled_back: abort was asked for")]
+    assert [line for line in seen.splitlines() if line.startswith(f"{id_}: rolled_back: abort was requested")]
     await told_afterwards(where, id_)
 
 

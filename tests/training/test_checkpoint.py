@@ -88,7 +88,7 @@ def _end_of_an_archive(path: Path) -> None:
 def test_what_is_no_checkpoint_is_told_as_that(make: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.npz"
     make(path)
-    with pytest.raises(BadInput, match=r"run.npz is no checkpoint .*; remove it to start afresh"):
+    with pytest.raises(BadInput, match=r"run.npz is not a checkpoint .*; remove it to start afresh"):
         Checkpoint(path, {}).restore(small_model())
 
 

@@ -204,5 +204,5 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [".hidden", ""])
 def test_a_name_that_cannot_be_a_model(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadInput, match="no name for a model"):
+    with pytest.raises(BadInput, match="is not a valid name for a model"):
         publish(tmp_path / name if name else Path("/"), write_file)
