@@ -204,7 +204,7 @@ async def test_the_next_start_leaves_the_folder_to_workers_that_drain(
                 assert folder.is_dir()
             release.set()
             assert await asked == 200
-            assert await live.end() == -signal.SIGKILL
+            assert await live.process.wait() == -signal.SIGKILL
             await asyncio.to_thread(psutil.wait_procs, children, WAIT_S)
             with work_folder():
                 assert not folder.exists()

@@ -68,7 +68,7 @@ def test_labels_that_do_not_fit(text: str, message: str, tmp_path: Path) -> None
 def test_labels_and_places_that_are_none(tmp_path: Path) -> None:
     classifier().save(tmp_path / "m.keras")
     file, models = tmp_path / "m.keras", tmp_path / "models"
-    with pytest.raises(BadInput, match=r"--labels .*none: No such file or directory; it is a text file with"):
+    with pytest.raises(BadInput, match=r"--labels .*none: No such file or directory; pass a text file with"):
         publish_file(file, models, labels=tmp_path / "none")
     with pytest.raises(BadInput, match=r"--labels .*m.keras: not UTF-8 text"):
         publish_file(file, models, labels=file)
