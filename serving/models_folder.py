@@ -117,9 +117,11 @@ def first_config(settings: Settings, models: Sequence[str]) -> Any:
     from serving.rollout.start import serving_version
     from serving.rollout.store import FileStore
 
-    store, published = FileStore(settings.rollout_store), published_in(settings.models_dir)
+    store = FileStore(settings.rollout_store)
     for entry in config.model_config_list.config:
-        version = serving_version(store, entry.name) or max(published(entry.name), default=None)
+        version = serving_version(store, entry.name)
+        if version is None:
+            version = max(published_in(settings.models_dir, entry.name), default=None)
         if version is None:
             raise InvalidInput(
                 f"{settings.models_dir / entry.name} holds no version of a model to start with; train one "

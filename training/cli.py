@@ -86,8 +86,7 @@ def train(
         console.print("this worker is done; the chief publishes")
         return
     _print_metrics(console, published.card["metrics"])
-    console.print(f"published {published.folder}", soft_wrap=True)
-    console.print(f"next: sluice serve --models {out}", soft_wrap=True)
+    _print_published(console, published.folder, out)
 
 
 def publish(
@@ -121,8 +120,7 @@ def publish(
         published = foreign.publish_file(path, out, name, labels, scale, freeze)
     for note in published.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    console.print(f"published {published.folder}", soft_wrap=True)
-    console.print(f"next: sluice serve --models {out}", soft_wrap=True)
+    _print_published(console, published.folder, out)
 
 
 def _number(flag: str, text: str) -> float:
@@ -230,6 +228,11 @@ def _check_data(data: str | None) -> None:
 
     if data is not None and data not in TABLES:
         sources.parsed(data)
+
+
+def _print_published(console: Console, folder: Path, out: Path) -> None:
+    console.print(f"published {folder}", soft_wrap=True)
+    console.print(f"next: sluice serve --models {out}", soft_wrap=True)
 
 
 def _print_metrics(console: Console, metrics: dict[str, Any]) -> None:

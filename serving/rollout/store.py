@@ -236,12 +236,12 @@ class FileStore:
     def published(self, model: str) -> list[int]:
         """See `Store.published`."""
         if self._models_dir is not None:
-            return published_in(self._models_dir)(model)
+            return published_in(self._models_dir, model)
         try:
             noted = (self._folder / _MODELS_DIR).read_bytes()
         except FileNotFoundError:  # no gateway has run with this folder
             return []
-        return published_in(Path(os.fsdecode(noted)))(model)
+        return published_in(Path(os.fsdecode(noted)), model)
 
     def pinned(self, model: str) -> int | None:
         """See `Store.pinned`. A damaged record may still name the version, and is newer than the pin."""
