@@ -24,29 +24,27 @@ CALLS = 50
 MOST_FAULTS_A_CALL = 300
 
 
-def test_importing_the_gateway_imports_no_tensorflow_and_no_training() -> None:
-    program = """
+def loaded_by(modules: str) -> set[str]:
+    """The packages that are loaded once the command line is built and these modules are imported."""
+    program = f"""
 import json, sys
-import serving.cli, serving.commands.app, serving.main
+import {modules}, serving.commands.app
 serving.commands.app.build()
-print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+print(json.dumps([name.split(".")[0] for name in sys.modules]))
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    loaded = set(json.loads(done.stdout))
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_gateway_imports_no_tensorflow_and_no_training() -> None:
+    loaded = loaded_by("serving.cli, serving.main")
     assert {"serving", "fastapi", "grpc"} <= loaded
     assert not {"tensorflow", "keras", "tensorflow_serving", "sklearn", "matplotlib"} & loaded
 
 
 def test_a_command_imports_nothing_for_the_others() -> None:
     """They import what they need when they run, so that `sluice --help` answers at once."""
-    program = """
-import json, sys
-import serving.commands.app
-serving.commands.app.build()
-print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
-"""
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    loaded = set(json.loads(done.stdout))
+    loaded = loaded_by("serving.cli")
     assert {"serving", "training", "typer"} <= loaded
     assert not {"asyncio", "fastapi", "grpc", "httpx", "limits", "numpy", "pydantic", "structlog"} & loaded
 

@@ -14,37 +14,49 @@ import pytest
 from serving import protos
 from serving.batching import LaneKey
 from serving.images import decode
+from serving.main import Running
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import counted, gateway_over
 from tests.support.http import PATH, PNG, grey_png, refused
 
 
+class Hanging(FakeReplica):
+    """Answers no Predict; `entered` is set by the first."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        super().__init__(before_predict=self._hang)
+
+    async def _hang(self, _request: Any) -> None:
+        self.entered.set()
+        await asyncio.Event().wait()
+
+
+def slow(up: Running, seconds: float, *sizes: int) -> None:
+    """Have the gateway expect batches of these sizes to take so long."""
+    profile = up.gateway.batcher._profile(LaneKey("digits", 1))
+    for size in sizes:
+        for _ in range(10):
+            profile.learn(size, seconds, time.monotonic())
+
+
 async def test_an_image_that_no_answer_can_come_for_in_time_is_not_even_decoded() -> None:
     async with running(FakeReplica()) as fake, gateway_over(fake) as (up, client):
-        profile = up.gateway.batcher._profile(LaneKey("digits", 1))
-        for _ in range(10):
-            profile.learn(1, 60.0, time.monotonic())
+        slow(up, 60.0, 1)
         answer = await client.post(PATH, content=grey_png(0), headers=PNG | {"x-request-timeout": "1"})
         assert "it would take at least" in refused(answer, 504, "deadline-exceeded")
         assert counted(up, "sluice_stage_duration_seconds_count", stage="decode") == 0
 
 
 async def test_an_image_behind_more_than_gets_done_within_the_target_is_refused() -> None:
-    entered = asyncio.Event()
-
-    async def hang(_request: Any) -> None:
-        entered.set()
-        await asyncio.Event().wait()
-
+    fake = Hanging()
     async with (
-        running(FakeReplica(before_predict=hang)) as fake,
+        running(fake),
         gateway_over(fake, calls_per_replica=1, max_batch=1, target_latency_s=0.5) as (up, client),
     ):
-        profile = up.gateway.batcher._profile(LaneKey("digits", 1))
-        for _ in range(10):
-            profile.learn(1, 5.0, time.monotonic())
+        slow(up, 5.0, 1)
         first = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
-        await entered.wait()
+        await fake.entered.wait()
         second = asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG))
         await until(lambda: up.gateway.batcher.depth() == 1)
         answer = await client.post(PATH, content=grey_png(0), headers=PNG)
@@ -63,20 +75,15 @@ async def test_a_rush_that_comes_before_anything_is_queued_is_refused_once_its_i
         begin.wait()
         return decode(*args, **options)
 
-    async def hang(_request: Any) -> None:
-        await asyncio.Event().wait()
-
     monkeypatch.setattr("serving.decoding.decode", decode_later)
+    fake = Hanging()
     async with (
-        running(FakeReplica(before_predict=hang)) as fake,
+        running(fake),
         gateway_over(
             fake, calls_per_replica=1, max_batch=2, max_images=1, decode_threads=1, target_latency_s=0.5
         ) as (up, client),
     ):
-        profile = up.gateway.batcher._profile(LaneKey("digits", 1))
-        for size in (1, 2):
-            for _ in range(10):
-                profile.learn(size, 5.0, time.monotonic())
+        slow(up, 5.0, 1, 2)
         asked = [asyncio.create_task(client.post(PATH, content=grey_png(0), headers=PNG)) for _ in range(4)]
         await until(lambda: up.gateway.admission.in_progress == 4)
         begin.set()
@@ -88,14 +95,9 @@ async def test_a_rush_that_comes_before_anything_is_queued_is_refused_once_its_i
 
 
 async def test_all_images_of_a_caller_who_leaves_are_taken_out_of_the_queue_while_replicas_hang() -> None:
-    entered = asyncio.Event()
-
-    async def hang(_request: Any) -> None:
-        entered.set()
-        await asyncio.Event().wait()
-
+    fake = Hanging()
     async with (
-        running(FakeReplica(before_predict=hang)) as fake,
+        running(fake),
         gateway_over(fake, calls_per_replica=1) as (up, _),
         grpc.aio.insecure_channel(up.grpc_address) as channel,
     ):
@@ -106,7 +108,7 @@ async def test_all_images_of_a_caller_who_leaves_are_taken_out_of_the_queue_whil
             response_deserializer=response.FromString,
         )
         stays = classify(protos.ClassifyRequest(images=[grey_png(0)]))
-        await entered.wait()
+        await fake.entered.wait()
         leaves = classify(protos.ClassifyRequest(images=[grey_png(0)] * 8))
         await until(lambda: counted(up, "sluice_queue_depth", model="digits") == 8)
         leaves.cancel()

@@ -234,7 +234,7 @@ def test_folders_that_are_no_versions_are_not_let_in(tmp_path: Path) -> None:
     for name in ("1", "12", "0003", str(2**63), "20261130120000000000", "٣", "4.old", "-5"):
         (tmp_path / "digits" / name).mkdir(parents=True)
     (tmp_path / "digits" / "7").write_text("a file")
-    assert published_in(tmp_path)("digits") == [1, 3, 12]
+    assert published_in(tmp_path, "digits") == [1, 3, 12]
 
 
 def test_a_rollout_to_a_version_that_is_not_there_does_not_begin(tmp_path: Path) -> None:
