@@ -56,10 +56,12 @@ def _open_standard_streams() -> None:
 def _model_server(arguments: list[str]) -> int:
     """Run the model server, which parses its flags itself: their syntax is tensorflow_model_server's."""
     from serving import modelserver
+    from serving.modelserver import huge_pages
 
     if arguments in (["-h"], ["--help"]):
         print(modelserver.usage())
         return 0
+    huge_pages.ask()
     return modelserver.main(arguments)
 
 

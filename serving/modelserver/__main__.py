@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from serving import grpc_environment
-from serving.modelserver import main
+from serving.modelserver import huge_pages, main
 
 if __name__ == "__main__":
     grpc_environment.prepare()
+    huge_pages.ask()
     sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import ports, protos
 from serving.cores import usable_cores
-from serving.memory import share_arenas
+from serving.memory import share_arenas, trim
 from serving.modelserver import config as configs
 from serving.modelserver import flags as flagging
 from serving.modelserver.batching import BatchingOptions, options_from
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 START_FAILED = 255  # the original's -1
 GRACE_S = 30.0  # for calls in flight at the time of SIGTERM
 THREADS_PER_CORE = 4  # the original's default for both transports
+# Loading a model and its first calls free several times its size.
+TRIM_INTERVAL_S = 5.0
 
 
 def run(argv: Sequence[str]) -> int:
@@ -152,6 +154,7 @@ class Server:
             )
         self._listen_grpc(core, ssl_config, arguments)
         self._listen_http(core)
+        self._every(TRIM_INTERVAL_S, trim, "trim")
 
     def _make_core(self, batching: BatchingOptions | None) -> ServerCore:
         # TensorFlow is imported only here, so that a wrong flag or file is reported at once.
@@ -248,7 +251,7 @@ class Server:
         self._http = http
         logger.info("Exporting HTTP/REST API at:localhost:%d ...", http.port)
 
-    def _every(self, interval_s: float, work: Callable[[], None], name: str) -> None:
+    def _every(self, interval_s: float, work: Callable[[], object], name: str) -> None:
         """Do `work` again and again on a thread of its own, until the end."""
 
         def loop() -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from serving import protos
 from tests.modelserver.process import DTYPES
 
 tf1 = tf.compat.v1
+LARGE_BYTES = 64 * 2**20
 
 
 def spec(shape: Sequence[int | None] | None, dtype: Any, name: str) -> Any:
@@ -35,6 +37,17 @@ def frozen_half_plus_two(folder: Path, addend: float = 2.0) -> None:
     """The same with constants for its variables, as exported models have: nothing is kept between runs."""
     module = tf.Module()
     module.serve = function(lambda x: {"y": x * 0.5 + addend}, spec([None], tf.float32, "x"))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+
+
+def large(folder: Path) -> None:
+    """A sum over constants of 1 MiB that fill `LARGE_BYTES`, as the layers of a network do."""
+    constants = [np.full([2**18], index, np.float32) for index in range(LARGE_BYTES // 2**20)]
+    module = tf.Module()
+    module.serve = function(
+        lambda x: {"y": tf.add_n([tf.reduce_sum(x * constant) for constant in constants])},
+        spec([], tf.float32, "x"),
+    )
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
 
 
