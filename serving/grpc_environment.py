@@ -23,3 +23,8 @@ def prepare() -> None:
     """Set those that the user has not set. To be called before gRPC is imported, which reads them once."""
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
+
+
+def without_ours() -> dict[str, str]:
+    """The environment for a child that may have another release of gRPC, which need not know these names."""
+    return {name: value for name, value in os.environ.items() if _VARIABLES.get(name) != value}

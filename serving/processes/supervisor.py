@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from serving import grpc_environment
 from serving.errors import FailedPrecondition
 from serving.processes import children
 from serving.processes.upstream import ConfigFile
@@ -110,6 +111,7 @@ class ModelServerProcess:
         child = await asyncio.create_subprocess_exec(
             *self._command,
             *flags,
+            env=grpc_environment.without_ours(),
             start_new_session=True,
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from serving import grpc_environment
 from serving.errors import FailedPrecondition
 from serving.main import new_metrics
 from serving.processes import children, supervisor
@@ -95,6 +96,21 @@ async def test_it_is_started_over_the_socket_with_what_it_needs(
         **({"listen_before_loading": ""} if is_own else {}),
     }
     assert "model-server.sock" not in (folder / "there").read_text().split()
+
+
+async def test_another_programs_grpc_is_told_only_what_the_user_tells_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its release of gRPC may not know the names that ours does, and would say so at each start."""
+    for name in [name for name in os.environ if name.startswith("GRPC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GRPC_VERBOSITY", "INFO")
+    grpc_environment.prepare()
+    script = f"cd {folder}; env > part; mv part environment; exec sleep 1000"
+    async with kept_alive(folder, program(folder, script)):
+        await until((folder / "environment").exists)
+    told = [line for line in (folder / "environment").read_text().splitlines() if line.startswith("GRPC_")]
+    assert told == ["GRPC_VERBOSITY=INFO"]
 
 
 def test_what_it_says_is_passed_on_but_for_what_tensorflow_says_at_each_start(
