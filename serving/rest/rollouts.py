@@ -58,7 +58,9 @@ def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:
     @routes.get("/v1/rollouts", tags=["rollouts"], summary="Where is each model's rollout?")
     async def rollouts(request: Request) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        return {"rollouts": await require_desk(gateway).all()}
+        found, unreadable = await require_desk(gateway).all()
+        told = [{"model": model, "detail": why} for model, why in unreadable.items()]
+        return {"rollouts": found, "unreadable": told}
 
     @routes.get("/v1/rollouts/{model}", tags=["rollouts"], summary="A model's rollout, with its evidence")
     async def rollout(request: Request, model: str) -> dict[str, Any]:

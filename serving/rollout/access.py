@@ -6,12 +6,20 @@ import re
 import ssl
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
-from serving.errors import DeadlineExceeded, InvalidInput, NotFound, SluiceError, Unavailable
+from serving.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidInput,
+    NotFound,
+    SluiceError,
+    Unavailable,
+)
 from serving.gateway_url import authorization, checked, for_command, key_refused, segment, unanswered
 from serving.rollout.machine import Command, command
 from serving.rollout.plan import Plan
@@ -179,7 +187,7 @@ class GatewayAccess:
     def start(self, model: str, to: int, plan: Plan | None) -> str:
         """See `Access.start`."""
         body = {"to": to} | ({} if plan is None else {"plan": plan.model_dump(mode="json")})
-        return str(self._ask("POST", _path(model), "id", json=body))
+        return str(self._ask("POST", _path(model), itemgetter("id"), json=body))
 
     def order(self, model: str, what: Command) -> Rollout:
         """See `Access.order`."""
@@ -195,18 +203,20 @@ class GatewayAccess:
 
     def models(self) -> list[str]:
         """See `Access.models`."""
-        return sorted(str(each["model"]) for each in self._ask("GET", _path(), "rollouts"))
+        return list(self._ask("GET", _path(), _models))
 
     def history(self, model: str) -> list[Rollout]:
         """See `Access.history`."""
-        found = self._ask("GET", _path(model, "history"), "rollouts")
+        found = self._ask("GET", _path(model, "history"), itemgetter("rollouts"))
         return [self._whole(_path(model, "history", each["id"])) for each in found]
 
     def _whole(self, path: str) -> Rollout:
         return from_json(self._ask("GET", path))
 
-    def _ask(self, method: str, path: str, member: str | None = None, **request: Any) -> Any:
-        """What the gateway answers, or one member of it; raises SluiceErrors."""
+    def _ask(
+        self, method: str, path: str, part: Callable[[Any], Any] = lambda whole: whole, **request: Any
+    ) -> Any:
+        """What the gateway answers, or a part of it; raises SluiceErrors."""
         try:
             answer = self._client.request(method, path, **request)
         except httpx.RequestError as error:
@@ -214,14 +224,16 @@ class GatewayAccess:
         try:
             found = answer.json()
             if answer.is_success:
-                return found if member is None else found[member]
+                return part(found)
             kind, text = str(found["type"]), str(found["detail"])
             if answer.status_code == httpx.codes.UNAUTHORIZED:
                 told = key_refused("authorization" in self._client.headers)
                 raise InvalidInput(f"the gateway at {self._url} refused: {told}")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             kind, text = "", f"status {answer.status_code}, not what a Sluice gateway answers"
-        kinds = (each for each in (InvalidInput, NotFound) if kind.endswith(f":{each.kind}"))
+        kinds = (
+            each for each in (FailedPrecondition, InvalidInput, NotFound) if kind.endswith(f":{each.kind}")
+        )
         raise next(kinds, SluiceError)(f"the gateway at {self._url} refused: {text}")
 
     def _unanswered(self, error: httpx.RequestError, method: str) -> SluiceError:
@@ -231,6 +243,12 @@ class GatewayAccess:
                 f"{told.message}; `sluice rollout status` says whether it was carried out"
             )
         return for_command(told, "is --gateway the right address?")
+
+
+def _models(answer: Any) -> list[str]:
+    # Absent if a gateway answers that did not tell of records that cannot be read.
+    listed = (*answer["rollouts"], *answer.get("unreadable", ()))
+    return sorted(str(each["model"]) for each in listed)
 
 
 def _path(*parts: str) -> str:

@@ -31,6 +31,7 @@ from serving.rollout.leader import CountSource, Leadership
 from serving.rollout.machine import Phase, advance, judged_phase, moved, spent_quietly
 from serving.rollout.newcomers import Newcomers
 from serving.rollout.observation import to_intervals
+from serving.rollout.pins import Pins
 from serving.rollout.plan import Plan
 from serving.rollout.quiet import is_quiet
 from serving.rollout.reconcile import Reconciler, Wanted
@@ -87,7 +88,7 @@ class Controller:
         self._known = KnownRollouts()
         self._kept: dict[str, Wanted] = {}
         self._frozen: frozenset[str] = frozenset()
-        self._pinned: dict[str, int] = {}
+        self._pins = Pins(around.store, around.catalog)
 
     async def watch(self) -> None:
         """Looks for ever. A look that fails is logged, and the next one tries again."""
@@ -114,7 +115,8 @@ class Controller:
         """
         around = self._around
         rollouts = await asyncio.to_thread(self._load)
-        failures = self._steer(rollouts)
+        failures = await self._pin(rollouts)
+        self._steer(rollouts)
         await asyncio.to_thread(
             around.source.publish, {model: around.steering.counts(model) for model in around.catalog.names()}
         )
@@ -206,39 +208,20 @@ class Controller:
             if rollout is not None and model not in self._frozen
         }
 
-    def _steer(self, rollouts: Mapping[str, Rollout]) -> list[Exception]:
-        """Routes as is stored; returns the failures of models for which that cannot be known."""
+    async def _pin(self, rollouts: Mapping[str, Rollout]) -> list[Exception]:
+        """Learns which versions serve the other models; returns the failures, each of one model."""
+        # An unreadable model stays as it is here; a gateway that starts now knows of one version at most.
+        known = {*rollouts, *(self._frozen & self._around.steering.splits().keys())}
+        models = [model for model in self._around.catalog.names() if model not in known]
+        return await self._pins.look(models, self._frozen)
+
+    def _steer(self, rollouts: Mapping[str, Rollout]) -> None:
+        """Routes as is stored."""
+        for model, stable in self._pins.versions.items():
+            if model not in rollouts:
+                self._around.steering.set_split(model, Split(stable), None)
         for model, rollout in rollouts.items():
             self._around.steering.set_split(model, rollout.split(), rollout.latency_limit_s, rollout.divided)
-        routed = self._around.steering.splits()
-        failures: list[Exception] = []
-        self._pinned = {}
-        for model in self._around.catalog.names():
-            # An unreadable model stays as it is here; a gateway that starts now knows of one version at most.
-            if model in rollouts or (model in self._frozen and model in routed):
-                continue
-            try:
-                stable = self._stable(model)
-            except (SluiceError, OSError) as error:
-                failures.append(error)
-                continue
-            if stable is not None:
-                self._pinned[model] = stable
-                self._around.steering.set_split(model, Split(stable), None)
-        return failures
-
-    def _stable(self, model: str) -> int | None:
-        """The version of a model that never had a rollout: pinned when it is first seen.
-
-        None if there is none yet, or if a record that cannot be read may say something else.
-        """
-        pinned = self._around.store.pinned(model)
-        if pinned is None and model not in self._frozen:
-            versions = self._around.store.published(model) or list(self._around.catalog.versions(model))
-            if versions:
-                pinned = max(versions)
-                self._around.store.pin(model, pinned)
-        return pinned
 
     async def _decide(self, rollout: Rollout) -> Rollout:
         """The rollout after this look, saved; or as it is stored, if somebody else moved it meanwhile."""
@@ -319,7 +302,7 @@ class Controller:
             return replicas_verdict(rollout, replicas) or await self._examiner.examine(rollout)
         told = replicas_verdict(rollout, replicas)
         if rollout.state.phase is Phase.PENDING:
-            published = self._around.store.published(rollout.model)
+            published = await asyncio.to_thread(self._around.store.published, rollout.model)
             if published and rollout.candidate not in published:
                 there = ", ".join(map(str, published))
                 text = f"there is no version {rollout.candidate} to be loaded; there are: {there}"
@@ -353,7 +336,7 @@ class Controller:
             elif model in self._frozen:
                 if model in self._kept:
                     wanted[model] = self._kept[model]
-            elif (stable := self._pinned.get(model)) is not None:
+            elif (stable := self._pins.versions.get(model)) is not None:
                 wanted[model] = Wanted(self._everywhere(stable), {"stable": stable})
         self._kept |= wanted
         # A config replaces all of the last one: without a version for every model it would unload some.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from serving.errors import InvalidInput, NotFound
+from serving.errors import FailedPrecondition, InvalidInput, NotFound
 from serving.rollout.explain import explain
 from serving.rollout.feedback import Receipts
 from serving.rollout.machine import Command
@@ -53,14 +53,28 @@ class Desk:
         )
         return summary(moved)
 
-    async def all(self) -> list[dict[str, Any]]:
-        """The newest rollout of each model, in short."""
-        return [summary(rollout) for rollout in await asyncio.to_thread(self.newest)]
+    async def all(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The newest rollout of each model, in short; and by model, why the other records cannot be read."""
+        found, unreadable = await asyncio.to_thread(self._read)
+        return [summary(rollout) for rollout in found], unreadable
 
     def newest(self) -> list[Rollout]:
-        """The newest rollout of each model; reads the store, in the caller's thread."""
-        found = (self._store.load(model) for model in self._store.models())
-        return [rollout for rollout in found if rollout is not None]
+        """The newest rollout of each model, if its record can be read; reads in the caller's thread."""
+        found, _ = self._read()
+        return found
+
+    def _read(self) -> tuple[list[Rollout], dict[str, str]]:
+        found: list[Rollout] = []
+        unreadable: dict[str, str] = {}
+        for model in self._store.models():
+            try:
+                rollout = loaded(self._store, model)
+            except FailedPrecondition as error:
+                unreadable[model] = error.message
+                continue
+            if rollout is not None:
+                found.append(rollout)
+        return found, unreadable
 
     async def whole(self, model: str, id_: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
         """A rollout of a model, without an id the newest: in short, and as it is stored, with its history.

@@ -26,6 +26,7 @@ class Newcomers:
         self._store = store
         self._plan = plan
         self._told: set[tuple[str, int]] = set()
+        self._settled: dict[str, tuple[int, str | None]] = {}
 
     def look(self, model: str, at: float) -> Rollout | None:
         """The rollout that started by itself, or None. A version that was tried before is not tried again."""
@@ -33,11 +34,15 @@ class Newcomers:
         newest = max(self._store.published(model), default=0)
         if stable is None or newest <= stable or (last is not None and not last.finished):
             return None
-        if any(newest == rollout.candidate for rollout in self._store.history(model)):
+        # The history may be long. Nothing is added to it while the last rollout is the same.
+        found = newest, None if last is None else last.id
+        if self._settled.get(model) == found:
             return None
-        if self._plan.on_new_version == "rollout":
+        tried = any(newest == rollout.candidate for rollout in self._store.history(model))
+        if not tried and self._plan.on_new_version == "rollout":
             return start(self._store, model, newest, self._plan, at)
-        if (model, newest) not in self._told:
+        self._settled[model] = found
+        if not tried and (model, newest) not in self._told:
             self._told.add((model, newest))
             _log.info(
                 "a new version is there; it waits for a rollout",

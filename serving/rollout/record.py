@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,6 +154,11 @@ class Rollout:
 
 def to_json(rollout: Rollout) -> dict[str, Any]:
     """The rollout as plain values."""
+    return {**fields_to_json(rollout), "events": [event_to_json(event) for event in rollout.events]}
+
+
+def fields_to_json(rollout: Rollout) -> dict[str, Any]:
+    """The rollout as plain values, without its events."""
     return {
         "format": FORMAT,
         "revision": rollout.revision,
@@ -167,13 +173,16 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "seen_at": rollout.seen_at,
         "latency_limit_s": rollout.latency_limit_s,
         "ledger": None if rollout.ledger is None else _ledger_to_json(rollout.ledger),
-        "events": [_event_to_json(event) for event in rollout.events],
         "told": rollout.told,
     }
 
 
-def from_json(values: Any) -> Rollout:
+def from_json(values: Any, before: tuple[Event, ...] = ()) -> Rollout:
     """The rollout that `to_json` wrote.
+
+    Args:
+        values: Its plain values.
+        before: Events that come before those in `values`.
 
     Raises:
         InvalidInput: These are not a rollout's values; the message says which one is wrong.
@@ -182,7 +191,7 @@ def from_json(values: Any) -> Rollout:
         found = values.get("format") if isinstance(values, dict) else None
         raise InvalidInput(f"not a stored rollout of format {FORMAT} (format is {found!r})")
     try:
-        return _from_json(values)
+        return _from_json(values, before)
     except KeyError as error:
         raise InvalidInput(f"a stored rollout has no field {error}") from error
     except ValidationError as error:
@@ -193,7 +202,7 @@ def from_json(values: Any) -> Rollout:
         raise InvalidInput(f"a field of the stored rollout has a wrong value: {error}") from error
 
 
-def _from_json(values: dict[str, Any]) -> Rollout:
+def _from_json(values: dict[str, Any], before: tuple[Event, ...]) -> Rollout:
     if not _ID.match(values["id"]):
         raise ValueError(f"id is {values['id']!r}")
     plan = Plan.of_record(values["plan"])
@@ -201,6 +210,7 @@ def _from_json(values: dict[str, Any]) -> Rollout:
     if not 0 <= state.step < len(plan.canary):
         raise ValueError(f"step is {state.step}, but the plan has {len(plan.canary)} steps")
     limit = values["latency_limit_s"]
+    events = (*before, *(_event_from_json(event, plan) for event in values["events"]))
     return Rollout(
         id=values["id"],
         model=str(values["model"]),
@@ -213,9 +223,9 @@ def _from_json(values: dict[str, Any]) -> Rollout:
         seen_at=float(values["seen_at"]),
         latency_limit_s=None if limit is None else float(limit),
         ledger=_ledger_from_json(values["ledger"], plan),
-        events=tuple(_event_from_json(event, plan) for event in values["events"]),
+        events=events,
         # Absent if written by a gateway that did not keep how many it had announced.
-        told=int(values.get("told", len(values["events"]))),
+        told=int(values.get("told", len(events))),
         revision=int(values["revision"]),
     )
 
@@ -261,7 +271,8 @@ def _reason_from_json(values: dict[str, Any]) -> Reason:
     return Reason(str(values["code"]), str(values["text"]), numbers)
 
 
-def _event_to_json(event: Event) -> dict[str, Any]:
+def event_to_json(event: Event) -> dict[str, Any]:
+    """An event as plain values."""
     return {
         "at": event.at,
         "clock_s": event.clock_s,
@@ -310,7 +321,9 @@ def _ledger_from_json(values: dict[str, Any] | None, plan: Plan) -> Ledger | Non
     """The ledger, with the shapes that a ledger of this plan has."""
     if values is None:
         return None
-    model = ledgers.empty(ledgers.tests_of(plan), tuple(map(str, values["classes"])))
+    # Every event names the classes: interned, since they are kept for as long as the record is.
+    classes = tuple(sys.intern(str(name)) for name in values["classes"])
+    model = ledgers.empty(ledgers.tests_of(plan), classes)
     stored = values["criteria"]
     criteria = {
         # Absent if written by a gateway that did not know the criterion.

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote, unquote
 
 import structlog
@@ -22,7 +20,8 @@ import structlog
 from serving.errors import Conflict, InvalidInput
 from serving.prediction import version_number
 from serving.rollout.published import published_in
-from serving.rollout.record import Rollout, from_json, proven, to_json
+from serving.rollout.record import Rollout, proven
+from serving.rollout.record_file import RecordFile, parsed, read, written
 
 _log = structlog.get_logger()
 
@@ -106,10 +105,15 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a folder's files say of a model: the rollout, and what is wrong with the newest file."""
+    """What a folder's files say of a model: its record, and what is wrong with the newest file."""
 
-    rollout: Rollout | None
+    record: RecordFile | None = None
     damage: str | None = None
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The rollout, None if there is none, or none that can be read."""
+        return None if self.record is None else self.record.rollout
 
 
 class FileStore:
@@ -144,6 +148,7 @@ class FileStore:
                 f"rollouts cannot be stored in {folder}: {error.strerror or error}; pass a folder that can be"
                 " created and written to"
             ) from error
+        self._read: dict[str, RecordFile] = {}
         self._reported: dict[str, str] = {}
 
     def load(self, model: str) -> Rollout | None:
@@ -162,14 +167,17 @@ class FileStore:
     def _loaded(self, model: str) -> Loaded:
         newest = self._newest(model)
         try:
-            return Loaded(_read(newest))
+            record = self._read[model] = read(newest.read_bytes(), self._read.get(model))
+            return Loaded(record)
         except FileNotFoundError:
-            return Loaded(None)
+            self._read.pop(model, None)
+            return Loaded()
         except (OSError, InvalidInput) as error:
             damage = f"{newest}: {error}"
         with contextlib.suppress(OSError, InvalidInput):
-            before = _read(self._previous(model))
-            self._report(model, f"{damage}; the state before it serves (revision {before.revision})")
+            before = read(self._previous(model).read_bytes())
+            told = f"the state before it serves (revision {before.rollout.revision})"
+            self._report(model, f"{damage}; {told}")
             return Loaded(before, damage)
         self._report(model, f"{damage}; there is no state before it")
         return Loaded(None, damage)
@@ -183,25 +191,24 @@ class FileStore:
     def save(self, rollout: Rollout) -> Rollout:
         """See `Store.save`."""
         with self._locked(rollout.model):
-            before = self._loaded(rollout.model)
-            stored = before.rollout
-            expected = 0 if stored is None or _another(stored, rollout) else stored.revision
+            before = self._loaded(rollout.model).record
+            expected = 0 if before is None or before.rollout.id != rollout.id else before.rollout.revision
             if rollout.revision != expected:
                 raise Conflict(
                     f'the rollout of model "{rollout.model}" is at revision {expected}, not '
                     f"{rollout.revision}: somebody else moved it"
                 )
-            if stored is not None and _another(stored, rollout):
-                if not stored.finished:
+            if before is not None and before.rollout.id != rollout.id:
+                if not before.rollout.finished:
                     raise Conflict(
-                        f'model "{rollout.model}" has a rollout that is {stored.state.phase.value}: '
+                        f'model "{rollout.model}" has a rollout that is {before.rollout.state.phase.value}: '
                         "abort it, or wait for its end"
                     )
-                self._put(self._history / f"{stored.id}.json", stored)
-            if stored is not None:
-                self._put(self._previous(rollout.model), stored)
+                self._replace(self._history / f"{before.rollout.id}.json", before.content)
+            if before is not None:
+                self._replace(self._previous(rollout.model), before.content)
             saved = replace(rollout, revision=rollout.revision + 1)
-            self._put(self._newest(rollout.model), saved)
+            self._replace(self._newest(rollout.model), written(saved, before))
             self._reported.pop(rollout.model, None)
             return saved
 
@@ -215,7 +222,7 @@ class FileStore:
         found = []
         for path in self._history.glob("*.json"):
             with contextlib.suppress(OSError, InvalidInput):
-                found.append(_read(path))
+                found.append(read(path.read_bytes()).rollout)
         newest = self.load(model)
         by_id = {rollout.id: rollout for rollout in found if rollout.model == model}
         if newest is None:
@@ -247,7 +254,7 @@ class FileStore:
         """See `Store.pinned`. A damaged record may still name the version, and is newer than the pin."""
         for record in (self._newest(model), self._previous(model)):
             with contextlib.suppress(OSError, InvalidInput):
-                version = proven(_values(record))
+                version = proven(parsed(record.read_bytes()))
                 if version is not None:
                     return version
         path = self._pins / _file_name(model)
@@ -268,9 +275,6 @@ class FileStore:
 
     def _previous(self, model: str) -> Path:
         return self._folder / f"{_file_name(model)}.previous.json"
-
-    def _put(self, path: Path, rollout: Rollout) -> None:
-        self._replace(path, json.dumps(to_json(rollout), indent=1, allow_nan=False).encode())
 
     def _replace(self, path: Path, content: bytes) -> None:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -302,10 +306,6 @@ def _started_at(rollout: Rollout) -> float:
     return rollout.started_at
 
 
-def _another(stored: Rollout, rollout: Rollout) -> bool:
-    return stored.id != rollout.id
-
-
 def _file_name(model: str) -> str:
     """The name of a model's files; raises InvalidInput for what cannot be a model's name."""
     with contextlib.suppress(UnicodeEncodeError):
@@ -323,23 +323,3 @@ def _is_file_name(name: str) -> bool:
     with contextlib.suppress(InvalidInput):
         return _file_name(unquote(name)) == name
     return False
-
-
-def _finite(number: str) -> float:
-    """A number of a record. NaN and infinity could not be saved again."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number} is not the number of a record")
-    return value
-
-
-def _read(path: Path) -> Rollout:
-    return from_json(_values(path))
-
-
-def _values(path: Path) -> Any:
-    content = path.read_bytes()
-    try:
-        return json.loads(content, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"not JSON: {error}") from error

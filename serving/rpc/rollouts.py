@@ -65,8 +65,15 @@ class RolloutsRpc:
         """ListRolloutsRequest -> ListRolloutsResponse."""
         self._authorize(context, "admin")
         desk = require_desk(self._gateway)
-        found = await (desk.history(request.model) if request.model else desk.all())
-        return protos.message("sluice.v1.ListRolloutsResponse")(rollouts=map(_message, found))
+        unreadable: Mapping[str, str] = {}
+        if request.model:
+            found = await desk.history(request.model)
+        else:
+            found, unreadable = await desk.all()
+        answer = protos.message("sluice.v1.ListRolloutsResponse")(rollouts=map(_message, found))
+        for model, why in unreadable.items():
+            answer.unreadable.add(model=model, detail=why)
+        return answer
 
     async def feedback(self, request: Any, context: RequestContext) -> Any:
         """FeedbackRequest -> FeedbackResponse."""

@@ -42,7 +42,7 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         ask = scene.client
         assert (await ask.get("/v1/rollouts", headers={"x-api-key": "wrong"})).status_code == 401
         assert (await ask.get("/v1/rollouts")).status_code == 403
-        assert (await ask.get("/v1/rollouts", headers=admin)).json() == {"rollouts": []}
+        assert (await ask.get("/v1/rollouts", headers=admin)).json() == {"rollouts": [], "unreadable": []}
         assert (await ask.get("/v1/rollouts/digits", headers=admin)).status_code == 404
         bad = await ask.post("/v1/rollouts/digits", headers=admin, json={"to": 2, "plan": {"alpha": 7}})
         assert bad.status_code == 400
@@ -72,6 +72,31 @@ async def test_a_rollout_is_run_over_http(tmp_path: Path) -> None:
         assert (await ask.get(one)).status_code == 403
         none = await ask.get("/v1/rollouts/digits/history/none", headers=admin)
         assert (none.status_code, "had no rollout none" in none.json()["detail"]) == (404, True)
+
+
+async def test_a_record_that_cannot_be_read_is_listed_with_the_reason(tmp_path: Path) -> None:
+    path, admin, caller = keys_file(tmp_path)
+    store = tmp_path / "store"
+    async with scene_over(store, VersionedReplica(), headers=caller, keys_file=path) as scene:
+        scene.begin(HELD)
+        (store / "flowers.json").write_text("{")
+        listed = (await scene.client.get("/v1/rollouts", headers=admin)).json()
+        assert [each["model"] for each in listed["rollouts"]] == ["digits"]
+        (unreadable,) = listed["unreadable"]
+        why = 'what is stored of model "flowers" cannot be read, and it stays as it is: repair the record'
+        assert (unreadable["model"], unreadable["detail"][: len(why)]) == ("flowers", why)
+        async with grpc.aio.insecure_channel(scene.running.grpc_address) as channel:
+            request, response = protos.methods(protos.ROLLOUTS)["List"]
+            stub: Any = channel.unary_unary(
+                f"/{protos.ROLLOUTS}/List",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            over_grpc = await stub(request(), metadata=tuple(admin.items()), timeout=20)
+            assert [each.model for each in over_grpc.rollouts] == ["digits"]
+            assert [{"model": each.model, "detail": each.detail} for each in over_grpc.unreadable] == [
+                unreadable
+            ]
 
 
 async def test_feedback_over_http_reaches_the_evidence(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from serving import settings
 from serving.commands.rollout import _followed, rollout
 from serving.errors import InvalidInput, SluiceError
 from serving.rollout import assembly
-from serving.rollout.access import GatewayAccess, StoreAccess, open_store
+from serving.rollout.access import GatewayAccess, StoreAccess, _models, open_store
 from serving.rollout.machine import Phase, State
 from serving.rollout.steering import Steering
 from serving.rollout.store import FileStore
@@ -143,6 +143,24 @@ async def test_commands_work_at_a_gateway_that_runs_elsewhere(tmp_path: Path, pl
         assert (both.exit_code, "two places" in both.stderr) == (2, True)
     gone = await sluice(where, "status")
     assert (gone.exit_code, "no gateway answers at http://" in gone.stderr) == (2, True)
+
+
+async def test_status_at_a_gateway_tells_of_records_that_cannot_be_read(tmp_path: Path) -> None:
+    path, admin, caller = keys_file(tmp_path)
+    store = tmp_path / "store"
+    async with scene_over(store, VersionedReplica(), headers=caller, keys_file=path) as scene:
+        scene.begin(HELD)
+        (store / "flowers.json").write_text("{")
+        where = ["--gateway", scene.running.http_url, "--key", admin["x-api-key"]]
+        everything = await sluice(where, "status")
+        assert (everything.exit_code, "digits" in everything.stdout) == (1, True)
+        assert 'what is stored of model "flowers" cannot be read' in everything.stderr
+        one = await sluice(where, "status", "digits")
+        assert (one.exit_code, one.stderr) == (0, "")
+
+
+def test_the_list_of_a_gateway_that_does_not_tell_of_unreadable_records_is_understood() -> None:
+    assert _models({"rollouts": [{"model": "flowers"}, {"model": "digits"}]}) == ["digits", "flowers"]
 
 
 async def test_commands_work_on_objects_of_a_cluster(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from serving.rollout.known import KnownRollouts
 from serving.rollout.machine import Phase, State
 from serving.rollout.start import order
 from serving.rollout.store import Files, FileStore
-from serving.routing import Route
+from serving.routing import Route, Split
 from tests.rollout.looking import Folder, Gateways, Looking, evidence, in_canary
 from tests.rollout.stored import new_rollout
 
@@ -255,3 +256,28 @@ async def test_a_gateway_that_answers_says_what_is_slow_for_one_that_does_not(tm
     found = store.load("digits")
     assert found is not None
     assert found.latency_limit_s == pytest.approx(0.02)
+
+
+class Reads(FileStore):
+    """Notes whose pin is read, and whether the event loop waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.read: list[tuple[str, bool]] = []
+
+    def pinned(self, model: str) -> int | None:
+        self.read.append((model, threading.current_thread() is threading.main_thread()))
+        return super().pinned(model)
+
+
+@pytest.mark.parametrize("leader", ["a", "b"], ids=["it decides", "it follows"])
+async def test_the_event_loop_waits_for_no_pin(tmp_path: Path, leader: str) -> None:
+    store = Reads(tmp_path)
+    names = tuple(f"model-{number}" for number in range(5))
+    looking = Looking(store, Gateways(leader=leader), models=names)
+    for name in names:
+        store.pin(name, 1)
+    await looking.look()
+    assert {*store.read} == {(name, False) for name in names}
+    assert len(store.read) <= 2 * len(names), "whoever decides looks for newer versions besides"
+    assert looking.steering.splits() == {name: Split(1) for name in names}

@@ -15,6 +15,7 @@ from serving.rollout.plan import Plan
 from serving.rollout.record import Rollout
 from serving.rollout.store import FileStore
 from tests.rollout.replicas import FAST, VersionedReplica, scene_over
+from tests.rollout.stored import new_rollout
 from tests.support.fake_replica import until
 
 BY_ITSELF = Plan(on_new_version="rollout")
@@ -52,6 +53,33 @@ def test_each_newer_version_is_tried_once(tmp_path: Path) -> None:
     ended(store, Phase.PROMOTED)
     (there / "4").rmdir()
     assert newcomers.look("digits", 5e9) is None, "nothing goes back by itself"
+
+
+class Histories(FileStore):
+    """Counts how often a history is read."""
+
+    read = 0
+
+    def history(self, model: str) -> list[Rollout]:
+        self.read += 1
+        return super().history(model)
+
+
+@pytest.mark.parametrize("plan", [BY_ITSELF, Plan()], ids=["by itself", "it waits"])
+def test_the_history_is_read_when_there_is_something_new(tmp_path: Path, plan: Plan) -> None:
+    """It may be long, and a version that was rolled back stays in the folder."""
+    store, there = Histories(tmp_path), tmp_path / "models" / "digits"
+    store.note_models(str(there.parent))
+    store.pin("digits", 1)
+    for version in ("1", "2"):
+        (there / version).mkdir(parents=True)
+    store.save(replace(new_rollout(), state=State(Phase.ROLLED_BACK)))
+    newcomers = Newcomers(store, plan)
+    assert [newcomers.look("digits", 1e9) for _ in range(3)] == [None] * 3
+    assert store.read == 1
+    (there / "3").mkdir()
+    found = newcomers.look("digits", 1e9)
+    assert (found is not None, store.read) == (plan is BY_ITSELF, 2)
 
 
 def test_a_version_that_waits_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
