@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from serving import grpc_environment
 from tests.support.digits import trained_digits
 
 grpc_environment.prepare()  # gateways in the tests' own processes are to be as those of users
+
+# How long an example takes is the machine's business, which others may keep busy.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parent.parent
 # What trains models for all tests of a run, and how long a test may take that comes to it first.

@@ -200,7 +200,7 @@ def test_types_that_json_does_not_carry() -> None:
 @pytest.mark.parametrize(("code", "data_type"), [("f4", "DT_FLOAT"), ("f8", "DT_DOUBLE"), ("i8", "DT_INT64")])
 @pytest.mark.parametrize("form", list(Form))
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_written_reads_back_exactly(
     code: str, data_type: str, form: Form, data: st.DataObject
 ) -> None:

@@ -28,7 +28,7 @@ def proto(dtype: str, shape: list[int], **values: Any) -> Any:
 @pytest.mark.parametrize("as_content", [True, False])
 @pytest.mark.parametrize("code", NUMPY_CODES)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_numpy_type_survives_the_wire(code: str, as_content: bool, data: st.DataObject) -> None:
     shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
     array = data.draw(hnp.arrays(np.dtype(code), shapes))
