@@ -11,7 +11,7 @@ bfloat16 40 %; a ResNet-50 3 % and 24 % (8 images).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ def fold_normalization(
         kernel, bias = chain.folded(values)
         if chain.holds(kernel, bias):
             _replace(chain, definition, nodes, kernel, bias)
+    _wait_for_no_constants(frozen, definition)
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
     tensor = whole.graph.get_tensor_by_name
     inputs, outputs = ([tensor(end.name) for end in ends] for ends in (frozen.inputs, frozen.outputs))
@@ -95,19 +96,39 @@ def fold_normalization(
 
 def _chains(frozen: tf.types.experimental.ConcreteFunction) -> Iterator[_Chain]:
     """What can be folded, each as long as it may be."""
-    constant: set[str] = set()
+    operations = frozen.graph.get_operations()
+    constant = _constants(operations)
     outputs = {tensor.name for tensor in frozen.outputs}
-    for operation in frozen.graph.get_operations():
+    for operation in operations:
+        if _may_begin(operation, constant):
+            chain = _Chain(operation, tuple(_steps(operation, constant, outputs)))
+            if any(step.type in _ADDITIONS for step, _ in chain.steps):
+                yield chain
+
+
+def _constants(operations: Iterable[tf.Operation]) -> set[str]:
+    """The names of those that are constants, or are computed from nothing else."""
+    constant: set[str] = set()
+    for operation in operations:
         inputs = list(operation.inputs)
         of_constants = bool(inputs) and all(tensor.op.name in constant for tensor in inputs)
         # random numbers are also made from constants
         if operation.type == "Const" or (of_constants and not operation.op_def.is_stateful):
             constant.add(operation.name)
-    for operation in frozen.graph.get_operations():
-        if _may_begin(operation, constant):
-            chain = _Chain(operation, tuple(_steps(operation, constant, outputs)))
-            if any(step.type in _ADDITIONS for step, _ in chain.steps):
-                yield chain
+    return constant
+
+
+def _wait_for_no_constants(frozen: tf.types.experimental.ConcreteFunction, definition: Any) -> None:
+    """Drops control inputs that are constants, for which there is nothing to wait.
+
+    A traced function's outputs wait for every variable to be read; this would keep the kernels that were
+    folded, next to those that took their places.
+    """
+    idle = _constants(one for one in frozen.graph.get_operations() if not one.control_inputs)
+    controls = {f"^{name}" for name in idle}
+    for node in definition.node:
+        if not controls.isdisjoint(node.input):
+            node.input[:] = [name for name in node.input if name not in controls]
 
 
 def _may_begin(operation: tf.Operation, constant: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -102,6 +103,24 @@ def test_a_block_is_its_convolutions_with_a_bias_each(policy: str, tolerance: fl
     assert ops(found)["Mul"] == 0
     assert ops(found)["Cast"] == (0 if policy == "float32" else 1), "only that of the images"
     check_same(found, function, tolerance)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_kernels_that_were_folded_are_gone(policy: str) -> None:
+    """Or each version would hold its weights twice, on the disk and in each replica's memory."""
+    model = residual(policy)
+
+    found = frozen(traced(model))
+
+    numbers = [math.prod(constant.shape) for constant in constants(found)]
+    kernels = sum(math.prod(variable.shape) for variable in model.variables if "kernel" in variable.path)
+    assert kernels <= sum(numbers) < 1.3 * kernels
+
+
+def constants(function: tf.types.experimental.ConcreteFunction) -> list[np.ndarray]:
+    return [
+        tf.make_ndarray(node.attr["value"].tensor) for node in graph_nodes(function) if node.op == "Const"
+    ]
 
 
 def test_what_float16_computes_is_not_scaled_out_of_its_range() -> None:
