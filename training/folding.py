@@ -119,16 +119,24 @@ def _constants(operations: Iterable[tf.Operation]) -> set[str]:
 
 
 def _wait_for_no_constants(frozen: tf.types.experimental.ConcreteFunction, definition: Any) -> None:
-    """Drops control inputs that are constants, for which there is nothing to wait.
+    """Has nothing wait for constants (control inputs), but for what they wait for themselves.
 
     A traced function's outputs wait for every variable to be read; this would keep the kernels that were
     folded, next to those that took their places.
     """
-    idle = _constants(one for one in frozen.graph.get_operations() if not one.control_inputs)
-    controls = {f"^{name}" for name in idle}
+    operations = frozen.graph.get_operations()
+    constant = _constants(operations)
+    waits: dict[str, set[str]] = {}  # what each constant waits for, other than constants
+    for operation in operations:
+        if operation.name in constant:
+            before = [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+            waits[operation.name] = set().union(*(waits.get(one.name, {one.name}) for one in before))
     for node in definition.node:
-        if not controls.isdisjoint(node.input):
-            node.input[:] = [name for name in node.input if name not in controls]
+        controls = {name[1:] for name in node.input if name.startswith("^")}
+        if not controls.isdisjoint(waits):
+            needed = set().union(*(waits.get(name, {name}) for name in controls))
+            data = [name for name in node.input if not name.startswith("^")]
+            node.input[:] = [*data, *(f"^{name}" for name in sorted(needed))]
 
 
 def _may_begin(operation: tf.Operation, constant: Collection[str]) -> bool:
