@@ -11,7 +11,7 @@ bfloat16 40 %; a ResNet-50 3 % and 24 % (8 images).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ def fold_normalization(
         kernel, bias = chain.folded(values)
         if chain.holds(kernel, bias):
             _replace(chain, definition, nodes, kernel, bias)
+    _wait_for_no_constants(frozen, definition)
     whole = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
     tensor = whole.graph.get_tensor_by_name
     inputs, outputs = ([tensor(end.name) for end in ends] for ends in (frozen.inputs, frozen.outputs))
@@ -95,19 +96,47 @@ def fold_normalization(
 
 def _chains(frozen: tf.types.experimental.ConcreteFunction) -> Iterator[_Chain]:
     """What can be folded, each as long as it may be."""
-    constant: set[str] = set()
+    operations = frozen.graph.get_operations()
+    constant = _constants(operations)
     outputs = {tensor.name for tensor in frozen.outputs}
-    for operation in frozen.graph.get_operations():
+    for operation in operations:
+        if _may_begin(operation, constant):
+            chain = _Chain(operation, tuple(_steps(operation, constant, outputs)))
+            if any(step.type in _ADDITIONS for step, _ in chain.steps):
+                yield chain
+
+
+def _constants(operations: Iterable[tf.Operation]) -> set[str]:
+    """The names of those that are constants, or are computed from nothing else."""
+    constant: set[str] = set()
+    for operation in operations:
         inputs = list(operation.inputs)
         of_constants = bool(inputs) and all(tensor.op.name in constant for tensor in inputs)
         # random numbers are also made from constants
         if operation.type == "Const" or (of_constants and not operation.op_def.is_stateful):
             constant.add(operation.name)
-    for operation in frozen.graph.get_operations():
-        if _may_begin(operation, constant):
-            chain = _Chain(operation, tuple(_steps(operation, constant, outputs)))
-            if any(step.type in _ADDITIONS for step, _ in chain.steps):
-                yield chain
+    return constant
+
+
+def _wait_for_no_constants(frozen: tf.types.experimental.ConcreteFunction, definition: Any) -> None:
+    """Has nothing wait for constants (control inputs), but for what they wait for themselves.
+
+    A traced function's outputs wait for every variable to be read; this would keep the kernels that were
+    folded, next to those that took their places.
+    """
+    operations = frozen.graph.get_operations()
+    constant = _constants(operations)
+    waits: dict[str, set[str]] = {}  # what each constant waits for, other than constants
+    for operation in operations:
+        if operation.name in constant:
+            before = [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+            waits[operation.name] = set().union(*(waits.get(one.name, {one.name}) for one in before))
+    for node in definition.node:
+        controls = {name[1:] for name in node.input if name.startswith("^")}
+        if not controls.isdisjoint(waits):
+            needed = set().union(*(waits.get(name, {name}) for name in controls))
+            data = [name for name in node.input if not name.startswith("^")]
+            node.input[:] = [*data, *(f"^{name}" for name in sorted(needed))]
 
 
 def _may_begin(operation: tf.Operation, constant: Collection[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # imported when the command runs, so that --help stays fast
 
 STDIN = "-"
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"))
+# Of images that a gateway refuses.
+OTHER_SUFFIXES = frozenset((".avif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".ppm", ".tif", ".tiff"))
+_NAMED_FILES = 5  # how many of those left out are named
 _PATTERN = frozenset("*?[")
 
 
@@ -117,8 +120,7 @@ def find(paths: Sequence[str]) -> Iterator[str]:
             raise InvalidInput("a file's name is empty; . stands for the working folder")
         place = Path(path)
         if path != STDIN and place.is_dir():
-            os.listdir(place)  # noqa: PTH208 - raises if it is unreadable, which `rglob` treats as empty
-            found = [str(each) for each in sorted(place.rglob("*")) if _is_image(each)]
+            found = _images_in(place)
         elif path != STDIN and not place.exists() and _PATTERN & set(path):
             anchor = Path(place.anchor) if place.anchor else Path()
             relative = str(place.relative_to(anchor)) if place.anchor else path
@@ -137,8 +139,21 @@ def _glob(anchor: Path, relative: str, whole: str) -> list[Path]:
         raise InvalidInput(f"{whole} is not a pattern: {error}") from None
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+def _images_in(folder: Path) -> list[str]:
+    """The images below a folder, without hidden ones; those of other kinds are named on stderr."""
+    os.listdir(folder)  # noqa: PTH208 - raises if it is unreadable, which `rglob` treats as empty
+    below = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    seen = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+    other = [str(path) for path in seen if _is_file_of(OTHER_SUFFIXES, folder / path)]
+    if other:
+        named = ", ".join(map(printable, other[:_NAMED_FILES])) + (" …" if len(other) > _NAMED_FILES else "")
+        images = "1 image" if len(other) == 1 else f"{len(other)} images"
+        print(f"note: {images} of other kinds in {folder} left out: {named}", file=sys.stderr)
+    return [str(folder / path) for path in seen if _is_file_of(IMAGE_SUFFIXES, folder / path)]
+
+
+def _is_file_of(suffixes: Collection[str], path: Path) -> bool:
+    return path.suffix.lower() in suffixes and path.is_file()
 
 
 async def _classify_all(

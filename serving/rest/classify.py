@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.admission import Ticket
 from serving.errors import InvalidInput, SluiceError, UnsupportedMedia, without_frames
-from serving.file_kinds import begins_as_image
+from serving.file_kinds import begins_as_image, kind_of
 from serving.gateway import Gateway
 from serving.parts import Part
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
@@ -77,7 +77,8 @@ class ClassifyEndpoint:
     async def _read_any(self, query: bytes, content_type: str, data: bytes) -> Uploads | bytes:
         """The content of a JSON body, or of one whose content type does not say whether it is an image."""
         if content_type != uploads.JSON:
-            if begins_as_image(data) or not data:
+            # what decoding refuses by its name is no matter of the content type
+            if begins_as_image(data) or kind_of(data) or not data:
                 return uploads.one_upload(data, top_k_of_query(query))
             if not data.lstrip().startswith(b"{"):
                 raise _unsupported(content_type)

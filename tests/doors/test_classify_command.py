@@ -179,3 +179,15 @@ def test_arguments_stand_for_files(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="has no image file"):
         list(find([str(tmp_path / "empty")]))
+
+
+def test_a_folders_images_of_other_kinds_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As photographs are that a phone wrote. What macOS notes of each file (`._a.jpg`) is no image."""
+    usual = list(find([str(folder)]))
+    for name in ("b.HEIC", "a.tif", "._a.jpg", "notes.txt"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+
+    assert list(find([str(folder)])) == usual
+    assert capsys.readouterr().err == f"note: 2 images of other kinds in {folder} left out: a.tif, b.HEIC\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -102,6 +104,40 @@ def test_a_block_is_its_convolutions_with_a_bias_each(policy: str, tolerance: fl
     assert ops(found)["Mul"] == 0
     assert ops(found)["Cast"] == (0 if policy == "float32" else 1), "only that of the images"
     check_same(found, function, tolerance)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_kernels_that_were_folded_are_gone(policy: str) -> None:
+    """Or each version would hold its weights twice, on the disk and in each replica's memory."""
+    model = residual(policy)
+
+    found = frozen(traced(model))
+
+    assert constants(found) < 1.3 * kernels(model)
+
+
+def test_so_are_those_of_an_exported_model(tmp_path: Path) -> None:
+    """Its variables are read in functions within functions, and there wait for the images."""
+    model = residual("float32")
+    model.export(tmp_path, verbose=False)
+    loaded = tf.saved_model.load(tmp_path)  # it holds the variables
+    function = traced(loaded.serve)
+
+    found = frozen(function)
+
+    assert constants(found) < 1.3 * kernels(model)
+    check_same(found, function)
+
+
+def constants(function: tf.types.experimental.ConcreteFunction) -> int:
+    """How many numbers its constants have."""
+    found = [node.attr["value"].tensor for node in graph_nodes(function) if node.op == "Const"]
+    return sum(tf.make_ndarray(tensor).size for tensor in found)
+
+
+def kernels(model: keras.Model) -> int:
+    """How many numbers its kernels have."""
+    return sum(math.prod(variable.shape) for variable in model.variables if "kernel" in variable.path)
 
 
 def test_what_float16_computes_is_not_scaled_out_of_its_range() -> None:
