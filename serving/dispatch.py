@@ -15,6 +15,8 @@ from serving.batching import Entry, LaneKey
 from serving.catalog import Catalog
 from serving.errors import DeadlineExceeded, Internal, Overloaded, SluiceError
 from serving.journal import Journal
+from serving.model_version import ModelVersion
+from serving.prediction import RequestContext
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.scores import classify_request, labels_of, no_numbers, padded, read_scores, with_numbers
 from serving.settings import Settings
@@ -46,6 +48,13 @@ class _Scores:
         return scores
 
 
+def _model_specs(request: Any) -> list[Any]:
+    """Every ModelSpec of a request: its own or, of a MultiInferenceRequest, its tasks'."""
+    if hasattr(request, "tasks"):
+        return [task.model_spec for task in request.tasks]
+    return [request.model_spec]
+
+
 class Dispatcher:
     """Makes calls on replicas, and reports them to rollouts and the journal.
 
@@ -75,7 +84,37 @@ class Dispatcher:
         self._clock = clock
         self._hedges = HedgeTimes() if settings.hedge else None
 
-    async def call(
+    async def ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
+        """Have a replica answer a call of TensorFlow Serving's PredictionService, which goes out by itself.
+
+        Args:
+            method: `Predict`, `Classify`, `Regress`, `MultiInference` or `GetModelMetadata`.
+            model: the version that answers.
+            request: the call's message; its model specs are filled in.
+            context: whose request it is.
+
+        Returns:
+            The call's response.
+
+        Raises:
+            SluiceError: as `Pool.call` does.
+        """
+        for spec in _model_specs(request):
+            spec.name = model.name
+            spec.version.value = model.version
+        self._journal.has_read(context)
+        started, trace = self._clock(), self._journal.calling([context])
+        response = await self._call(
+            LaneKey(model.name, model.version),
+            lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
+            deadline=context.deadline,
+            # A caller's own tensors may be the caller's fault; only an error that no request excuses counts.
+            faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
+        )
+        self._journal.called(model.name, model.version, [context], self._clock() - started, trace)
+        return response
+
+    async def _call(
         self,
         lane: LaneKey,
         call: Call[Result],
@@ -127,7 +166,7 @@ class Dispatcher:
         asked = _Scores(request, image.output_name, (len(images), image.classes), trace)
         kind = lane, len(images)
         try:
-            scores = await self.call(
+            scores = await self._call(
                 lane,
                 asked,
                 deadline=max(entry.deadline for entry in batch),

@@ -24,7 +24,7 @@ from serving.access.keys import Scope
 from serving.admission import Admission, Ticket
 from serving.arms import choose_version
 from serving.backends.pool import Pool
-from serving.batching import Batcher, LaneKey
+from serving.batching import Batcher
 from serving.catalog import Catalog
 from serving.classifier import Classifier
 from serving.concurrency import ConcurrencyLimit, Work
@@ -38,7 +38,6 @@ from serving.parts import Part, in_parts
 from serving.prediction import ModelRef, Prediction, RequestContext
 from serving.pressure import Pressure
 from serving.rollout.steering import Steering
-from serving.scores import model_specs
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.tensorflow_api import check_shapes
@@ -248,7 +247,7 @@ class Gateway:
         Args:
             method: `Predict`, `Classify`, `Regress`, `MultiInference` or `GetModelMetadata`.
             ref: the model and version that the caller asks for.
-            prepare: makes the call's message for the version that answers; `ask` fills in the model specs.
+            prepare: makes the call's message for the version that answers; its model specs are filled in.
             context: whose request it is.
 
         Returns:
@@ -267,26 +266,10 @@ class Gateway:
             request = await prepare(model)
             if method == "Predict":
                 check_shapes(model, request)
-            return await self._ask(method, model, request, context)
+            return await self._dispatcher.ask(method, model, request, context)
 
         with work:
             return await self._routed(ref, context, answer)
-
-    async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
-        for spec in model_specs(request):
-            spec.name = model.name
-            spec.version.value = model.version
-        self.journal.has_read(context)
-        started, trace = self._clock(), self.journal.calling([context])
-        response = await self._dispatcher.call(
-            LaneKey(model.name, model.version),
-            lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
-            deadline=context.deadline,
-            # A caller's own tensors may be the caller's fault; only an error that no request excuses counts.
-            faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
-        )
-        self.journal.called(model.name, model.version, [context], self._clock() - started, trace)
-        return response
 
     async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
         """Do work that takes a while, such as parsing a large body, off the event loop: `Threads.run`."""
