@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
+from serving.access.callers import credential_in
 from serving.access.keys import Caller, Scope
 from serving.arms import require_desk
 from serving.errors import SluiceError
 from serving.gateway import Gateway
-from serving.rest.context import authorized
 
 _MOST_FEEDBACK = 1000
 
@@ -51,7 +51,7 @@ def add(routes: APIRouter, gateway: Gateway) -> None:
 
 
 def _authorize(gateway: Gateway, request: Request, scope: Scope) -> Caller:
-    return authorized(gateway.admission.callers, request.headers, scope)
+    return gateway.admission.callers.authorize(credential_in(request.headers), scope)
 
 
 def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:

@@ -12,10 +12,10 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from serving import protos
+from serving.access.callers import credential_in
 from serving.errors import Internal, InvalidInput, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.prediction import RequestContext
-from serving.rest.context import credential
 from serving.rpc.errors import rich_status
 from serving.rpc.streams import Messages
 from serving.settings import Settings
@@ -161,7 +161,7 @@ def request_context(call: Call, settings: Settings) -> RequestContext:
         protocol="grpc",
         deadline=time.monotonic() + timeout_s,
         routing_key=metadata.get(settings.routing_header, request_id),
-        credential=credential(metadata.get("authorization"), metadata.get("x-api-key")),
+        credential=credential_in(metadata),
         trace=child_of(metadata.get("traceparent", ""), settings.recorded_share),
     )
 
