@@ -30,7 +30,15 @@ from serving.classifier import Classifier
 from serving.concurrency import ConcurrencyLimit, Work
 from serving.decoding import Decoders
 from serving.dispatch import Dispatcher
-from serving.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Unavailable, out_of_memory
+from serving.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+    out_of_memory,
+)
 from serving.journal import Journal
 from serving.memory import Usage, fitting
 from serving.model_version import ModelVersion
@@ -282,6 +290,12 @@ class Gateway:
             return model
 
         return await self._routed(ref, context, itself)
+
+    def require_desk(self) -> Desk:
+        """Where rollouts are administered; raises FailedPrecondition if the gateway runs without them."""
+        if self.desk is None:
+            raise FailedPrecondition("this gateway runs without rollouts; start it with rollout_store set")
+        return self.desk
 
     async def reload_config(self, config: Any, context: RequestContext) -> None:
         """Give every replica a new model configuration (ModelServerConfig), and serve the models in it.

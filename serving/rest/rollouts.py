@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse
 
 from serving.access.callers import credential_in
 from serving.access.keys import Caller, Scope
-from serving.arms import require_desk
 from serving.errors import SluiceError
 from serving.gateway import Gateway
 
@@ -58,44 +57,44 @@ def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:
     @routes.get("/v1/rollouts", tags=["rollouts"], summary="Where is each model's rollout?")
     async def rollouts(request: Request) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        return {"rollouts": await require_desk(gateway).all()}
+        return {"rollouts": await gateway.require_desk().all()}
 
     @routes.get("/v1/rollouts/{model}", tags=["rollouts"], summary="A model's rollout, with its evidence")
     async def rollout(request: Request, model: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        _, whole = await require_desk(gateway).whole(model)
+        _, whole = await gateway.require_desk().whole(model)
         return whole
 
     @routes.get("/v1/rollouts/{model}/history", tags=["rollouts"], summary="A model's rollouts so far")
     async def history(request: Request, model: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        return {"rollouts": await require_desk(gateway).history(model)}
+        return {"rollouts": await gateway.require_desk().history(model)}
 
     @routes.get(
         "/v1/rollouts/{model}/history/{rollout}", tags=["rollouts"], summary="One of them, with its evidence"
     )
     async def past(request: Request, model: str, rollout: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        _, whole = await require_desk(gateway).whole(model, rollout)
+        _, whole = await gateway.require_desk().whole(model, rollout)
         return whole
 
     @routes.post("/v1/rollouts/{model}", tags=["rollouts"], summary="Let a version in", status_code=201)
     async def start(request: Request, model: str, body: StartRollout) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
         plan = None if body.plan is None else json.dumps(body.plan)
-        return await require_desk(gateway).start(model, body.to, plan)
+        return await gateway.require_desk().start(model, body.to, plan)
 
     @routes.post("/v1/rollouts/{model}/{command}", tags=["rollouts"], summary="Pause, resume, promote, abort")
     async def order(request: Request, model: str, command: str) -> dict[str, Any]:
         caller = _authorize(gateway, request, "admin")
-        return await require_desk(gateway).order(model, command, by=caller.name)
+        return await gateway.require_desk().order(model, command, by=caller.name)
 
 
 def _add_feedback(routes: APIRouter, gateway: Gateway) -> None:
     @routes.post("/v1/feedback", tags=["feedback"], summary="Say what an image really was")
     async def feedback(request: Request, body: Feedback | FeedbackBatch) -> JSONResponse:
         _authorize(gateway, request, "classify")
-        receipts = require_desk(gateway).receipts
+        receipts = gateway.require_desk().receipts
         if isinstance(body, Feedback):
             return JSONResponse({"status": await receipts.redeem(body.prediction_id, body.label)})
         results: list[dict[str, str]] = []
