@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import open_inference
 from serving.errors import InvalidInput
@@ -23,7 +23,6 @@ from serving.rest.infer_body import HEADER_LENGTH, InferBody, parse, render
 _MODEL = re.compile(
     r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<what>ready|infer|config))?/?"
 )
-Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answer = Callable[[Scope, Receive, ModelRef], Awaitable[Response]]
 
 
@@ -45,7 +44,7 @@ class OpenInferenceRest:
             "infer": ("POST", self._infer),
         }
 
-    def methods_of(self, path: str) -> Mapping[str, Serve] | None:
+    def methods_of(self, path: str) -> Mapping[str, ASGIApp] | None:
         """What serves a path, by method; None if it is none of this protocol's."""
         fixed = self._fixed.get(path.rstrip("/"))
         if fixed is not None:
@@ -119,7 +118,7 @@ class OpenInferenceRest:
         return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-def _serving(answer: Answer, ref: Callable[[], ModelRef]) -> Serve:
+def _serving(answer: Answer, ref: Callable[[], ModelRef]) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         response = await answer(scope, receive, ref())
         await response(scope, receive, send)

@@ -34,14 +34,11 @@ class TensorFlowServingRest:
             "regress": self._regress,
         }
 
-    async def infer(
-        self, scope: Scope, receive: Receive, ref: ModelRef, verb: str, body: bytes | None = None
-    ) -> Response:
-        """Answer `:predict`, `:classify` or `:regress`; `body` if it was read already."""
+    async def infer(self, scope: Scope, receive: Receive, ref: ModelRef, verb: str) -> Response:
+        """Answer `:predict` or `:regress`."""
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
-            if body is None:
-                body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
+            body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
             return await self.infer_admitted(ref, verb, body, context)
 
     async def infer_admitted(
