@@ -49,7 +49,7 @@ from serving.rollout.steering import Steering
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.tensorflow_api import check_shapes
-from serving.threads import Threads
+from serving.threads import Args, Threads
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.desk import Desk
@@ -279,7 +279,7 @@ class Gateway:
         with work:
             return await self._routed(ref, context, answer)
 
-    async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
+    async def in_thread(self, work: Callable[[*Args], Result], *args: *Args) -> Result:
         """Do work that takes a while, such as parsing a large body, off the event loop: `Threads.run`."""
         return await self._threads.run(work, *args)
 

@@ -18,7 +18,7 @@ from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 from serving.rest.body import Body
 from serving.rest.context import headers_of, model_ref, request_context
-from serving.rest.infer_body import HEADER_LENGTH, InferBody, parse, render
+from serving.rest.infer_body import HEADER_LENGTH, parse, render
 
 _MODEL = re.compile(
     r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<what>ready|infer|config))?/?"
@@ -101,7 +101,7 @@ class OpenInferenceRest:
         header_length = headers_of(scope).get(HEADER_LENGTH)
         with self._gateway.request(context, ref) as ticket:
             body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
-            asked: InferBody = await self._gateway.in_thread(parse, body, header_length)
+            asked = await self._gateway.in_thread(parse, body, header_length)
             answering: ModelVersion | None = None
 
             async def prepare(model: ModelVersion) -> Any:
