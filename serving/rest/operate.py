@@ -10,11 +10,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from serving.access.callers import credential_in
 from serving.gateway import Gateway
-from serving.observed import exposition
 from serving.processes.peers import Peers
 from serving.rest.context import headers_of
 from serving.telemetry import stacks
-from serving.telemetry.scrape import collected
+from serving.telemetry.scrape import collected, exposition
 
 _TEXT = {"schema": {"type": "string"}}
 
