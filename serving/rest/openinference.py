@@ -18,7 +18,7 @@ from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 from serving.rest.body import Body
 from serving.rest.context import headers_of, model_ref, request_context
-from serving.rest.infer_body import HEADER_LENGTH, parse, render
+from serving.rest.infer_body import HEADER_LENGTH, json_object, parse, render
 
 _MODEL = re.compile(
     r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<what>ready|infer|config))?/?"
@@ -77,7 +77,7 @@ class OpenInferenceRest:
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
             body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
-            asked = _object(body) if body else {}
+            asked = json_object(body) if body else {}
             ready_only = asked.get("ready", False)
             if not isinstance(ready_only, bool):
                 raise InvalidInput('"ready" is true or false')
@@ -124,16 +124,6 @@ def _serving(answer: Answer, ref: Callable[[], ModelRef]) -> ASGIApp:
         await response(scope, receive, send)
 
     return serve
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidInput("the body is not a JSON object")
-    return value
 
 
 def _json(value: Any, status: int = 200) -> Response:
