@@ -13,8 +13,7 @@ from serving.access.callers import credential_in
 from serving.access.keys import Caller, Scope
 from serving.errors import SluiceError
 from serving.gateway import Gateway
-
-_MOST_FEEDBACK = 1000
+from serving.rollout.feedback import MOST_AT_ONCE
 
 
 class StartRollout(BaseModel):
@@ -40,7 +39,7 @@ class FeedbackBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MOST_FEEDBACK)]
+    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=MOST_AT_ONCE)]
 
 
 def add(routes: APIRouter, gateway: Gateway) -> None:

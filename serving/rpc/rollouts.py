@@ -13,9 +13,8 @@ from serving.access.keys import Caller, Scope
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import RequestContext
+from serving.rollout.feedback import MOST_AT_ONCE
 from serving.rpc.call import service
-
-_MOST_FEEDBACK = 1000
 
 
 class RolloutsRpc:
@@ -70,9 +69,9 @@ class RolloutsRpc:
     async def feedback(self, request: Any, context: RequestContext) -> Any:
         """FeedbackRequest -> FeedbackResponse."""
         self._authorize(context, "classify")
-        if not 1 <= len(request.predictions) <= _MOST_FEEDBACK:
+        if not 1 <= len(request.predictions) <= MOST_AT_ONCE:
             raise InvalidInput(
-                f"the request has {len(request.predictions)} predictions; it takes 1 to {_MOST_FEEDBACK}"
+                f"the request has {len(request.predictions)} predictions; it takes 1 to {MOST_AT_ONCE}"
             )
         receipts = self._gateway.require_desk().receipts
         response = protos.message("sluice.v1.FeedbackResponse")()
