@@ -87,10 +87,10 @@ class Classifier:
         count = checked_top_k(top_k, model, self._settings.default_top_k)
         lane = LaneKey(model.name, model.version)
         with measured(self._steering, model, context, self._clock):
-            self._batcher.check(lane, context.deadline, context.caller)
+            self._batcher.check(lane, context)
             decoded = await self._decode(images, model, context)
             # Again: in a sudden rush many pass the first check together, before any of them is queued.
-            self._batcher.check(lane, context.deadline, context.caller)
+            self._batcher.check(lane, context)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = await self._score(model, pixels_of, context)
         named = iter(await best_of_each(rows, model.labels, count))
@@ -111,7 +111,7 @@ class Classifier:
     ) -> list[np.ndarray]:
         """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
         lane, asked_at = LaneKey(model.name, model.version), self._clock()
-        pending = [self._batcher.enqueue(lane, each, context.deadline, context) for each in images]
+        pending = [self._batcher.enqueue(lane, each, context) for each in images]
         rows: list[np.ndarray] | None = None
         try:
             # A `gather` for a single future costs as much as that image's place in a batch.

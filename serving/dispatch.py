@@ -169,7 +169,7 @@ class Dispatcher:
             scores = await self._call(
                 lane,
                 asked,
-                deadline=max(entry.deadline for entry in batch),
+                deadline=max(context.deadline for context in contexts),
                 faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
                 slot=slot,
                 patience_s=patience_s,
