@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -64,7 +65,6 @@ class Dispatcher:
         catalog: what is known of their models.
         steering: what counts calls as evidence in rollouts.
         journal: where stages are written down.
-        clock: the monotonic clock, in seconds.
     """
 
     def __init__(
@@ -74,14 +74,12 @@ class Dispatcher:
         catalog: Catalog,
         steering: Steering,
         journal: Journal,
-        clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._catalog = catalog
         self._steering = steering
         self._journal = journal
-        self._clock = clock
         self._hedges = HedgeTimes() if settings.hedge else None
 
     async def ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
@@ -103,7 +101,7 @@ class Dispatcher:
             spec.name = model.name
             spec.version.value = model.version
         self._journal.has_read(context)
-        started, trace = self._clock(), self._journal.calling([context])
+        started, trace = time.monotonic(), self._journal.calling([context])
         response = await self._call(
             LaneKey(model.name, model.version),
             lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
@@ -111,7 +109,7 @@ class Dispatcher:
             # A caller's own tensors may be the caller's fault; only an error that no request excuses counts.
             faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
         )
-        self._journal.called(model.name, model.version, [context], self._clock() - started, trace)
+        self._journal.called(model.name, model.version, [context], time.monotonic() - started, trace)
         return response
 
     async def _call(
@@ -154,7 +152,7 @@ class Dispatcher:
         An answer that cannot be read, or has no numbers for any image, is a fault of the replica, and another
         one is asked. If that has none either, rows without numbers are returned: it may be the images.
         """
-        started = self._clock()
+        started = time.monotonic()
         for entry in batch:
             self._journal.stage(entry.context, "queue", started - entry.enqueued)
         model = self._catalog.version(lane.model, lane.version)
@@ -181,7 +179,7 @@ class Dispatcher:
             if asked.blank is None:
                 raise
             scores = asked.blank
-        took_s = self._clock() - started
+        took_s = time.monotonic() - started
         if self._hedges is not None:
             self._hedges.learn(kind, took_s)
         self._journal.called(lane.model, lane.version, contexts, took_s, trace)
@@ -213,7 +211,7 @@ class Dispatcher:
             return await api.predict(request, timeout_s)
 
         try:
-            deadline = self._clock() + max(timeout_s, FAIR_TIME_S)
+            deadline = time.monotonic() + max(timeout_s, FAIR_TIME_S)
             response = await self._pool.call(name, version, ask, deadline=deadline)
         except DeadlineExceeded as error:
             if given_s > FAIR_TIME_S:

@@ -66,11 +66,10 @@ class Gateway:
         catalog: what is known of their models.
         metrics: what to measure with.
         callers: who may use it; None: anyone.
-        steering: what routes requests that name no version; None: the newest version answers them.
-        clock: the monotonic clock, in seconds; deadlines are on it.
 
     Attributes:
         draining: whether it is shutting down: not ready, but everything that still comes is answered.
+        steering: routes requests that name no version, where rollouts say how.
         desk: where rollouts are administered and feedback is taken; None without rollouts.
         pressure: decides what is let in while memory is short; None: the process has no memory limit.
     """
@@ -82,8 +81,6 @@ class Gateway:
         catalog: Catalog,
         metrics: Metrics,
         callers: Callers | None = None,
-        steering: Steering | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.catalog = catalog
@@ -102,26 +99,23 @@ class Gateway:
                 ceiling=settings.max_in_flight,
             ),
             models=lambda: len(catalog.names()),
-            clock=clock,
         )
         if self.pressure is not None:
             self.pressure.busy = lambda: self.admission.in_flight > 0
-        self.journal = Journal.from_settings(settings, metrics, clock)
+        self.journal = Journal.from_settings(settings, metrics)
         self.draining = False
-        self.steering = steering or Steering()
+        self.steering = Steering()
         self.desk: Desk | None = None
         self.pool = pool
-        self._clock = clock
         self._decoders = Decoders(settings.decode_threads, self.pressure)
         self._threads = Threads(settings.decode_threads, "parse")
-        self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal, clock)
+        self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal)
         self.batcher = Batcher(
             self._dispatcher.send,
             lambda lane: pool.book(*lane),
             max_batch=settings.max_batch,
             target_s=settings.target_latency_s,
             left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
-            clock=clock,
         )
         pool.freed = self.batcher.take_turns
         self.steering.busy = lambda: self.batcher.depth() > 0
@@ -133,7 +127,6 @@ class Gateway:
             self.steering,
             self.journal,
             metrics,
-            clock,
         )
 
     async def __aenter__(self) -> Self:
@@ -303,7 +296,7 @@ class Gateway:
         Raises:
             FailedPrecondition, InvalidInput …: what a replica says of it; others may have taken it.
         """
-        await self.pool.reload_config(config, context.deadline - self._clock())
+        await self.pool.reload_config(config, context.deadline - time.monotonic())
         self.catalog.set_models(each.name for each in config.model_config_list.config)
 
     def _progress(self, ref: ModelRef, context: RequestContext) -> Work:
@@ -318,7 +311,7 @@ class Gateway:
         If that version was unloaded meanwhile, it is tried once more, unless the caller named it by number.
         """
         try:
-            async with asyncio.timeout(context.deadline - self._clock()):
+            async with asyncio.timeout(context.deadline - time.monotonic()):
                 model = await self._resolved(ref, context)
                 try:
                     return await answer(model)

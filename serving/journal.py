@@ -72,7 +72,7 @@ class Journal:
         self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS)
 
     @classmethod
-    def from_settings(cls, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Self:
+    def from_settings(cls, settings: Settings, metrics: Metrics) -> Self:
         """A journal that logs and traces as the settings say.
 
         Raises:
@@ -88,7 +88,7 @@ class Journal:
                     "it: pip install 'sluice[traces]'"
                 ) from error
             spans = Spans(settings.traces_endpoint)
-        return cls(metrics, AccessLog(settings.access_log_share), spans, clock)
+        return cls(metrics, AccessLog(settings.access_log_share), spans)
 
     @contextmanager
     def recorded(self, context: RequestContext, model: Callable[[], str | None]) -> Iterator[None]:

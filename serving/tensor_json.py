@@ -71,15 +71,15 @@ class PredictBody:
 # --- JSON value -> array --------------------------------------------------------------------------
 
 
-def to_array(value: Any, data_type: int, most_dimensions: int = tensors.MAX_RANK) -> np.ndarray:
+def to_array(value: Any, data_type: int) -> np.ndarray:
     """The array that nested lists stand for, in numpy's type of `data_type`; bfloat16 as float32.
 
     Raises:
-        InvalidInput: ragged lists, lists more than `most_dimensions` deep, or a value of the wrong type.
+        InvalidInput: ragged lists, lists more than `tensors.MAX_RANK` deep, or a value of the wrong type.
         Unimplemented: a type that JSON does not carry here.
     """
     flat: list[Any] = []
-    shape = _flatten(value, data_type, flat, most_dimensions)
+    shape = _flatten(value, data_type, flat, tensors.MAX_RANK)
     return _array(flat, data_type).reshape(shape)
 
 
