@@ -85,7 +85,7 @@ def is_at_fault(
     """Whether the version failed by a fault of its own, so that a copy may show whether the other does too.
 
     What can befall either version (no replica could be reached, one was full) is no fault. A deadline is one,
-    as for a copy (`Dispatcher.name`), if a replica had the request for a fair time.
+    as for a copy (`Dispatcher.copied_labels`), if a replica had the request for a fair time.
 
     Args:
         answers: Its answer to each image, as far as there is one.

@@ -124,7 +124,7 @@ class Classifier:
                     model.name,
                     context.route,
                     self._named(model, rows, context),
-                    lambda version: self._dispatcher.name(
+                    lambda version: self._dispatcher.copied_labels(
                         model.name, version, images, context.deadline - context.started
                     ),
                 )

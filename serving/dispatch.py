@@ -185,10 +185,10 @@ class Dispatcher:
         self._journal.called(lane.model, lane.version, contexts, took_s, trace)
         return scores[: len(batch)]
 
-    async def name(
+    async def copied_labels(
         self, name: str, version: int, images: Sequence[np.ndarray], timeout_s: float
     ) -> list[str]:
-        """The label that a version gives each image, straight from a replica: for comparison only.
+        """The label that a version gives each image of a copied request, to be compared and never returned.
 
         Args:
             name: the model.
