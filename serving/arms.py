@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from serving.backends.replica import FAIR_TIME_S
 from serving.catalog import Catalog
-from serving.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from serving.errors import DeadlineExceeded, Unavailable
 from serving.model_version import ModelVersion
 from serving.prediction import ClassScore, ImageResult, ModelRef, RequestContext
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.routing import Route
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
-    from serving.gateway import Gateway
     from serving.rollout.desk import Desk
 
 
@@ -86,7 +85,7 @@ def is_at_fault(
     """Whether the version failed by a fault of its own, so that a copy may show whether the other does too.
 
     What can befall either version (no replica could be reached, one was full) is no fault. A deadline is one,
-    as for a copy (`Dispatcher.name`), if a replica had the request for a fair time.
+    as for a copy (`Dispatcher.copied_labels`), if a replica had the request for a fair time.
 
     Args:
         answers: Its answer to each image, as far as there is one.
@@ -99,13 +98,6 @@ def is_at_fault(
         return True
     had_s = now - asked_at - context.stages_s.get("queue", math.inf)
     return now >= context.deadline and had_s > FAIR_TIME_S
-
-
-def require_desk(gateway: Gateway) -> Desk:
-    """Where a gateway's rollouts are administered; raises FailedPrecondition if it runs without rollouts."""
-    if gateway.desk is None:
-        raise FailedPrecondition("this gateway runs without rollouts; start it with rollout_store set")
-    return gateway.desk
 
 
 def receipted(

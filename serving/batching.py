@@ -45,21 +45,20 @@ class LaneKey(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One image in a queue. `future` becomes its row of scores, float32 [K].
+    """One image in a queue, uint8 [H,W,C], of the request with this context.
 
-    `context` is that of its request, if it has one.
+    `future` becomes its row of scores, float32 [K].
     """
 
     pixels: np.ndarray
-    deadline: float
+    context: RequestContext
     enqueued: float
     future: asyncio.Future[np.ndarray]
-    context: RequestContext | None = None
 
     @property
     def routed(self) -> bool:
         """Whether a rollout chose its version: only such calls are evidence for or against one."""
-        return self.context is not None and self.context.route is not None
+        return self.context.route is not None
 
 
 @dataclass(eq=False, slots=True)
@@ -133,10 +132,11 @@ def take(
     soonest, full = now + least_s(1), now + least_s(max_batch)
     while queue and len(taken.batch) < max_batch:
         entry = queue.first()
-        urgent = min(most_urgent, entry.deadline)
+        deadline = entry.context.deadline
+        urgent = min(most_urgent, deadline)
         if entry.future.done():
             queue.popleft()
-        elif soonest >= entry.deadline:
+        elif soonest >= deadline:
             taken.expired.append(queue.popleft())
         elif taken.batch and full >= urgent and now + least_s(len(taken.batch) + 1) >= urgent:
             break
@@ -190,8 +190,8 @@ class Batcher(Generic[AnyPlace]):
     ) -> None:
         await self._tasks.__aexit__(kind, error, traceback)
 
-    def check(self, key: LaneKey, deadline: float, caller: str = "") -> None:
-        """Refuse what cannot be done in time, before any work is spent on it.
+    def check(self, key: LaneKey, context: RequestContext) -> None:
+        """Refuse a request that cannot be done in time, before any work is spent on it.
 
         Raises:
             DeadlineExceeded: it cannot be done before the deadline.
@@ -201,7 +201,7 @@ class Batcher(Generic[AnyPlace]):
         if profile is None:
             return
         now, lane = self._clock(), self._lanes.get(key, _IDLE)
-        ahead = lane.queue.ahead_of(caller)
+        ahead, deadline = lane.queue.ahead_of(context.caller), context.deadline
         wait_s = least_wait_s(profile, queued=ahead, slots=lane.in_flight, max_batch=self._max_batch, now=now)
         if now + wait_s > deadline:
             text = f"it would take at least {wait_s:.3f} s, and the deadline is in {deadline - now:.3f} s"
@@ -213,9 +213,10 @@ class Batcher(Generic[AnyPlace]):
             raise Overloaded(text, stage="queue", retry_after_s=RETRY_AFTER_S)
 
     def enqueue(
-        self, key: LaneKey, pixels: np.ndarray, deadline: float, context: RequestContext | None = None
+        self, key: LaneKey, pixels: np.ndarray, context: RequestContext
     ) -> asyncio.Future[np.ndarray]:
-        """Queue one image, uint8 [H,W,C]; the future becomes its scores, float32 [K], or a SluiceError.
+        """Queue one image of a request, uint8 [H,W,C]; the future becomes its scores, float32 [K], or a
+        SluiceError.
 
         Cancelling the future takes this image out, and no other.
         """
@@ -223,8 +224,7 @@ class Batcher(Generic[AnyPlace]):
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane()
-        caller = "" if context is None else context.caller
-        lane.queue.append(caller, Entry(pixels, deadline, self._clock(), future, context))
+        lane.queue.append(context.caller, Entry(pixels, context, self._clock(), future))
         while self._send_next(key, lane, "idle"):
             pass
         return future

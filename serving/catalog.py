@@ -316,9 +316,7 @@ class Catalog:
         unknown = []
         for name in names:
             available = self._pool.availability(name)
-            known = {
-                number: each for number, each in self._known.get(name, {}).items() if number in available
-            }
+            known = self._among(name, available)
             if name in self._known:  # the models may have changed while the replicas were asked
                 self._known[name] = known
             complete = {number for number, each in known.items() if each.described}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,6 @@ class Classifier:
         steering: what a rollout is told of each answer.
         journal: where stages are written down.
         metrics: where images and predictions are counted.
-        clock: the monotonic clock, in seconds.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class Classifier:
         steering: Steering,
         journal: Journal,
         metrics: Metrics,
-        clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._decoders = decoders
@@ -58,7 +57,6 @@ class Classifier:
         self._steering = steering
         self._journal = journal
         self._metrics = metrics
-        self._clock = clock
 
     async def classify(
         self,
@@ -86,11 +84,11 @@ class Classifier:
         context.answered_by = (model.name, str(model.version))
         count = checked_top_k(top_k, model, self._settings.default_top_k)
         lane = LaneKey(model.name, model.version)
-        with measured(self._steering, model, context, self._clock):
-            self._batcher.check(lane, context.deadline, context.caller)
+        with measured(self._steering, model, context, time.monotonic):
+            self._batcher.check(lane, context)
             decoded = await self._decode(images, model, context)
             # Again: in a sudden rush many pass the first check together, before any of them is queued.
-            self._batcher.check(lane, context.deadline, context.caller)
+            self._batcher.check(lane, context)
             pixels_of = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
             rows = await self._score(model, pixels_of, context)
         named = iter(await best_of_each(rows, model.labels, count))
@@ -110,8 +108,8 @@ class Classifier:
         self, model: ModelVersion, images: Sequence[np.ndarray], context: RequestContext
     ) -> list[np.ndarray]:
         """The scores of each image, float32 [K]; a rollout may have them compared with the candidate's."""
-        lane, asked_at = LaneKey(model.name, model.version), self._clock()
-        pending = [self._batcher.enqueue(lane, each, context.deadline, context) for each in images]
+        lane, asked_at = LaneKey(model.name, model.version), time.monotonic()
+        pending = [self._batcher.enqueue(lane, each, context) for each in images]
         rows: list[np.ndarray] | None = None
         try:
             # A `gather` for a single future costs as much as that image's place in a batch.
@@ -121,12 +119,12 @@ class Classifier:
                 future.cancel()
             if rows is None:
                 self._batcher.abandoned(lane, len(pending))
-            if images and (rows is not None or is_at_fault(pending, context, asked_at, self._clock())):
+            if images and (rows is not None or is_at_fault(pending, context, asked_at, time.monotonic())):
                 context.copied = self._steering.copy(
                     model.name,
                     context.route,
                     self._named(model, rows, context),
-                    lambda version: self._dispatcher.name(
+                    lambda version: self._dispatcher.copied_labels(
                         model.name, version, images, context.deadline - context.started
                     ),
                 )
@@ -149,9 +147,9 @@ class Classifier:
     ) -> list[Decoded]:
         """Each image as uint8 [H,W,C], or the error that it met."""
         spec = model.require_image().spec
-        started = self._clock()
+        started = time.monotonic()
         decoded = await self._decoders.decode(
             images, spec, max_pixels=self._settings.max_image_pixels, caller=context.caller
         )
-        self._journal.stage(context, "decode", self._clock() - started)
+        self._journal.stage(context, "decode", time.monotonic() - started)
         return decoded

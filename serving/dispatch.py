@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from serving.batching import Entry, LaneKey
 from serving.catalog import Catalog
 from serving.errors import DeadlineExceeded, Internal, Overloaded, SluiceError
 from serving.journal import Journal
+from serving.model_version import ModelVersion
+from serving.prediction import RequestContext
 from serving.rollout.steering import MODEL_FAULTS, Steering
 from serving.scores import classify_request, labels_of, no_numbers, padded, read_scores, with_numbers
 from serving.settings import Settings
@@ -46,6 +49,13 @@ class _Scores:
         return scores
 
 
+def _model_specs(request: Any) -> list[Any]:
+    """Every ModelSpec of a request: its own or, of a MultiInferenceRequest, its tasks'."""
+    if hasattr(request, "tasks"):
+        return [task.model_spec for task in request.tasks]
+    return [request.model_spec]
+
+
 class Dispatcher:
     """Makes calls on replicas, and reports them to rollouts and the journal.
 
@@ -55,7 +65,6 @@ class Dispatcher:
         catalog: what is known of their models.
         steering: what counts calls as evidence in rollouts.
         journal: where stages are written down.
-        clock: the monotonic clock, in seconds.
     """
 
     def __init__(
@@ -65,17 +74,45 @@ class Dispatcher:
         catalog: Catalog,
         steering: Steering,
         journal: Journal,
-        clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._catalog = catalog
         self._steering = steering
         self._journal = journal
-        self._clock = clock
         self._hedges = HedgeTimes() if settings.hedge else None
 
-    async def call(
+    async def ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
+        """Have a replica answer a call of TensorFlow Serving's PredictionService, which goes out by itself.
+
+        Args:
+            method: `Predict`, `Classify`, `Regress`, `MultiInference` or `GetModelMetadata`.
+            model: the version that answers.
+            request: the call's message; its model specs are filled in.
+            context: whose request it is.
+
+        Returns:
+            The call's response.
+
+        Raises:
+            SluiceError: as `Pool.call` does.
+        """
+        for spec in _model_specs(request):
+            spec.name = model.name
+            spec.version.value = model.version
+        self._journal.has_read(context)
+        started, trace = time.monotonic(), self._journal.calling([context])
+        response = await self._call(
+            LaneKey(model.name, model.version),
+            lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
+            deadline=context.deadline,
+            # A caller's own tensors may be the caller's fault; only an error that no request excuses counts.
+            faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
+        )
+        self._journal.called(model.name, model.version, [context], time.monotonic() - started, trace)
+        return response
+
+    async def _call(
         self,
         lane: LaneKey,
         call: Call[Result],
@@ -115,7 +152,7 @@ class Dispatcher:
         An answer that cannot be read, or has no numbers for any image, is a fault of the replica, and another
         one is asked. If that has none either, rows without numbers are returned: it may be the images.
         """
-        started = self._clock()
+        started = time.monotonic()
         for entry in batch:
             self._journal.stage(entry.context, "queue", started - entry.enqueued)
         model = self._catalog.version(lane.model, lane.version)
@@ -127,10 +164,10 @@ class Dispatcher:
         asked = _Scores(request, image.output_name, (len(images), image.classes), trace)
         kind = lane, len(images)
         try:
-            scores = await self.call(
+            scores = await self._call(
                 lane,
                 asked,
-                deadline=max(entry.deadline for entry in batch),
+                deadline=max(context.deadline for context in contexts),
                 faults=MODEL_FAULTS if any(entry.routed for entry in batch) else None,
                 slot=slot,
                 patience_s=patience_s,
@@ -142,16 +179,16 @@ class Dispatcher:
             if asked.blank is None:
                 raise
             scores = asked.blank
-        took_s = self._clock() - started
+        took_s = time.monotonic() - started
         if self._hedges is not None:
             self._hedges.learn(kind, took_s)
         self._journal.called(lane.model, lane.version, contexts, took_s, trace)
         return scores[: len(batch)]
 
-    async def name(
+    async def copied_labels(
         self, name: str, version: int, images: Sequence[np.ndarray], timeout_s: float
     ) -> list[str]:
-        """The label that a version gives each image, straight from a replica: for comparison only.
+        """The label that a version gives each image of a copied request, to be compared and never returned.
 
         Args:
             name: the model.
@@ -174,7 +211,7 @@ class Dispatcher:
             return await api.predict(request, timeout_s)
 
         try:
-            deadline = self._clock() + max(timeout_s, FAIR_TIME_S)
+            deadline = time.monotonic() + max(timeout_s, FAIR_TIME_S)
             response = await self._pool.call(name, version, ask, deadline=deadline)
         except DeadlineExceeded as error:
             if given_s > FAIR_TIME_S:

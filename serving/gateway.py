@@ -24,13 +24,21 @@ from serving.access.keys import Scope
 from serving.admission import Admission, Ticket
 from serving.arms import choose_version
 from serving.backends.pool import Pool
-from serving.batching import Batcher, LaneKey
+from serving.batching import Batcher
 from serving.catalog import Catalog
 from serving.classifier import Classifier
 from serving.concurrency import ConcurrencyLimit, Work
 from serving.decoding import Decoders
 from serving.dispatch import Dispatcher
-from serving.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Unavailable, out_of_memory
+from serving.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+    out_of_memory,
+)
 from serving.journal import Journal
 from serving.memory import Usage, fitting
 from serving.model_version import ModelVersion
@@ -38,11 +46,10 @@ from serving.parts import Part, in_parts
 from serving.prediction import ModelRef, Prediction, RequestContext
 from serving.pressure import Pressure
 from serving.rollout.steering import Steering
-from serving.scores import model_specs
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.tensorflow_api import check_shapes
-from serving.threads import Threads
+from serving.threads import Args, Threads
 
 if TYPE_CHECKING:  # it brings numerics that a gateway without rollouts does not need
     from serving.rollout.desk import Desk
@@ -59,11 +66,10 @@ class Gateway:
         catalog: what is known of their models.
         metrics: what to measure with.
         callers: who may use it; None: anyone.
-        steering: what routes requests that name no version; None: the newest version answers them.
-        clock: the monotonic clock, in seconds; deadlines are on it.
 
     Attributes:
         draining: whether it is shutting down: not ready, but everything that still comes is answered.
+        steering: routes requests that name no version, where rollouts say how.
         desk: where rollouts are administered and feedback is taken; None without rollouts.
         pressure: decides what is let in while memory is short; None: the process has no memory limit.
     """
@@ -75,8 +81,6 @@ class Gateway:
         catalog: Catalog,
         metrics: Metrics,
         callers: Callers | None = None,
-        steering: Steering | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.catalog = catalog
@@ -95,26 +99,23 @@ class Gateway:
                 ceiling=settings.max_in_flight,
             ),
             models=lambda: len(catalog.names()),
-            clock=clock,
         )
         if self.pressure is not None:
             self.pressure.busy = lambda: self.admission.in_flight > 0
-        self.journal = Journal.from_settings(settings, metrics, clock)
+        self.journal = Journal.from_settings(settings, metrics)
         self.draining = False
-        self.steering = steering or Steering()
+        self.steering = Steering()
         self.desk: Desk | None = None
         self.pool = pool
-        self._clock = clock
         self._decoders = Decoders(settings.decode_threads, self.pressure)
         self._threads = Threads(settings.decode_threads, "parse")
-        self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal, clock)
+        self._dispatcher = Dispatcher(settings, pool, catalog, self.steering, self.journal)
         self.batcher = Batcher(
             self._dispatcher.send,
             lambda lane: pool.book(*lane),
             max_batch=settings.max_batch,
             target_s=settings.target_latency_s,
             left=lambda lane, size, reason: self.journal.batch_left(lane.model, size, reason),
-            clock=clock,
         )
         pool.freed = self.batcher.take_turns
         self.steering.busy = lambda: self.batcher.depth() > 0
@@ -126,7 +127,6 @@ class Gateway:
             self.steering,
             self.journal,
             metrics,
-            clock,
         )
 
     async def __aenter__(self) -> Self:
@@ -248,7 +248,7 @@ class Gateway:
         Args:
             method: `Predict`, `Classify`, `Regress`, `MultiInference` or `GetModelMetadata`.
             ref: the model and version that the caller asks for.
-            prepare: makes the call's message for the version that answers; `ask` fills in the model specs.
+            prepare: makes the call's message for the version that answers; its model specs are filled in.
             context: whose request it is.
 
         Returns:
@@ -267,28 +267,12 @@ class Gateway:
             request = await prepare(model)
             if method == "Predict":
                 check_shapes(model, request)
-            return await self._ask(method, model, request, context)
+            return await self._dispatcher.ask(method, model, request, context)
 
         with work:
             return await self._routed(ref, context, answer)
 
-    async def _ask(self, method: str, model: ModelVersion, request: Any, context: RequestContext) -> Any:
-        for spec in model_specs(request):
-            spec.name = model.name
-            spec.version.value = model.version
-        self.journal.has_read(context)
-        started, trace = self._clock(), self.journal.calling([context])
-        response = await self._dispatcher.call(
-            LaneKey(model.name, model.version),
-            lambda api, timeout_s: api.ask(method, request, timeout_s, trace),
-            deadline=context.deadline,
-            # A caller's own tensors may be the caller's fault; only an error that no request excuses counts.
-            faults=(Internal,) if context.route is not None and method != "GetModelMetadata" else None,
-        )
-        self.journal.called(model.name, model.version, [context], self._clock() - started, trace)
-        return response
-
-    async def in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
+    async def in_thread(self, work: Callable[[*Args], Result], *args: *Args) -> Result:
         """Do work that takes a while, such as parsing a large body, off the event loop: `Threads.run`."""
         return await self._threads.run(work, *args)
 
@@ -300,13 +284,19 @@ class Gateway:
 
         return await self._routed(ref, context, itself)
 
+    def require_desk(self) -> Desk:
+        """Where rollouts are administered; raises FailedPrecondition if the gateway runs without them."""
+        if self.desk is None:
+            raise FailedPrecondition("this gateway runs without rollouts; start it with rollout_store set")
+        return self.desk
+
     async def reload_config(self, config: Any, context: RequestContext) -> None:
         """Give every replica a new model configuration (ModelServerConfig), and serve the models in it.
 
         Raises:
             FailedPrecondition, InvalidInput …: what a replica says of it; others may have taken it.
         """
-        await self.pool.reload_config(config, context.deadline - self._clock())
+        await self.pool.reload_config(config, context.deadline - time.monotonic())
         self.catalog.set_models(each.name for each in config.model_config_list.config)
 
     def _progress(self, ref: ModelRef, context: RequestContext) -> Work:
@@ -321,7 +311,7 @@ class Gateway:
         If that version was unloaded meanwhile, it is tried once more, unless the caller named it by number.
         """
         try:
-            async with asyncio.timeout(context.deadline - self._clock()):
+            async with asyncio.timeout(context.deadline - time.monotonic()):
                 model = await self._resolved(ref, context)
                 try:
                     return await answer(model)

@@ -72,7 +72,7 @@ class Journal:
         self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS)
 
     @classmethod
-    def from_settings(cls, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Self:
+    def from_settings(cls, settings: Settings, metrics: Metrics) -> Self:
         """A journal that logs and traces as the settings say.
 
         Raises:
@@ -88,7 +88,7 @@ class Journal:
                     "it: pip install 'sluice[traces]'"
                 ) from error
             spans = Spans(settings.traces_endpoint)
-        return cls(metrics, AccessLog(settings.access_log_share), spans, clock)
+        return cls(metrics, AccessLog(settings.access_log_share), spans)
 
     @contextmanager
     def recorded(self, context: RequestContext, model: Callable[[], str | None]) -> Iterator[None]:
@@ -135,16 +135,15 @@ class Journal:
         context = RequestContext(request_id, protocol, deadline=0.0, started=self._clock())
         self._ended(context, "", error, 0.0)
 
-    def stage(self, context: RequestContext | None, name: str, duration_s: float) -> None:
+    def stage(self, context: RequestContext, name: str, duration_s: float) -> None:
         """A stage took this long; if it ran several times at once, the longest counts for the request."""
         self._metrics.stage_seconds.labels(name).observe(duration_s)
-        self.spent(context, name, duration_s)
+        self._spent(context, name, duration_s)
 
     @staticmethod
-    def spent(context: RequestContext | None, name: str, duration_s: float) -> None:
+    def _spent(context: RequestContext, name: str, duration_s: float) -> None:
         """Note a stage for this request only, when it was measured for several together."""
-        if context is not None:
-            context.stages_s[name] = max(duration_s, context.stages_s.get(name, 0.0))
+        context.stages_s[name] = max(duration_s, context.stages_s.get(name, 0.0))
 
     def _ended(
         self, context: RequestContext, model: str, error: SluiceError | None, duration_s: float
@@ -169,7 +168,7 @@ class Journal:
         self._metrics.batches.labels(model, reason).inc()
         self._metrics.batch_size.labels(model).observe(size)
 
-    def calling(self, contexts: Sequence[RequestContext | None]) -> Trace | None:
+    def calling(self, contexts: Sequence[RequestContext]) -> Trace | None:
         """The trace of a call that is about to be made for these requests; None if none of them is sampled.
 
         It is the first sampled request's trace, and the call is a span in it.
@@ -181,14 +180,14 @@ class Journal:
         self,
         model: str,
         version: int,
-        contexts: Sequence[RequestContext | None],
+        contexts: Sequence[RequestContext],
         duration_s: float,
         trace: Trace | None,
     ) -> None:
         """A replica answered one call, for these requests; `trace` is what `calling` gave."""
         self._metrics.stage_seconds.labels("backend").observe(duration_s)
         for context in contexts:
-            self.spent(context, "backend", duration_s)
+            self._spent(context, "backend", duration_s)
         if self._spans is not None and trace is not None:
             now = self._wall()
             about = model, version, len(contexts)
@@ -200,5 +199,5 @@ class Journal:
             self._spans.close()
 
 
-def _recorded(contexts: Sequence[RequestContext | None]) -> list[RequestContext]:
-    return [each for each in contexts if each is not None and each.trace.sampled]
+def _recorded(contexts: Sequence[RequestContext]) -> list[RequestContext]:
+    return [each for each in contexts if each.trace.sampled]

@@ -7,9 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
-
 from serving.backends.pool import Pool
 from serving.certificates import Certificates
 from serving.gateway import Gateway
@@ -211,9 +208,3 @@ class Rollouts:
             self.latest = self._gateway.desk.newest()
             self._read_at = self._clock()
         return self.latest
-
-
-def exposition(source: Collector, accept: str) -> tuple[bytes, str]:
-    """The metrics page in the format that the scraper prefers (OpenMetrics has exemplars), and its type."""
-    encode, content_type = choose_encoder(accept)
-    return encode(source), content_type

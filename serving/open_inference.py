@@ -185,7 +185,7 @@ def predict_request(model: ModelVersion, request: InferRequest) -> Any:
     made = protos.PredictRequest(output_filter=sorted(request.outputs))
     made.model_spec.signature_name = signature_name
     for each in request.inputs:
-        made.inputs[each.name].CopyFrom(tensors.to_proto(each.array, data_type=DATA_TYPES[each.datatype]))
+        tensors.fill_proto(made.inputs[each.name], each.array, data_type=DATA_TYPES[each.datatype])
     return made
 
 

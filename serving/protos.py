@@ -63,7 +63,6 @@ ROLLOUTS = "sluice.v1.Rollouts"
 OPEN_INFERENCE = "inference.GRPCInferenceService"
 
 TensorProto = message("tensorflow.TensorProto")
-TensorShapeProto = message("tensorflow.TensorShapeProto")
 SignatureDef = message("tensorflow.SignatureDef")
 
 ModelSpec = message("tensorflow.serving.ModelSpec")
@@ -104,6 +103,5 @@ ServerReadyResponse = message("inference.ServerReadyResponse")
 ModelReadyResponse = message("inference.ModelReadyResponse")
 ServerMetadataResponse = message("inference.ServerMetadataResponse")
 ModelMetadataResponse = message("inference.ModelMetadataResponse")
-OpenInferenceModelConfig = message("inference.ModelConfig")
 ModelConfigResponse = message("inference.ModelConfigResponse")
 RepositoryIndexResponse = message("inference.RepositoryIndexResponse")

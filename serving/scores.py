@@ -20,13 +20,6 @@ _FEW_CLASSES = 64
 _CLASSES_A_TURN = 2_000
 
 
-def model_specs(request: Any) -> list[Any]:
-    """Every ModelSpec of a request: its own or, of a MultiInferenceRequest, its tasks'."""
-    if hasattr(request, "tasks"):
-        return [task.model_spec for task in request.tasks]
-    return [request.model_spec]
-
-
 def classify_request(model: ModelVersion, images: Sequence[np.ndarray]) -> tuple[ImageSignature, Any]:
     """The PredictRequest that has a version classify images of its shape, and how to read the answer."""
     image = model.require_image()

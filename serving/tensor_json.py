@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from serving import tensors
+from serving import protos, tensors
 from serving.errors import InvalidInput, Unimplemented
 from serving.json_document import decode_base64, is_base64, parse_object, quoted, signature_name, type_of
 
@@ -33,7 +33,6 @@ INT_RANGES = {
 }
 _MOST_LOOSE = 2**14  # values gathered in a list, at eight bytes each, before they go into an array
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-FLOAT64_MAX = float(np.finfo(np.float64).max)
 FLOATS = frozenset(TYPES[name] for name in ("DT_FLOAT", "DT_DOUBLE", "DT_HALF", "DT_BFLOAT16"))
 
 
@@ -52,25 +51,35 @@ class PredictBody:
         signature_name: empty if the body names none.
         form: how the inputs were given, and so how the outputs are to be written.
         inputs: alias -> array; bfloat16 as float32.
+        types: alias -> `tensorflow.DataType`, of each input at least.
     """
 
     signature_name: str
     form: Form
     inputs: dict[str, np.ndarray]
+    types: Mapping[str, int]
+
+    def to_request(self) -> Any:
+        """The PredictRequest with this signature name and these inputs; which model answers is left open."""
+        request = protos.PredictRequest()
+        request.model_spec.signature_name = self.signature_name
+        for alias, array in self.inputs.items():
+            tensors.fill_proto(request.inputs[alias], array, data_type=self.types[alias])
+        return request
 
 
 # --- JSON value -> array --------------------------------------------------------------------------
 
 
-def to_array(value: Any, data_type: int, most_dimensions: int = tensors.MAX_RANK) -> np.ndarray:
+def to_array(value: Any, data_type: int) -> np.ndarray:
     """The array that nested lists stand for, in numpy's type of `data_type`; bfloat16 as float32.
 
     Raises:
-        InvalidInput: ragged lists, lists more than `most_dimensions` deep, or a value of the wrong type.
+        InvalidInput: ragged lists, lists more than `tensors.MAX_RANK` deep, or a value of the wrong type.
         Unimplemented: a type that JSON does not carry here.
     """
     flat: list[Any] = []
-    shape = _flatten(value, data_type, flat, most_dimensions)
+    shape = _flatten(value, data_type, flat, tensors.MAX_RANK)
     return _array(flat, data_type).reshape(shape)
 
 
@@ -224,9 +233,9 @@ def parse_predict(body: bytes, types_of: TypesOf) -> PredictBody:
             raise InvalidInput(f"JSON Value: {quoted(document)} Excepting 'instances' to be an list/array")
         if not instances:
             raise InvalidInput(f"JSON Value: {quoted(document)} No values in 'instances' array")
-        return PredictBody(name, Form.ROW, _from_rows(instances, types))
+        return PredictBody(name, Form.ROW, _from_rows(instances, types), types)
     if "inputs" in document:
-        return PredictBody(name, Form.COLUMN, _from_columns(document["inputs"], types))
+        return PredictBody(name, Form.COLUMN, _from_columns(document["inputs"], types), types)
     raise InvalidInput("Missing 'inputs' or 'instances' key")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from serving import tensors
 from serving.errors import InvalidInput
 from serving.tensor_json import Form
 
@@ -24,6 +25,12 @@ SIGNIFICANT_DIGITS = {np.dtype(np.float32): 9, np.dtype(np.float64): 17}
 def error_body(message: str) -> bytes:
     """`{"error": …}`; what is no Unicode in `message` is escaped."""
     return f'{{\n{INDENT}"error": {_string(message)}\n}}'.encode(errors="backslashreplace")
+
+
+def render_response(response: Any, form: Form) -> bytes:
+    """The answer to a predict request, of a PredictResponse; raises as `render_predict` does."""
+    outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
+    return render_predict(outputs, form)
 
 
 def render_predict(outputs: Mapping[str, np.ndarray], form: Form) -> bytes:
@@ -138,21 +145,19 @@ def decimals(array: np.ndarray) -> list[str]:
     return [text if "." in text or "e" in text else words.get(text) or text + ".0" for text in texts]
 
 
-def render_classifications(results: Sequence[Sequence[tuple[str, float]]]) -> bytes:
-    """The answer to a classify request: for each example (label, score) pairs."""
-    if not results:
+def render_classifications(result: Any) -> bytes:
+    """The answer to a classify request, of a ClassificationResult: for each example its labels and scores."""
+    if not result.classifications:
         raise InvalidInput("Cannot convert empty ClassificationResults to JSON")
-    scores = decimals(np.array([score for classes in results for _, score in classes], np.float32))
-    position, rows = 0, []
-    for classes in results:
-        pairs = [f"[{_string(label)}, {scores[position + i]}]" for i, (label, _) in enumerate(classes)]
-        position += len(classes)
-        rows.append("[" + ", ".join(pairs) + "]")
+    found = [[(each.label, each.score) for each in row.classes] for row in result.classifications]
+    scores = iter(decimals(np.array([score for row in found for _, score in row], np.float32)))
+    rows = ["[" + ", ".join(f"[{_string(label)}, {next(scores)}]" for label, _ in row) + "]" for row in found]
     return f'{{\n{INDENT}"results": [{", ".join(rows)}\n{INDENT}]\n}}'.encode()
 
 
-def render_regressions(values: Sequence[float]) -> bytes:
-    """The answer to a regress request."""
+def render_regressions(result: Any) -> bytes:
+    """The answer to a regress request, of a RegressionResult."""
+    values = [each.value for each in result.regressions]
     if not values:
         raise InvalidInput("Cannot convert empty RegressionResults to JSON")
     return f'{{\n{INDENT}"results": [{", ".join(decimals(np.array(values, np.float32)))}]\n}}'.encode()

@@ -66,11 +66,11 @@ def check_shapes(model: ModelVersion, request: Any) -> None:
         InvalidInput: a tensor has a shape that the signature does not take.
     """
     signature = model.signatures.get(request.model_spec.signature_name or DEFAULT_SIGNATURE)
-    if signature is None:  # likewise for the replica to refuse
+    if signature is None:  # for the replica to refuse, in its own words
         return
     for name, tensor in request.inputs.items():
         if name not in signature.inputs or signature.inputs[name].tensor_shape.unknown_rank:
-            continue  # an unknown input is for the replica to refuse, in its own words
+            continue  # an unknown input likewise
         taken = [dim.size for dim in signature.inputs[name].tensor_shape.dim]
         given = [dim.size for dim in tensor.tensor_shape.dim]
         if tensor.tensor_shape.unknown_rank or not tensors.fits(taken, given):

@@ -99,7 +99,6 @@ def _encoded_varint(value: int) -> bytes:
 _KINDS = _kinds()
 DT_STRING: int = DATA_TYPES.values_by_name["DT_STRING"].number
 DT_BFLOAT16: int = DATA_TYPES.values_by_name["DT_BFLOAT16"].number
-DT_HALF: int = DATA_TYPES.values_by_name["DT_HALF"].number
 DT_BOOL: int = DATA_TYPES.values_by_name["DT_BOOL"].number
 
 # The types that numpy has, by their numpy dtype. Types with the same bits but another meaning are

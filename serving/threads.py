@@ -6,11 +6,12 @@ import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from serving.errors import SluiceError, out_of_memory, without_frames
 
 Result = TypeVar("Result")
+Args = TypeVarTuple("Args")
 
 
 class Threads:
@@ -24,7 +25,7 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
 
-    async def run(self, work: Callable[..., Result], *args: Any) -> Result:
+    async def run(self, work: Callable[[*Args], Result], *args: *Args) -> Result:
         """Do work on a thread. If the caller leaves, what has not begun is not done.
 
         Raises:

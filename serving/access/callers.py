@@ -6,7 +6,8 @@ With neither file there are no callers to tell apart: everyone is `ANONYMOUS`, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -21,8 +22,22 @@ _log = structlog.get_logger()
 ANONYMOUS = Caller("anonymous", frozenset(("classify",)))
 # A revoked key is refused within two seconds of the file's change; a read of a small file is cheap.
 WATCH_INTERVAL_S = 0.5
+_BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 Parsed = TypeVar("Parsed")
+
+
+def credential_in(headers: Mapping[str, str]) -> str | None:
+    """The key or token of `Authorization: Bearer …` or, without it, of `X-API-Key`; None if there is none.
+
+    Anything else in `Authorization` is for a proxy in front, not for the gateway.
+
+    Args:
+        headers: HTTP headers or gRPC metadata, by their names in lower case.
+    """
+    authorization = headers.get("authorization")
+    found = None if authorization is None else _BEARER.fullmatch(authorization.strip())
+    return headers.get("x-api-key") if found is None else found[1]
 
 
 class WatchedFile(Generic[Parsed]):

@@ -124,10 +124,6 @@ class Pool(Members):
         self._waiting.look_again()
         self.freed()  # a replica may have come, or be warm by now, or be allowed another try
 
-    def capacity(self, model: str, version: int) -> int:
-        """How many batches for this version the usable replicas take at once."""
-        return sum(self._slots(self._usable(model, version, self._clock())).values())
-
     def book(self, model: str, version: int) -> Slot | None:
         """A place for a batch for this version; None while every usable replica is full and has a batch of
         this model.

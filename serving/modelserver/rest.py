@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from serving import protos, tensor_json, tensor_json_writing, tensors
+from serving import protos, tensor_json, tensor_json_writing
 from serving.errors import InvalidInput, Unimplemented, without_frames
 from serving.example_json import parse_examples
 from serving.modelserver.manager import Model
@@ -99,38 +99,29 @@ class RestApi:
 
     def _predict(self, spec: Any, body: bytes) -> bytes:
         model: Model
-        types: dict[str, int]
         with ExitStack() as held:
 
             def types_of(signature_name: str) -> dict[str, int]:
                 # Looked up once: the version for which the body is read must also answer it.
-                nonlocal model, types
+                nonlocal model
                 model = held.enter_context(self.services.core.model(spec))
-                types = _types_of(model, signature_name)
-                return types
+                return _types_of(model, signature_name)
 
             parsed = tensor_json.parse_predict(body, types_of)
-            spec.signature_name = parsed.signature_name
-            request = protos.PredictRequest(model_spec=spec)
-            for alias, array in parsed.inputs.items():
-                request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
+            request = parsed.to_request()
+            request.model_spec.MergeFrom(spec)
             response = self.services.predict_with(model, request)
-        outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
-        return tensor_json_writing.render_predict(outputs, parsed.form)
+        return tensor_json_writing.render_response(response, parsed.form)
 
     def _classify(self, spec: Any, body: bytes) -> bytes:
         request = protos.ClassificationRequest(model_spec=spec)
         parse_examples(body, request)
-        result = self.services.classify(request).result
-        return tensor_json_writing.render_classifications(
-            [[(entry.label, entry.score) for entry in row.classes] for row in result.classifications]
-        )
+        return tensor_json_writing.render_classifications(self.services.classify(request).result)
 
     def _regress(self, spec: Any, body: bytes) -> bytes:
         request = protos.RegressionRequest(model_spec=spec)
         parse_examples(body, request)
-        result = self.services.regress(request).result
-        return tensor_json_writing.render_regressions([entry.value for entry in result.regressions])
+        return tensor_json_writing.render_regressions(self.services.regress(request).result)
 
     def _status(self, spec: Any) -> bytes:
         return protos.as_json(

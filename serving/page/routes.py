@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.access.callers import credential_in
 from serving.errors import SluiceError
 from serving.gateway import Gateway
 from serving.observed import Rollouts
@@ -16,7 +17,6 @@ from serving.page import assets
 from serving.page.curves import Curves
 from serving.page.state import add_worker, state
 from serving.processes.peers import Peers
-from serving.rest.context import authorized
 
 
 def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = None) -> None:
@@ -24,7 +24,7 @@ def add(app: FastAPI, gateway: Gateway, curves: Curves, peers: Peers | None = No
     rollouts = Rollouts(gateway)
 
     async def page_state(request: Request) -> Response:
-        authorized(gateway.admission.callers, request.headers, "classify")
+        gateway.admission.callers.authorize(credential_in(request.headers), "classify")
         gap = None
         try:
             found = await asyncio.to_thread(rollouts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +10,7 @@ from urllib.parse import unquote
 
 from starlette.types import Scope
 
-from serving.access.callers import Callers
-from serving.access.keys import Caller
-from serving.access.keys import Scope as CallerScope
+from serving.access.callers import credential_in
 from serving.errors import InvalidInput
 from serving.prediction import ModelRef, RequestContext, version_number
 from serving.rest.leaving import cancel_if_left
@@ -21,7 +18,6 @@ from serving.settings import Settings
 
 # Those of the headers read here whose values are lists, and may come in several lines.
 _LISTS = frozenset(("accept", "connection", "content-encoding", "expect", "if-none-match"))
-_BEARER = re.compile(r"bearer +(\S+)", re.IGNORECASE)
 
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
@@ -61,7 +57,7 @@ def request_context(scope: Scope, settings: Settings) -> RequestContext:
         protocol="http",
         deadline=time.monotonic() + timeout_s,
         routing_key=headers.get(settings.routing_header.lower(), request_id),
-        credential=credential(headers.get("authorization"), headers.get("x-api-key")),
+        credential=credential_in(headers),
         trace=scope["state"]["trace"],
     )
     return context
@@ -71,20 +67,6 @@ def server_timing(context: RequestContext) -> str:
     """Where the time went so far, in milliseconds, for a `Server-Timing` header (W3C Server Timing)."""
     spent = {**context.stages_s, "total": time.monotonic() - context.started}
     return ", ".join(f"{name};dur={duration_s * 1000:.3f}" for name, duration_s in spent.items())
-
-
-def credential(authorization: str | None, api_key: str | None) -> str | None:
-    """The key or token of `Authorization: Bearer …` or, without it, of `X-API-Key`; None if there is none.
-
-    Anything else in `Authorization` is for a proxy in front, not for the gateway.
-    """
-    found = None if authorization is None else _BEARER.fullmatch(authorization.strip())
-    return api_key if found is None else found[1]
-
-
-def authorized(callers: Callers, headers: Mapping[str, str], may: CallerScope) -> Caller:
-    """Who sends a request, if they may do what needs the scope `may`; raises as `Callers.authorize` does."""
-    return callers.authorize(credential(headers.get("authorization"), headers.get("x-api-key")), may)
 
 
 def _positive_seconds(text: str) -> float:

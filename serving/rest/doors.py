@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -30,21 +30,18 @@ _INFER = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECA
 _INFO = re.compile(_MODEL + r"(?P<metadata>/metadata)?/?", re.IGNORECASE)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SLASH = re.compile("%2f", re.IGNORECASE)
-_CLASSIFY_DEFAULT = re.compile(r"/v1/classify")
 
 # Clients ask for the same few paths again and again. Each takes some 2 kB, even one of a model that does not
 # exist. Longer paths belong to no model, and would only take memory.
 _MOST_KEPT = 128
 _LONGEST_KEPT = 256
 
-Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 
 @dataclass(frozen=True, slots=True)
 class Door:
     """What serves a path, by method; and how its errors look."""
 
-    methods: Mapping[str, Serve]
+    methods: Mapping[str, ASGIApp]
     plain: bool = False
 
 
@@ -88,8 +85,8 @@ class Doors:
         if path == "/v2" or path.startswith("/v2/"):
             methods = self._open_inference.methods_of(path)
             return Door(methods or dict.fromkeys(_METHODS, _nothing), plain=True)
-        if _CLASSIFY_DEFAULT.fullmatch(path):
-            return Door({"POST": self._images(ModelRef())})
+        if path == "/v1/classify":
+            return Door({"POST": self._images(ModelRef)})
         if found := _INFER.fullmatch(path):
             return self._infer(found)
         if found := _INFO.fullmatch(path):
@@ -102,15 +99,14 @@ class Doors:
 
     def _infer(self, found: re.Match[str]) -> Door:
         verb, ref = found["verb"].lower(), _ref_of(found)
-
-        async def images(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._classify(scope, receive, send, ref())
+        if verb == "classify":
+            return Door({"POST": self._images(ref)})
 
         async def tensors(scope: Scope, receive: Receive, send: Send) -> None:
             response = await self._tensorflow.infer(scope, receive, ref(), verb)
             await response(scope, receive, send)
 
-        return Door({"POST": images}) if verb == "classify" else Door({"POST": tensors}, plain=True)
+        return Door({"POST": tensors}, plain=True)
 
     def _info(self, found: re.Match[str]) -> Door:
         about = self._tensorflow.metadata if found["metadata"] else self._tensorflow.status
@@ -122,9 +118,9 @@ class Doors:
 
         return Door({"GET": get}, plain=True)
 
-    def _images(self, ref: ModelRef) -> Serve:
+    def _images(self, ref: Callable[[], ModelRef]) -> ASGIApp:
         async def images(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._classify(scope, receive, send, ref)
+            await self._classify(scope, receive, send, ref())
 
         return images
 

@@ -69,7 +69,7 @@ def problem(error: errors.SluiceError, request_id: str, status: int | None = Non
     """
     status = status or STATUS_OF_KIND[type(error)]
     body = problem_body(error, status=status, request_id=request_id)
-    return Response(body, status, headers_of(error), PROBLEM_JSON)
+    return Response(body, status, _headers_for(error), PROBLEM_JSON)
 
 
 def problem_body(error: errors.SluiceError, *, status: int, request_id: str) -> bytes:
@@ -94,7 +94,7 @@ def plain_error(
 ) -> Response:
     """An error as TensorFlow Serving and the Open Inference Protocol have it: `{"error": "…"}`."""
     body = orjson.dumps({"error": errors.shortened(error.message, MAX_DETAIL_CHARS)})
-    return Response(body, status or STATUS_OF_KIND[type(error)], headers_of(error), "application/json")
+    return Response(body, status or STATUS_OF_KIND[type(error)], _headers_for(error), "application/json")
 
 
 def nothing_at(path: str) -> errors.NotFound:
@@ -121,7 +121,7 @@ def method_not_allowed(
     return answer
 
 
-def headers_of(error: errors.SluiceError) -> dict[str, str]:
+def _headers_for(error: errors.SluiceError) -> dict[str, str]:
     """What HTTP says besides the body: when to retry, and how to authenticate."""
     headers = {}
     if error.retry_after_s is not None:

@@ -43,12 +43,7 @@ def parse(body: bytes, header_length: str | None) -> InferBody:
         InvalidInput: what is wrong, and where.
     """
     size = len(body) if header_length is None else _header_length(header_length, len(body))
-    try:
-        asked = orjson.loads(memoryview(body)[:size])
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-    if not isinstance(asked, dict):
-        raise InvalidInput("the body is not a JSON object")
+    asked = json_object(memoryview(body)[:size])
     parameters = _member(asked, "parameters", dict, {})
     id_ = _member(asked, "id", str, None)
     outputs = [_output(each) for each in _member(asked, "outputs", list, [])]
@@ -63,6 +58,17 @@ def parse(body: bytes, header_length: str | None) -> InferBody:
         {name: given["binary_data"] is True for name, given in outputs if "binary_data" in given},
         parameters.get("binary_data_output") is True,
     )
+
+
+def json_object(data: bytes | memoryview) -> dict[str, Any]:
+    """The JSON object in a body; raises InvalidInput if there is none."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidInput("the body is not a JSON object")
+    return value
 
 
 def _header_length(text: str, most: int) -> int:

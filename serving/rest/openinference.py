@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import open_inference
 from serving.errors import InvalidInput
@@ -18,12 +18,11 @@ from serving.model_version import ModelVersion
 from serving.prediction import ModelRef
 from serving.rest.body import Body
 from serving.rest.context import headers_of, model_ref, request_context
-from serving.rest.infer_body import HEADER_LENGTH, InferBody, parse, render
+from serving.rest.infer_body import HEADER_LENGTH, json_object, parse, render
 
 _MODEL = re.compile(
     r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<what>ready|infer|config))?/?"
 )
-Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answer = Callable[[Scope, Receive, ModelRef], Awaitable[Response]]
 
 
@@ -45,7 +44,7 @@ class OpenInferenceRest:
             "infer": ("POST", self._infer),
         }
 
-    def methods_of(self, path: str) -> Mapping[str, Serve] | None:
+    def methods_of(self, path: str) -> Mapping[str, ASGIApp] | None:
         """What serves a path, by method; None if it is none of this protocol's."""
         fixed = self._fixed.get(path.rstrip("/"))
         if fixed is not None:
@@ -78,7 +77,7 @@ class OpenInferenceRest:
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
             body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
-            asked = _object(body) if body else {}
+            asked = json_object(body) if body else {}
             ready_only = asked.get("ready", False)
             if not isinstance(ready_only, bool):
                 raise InvalidInput('"ready" is true or false')
@@ -102,7 +101,7 @@ class OpenInferenceRest:
         header_length = headers_of(scope).get(HEADER_LENGTH)
         with self._gateway.request(context, ref) as ticket:
             body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
-            asked: InferBody = await self._gateway.in_thread(parse, body, header_length)
+            asked = await self._gateway.in_thread(parse, body, header_length)
             answering: ModelVersion | None = None
 
             async def prepare(model: ModelVersion) -> Any:
@@ -119,22 +118,12 @@ class OpenInferenceRest:
         return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-def _serving(answer: Answer, ref: Callable[[], ModelRef]) -> Serve:
+def _serving(answer: Answer, ref: Callable[[], ModelRef]) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         response = await answer(scope, receive, ref())
         await response(scope, receive, send)
 
     return serve
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidInput("the body is not a JSON object")
-    return value
 
 
 def _json(value: Any, status: int = 200) -> Response:

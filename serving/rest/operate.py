@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from serving.access.callers import credential_in
 from serving.gateway import Gateway
-from serving.observed import exposition
 from serving.processes.peers import Peers
-from serving.rest.context import authorized, headers_of
+from serving.rest.context import headers_of
 from serving.telemetry import stacks
-from serving.telemetry.scrape import collected
+from serving.telemetry.scrape import collected, exposition
 
 _TEXT = {"schema": {"type": "string"}}
 
@@ -82,7 +82,7 @@ def _add_health(routes: APIRouter, gateway: Gateway) -> None:
 def _add_models(routes: APIRouter, gateway: Gateway) -> None:
     @routes.get("/v1/models", tags=["models"], summary="Which models and versions are there?")
     async def models(request: Request) -> Models:
-        authorized(gateway.admission.callers, request.headers, "classify")
+        gateway.admission.callers.authorize(credential_in(request.headers), "classify")
         return Models.model_validate({"models": gateway.catalog.report()}, from_attributes=True)
 
 
@@ -94,7 +94,7 @@ def _add_insight(routes: APIRouter, gateway: Gateway, peers: Peers | None) -> No
         response_class=PlainTextResponse,
     )
     async def tasks_and_threads(request: Request) -> PlainTextResponse:
-        authorized(gateway.admission.callers, request.headers, "admin")
+        gateway.admission.callers.authorize(credential_in(request.headers), "admin")
         found = {} if peers is None else {peers.name: stacks.dump(), **await peers.ask("stacks")}
         told = "\n\n".join(f"Worker {name}: {dump}" for name, dump in sorted(found.items()))
         return PlainTextResponse(told or stacks.dump())

@@ -9,13 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
+from serving.access.callers import credential_in
 from serving.access.keys import Caller, Scope
-from serving.arms import require_desk
 from serving.errors import SluiceError
 from serving.gateway import Gateway
-from serving.rest.context import authorized
-
-_MOST_FEEDBACK = 1000
+from serving.rollout.feedback import MOST_AT_ONCE
 
 
 class StartRollout(BaseModel):
@@ -41,7 +39,7 @@ class FeedbackBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=_MOST_FEEDBACK)]
+    feedback: Annotated[list[Feedback], Field(min_length=1, max_length=MOST_AT_ONCE)]
 
 
 def add(routes: APIRouter, gateway: Gateway) -> None:
@@ -51,53 +49,53 @@ def add(routes: APIRouter, gateway: Gateway) -> None:
 
 
 def _authorize(gateway: Gateway, request: Request, scope: Scope) -> Caller:
-    return authorized(gateway.admission.callers, request.headers, scope)
+    return gateway.admission.callers.authorize(credential_in(request.headers), scope)
 
 
 def _add_rollouts(routes: APIRouter, gateway: Gateway) -> None:
     @routes.get("/v1/rollouts", tags=["rollouts"], summary="Where is each model's rollout?")
     async def rollouts(request: Request) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        found, unreadable = await require_desk(gateway).all()
+        found, unreadable = await gateway.require_desk().all()
         told = [{"model": model, "detail": why} for model, why in unreadable.items()]
         return {"rollouts": found, "unreadable": told}
 
     @routes.get("/v1/rollouts/{model}", tags=["rollouts"], summary="A model's rollout, with its evidence")
     async def rollout(request: Request, model: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        _, whole = await require_desk(gateway).whole(model)
+        _, whole = await gateway.require_desk().whole(model)
         return whole
 
     @routes.get("/v1/rollouts/{model}/history", tags=["rollouts"], summary="A model's rollouts so far")
     async def history(request: Request, model: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        return {"rollouts": await require_desk(gateway).history(model)}
+        return {"rollouts": await gateway.require_desk().history(model)}
 
     @routes.get(
         "/v1/rollouts/{model}/history/{rollout}", tags=["rollouts"], summary="One of them, with its evidence"
     )
     async def past(request: Request, model: str, rollout: str) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
-        _, whole = await require_desk(gateway).whole(model, rollout)
+        _, whole = await gateway.require_desk().whole(model, rollout)
         return whole
 
     @routes.post("/v1/rollouts/{model}", tags=["rollouts"], summary="Let a version in", status_code=201)
     async def start(request: Request, model: str, body: StartRollout) -> dict[str, Any]:
         _authorize(gateway, request, "admin")
         plan = None if body.plan is None else json.dumps(body.plan)
-        return await require_desk(gateway).start(model, body.to, plan)
+        return await gateway.require_desk().start(model, body.to, plan)
 
     @routes.post("/v1/rollouts/{model}/{command}", tags=["rollouts"], summary="Pause, resume, promote, abort")
     async def order(request: Request, model: str, command: str) -> dict[str, Any]:
         caller = _authorize(gateway, request, "admin")
-        return await require_desk(gateway).order(model, command, by=caller.name)
+        return await gateway.require_desk().order(model, command, by=caller.name)
 
 
 def _add_feedback(routes: APIRouter, gateway: Gateway) -> None:
     @routes.post("/v1/feedback", tags=["feedback"], summary="Say what an image really was")
     async def feedback(request: Request, body: Feedback | FeedbackBatch) -> JSONResponse:
         _authorize(gateway, request, "classify")
-        receipts = require_desk(gateway).receipts
+        receipts = gateway.require_desk().receipts
         if isinstance(body, Feedback):
             return JSONResponse({"status": await receipts.redeem(body.prediction_id, body.label)})
         results: list[dict[str, str]] = []

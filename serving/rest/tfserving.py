@@ -1,6 +1,7 @@
 """TensorFlow Serving's REST API: predict, classify, regress, status and metadata.
 
-Bodies are read and written by `serving.tensor_json`, which the model server uses as well.
+Bodies are read by `serving.tensor_json` and answers written by `serving.tensor_json_writing`, which the model
+server uses as well.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from serving import protos, tensor_json, tensor_json_writing, tensors
+from serving import protos, tensor_json, tensor_json_writing
 from serving.example_json import parse_examples
 from serving.gateway import Gateway
 from serving.model_version import ModelVersion
@@ -34,14 +35,11 @@ class TensorFlowServingRest:
             "regress": self._regress,
         }
 
-    async def infer(
-        self, scope: Scope, receive: Receive, ref: ModelRef, verb: str, body: bytes | None = None
-    ) -> Response:
-        """Answer `:predict`, `:classify` or `:regress`; `body` if it was read already."""
+    async def infer(self, scope: Scope, receive: Receive, ref: ModelRef, verb: str) -> Response:
+        """Answer `:predict` or `:regress`."""
         context = request_context(scope, self._gateway.settings)
         with self._gateway.request(context, ref) as ticket:
-            if body is None:
-                body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
+            body = await Body(scope, receive, ticket, context, self._gateway.settings).whole()
             return await self.infer_admitted(ref, verb, body, context)
 
     async def infer_admitted(
@@ -58,21 +56,21 @@ class TensorFlowServingRest:
             nonlocal form
             parsed = tensor_json.parse_predict(body, lambda name: input_types(model, name))
             form = parsed.form
-            return _predict_request(parsed, input_types(model, parsed.signature_name))
+            return parsed.to_request()
 
         async def prepare(model: ModelVersion) -> Any:
             return await self._gateway.in_thread(read, model)
 
         response = await self._gateway.ask("Predict", ref, prepare, context)
-        return await self._gateway.in_thread(_render_predict, response, form)
+        return await self._gateway.in_thread(tensor_json_writing.render_response, response, form)
 
     async def _classify(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
         response = await self._with_examples("Classify", protos.ClassificationRequest, ref, body, context)
-        return await self._gateway.in_thread(_render_classifications, response)
+        return await self._gateway.in_thread(tensor_json_writing.render_classifications, response.result)
 
     async def _regress(self, ref: ModelRef, body: bytes, context: RequestContext) -> bytes:
         response = await self._with_examples("Regress", protos.RegressionRequest, ref, body, context)
-        return await self._gateway.in_thread(_render_regressions, response)
+        return await self._gateway.in_thread(tensor_json_writing.render_regressions, response.result)
 
     async def _with_examples(
         self, method: str, request_class: Any, ref: ModelRef, body: bytes, context: RequestContext
@@ -105,29 +103,6 @@ class TensorFlowServingRest:
             f'{{\n"model_spec":{protos.as_json(spec)},\n'
             f'"metadata": {{"{SIGNATURE_DEF}": {protos.as_json(signatures)}}}\n}}\n'.encode()
         )
-
-
-def _predict_request(parsed: tensor_json.PredictBody, types: dict[str, int]) -> Any:
-    request = protos.PredictRequest()
-    request.model_spec.signature_name = parsed.signature_name
-    for alias, array in parsed.inputs.items():
-        request.inputs[alias].CopyFrom(tensors.to_proto(array, data_type=types[alias]))
-    return request
-
-
-def _render_predict(response: Any, form: tensor_json.Form) -> bytes:
-    outputs = {alias: tensors.from_proto(proto) for alias, proto in response.outputs.items()}
-    return tensor_json_writing.render_predict(outputs, form)
-
-
-def _render_classifications(response: Any) -> bytes:
-    return tensor_json_writing.render_classifications(
-        [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
-    )
-
-
-def _render_regressions(response: Any) -> bytes:
-    return tensor_json_writing.render_regressions([each.value for each in response.result.regressions])
 
 
 def _json(body: bytes) -> Response:

@@ -34,6 +34,8 @@ TTL_S = 7 * 86400.0
 KEY_BYTES = 32
 _SIGNATURE_BYTES = 16
 _MOST_ID_CHARACTERS = 1000
+# Predictions in one request of feedback, over HTTP and gRPC alike.
+MOST_AT_ONCE = 1000
 
 Status = Literal["accepted", "duplicate"]
 

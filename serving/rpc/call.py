@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -12,12 +13,12 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from serving import protos
+from serving.access.callers import credential_in
 from serving.errors import Internal, InvalidInput, SluiceError, without_frames
 from serving.gateway import Gateway
 from serving.prediction import RequestContext
-from serving.rest.context import credential
 from serving.rpc.errors import rich_status
-from serving.rpc.streams import Messages
+from serving.rpc.streams import Messages, answered_in_order
 from serving.settings import Settings
 from serving.telemetry.tracing import child_of, request_id_from
 
@@ -78,19 +79,6 @@ def _parsed(request: Any, context: RequestContext, gateway: Gateway) -> Any:
         gateway.journal.refused_early(context.protocol, context.request_id, request)
         raise request
     return request
-
-
-def check_caller(context: RequestContext, gateway: Gateway) -> None:
-    """Refuse a stream, before its first message is read, if its caller may not classify; count the refusal.
-
-    Raises:
-        Unauthenticated, PermissionDenied: the caller may not classify.
-    """
-    try:
-        gateway.admission.authorize(context.credential, "classify")
-    except SluiceError as error:
-        gateway.journal.refused_early(context.protocol, context.request_id, error)
-        raise
 
 
 def _unary(answer: Unary, gateway: Gateway) -> Callable[[Any, Call], Awaitable[Any]]:
@@ -161,9 +149,54 @@ def request_context(call: Call, settings: Settings) -> RequestContext:
         protocol="grpc",
         deadline=time.monotonic() + timeout_s,
         routing_key=metadata.get(settings.routing_header, request_id),
-        credential=credential(metadata.get("authorization"), metadata.get("x-api-key")),
+        credential=credential_in(metadata),
         trace=child_of(metadata.get("traceparent", ""), settings.recorded_share),
     )
+
+
+async def each_answered(
+    requests: AsyncIterator[Any],
+    context: RequestContext,
+    gateway: Gateway,
+    answer: Unary,
+    failed: Callable[[SluiceError, Any], Any],
+) -> AsyncGenerator[Any, None]:
+    """The answers to a stream's requests, in their order; each has its own deadline, and may fail alone.
+
+    Args:
+        requests: the requests.
+        context: the stream's.
+        gateway: whose stream it is.
+        answer: answers one of them.
+        failed: makes the answer to a request that failed.
+
+    Raises:
+        Unauthenticated, PermissionDenied: the caller may not classify; no message is read.
+    """
+    _check_caller(context, gateway)
+
+    async def answered(request: Any) -> Any:
+        try:
+            return await answer(request, next_message(context, gateway.settings.request_timeout_s))
+        except Exception as error:
+            return failed(without_frames(as_kind(error, context)), request)
+
+    async with aclosing(answered_in_order(requests, answered)) as answers:
+        async for response in answers:
+            yield response
+
+
+def _check_caller(context: RequestContext, gateway: Gateway) -> None:
+    """Refuse a stream, before its first message is read, if its caller may not classify; count the refusal.
+
+    Raises:
+        Unauthenticated, PermissionDenied: the caller may not classify.
+    """
+    try:
+        gateway.admission.authorize(context.credential, "classify")
+    except SluiceError as error:
+        gateway.journal.refused_early(context.protocol, context.request_id, error)
+        raise
 
 
 def next_message(context: RequestContext, timeout_s: float) -> RequestContext:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from serving import protos
-from serving.errors import InvalidInput, SluiceError, without_frames
+from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import ImageResult, ModelRef, Prediction, RequestContext
-from serving.rpc.call import as_kind, check_caller, next_message, service
-from serving.rpc.streams import answered_in_order
+from serving.rpc.call import each_answered, service
 
 
 class ImageClassification:
@@ -46,22 +44,9 @@ class ImageClassification:
                 return await self._gateway.in_thread(_to_bytes, prediction, request.id)
             return _to_response(prediction, request.id)
 
-    async def classify_stream(
-        self, requests: AsyncIterator[Any], context: RequestContext
-    ) -> AsyncIterator[Any]:
+    def classify_stream(self, requests: AsyncIterator[Any], context: RequestContext) -> AsyncIterator[Any]:
         """ClassifyRequests -> ClassifyResponses; a request that fails is answered with its error."""
-        check_caller(context, self._gateway)
-
-        async def answer(request: Any) -> Any:
-            own = next_message(context, self._gateway.settings.request_timeout_s)
-            try:
-                return await self.classify(request, own)
-            except Exception as error:
-                return _failed(without_frames(as_kind(error, context)), request.id)
-
-        async with aclosing(answered_in_order(requests, answer)) as answers:
-            async for response in answers:
-                yield response
+        return each_answered(requests, context, self._gateway, self.classify, _failed)
 
 
 def _to_response(prediction: Prediction, id_: str) -> Any:
@@ -93,8 +78,8 @@ def _add_result(response: Any, result: ImageResult) -> None:
         added.classes.add(label=each.label, index=each.index, score=each.score)
 
 
-def _failed(error: SluiceError, id_: str) -> Any:
-    response = protos.ClassifyResponse(id=id_)
+def _failed(error: SluiceError, request: Any) -> Any:
+    response = protos.ClassifyResponse(id=request.id)
     response.error.kind = error.kind
     response.error.message = error.message
     return response

@@ -40,8 +40,7 @@ def rich_status(error: errors.SluiceError, trailing: Sequence[tuple[str, str]] =
         trailing: further metadata to send with it.
     """
     metadata = {} if error.stage is None else {"stage": error.stage}
-    details = [error_details_pb2.ErrorInfo(reason=error.kind, domain="sluice", metadata=metadata)]
-    packed = [_pack(detail) for detail in details]
+    packed = [_pack(error_details_pb2.ErrorInfo(reason=error.kind, domain="sluice", metadata=metadata))]
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))

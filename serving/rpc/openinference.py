@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any
 
@@ -11,13 +10,12 @@ import grpc
 from google.protobuf import json_format
 
 from serving import open_inference, protos
-from serving.errors import InvalidInput, NotFound, without_frames
+from serving.errors import InvalidInput, NotFound, SluiceError
 from serving.gateway import Gateway
 from serving.model_version import ModelVersion
 from serving.open_inference import InferRequest, Tensor
 from serving.prediction import ModelRef, RequestContext
-from serving.rpc.call import as_kind, check_caller, next_message, service
-from serving.rpc.streams import answered_in_order
+from serving.rpc.call import each_answered, service
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -129,25 +127,18 @@ class OpenInferenceRpc:
             assert answering is not None
             return await self._gateway.in_thread(_to_response, response, asked, answering, request.id)
 
-    async def model_stream_infer(
-        self, requests: AsyncIterator[Any], context: RequestContext
-    ) -> AsyncIterator[Any]:
+    def model_stream_infer(self, requests: AsyncIterator[Any], context: RequestContext) -> AsyncIterator[Any]:
         """ModelInferRequests -> ModelStreamInferResponses; what fails is answered with its error."""
-        check_caller(context, self._gateway)
+        return each_answered(requests, context, self._gateway, self._infer_one, _failed)
 
-        async def answer(request: Any) -> Any:
-            own = next_message(context, self._gateway.settings.request_timeout_s)
-            try:
-                return protos.ModelStreamInferResponse(infer_response=await self.model_infer(request, own))
-            except Exception as error:
-                kind = without_frames(as_kind(error, context))
-                failed = protos.ModelStreamInferResponse(error_message=kind.message)
-                failed.infer_response.id = request.id
-                return failed
+    async def _infer_one(self, request: Any, context: RequestContext) -> Any:
+        return protos.ModelStreamInferResponse(infer_response=await self.model_infer(request, context))
 
-        async with aclosing(answered_in_order(requests, answer)) as answers:
-            async for response in answers:
-                yield response
+
+def _failed(error: SluiceError, request: Any) -> Any:
+    response = protos.ModelStreamInferResponse(error_message=error.message)
+    response.infer_response.id = request.id
+    return response
 
 
 def _to_response(response: Any, asked: InferRequest, model: ModelVersion, id_: str) -> Any:

@@ -10,13 +10,11 @@ import orjson
 
 from serving import protos
 from serving.access.keys import Caller, Scope
-from serving.arms import require_desk
 from serving.errors import InvalidInput, SluiceError
 from serving.gateway import Gateway
 from serving.prediction import RequestContext
+from serving.rollout.feedback import MOST_AT_ONCE
 from serving.rpc.call import service
-
-_MOST_FEEDBACK = 1000
 
 
 class RolloutsRpc:
@@ -45,18 +43,18 @@ class RolloutsRpc:
     async def start(self, request: Any, context: RequestContext) -> Any:
         """StartRolloutRequest -> Rollout."""
         self._authorize(context, "admin")
-        desk = require_desk(self._gateway)
+        desk = self._gateway.require_desk()
         return _message(await desk.start(request.model, request.to, request.plan or None))
 
     async def order(self, request: Any, context: RequestContext) -> Any:
         """OrderRolloutRequest -> Rollout."""
         caller = self._authorize(context, "admin")
-        return _message(await require_desk(self._gateway).order(request.model, request.command, caller.name))
+        return _message(await self._gateway.require_desk().order(request.model, request.command, caller.name))
 
     async def get(self, request: Any, context: RequestContext) -> Any:
         """GetRolloutRequest -> Rollout."""
         self._authorize(context, "admin")
-        short, whole = await require_desk(self._gateway).whole(request.model, request.id)
+        short, whole = await self._gateway.require_desk().whole(request.model, request.id)
         answer = _message(short)
         answer.record_json = orjson.dumps(whole).decode()
         return answer
@@ -64,7 +62,7 @@ class RolloutsRpc:
     async def list(self, request: Any, context: RequestContext) -> Any:
         """ListRolloutsRequest -> ListRolloutsResponse."""
         self._authorize(context, "admin")
-        desk = require_desk(self._gateway)
+        desk = self._gateway.require_desk()
         unreadable: Mapping[str, str] = {}
         if request.model:
             found = await desk.history(request.model)
@@ -78,11 +76,11 @@ class RolloutsRpc:
     async def feedback(self, request: Any, context: RequestContext) -> Any:
         """FeedbackRequest -> FeedbackResponse."""
         self._authorize(context, "classify")
-        if not 1 <= len(request.predictions) <= _MOST_FEEDBACK:
+        if not 1 <= len(request.predictions) <= MOST_AT_ONCE:
             raise InvalidInput(
-                f"the request has {len(request.predictions)} predictions; it takes 1 to {_MOST_FEEDBACK}"
+                f"the request has {len(request.predictions)} predictions; it takes 1 to {MOST_AT_ONCE}"
             )
-        receipts = require_desk(self._gateway).receipts
+        receipts = self._gateway.require_desk().receipts
         response = protos.message("sluice.v1.FeedbackResponse")()
         told = [(each.prediction_id, each.label) for each in request.predictions]
         for found in await receipts.redeem_all(told):

@@ -66,26 +66,9 @@ class RpcServer:
         certificates: Certificates | None = None,
     ) -> None:
         self._gateway = gateway
-        limit = gateway.settings.max_body_bytes + _OVERHEAD_BYTES
-        options: tuple[tuple[str, int], ...] = (
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.so_reuseport", int(shared)),  # else two servers on one port are an error, not a lottery
-            # gRPC tells clients by GOAWAY, a tenth sooner or later, and lets calls end (proposal A9).
-            ("grpc.max_connection_age_ms", min(round(gateway.settings.connection_age_s * 1000), _FOR_EVER)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
-        )
-        if gateway.pressure is not None:
-            # Otherwise gRPC accepts up to 4 MB of each message that is not being read yet. One that is being
-            # read comes as fast as before: for it the window opens as wide as the message is large.
-            options = (
-                *options,
-                ("grpc.http2.bdp_probe", 0),
-                ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
-            )
         gates = () if gateway.pressure is None else (MemoryGate(gateway, gateway.pressure),)
         self._health = Health()
-        self._server = grpc.aio.server(interceptors=gates, options=options)
+        self._server = grpc.aio.server(interceptors=gates, options=_options(gateway, shared=shared))
         self._server.add_generic_rpc_handlers(
             (
                 ImageClassification(gateway).handler(),
@@ -96,20 +79,7 @@ class RpcServer:
             )
         )
         _enable_reflection(self._server)
-        try:
-            ports.check(host, port, shared=shared)
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            self.port = (
-                self._server.add_insecure_port(address)
-                if certificates is None
-                else self._server.add_secure_port(address, certificates.for_grpc())
-            )
-        except OSError as error:
-            raise ports.refusal("gRPC", host, port, error) from error
-        except RuntimeError as error:
-            raise InvalidInput(
-                f"cannot listen on {host}:{port} for gRPC, though it was free just now; gRPC's log says why"
-            ) from error
+        self.port = _listen(self._server, host, port, shared=shared, certificates=certificates)
 
     async def start(self) -> None:
         """Start accepting calls."""
@@ -134,6 +104,41 @@ class RpcServer:
             whole = Status.SERVING if catalog.can_serve() else Status.NOT_SERVING
             self._health.tell(statuses | dict.fromkeys(("", *SERVICES), whole))
             await asyncio.sleep(interval_s)
+
+
+def _options(gateway: Gateway, *, shared: bool) -> list[tuple[str, int]]:
+    settings = gateway.settings
+    options = [
+        ("grpc.max_receive_message_length", settings.max_body_bytes + _OVERHEAD_BYTES),
+        ("grpc.so_reuseport", int(shared)),  # else two servers on one port are an error, not a lottery
+        # gRPC tells clients by GOAWAY, a tenth sooner or later, and lets calls end (proposal A9).
+        ("grpc.max_connection_age_ms", min(round(settings.connection_age_s * 1000), _FOR_EVER)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
+    ]
+    if gateway.pressure is not None:
+        # Otherwise gRPC accepts up to 4 MB of each message that is not being read yet. One that is being
+        # read comes as fast as before: for it the window opens as wide as the message is large.
+        options += [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", _UNREAD_BYTES)]
+    return options
+
+
+def _listen(
+    server: grpc.aio.Server, host: str, port: int, *, shared: bool, certificates: Certificates | None
+) -> int:
+    """The port that a server listens on from now; raises InvalidInput, as `RpcServer` says."""
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        ports.check(host, port, shared=shared)
+        if certificates is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, certificates.for_grpc())
+    except OSError as error:
+        raise ports.refusal("gRPC", host, port, error) from error
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"cannot listen on {host}:{port} for gRPC, though it was free just now; gRPC's log says why"
+        ) from error
 
 
 def _enable_reflection(server: grpc.aio.Server) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 
@@ -35,3 +36,9 @@ async def collected(source: Collector) -> Collected:
         families.append(family)
         await asyncio.sleep(0)
     return Collected(families)
+
+
+def exposition(source: Collector, accept: str) -> tuple[bytes, str]:
+    """The metrics page in the format that the scraper prefers (OpenMetrics has exemplars), and its type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(source), content_type

@@ -143,7 +143,7 @@ async def test_calls_on_a_replica_that_is_stopped_are_answered_by_the_other(
         finally:
             os.kill(replicas[0].process.pid, signal.SIGCONT)
         returned = time.monotonic()
-        await until(lambda: up.pool.capacity("digits", 1) == 4)
+        await until(lambda: up.pool.replicas[0].usable("digits", 1, time.monotonic()))
         await until(lambda: up.pool.replicas[0].weight(time.monotonic()) == 1.0)
         await until(lambda: up.pool.replicas[0].in_flight > 0)
         recovery_s = time.monotonic() - returned

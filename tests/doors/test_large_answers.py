@@ -146,8 +146,7 @@ async def test_a_large_body_goes_out_in_pieces() -> None:
 
 async def test_what_the_original_classifies_into_many_leaves_others_their_turn() -> None:
     response = many_classes()
-    rows = [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
-    alone_s = spent(tensor_json_writing.render_classifications, rows)
+    alone_s = spent(tensor_json_writing.render_classifications, response.result)
     async with (
         running(ReplicaOfManyClasses(classified=response)) as replica,
         gateway_over(replica) as (_, client),

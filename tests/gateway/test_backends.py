@@ -20,7 +20,7 @@ from serving.backends.pool import Pool, choose
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, Refusal, running
-from tests.support.replicas import replica
+from tests.support.replicas import places, replica
 
 
 def test_breaker_leaves_a_failing_replica_alone_for_ever_longer_pauses() -> None:
@@ -152,8 +152,8 @@ async def test_availability_and_capacity_count_reachable_replicas_with_the_versi
     two.versions["digits"][3] = VersionStatus("LOADING")
     pool = Pool([one, two], calls_per_replica=2)
     assert pool.availability("digits") == {1: 2, 2: 1}
-    assert pool.capacity("digits", 1) == 4
-    assert pool.capacity("digits", 3) == 0
+    assert places(pool, "digits", 1) == 4
+    assert places(pool, "digits", 3) == 0
     one.reachable = False
     assert pool.availability("digits") == {1: 1, 2: 1}
 
@@ -239,7 +239,7 @@ async def test_the_breaker_opens_on_a_replica_that_is_gone_and_closes_when_it_is
         with pytest.raises(errors.Unavailable) as caught:
             await call(pool)
         assert caught.value.retry_after_s
-    assert pool.capacity("digits", 1) == 0
+    assert places(pool, "digits", 1) == 0
     with pytest.raises(errors.Unavailable, match="no replica that has version 1"):
         await call(pool)
     async with running(FakeReplica(), address=fake.address), asyncio.timeout(60):

@@ -10,9 +10,8 @@ import pytest
 
 from serving.batching import Batcher, Entry, LaneKey, Place, take
 from serving.errors import DeadlineExceeded, Internal, Unavailable
-from serving.prediction import RequestContext
 from serving.turns import TurnQueue
-from tests.support.batches import FAR, LANE, Places, ScriptedSend, pixels
+from tests.support.batches import FAR, LANE, Places, ScriptedSend, asking, pixels
 from tests.support.fake_replica import until
 
 
@@ -20,7 +19,7 @@ def entry(deadline: float, *, left: bool = False) -> Entry:
     future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
     if left:
         future.cancel()
-    return Entry(pixels(0), deadline, 0.0, future)
+    return Entry(pixels(0), asking(deadline), 0.0, future)
 
 
 def queue_of(*entries: Entry) -> TurnQueue[Entry]:
@@ -63,7 +62,7 @@ async def test_take_drops_who_left_and_sets_apart_who_is_late() -> None:
 async def test_an_idle_replica_gets_a_request_at_once_and_a_busy_one_a_batch() -> None:
     send = ScriptedSend()
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(5)]
+        futures = [batcher.enqueue(LANE, pixels(value), asking()) for value in range(5)]
         await until(lambda: len(send.batches) == 1)
         assert send.batches == [[0]]
         assert batcher.depth() == 4
@@ -76,7 +75,7 @@ async def test_an_idle_replica_gets_a_request_at_once_and_a_busy_one_a_batch() -
 async def test_batches_are_no_larger_than_the_limit_and_slots_run_beside_each_other() -> None:
     send = ScriptedSend()
     async with Batcher(send, Places(2), max_batch=3) as batcher:
-        futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(10)]
+        futures = [batcher.enqueue(LANE, pixels(value), asking()) for value in range(10)]
         await until(lambda: len(send.batches) == 2)
         send.gate.set()
         await asyncio.gather(*futures)
@@ -87,18 +86,18 @@ async def test_behind_another_batch_leaves_what_is_as_large_and_else_waits_for_i
     send = ScriptedSend()
     places = Places(2, at_one_replica=True)
     async with Batcher(send, places, max_batch=8) as batcher:
-        futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(2)]
+        futures = [batcher.enqueue(LANE, pixels(value), asking()) for value in range(2)]
         await until(lambda: send.batches == [[0], [1]])  # one image behind one other
-        futures += [batcher.enqueue(LANE, pixels(value), FAR) for value in range(2, 6)]
+        futures += [batcher.enqueue(LANE, pixels(value), asking()) for value in range(2, 6)]
         first = send.gate
         send.gate = asyncio.Event()
         first.set()
         await until(lambda: send.batches == [[0], [1], [2, 3, 4, 5]])  # a call has ended
-        futures += [batcher.enqueue(LANE, pixels(value), FAR) for value in range(6, 9)]
+        futures += [batcher.enqueue(LANE, pixels(value), asking()) for value in range(6, 9)]
         await asyncio.gather(*futures[:2])
         assert len(send.batches) == 3  # three would stand behind four, although there is a place
         assert places.free == 1
-        futures.append(batcher.enqueue(LANE, pixels(9), FAR))
+        futures.append(batcher.enqueue(LANE, pixels(9), asking()))
         await until(lambda: send.batches[3:] == [[6, 7, 8, 9]])
         send.gate.set()
         assert [int(row[0]) for row in await asyncio.gather(*futures)] == list(range(10))
@@ -108,7 +107,9 @@ async def test_lanes_do_not_mix() -> None:
     send = ScriptedSend()
     send.gate.set()
     async with Batcher(send, Places(2), max_batch=8) as batcher:
-        futures = [batcher.enqueue(LaneKey("digits", value % 2), pixels(value), FAR) for value in range(6)]
+        futures = [
+            batcher.enqueue(LaneKey("digits", value % 2), pixels(value), asking()) for value in range(6)
+        ]
         await asyncio.gather(*futures)
     assert sorted(map(sorted, send.batches)) == [[0], [1], [2, 4], [3, 5]]
 
@@ -116,8 +117,8 @@ async def test_lanes_do_not_mix() -> None:
 async def test_who_leaves_takes_nobody_along() -> None:
     send = ScriptedSend()
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        first = batcher.enqueue(LANE, pixels(0), FAR)
-        waiting = [batcher.enqueue(LANE, pixels(value), FAR) for value in (1, 2, 3)]
+        first = batcher.enqueue(LANE, pixels(0), asking())
+        waiting = [batcher.enqueue(LANE, pixels(value), asking()) for value in (1, 2, 3)]
         await until(lambda: len(send.batches) == 1)
         first.cancel()
         waiting[1].cancel()
@@ -131,8 +132,8 @@ async def test_a_call_ends_with_the_last_of_its_callers_and_not_before() -> None
     send = ScriptedSend()
     places = Places(1)
     async with Batcher(send, places, max_batch=8) as batcher:
-        first = batcher.enqueue(LANE, pixels(0), FAR)
-        second, third = (batcher.enqueue(LANE, pixels(value), FAR) for value in (1, 2))
+        first = batcher.enqueue(LANE, pixels(0), asking())
+        second, third = (batcher.enqueue(LANE, pixels(value), asking()) for value in (1, 2))
         await until(lambda: len(send.batches) == 1)
         first.cancel()
         await until(lambda: len(send.batches) == 2)  # its place is free: the others have been sent
@@ -144,15 +145,15 @@ async def test_a_call_ends_with_the_last_of_its_callers_and_not_before() -> None
         await until(lambda: places.free == 1)
         assert not batcher.depths()
         send.gate.set()
-        assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
+        assert float((await batcher.enqueue(LANE, pixels(7), asking()))[0]) == 7
 
 
 async def test_a_caller_who_stays_gets_its_answer_when_the_others_leave() -> None:
     send = ScriptedSend()
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        busy = batcher.enqueue(LANE, pixels(9), FAR)
-        leaving = [batcher.enqueue(LANE, pixels(value), FAR) for value in (0, 1)]
-        staying = batcher.enqueue(LANE, pixels(2), FAR)
+        busy = batcher.enqueue(LANE, pixels(9), asking())
+        leaving = [batcher.enqueue(LANE, pixels(value), asking()) for value in (0, 1)]
+        staying = batcher.enqueue(LANE, pixels(2), asking())
         await until(lambda: len(send.batches) == 1)
         busy.cancel()
         await until(lambda: len(send.batches) == 2)
@@ -166,8 +167,8 @@ async def test_a_caller_who_stays_gets_its_answer_when_the_others_leave() -> Non
 async def test_while_replicas_hang_those_who_leave_leave_nothing_in_the_queue() -> None:
     send = ScriptedSend()
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        hangs = batcher.enqueue(LANE, pixels(0), FAR)
-        waiting = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(1, 11)]
+        hangs = batcher.enqueue(LANE, pixels(0), asking())
+        waiting = [batcher.enqueue(LANE, pixels(value), asking()) for value in range(1, 11)]
         await until(lambda: len(send.batches) == 1)
         for count, each in enumerate(waiting, 1):
             each.cancel()
@@ -177,19 +178,15 @@ async def test_while_replicas_hang_those_who_leave_leave_nothing_in_the_queue() 
         await until(lambda: not batcher.depths())
         batcher.abandoned(LANE, 1)  # the last to hear of it
         send.gate.set()
-        assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
-
-
-def context_of(caller: str) -> RequestContext:
-    return RequestContext("id", "http", FAR, caller=caller)
+        assert float((await batcher.enqueue(LANE, pixels(7), asking()))[0]) == 7
 
 
 async def test_who_floods_a_lane_waits_behind_itself() -> None:
     """A key has queued a hundred images; another's four leave in the first batch that has room for them."""
     send = ScriptedSend()
     async with Batcher(send, Places(1), max_batch=8) as batcher:
-        flood = [batcher.enqueue(LANE, pixels(1), FAR, context_of("flood")) for _ in range(101)]
-        rare = [batcher.enqueue(LANE, pixels(2), FAR, context_of("rare")) for _ in range(4)]
+        flood = [batcher.enqueue(LANE, pixels(1), asking(caller="flood")) for _ in range(101)]
+        rare = [batcher.enqueue(LANE, pixels(2), asking(caller="rare")) for _ in range(4)]
         send.gate.set()
         await asyncio.gather(*rare, *flood)
     assert sorted(send.batches[1]) == [1, 1, 1, 1, 2, 2, 2, 2]
@@ -209,11 +206,11 @@ async def test_what_a_flood_has_queued_does_not_count_against_others() -> None:
 
     async with Batcher(send, Places(1), max_batch=1, clock=lambda: now) as batcher:
         for _ in range(20):
-            await batcher.enqueue(LANE, pixels(0), FAR)
-        flood = [batcher.enqueue(LANE, pixels(1), FAR, context_of("flood")) for _ in range(50)]
-        batcher.check(LANE, now + 3.5, "rare")
+            await batcher.enqueue(LANE, pixels(0), asking())
+        flood = [batcher.enqueue(LANE, pixels(1), asking(caller="flood")) for _ in range(50)]
+        batcher.check(LANE, asking(now + 3.5, "rare"))
         with pytest.raises(DeadlineExceeded):
-            batcher.check(LANE, now + 3.5, "flood")
+            batcher.check(LANE, asking(now + 3.5, "flood"))
         for each in flood:
             each.cancel()
 
@@ -222,9 +219,9 @@ async def test_who_is_late_hears_so_and_costs_nothing() -> None:
     now = 100.0
     send = ScriptedSend()
     async with Batcher(send, Places(1), max_batch=8, clock=lambda: now) as batcher:
-        first = batcher.enqueue(LANE, pixels(0), FAR)
-        late = batcher.enqueue(LANE, pixels(1), 101.0)
-        good = batcher.enqueue(LANE, pixels(2), FAR)
+        first = batcher.enqueue(LANE, pixels(0), asking())
+        late = batcher.enqueue(LANE, pixels(1), asking(101.0))
+        good = batcher.enqueue(LANE, pixels(2), asking())
         await until(lambda: len(send.batches) == 1)
         now = 102.0
         send.gate.set()
@@ -240,7 +237,7 @@ async def test_without_a_replica_callers_hear_why() -> None:
     send.gate.set()
     send.error = Unavailable("nobody there")
     async with Batcher(send, Places(100), max_batch=8) as batcher:
-        futures = [batcher.enqueue(LANE, pixels(value), FAR) for value in range(3)]
+        futures = [batcher.enqueue(LANE, pixels(value), asking()) for value in range(3)]
         found = await asyncio.gather(*futures, return_exceptions=True)
     assert [str(each) for each in found] == ["nobody there"] * 3
 
@@ -251,9 +248,9 @@ async def test_an_unforeseen_failure_reaches_callers_as_an_internal_error() -> N
     send.error = ZeroDivisionError("a bug")
     async with Batcher(send, Places(1), max_batch=8) as batcher:
         with pytest.raises(Internal, match="unexpectedly"):
-            await batcher.enqueue(LANE, pixels(0), FAR)
+            await batcher.enqueue(LANE, pixels(0), asking())
         send.error = None
-        assert float((await batcher.enqueue(LANE, pixels(7), FAR))[0]) == 7
+        assert float((await batcher.enqueue(LANE, pixels(7), asking()))[0]) == 7
 
 
 async def test_lanes_take_turns_at_a_place_that_they_share() -> None:
@@ -267,8 +264,8 @@ async def test_lanes_take_turns_at_a_place_that_they_share() -> None:
         return np.zeros((len(batch), 1), np.float32)
 
     async with Batcher(send, Places(1), max_batch=2) as batcher:
-        busy = [batcher.enqueue(LaneKey("busy", 1), pixels(0), FAR) for _ in range(20)]
-        rare = [batcher.enqueue(LaneKey("rare", 2), pixels(0), FAR) for _ in range(4)]
+        busy = [batcher.enqueue(LaneKey("busy", 1), pixels(0), asking()) for _ in range(20)]
+        rare = [batcher.enqueue(LaneKey("rare", 2), pixels(0), asking()) for _ in range(4)]
         await asyncio.gather(*busy, *rare)
     assert order[:6] == [1, 1, 2, 1, 2, 1]
     assert order.count(1) == 11

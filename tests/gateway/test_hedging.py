@@ -17,6 +17,7 @@ from serving.backends import budget
 from serving.backends.hedging import HedgeTimes, first_good
 from serving.backends.pool import MAX_ATTEMPTS, RETRYABLE, Pool, Slot
 from serving.batching import Batcher, Entry, LaneKey
+from tests.support.batches import asking
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 from tests.support.http import PATH, PNG, grey_png
@@ -247,15 +248,19 @@ async def test_the_place_of_a_hedge_that_failed_is_taken_by_who_waits() -> None:
                 raise errors.Unavailable("broken")
             return np.zeros((len(batch), 10), np.float32)
 
-        deadline = max(each.deadline for each in batch)
+        deadline = max(each.context.deadline for each in batch)
         return await pool.call(*lane, answer, deadline=deadline, slot=slot, hedge_after_s=0.001)
 
     async with Batcher(send, lambda lane: pool.book(*lane), max_batch=8) as batcher:
         pool.freed = batcher.take_turns
-        key, picture, deadline = LaneKey("digits", 1), np.zeros((8, 8, 1), np.uint8), time.monotonic() + 60
-        alone = batcher.enqueue(key, picture, deadline)
+        key, picture, context = (
+            LaneKey("digits", 1),
+            np.zeros((8, 8, 1), np.uint8),
+            asking(time.monotonic() + 60),
+        )
+        alone = batcher.enqueue(key, picture, context)
         await until(lambda: len(asked) == 2)
-        waiting = [batcher.enqueue(key, picture, deadline) for _ in range(2)]
+        waiting = [batcher.enqueue(key, picture, context) for _ in range(2)]
         assert batcher.depth() == 2
         hedge.set()
         await asyncio.gather(*waiting)

@@ -19,7 +19,7 @@ from serving.backends.pool import Pool
 from serving.backends.replica import FAIR_TIME_S, HASTY_TIME_S, RAMP_S
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, running
-from tests.support.replicas import replica
+from tests.support.replicas import places, replica
 
 
 async def answered(_api: Any, _timeout_s: float) -> str:
@@ -180,9 +180,9 @@ async def test_a_replica_that_fails_every_other_call_is_left_alone_and_comes_bac
         assert sum(turns.values()) < 200
     assert flaky.outcomes.ejected_until > now
     assert all(each.failures < THRESHOLD for each in flaky.breakers.values())
-    assert pool.capacity("digits", 1) == 2
+    assert places(pool, "digits", 1) == 2
     now += outliers.FIRST_EJECTION_S + RAMP_S
-    assert pool.capacity("digits", 1) == 4
+    assert places(pool, "digits", 1) == 4
     await pool.aclose()
 
 
@@ -273,7 +273,7 @@ async def test_a_version_that_fails_takes_no_other_version_along() -> None:
         with pytest.raises(errors.Internal, match="an op of this version"):  # and not that nobody is there
             await pool.call("digits", 2, broken, deadline=deadline)
         assert asked >= calls
-    assert pool.capacity("digits", 1) == 4
+    assert places(pool, "digits", 1) == 4
     assert await call(pool, answered) == "answer"
     await pool.aclose()
 
@@ -322,7 +322,7 @@ async def test_who_alone_has_a_version_that_fails_keeps_its_share_of_the_others(
         await pool.call("digits", 1, answered, deadline=now + 1)
         with pytest.raises(errors.Internal):
             await pool.call("digits", 2, broken, deadline=now + 1)
-    assert pool.capacity("digits", 1) == 4
+    assert places(pool, "digits", 1) == 4
     await pool.aclose()
 
 

@@ -17,7 +17,7 @@ from serving.backends.pool import Pool, choose
 from serving.backends.replica import RAMP_S, Patience
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 from tests.support.fake_replica import FakeReplica, running, until
-from tests.support.replicas import replica
+from tests.support.replicas import places, replica
 
 
 async def answered(_api: Any, _timeout_s: float) -> str:
@@ -88,21 +88,21 @@ async def test_a_replica_that_comes_gets_its_share_little_by_little() -> None:
     now = 100.0
     old, new = replica("127.0.0.1:1"), replica("127.0.0.1:2")
     pool = Pool([old, new], calls_per_replica=10, clock=lambda: now)
-    assert pool.capacity("digits", 1) == 20
+    assert places(pool, "digits", 1) == 20
     new.went()
     new.came(now)
     new.versions = {"digits": {1: VersionStatus("AVAILABLE")}}
-    assert pool.capacity("digits", 1) == 11
+    assert places(pool, "digits", 1) == 11
     old.in_flight = 5
     assert choose([old, new], random.Random(1), now) is old
     now += RAMP_S / 2
-    assert pool.capacity("digits", 1) == 15
+    assert places(pool, "digits", 1) == 15
     assert choose([old, new], random.Random(1), now) is new
     now += RAMP_S
-    assert pool.capacity("digits", 1) == 20
+    assert places(pool, "digits", 1) == 20
     old.reachable_since = new.reachable_since  # nobody is new among those of one age
     now = new.reachable_since
-    assert pool.capacity("digits", 1) == 20
+    assert places(pool, "digits", 1) == 20
     await pool.aclose()
 
 

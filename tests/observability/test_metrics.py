@@ -15,11 +15,11 @@ from serving import metrics_page
 from serving.commands.serve import SAMPLE
 from serving.errors import all_kinds
 from serving.journal import Journal
-from serving.observed import exposition
 from serving.prediction import RequestContext
 from serving.routing import Route, Split
 from serving.telemetry.drift import MOST_GROUPS
 from serving.telemetry.logs import AccessLog
+from serving.telemetry.scrape import exposition
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.gateways import gateway_over
 

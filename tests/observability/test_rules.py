@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from k8s.dashboards.__main__ import FOLDER, texts
 from k8s.tools import manifests, metric_names
 from k8s.tools.check import K8S, folder_of
-from serving.observed import exposition
 from serving.telemetry.metrics import Metrics
+from serving.telemetry.scrape import exposition
 from tests.observability.scene import RULES, have_prometheus, write_rules
 
 RUNBOOK = (K8S.parent / "docs" / "runbook.md").read_text()

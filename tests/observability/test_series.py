@@ -7,10 +7,10 @@ import re
 from prometheus_client import CollectorRegistry
 
 from serving.journal import Journal
-from serving.observed import exposition
 from serving.telemetry.drift import LEAST_PREDICTIONS
 from serving.telemetry.logs import AccessLog
 from serving.telemetry.metrics import GRACE_S, Metrics
+from serving.telemetry.scrape import exposition
 from serving.telemetry.series import Counter, Histogram
 
 

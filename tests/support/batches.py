@@ -8,9 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.batching import Entry, LaneKey, Place
+from serving.prediction import RequestContext
 
 LANE = LaneKey("digits", 1)
 FAR = 1e12
+
+
+def asking(deadline: float = FAR, caller: str = "") -> RequestContext:
+    return RequestContext("id", "http", deadline, caller=caller)
 
 
 def pixels(value: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serving.backends.pool import Pool, Slot
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing, VersionStatus
 
@@ -19,3 +20,13 @@ def replica(address: str = "127.0.0.1:1", *, limit: float | None = None) -> Repl
     if limit is not None:
         made.room.limit = limit
     return made
+
+
+def places(pool: Pool, model: str, version: int) -> int:
+    """How many more batches for a version a pool takes at once: books places for them and gives them back."""
+    booked: list[Slot] = []
+    while (slot := pool.book(model, version)) is not None and slot.replica is not None:
+        booked.append(slot)
+    for slot in booked:
+        slot.release()
+    return len(booked)
