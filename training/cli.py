@@ -112,7 +112,7 @@ def publish(
         scale = _number("--pixel-scale", pixel_scale)
         check_model_file(path)
         check_place(out, name)
-        if labels is not None:
+        if labels is not None and not labels.is_fifo():  # a pipe can be read only once
             read_labels(labels)
     with _user_errors(), _quiet_tensorflow():
         from training import foreign

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.support.ports import free_port
 from tests.training.conftest import Published
+from tests.training.foreign import classifier
 from training import cli
 
 pytestmark = pytest.mark.timeout(900)  # whoever comes first trains the models that are shared
@@ -161,6 +162,23 @@ def test_what_is_wrong_with_the_arguments_is_told_without_tensorflow(tmp_path: P
     assert done.returncode == 0, done.stderr
     for message, line in zip(wrong.values(), done.stderr.splitlines(), strict=True):
         assert line.startswith(f"error: {message}")
+
+
+def test_labels_may_come_through_a_pipe(tmp_path: Path) -> None:
+    """As of `--labels <(cut -d, -f2 classes.csv)`."""
+    classifier().save(tmp_path / "flowers.keras")
+    command = [sys.executable, "-m", "serving", "publish", str(tmp_path / "flowers.keras")]
+    done = subprocess.run(
+        [*command, "--labels", "/dev/stdin", "--out", str(tmp_path / "models")],
+        input="rose\ntulip\ndaisy\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    card = json.loads((tmp_path / "models" / "flowers" / "1" / "assets.extra" / "card.json").read_text())
+    assert card["labels"] == ["rose", "tulip", "daisy"]
 
 
 def test_evaluate_compare_and_inspect(published: Published, digits: Path, tmp_path: Path) -> None:
