@@ -39,6 +39,7 @@ from serving.processes.upstream import ConfigFile, Upstream
 from serving.processes.work_folder import work_folder
 from serving.rest import app
 from serving.rest.server import HttpServer, listen
+from serving.rest.unread import Unread
 from serving.rpc.server import RpcServer
 from serving.settings import Settings
 from serving.telemetry import stacks
@@ -196,7 +197,8 @@ async def gateway_up(
         rpc = RpcServer(
             gateway, settings.grpc_host, settings.grpc_port, shared=shared, certificates=certificates
         )
-        http = HttpServer(app.build(gateway, curves, peers), settings, certificates)
+        unread = Unread(gateway.admission.limits[1])
+        http = HttpServer(app.build(gateway, curves, peers), settings, certificates, unread)
         http_url, grpc_address = settings.http_url(_port(listener)), settings.grpc_address(rpc.port)
         async with (
             contextlib.aclosing(pool),

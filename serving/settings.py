@@ -174,16 +174,18 @@ class Settings(BaseSettings):
     """After how long, give or take a tenth, a client is told to reconnect, once its request is answered. A
     Kubernetes Service balances connections, not requests: a gateway that was added would get none."""
     body_grace_s: Duration = 10.0
-    """How long a body may come in slower than `min_body_bytes_per_s` before it is given up."""
+    """How long a body may come in, or an answer be read, slower than `min_body_bytes_per_s` before the client
+    is given up."""
     min_body_bytes_per_s: AtLeastOne = 1024
-    """The slowest body that is waited for, on average after the grace: a 1990s modem did 5,000."""
+    """The slowest body or answer that is waited for, on average after the grace: a 1990s modem did 5,000."""
     max_in_flight: AtLeastOne = 1024
     """Requests admitted at once; the rest is refused immediately instead of waiting past its deadline. An
     eighth of it, and of the bytes, is reserved for callers who hold less than an equal share; without keys
     callers are not told apart, and it is reserved for such models, if there are several."""
     max_in_flight_bytes: AtLeastOne = 512 * 2**20
     """Bodies held at once: what bounds memory when bodies are large. Where memory is limited (a container's,
-    or RLIMIT_AS) it is a third of what is left at the start, if that is less."""
+    or RLIMIT_AS) it is a third of what is left at the start, if that is less. As much again may be held of
+    answers over HTTP that wait to be read; beyond that, clients are cut off that read nothing for longest."""
     max_memory_bytes: AtLeastOne | None = None
     """What the process may have resident. Once only a fifth is left of what was free at the start, requests
     are refused before anything of them is read. None: what its container or RLIMIT_AS allows, if they do."""

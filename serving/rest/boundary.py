@@ -115,12 +115,11 @@ class _Answer:
         if len(body) <= MOST_AT_ONCE_BYTES:
             await self._send(message)
             return
-        *firsts, last = (
-            body[start : start + MOST_AT_ONCE_BYTES] for start in range(0, len(body), MOST_AT_ONCE_BYTES)
-        )
-        for piece in firsts:
+        last = (len(body) - 1) // MOST_AT_ONCE_BYTES * MOST_AT_ONCE_BYTES
+        for start in range(0, last, MOST_AT_ONCE_BYTES):  # one by one: the client may be slow to read
+            piece = body[start : start + MOST_AT_ONCE_BYTES]
             await self._send({**message, "body": piece, "more_body": True})
-        await self._send({**message, "body": last})
+        await self._send({**message, "body": body[last:]})
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         state = self._scope["state"]

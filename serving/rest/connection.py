@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import socket
+import struct
 from collections.abc import Sized
 from typing import Any, cast
 
@@ -23,6 +25,8 @@ from serving.rest import head
 from serving.rest.corked import CorkedTransport
 from serving.rest.errors import problem_body
 from serving.rest.leaving import Client
+from serving.rest.unread import Unread
+from serving.settings import Settings
 
 # The most that may come without a byte of body: of a head, of trailers, or of other framing around chunks.
 MAX_FRAMING_BYTES = head.MAX_HEAD_BYTES
@@ -32,6 +36,8 @@ STEP_BYTES = 16 * 2**10
 # How long a client may take to read why it was refused: after it last sent something, and in total.
 LINGER_S = 1.0
 MOST_LINGER_S = 10.0
+# SO_LINGER's on, and for no second: what is closed then is reset (socket(7)).
+_RESET = struct.pack("ii", 1, 0)
 
 
 class _Flow(FlowControl):
@@ -55,18 +61,22 @@ class _Flow(FlowControl):
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol, which gives up on clients whose headers are too slow or too large.
 
-    Clients that keep a connection for long are told to reconnect: another gateway may have been added.
+    Nor does it wait for ever for those who hardly read their answers. Clients that keep a connection for long
+    are told to reconnect: another gateway may have been added.
 
     Args:
-        header_timeout_s: how long the headers of one request may take.
-        age_s: after how long, give or take a tenth, the next answer is the connection's last.
+        settings: times, and the slowest rate.
+        unread: where answers are counted that wait to be read.
         args, kwargs: uvicorn's own.
     """
 
-    def __init__(self, *args: Any, header_timeout_s: float, age_s: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: Settings, unread: Unread, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._header_timeout_s = header_timeout_s
-        self._old_at = self.loop.time() + age_s * random.uniform(0.9, 1.1)
+        self._settings = settings
+        self._old_at = self.loop.time() + settings.connection_age_s * random.uniform(0.9, 1.1)
+        self._unread = unread
+        self._answer_bytes = 0
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._in_body = False
@@ -89,8 +99,39 @@ class Connection(HttpToolsProtocol):
         """Stop waiting, and stop the work that is done only for this client."""
         self._stop_waiting()
         super().connection_lost(exc)
+        self._is_read()
         self._disconnect()
         self._client.leave()
+
+    def pause_writing(self) -> None:
+        """Count an answer that waits to be read, and wait for it no longer than for a body of its size."""
+        super().pause_writing()
+        buffered_bytes = self.transport.get_write_buffer_size()
+        left_bytes = 0 if self._answering is None else self._answering.expected_content_length
+        # It is let go once all of it is written, so what was read of it counts until then.
+        self._answer_bytes = max(self._answer_bytes, buffered_bytes + left_bytes)
+        patience_s = self._settings.body_grace_s + buffered_bytes / self._settings.min_body_bytes_per_s
+        self._is_read()
+        self._unread_timer = self.loop.call_later(patience_s, self._cut_off)
+        self._unread.wait(self._cut_off, self._answer_bytes)
+
+    def resume_writing(self) -> None:
+        """Most of what was written has been read."""
+        self._is_read()
+        super().resume_writing()
+
+    def _is_read(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+            self._unread.end(self._cut_off)
+
+    def _cut_off(self) -> None:
+        """Reset the connection: after an ordinary close the kernel would keep what it has to send, too."""
+        self._is_read()
+        connected = self.transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and count it while it is no body. What comes after a refusal is thrown away."""
@@ -204,6 +245,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the next request, part of which may be here already."""
+        self._answer_bytes = 0
         if self._answering is not None:  # kept until the next request; if refused, its body is unread
             self._answering.body = bytearray()
         if self.pipeline:
@@ -250,7 +292,7 @@ class Connection(HttpToolsProtocol):
         )
 
     def _wait_for_head(self) -> None:
-        self._header_timer = self.loop.call_later(self._header_timeout_s, self._give_up)
+        self._header_timer = self.loop.call_later(self._settings.header_timeout_s, self._give_up)
 
     def _stop_waiting(self) -> None:
         if self._header_timer is not None:
@@ -262,7 +304,7 @@ class Connection(HttpToolsProtocol):
         if not self._in_head:  # nothing was asked, so nothing is answered
             self.transport.close()
             return
-        text = f"the request's headers took longer than {self._header_timeout_s:g} s"
+        text = f"the request's headers took longer than {self._settings.header_timeout_s:g} s"
         self._refuse(408, DeadlineExceeded(text, stage="admission"))
 
     def _refuse(self, status: int, error: SluiceError) -> None:

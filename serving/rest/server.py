@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from serving import ports
 from serving.certificates import Certificates
 from serving.rest.connection import Connection
+from serving.rest.unread import Unread
 from serving.settings import Settings
 
 BACKLOG = 2048
@@ -64,15 +65,16 @@ class HttpServer(uvicorn.Server):
         app: the app.
         settings: times.
         certificates: for HTTPS; None: plain HTTP.
+        unread: where answers are counted that wait to be read.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, certificates: Certificates | None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, certificates: Certificates | None, unread: Unread
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app, loop="none", ws="none", lifespan="off", log_config=None,
-                http=functools.partial(  # type: ignore[arg-type]
-                    Connection, header_timeout_s=settings.header_timeout_s, age_s=settings.connection_age_s
-                ),
+                http=functools.partial(Connection, settings=settings, unread=unread),  # type: ignore[arg-type]
                 access_log=False, backlog=BACKLOG, server_header=False, proxy_headers=False,
                 timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # an int, it says
                 ssl_context_factory=None if certificates is None else lambda *_: certificates.for_http(),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -195,6 +197,52 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
         assert await ended
     writer.close()
     server.close()
+
+
+class Unreading:
+    """A client that asks for much at once, and reads none of it until it is told to."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.setblocking(False)
+        self._port = port
+
+    async def ask(self) -> None:
+        """Send more requests than the kernel has room for answers."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self.socket, ("127.0.0.1", self._port))
+        await loop.sock_sendall(self.socket, 400 * b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def is_cut_off(self) -> bool:
+        """Whether the gateway has reset the connection."""
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
+async def test_who_reads_too_slowly_is_cut_off(replica: ScriptedReplica) -> None:
+    """Within the rate that holds for bodies, long before the kernel gives it up."""
+    async with gateway_over(replica, body_grace_s=0.2, min_body_bytes_per_s=2**30) as (running, client):
+        slow = Unreading(port_of(running))
+        await slow.ask()
+        await until(slow.is_cut_off, 20)
+        assert await classified(client)
+        slow.socket.close()
+
+
+async def test_answers_that_wait_to_be_read_are_bounded(replica: ScriptedReplica) -> None:
+    """Those who have read nothing for longest are cut off, and the latest may still read."""
+    async with gateway_over(replica, max_in_flight_bytes=64 * 2**10, body_grace_s=3600) as (running, client):
+        slow = [Unreading(port_of(running)) for _ in range(4)]
+        for earlier, each in zip([None, *slow], slow, strict=False):
+            await each.ask()
+            if earlier is not None:
+                await until(earlier.is_cut_off, 20)
+        assert await classified(client)
+        assert not slow[-1].is_cut_off()
+        last = slow[-1].socket
+        assert (await asyncio.get_running_loop().sock_recv(last, 12)) == b"HTTP/1.1 200"
+        for each in slow:
+            each.socket.close()
 
 
 async def test_five_hundred_slow_connections_hurt_nobody(
