@@ -22,6 +22,8 @@ from uvicorn.server import ServerState
 from serving.errors import InvalidInput
 from serving.memory import Bound, Usage, fitting, held_by_group
 from serving.rest.connection import Connection
+from serving.rest.unread import Unread
+from serving.settings import Settings
 from tests.support.fake_replica import FakeReplica, running
 from tests.support.pictures import encoded, gradient
 from tests.support.processes import LiveProcess, started
@@ -135,7 +137,7 @@ async def test_bytes_that_the_parser_cannot_keep_are_not_called_bad_http() -> No
     config.load()
     server = await asyncio.get_running_loop().create_server(
         lambda: Forgetful(
-            config=config, server_state=ServerState(), app_state={}, header_timeout_s=10.0, age_s=600.0
+            config=config, server_state=ServerState(), app_state={}, settings=Settings(), unread=Unread(0)
         ),
         "127.0.0.1",
         0,

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.main import Running
 from serving.rest.server import HttpServer, listen
+from serving.rest.unread import Unread
 from serving.settings import Settings
 from tests.doors.wire import CLOSE, HEAD, MIB, PATH, PNG, classified, exchange, port_of, statuses
 from tests.support.http import grey_png
@@ -170,7 +171,7 @@ async def test_trailers_do_not_become_headers() -> None:
         await send({"type": "http.response.body", "body": repr(scope["headers"]).encode()})
 
     listener = listen("127.0.0.1", 0)
-    server = HttpServer(tell_headers, Settings(), None)
+    server = HttpServer(tell_headers, Settings(), None, Unread(Settings().max_in_flight_bytes))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-Api-Key\r\n"
     body = b"3\r\nabc\r\n0\r\nX-Api-Key: a\r\nConnection: keep-alive\r\n\r\n"

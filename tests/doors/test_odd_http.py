@@ -16,6 +16,7 @@ from serving.main import Running
 from serving.rest import connection
 from serving.rest.connection import STEP_BYTES, Connection
 from serving.rest.server import HttpServer, listen
+from serving.rest.unread import Unread
 from serving.settings import Settings
 from tests.doors.wire import exchange, port_of, statuses
 from tests.support.fake_replica import until
@@ -37,7 +38,7 @@ def post(body: bytes, headers: bytes = b"") -> bytes:
 async def served(app: ASGIApp) -> AsyncIterator[tuple[HttpServer, int]]:
     """A server of an app of the test's own, and its port."""
     listener = listen("127.0.0.1", 0)
-    server = HttpServer(app, Settings(), None)
+    server = HttpServer(app, Settings(), None, Unread(Settings().max_in_flight_bytes))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     yield server, listener.getsockname()[1]
     for task in tuple(server.server_state.tasks):
@@ -59,7 +60,7 @@ async def test_who_has_connected_as_the_server_shuts_down_is_answered_and_who_co
         await send({"type": "http.response.body", "body": b""})
 
     listener = listen("127.0.0.1", 0)
-    server = HttpServer(app, Settings(), None)
+    server = HttpServer(app, Settings(), None, Unread(Settings().max_in_flight_bytes))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started)
     address = listener.getsockname()
