@@ -102,10 +102,20 @@ def publish(
         typer.Option(metavar="NUMBER", help="What pixels 0..255 are multiplied by; 1/255 makes them 0..1."),
     ] = "1",
     freeze: flags.Freeze = True,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="Module that registers the model's own layers, losses and functions; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
     """Publish a model of your own as the next version, checked and with all the signatures.
 
-    A .keras file is loaded without running code in it: Lambda layers must name registered functions.
+    A .keras file is loaded without running code in it: Lambda layers must name registered functions. Classes
+    of your own must be registered (keras.saving.register_keras_serializable) by a module that --import names.
     """
     console = _console()
     with _user_errors():
@@ -115,8 +125,9 @@ def publish(
         if labels is not None and not labels.is_fifo():  # a pipe can be read only once
             read_labels(labels)
     with _user_errors(), _quiet_tensorflow():
-        from training import foreign
+        from training import foreign, user_modules
 
+        user_modules.import_all(imports or ())
         published = foreign.publish_file(path, out, name, labels, scale, freeze)
     for note in published.notes:
         console.print(f"note: {note}", soft_wrap=True)

@@ -60,7 +60,10 @@ def load_archive(path: Path) -> keras.Model:
             ) from error
         unknown = re.search(r"Could not locate (class|function) '([^']+)'", text)
         if unknown:
-            reason = f"it needs the {unknown[1]} {unknown[2]}, which is not registered here; {_INSTEAD}"
+            reason = (
+                f"it needs the {unknown[1]} {unknown[2]}, which is not registered here; name the module that"
+                f" registers it (`--import MODULE`), or, {_INSTEAD}"
+            )
         else:
             reason = told(error)
         raise BadInput(f"{path} cannot be loaded: {reason}") from error
