@@ -21,6 +21,7 @@ from serving.rollout.start import order, start
 from serving.rollout.store import FileStore
 from tests.chaos.test_fairness import write_keys
 from tests.rollout.replicas import FAST, PICTURES, VersionedReplica
+from tests.support.beside import beside
 from tests.support.fake_replica import running, until
 from tests.support.processes import LiveProcess, started
 from tests.support.stepped_clock import SteppedClock
@@ -83,16 +84,11 @@ async def watched(folder: Path, clock: SteppedClock, key: str) -> AsyncIterator[
             httpx.AsyncClient(base_url=live.http_url, timeout=60) as client,
         ):
             scene = Watched(live, client, FileStore(folder / "rollouts"), Counter())
-            asking = [asyncio.create_task(scene.ask_for_ever(key)) for _ in range(3)]
-            try:
+            async with beside(*(scene.ask_for_ever(key) for _ in range(3))):
                 await until(lambda: scene.store.pinned("digits") is not None)
                 await asyncio.to_thread(start, scene.store, "digits", 2, PLAN, 1e9)
                 await until(lambda: scene.rollout.state.phase is Phase.CANARY, timeout_s=60)
                 yield scene
-            finally:
-                for each in asking:
-                    each.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def assert_served_as_ever(scene: Watched, few: str, many: str) -> None:

@@ -10,6 +10,7 @@ from serving.backends.discovery import Discovery, Name
 from serving.backends.replica import Replica
 from serving.backends.tfserving import TensorFlowServing
 from tests.chaos.test_faults import load, until_more
+from tests.support.beside import beside
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 
@@ -80,16 +81,13 @@ async def test_a_name_server_that_flaps_fails_no_request() -> None:
         gateway_over(wait=False) as (up, _),
     ):
         server = FlappingServer(SCRIPT, a=one.address, b=other.address)
-        following = asyncio.create_task(
-            Discovery(up.pool, [NAME], connect, server, timeout_s=0.1).watch(interval_s=0.1)
-        )
-        await up.catalog.ready()
-        async with load(up.http_url, clients=16) as seen:
-            goal = server.asked + 2 * len(SCRIPT)
-            await until(lambda: server.asked >= goal, timeout_s=60)
-            await until_more(seen, 100)
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        discovery = Discovery(up.pool, [NAME], connect, server, timeout_s=0.1)
+        async with beside(discovery.watch(interval_s=0.1)):
+            await up.catalog.ready()
+            async with load(up.http_url, clients=16) as seen:
+                goal = server.asked + 2 * len(SCRIPT)
+                await until(lambda: server.asked >= goal, timeout_s=60)
+                await until_more(seen, 100)
     assert set(seen) == {"200"}, seen
     assert one.batches
     assert other.batches

@@ -1,4 +1,4 @@
-"""What the long runs (`make chaos`, `make soak`) conclude from what they see."""
+"""What the long runs (`make chaos`, `make soak`) and those beside a test conclude from what they see."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.chaos import soak
 from tests.chaos.flood import Flood, _flood
 from tests.chaos.overload import Overload
 from tests.chaos.soak import Reading, Soak
+from tests.support.beside import beside
 
 MIB = 2**20
 
@@ -101,3 +102,24 @@ async def test_a_flood_counts_what_comes_in_time_and_what_does_not(
     assert seen.late == (seen.sent if is_late else 0)
     if is_late:  # the last ones were not answered while more were asked
         assert seen.per_s * 0.4 < seen.sent - 1
+
+
+async def test_a_caller_who_is_cut_off_beside_a_test_fails_it() -> None:
+    async def cut_off() -> None:
+        raise ConnectionResetError
+
+    ended = asyncio.Event()
+
+    async def asks_on() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(ExceptionGroup) as failed:
+        async with beside(cut_off(), asks_on()):
+            await asyncio.sleep(0)
+    assert failed.group_contains(ConnectionResetError, depth=1)
+    assert ended.is_set()
+    async with beside(asks_on()):
+        await asyncio.sleep(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import threading
@@ -30,6 +29,7 @@ from serving.rollout.record import Rollout, from_json
 from serving.settings import Settings
 from tests.rollout.api_server import ApiServer
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, ask_for_ever
+from tests.support.beside import beside
 from tests.support.fake_replica import FakeReplica, running, until
 from tests.support.gateways import gateway_over
 
@@ -187,9 +187,5 @@ async def cluster_scene(
         scene = ClusterScene(gateway, client, list(replicas), store, server=server)
         await until(lambda: "digits" in gateway.gateway.steering.splits())
         # All of it shares one process with the API server and Prometheus: callers leave them time.
-        asking = asyncio.create_task(ask_for_ever(scene, callers, pause_s=0.02))
-        try:
+        async with beside(ask_for_ever(scene, callers, pause_s=0.02)):
             yield scene
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)

@@ -25,6 +25,7 @@ from serving.rollout.record import Rollout
 from serving.rollout.start import order, start
 from serving.rollout.store import FileStore, Store
 from serving.settings import Settings
+from tests.support.beside import beside
 from tests.support.fake_replica import CLASSES, LABELS, FakeReplica, Refusal, running
 from tests.support.gateways import gateway_over
 
@@ -235,9 +236,5 @@ async def scene_over(
         async with asyncio.timeout(60):
             while scene.store.pinned("digits") is None:
                 await asyncio.sleep(0.01)
-        asking = asyncio.create_task(ask_for_ever(scene, callers))
-        try:
+        async with beside(ask_for_ever(scene, callers)):
             yield scene
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)

@@ -22,6 +22,7 @@ from serving.settings import Settings
 from tests.rollout.api_server import ApiServer, api_server
 from tests.rollout.cluster import NAMESPACE, ClusterScene, Scraper, cluster_scene, kubeconfig, scraping
 from tests.rollout.replicas import FAST, VersionedReplica
+from tests.support.beside import beside
 from tests.support.fake_replica import Refusal, running, until
 from tests.support.gateways import counted
 
@@ -57,12 +58,8 @@ async def disturbed(server: ApiServer) -> AsyncIterator[None]:
                 await asyncio.sleep(0.7)
                 disturb()
 
-    task = asyncio.create_task(disturb())
-    try:
+    async with beside(disturb()):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def alike_soon(first: ClusterScene, scenes: list[ClusterScene]) -> None:

@@ -27,6 +27,7 @@ from serving.rollout.record import Rollout
 from serving.rollout.start import start
 from serving.rollout.store import FileStore
 from tests.rollout.broken import HARMS
+from tests.support.beside import beside
 from tests.support.processes import LiveProcess, started
 
 pytestmark = pytest.mark.timeout(600)  # whole rollouts by real processes, beside other tests
@@ -70,14 +71,11 @@ async def asked(live: LiveProcess, callers: int = 3) -> AsyncIterator[list[tuple
             )
             answered.append((answer.status_code, answer.json().get("version", 0)))
 
-    async with httpx.AsyncClient(base_url=live.http_url, timeout=60) as client:
-        tasks = [asyncio.create_task(caller(client, number)) for number in range(callers)]
-        try:
-            yield answered
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async with (
+        httpx.AsyncClient(base_url=live.http_url, timeout=60) as client,
+        beside(*(caller(client, number) for number in range(callers))),
+    ):
+        yield answered
 
 
 async def ended(store: FileStore, to: int, plan: dict[str, Any], timeout_s: float = 150.0) -> Rollout:

@@ -23,6 +23,7 @@ from serving.rollout.record import Rollout, to_json
 from serving.rollout.start import order, start
 from serving.rollout.store import FileStore
 from tests.rollout.replicas import FAST, PICTURES, VersionedReplica
+from tests.support.beside import beside
 from tests.support.fake_replica import Refusal, running, until
 from tests.support.processes import started
 
@@ -116,12 +117,8 @@ async def crashes(folder: Path, plan: dict[str, Any], **replica: Any) -> AsyncIt
         found = Crashes(folder, up)
         found.store.pin("digits", 1)
         start(found.store, "digits", 2, Plan.model_validate(plan), 1e9)
-        asking = asyncio.gather(*(found.ask_for_ever(number) for number in range(4)))
-        try:
+        async with beside(*(found.ask_for_ever(number) for number in range(4))):
             yield found
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
 
 
 def here(rollout: Rollout) -> str:

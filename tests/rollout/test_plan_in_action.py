@@ -26,6 +26,7 @@ from serving.rollout.steering import Steering
 from serving.routing import Route, Split
 from tests.rollout.replicas import FAST, Scene, VersionedReplica, scene_over
 from tests.rollout.stored import new_rollout
+from tests.support.beside import beside
 from tests.support.fake_replica import Refusal, until
 from tests.support.gateways import counted
 
@@ -50,11 +51,9 @@ async def test_replicas_are_swapped_one_at_a_time_where_memory_is_tight(tmp_path
                 assert all(len(each) <= 1 for each in held), "never two versions in one memory"
                 await asyncio.sleep(0)
 
-        counting = asyncio.create_task(count())
-        scene.begin(FAST | {"max_unavailable": 1})
-        rollout = await scene.until_finished()
-        counting.cancel()
-        await asyncio.gather(counting, return_exceptions=True)
+        async with beside(count()):
+            scene.begin(FAST | {"max_unavailable": 1})
+            rollout = await scene.until_finished()
         assert rollout.state.phase is Phase.PROMOTED, rollout.state.reason
         assert fewest >= 2
         assert {status for status, _ in scene.answered} == {200}
